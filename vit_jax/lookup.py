@@ -1,0 +1,108 @@
+"""One rule from a name in a config to the code that it means.
+
+A name is a file of a folder of this package (`'vit'` in `models` is
+`vit_jax/models/vit.py`) or, with a dot in it, a module of the user's own
+(`'my_project.cait'`). There is nothing to register.
+"""
+
+import difflib
+import importlib
+import importlib.util
+import inspect
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from vit_jax.errors import UserError
+
+_PACKAGE = pathlib.Path(__file__).parent
+
+
+def names(folder: str) -> list[str]:
+  """Lists what a folder offers, for example `names('models')`."""
+  files = (_PACKAGE / folder).glob('*.py')
+  return sorted(f.stem for f in files if not f.stem.startswith('_'))
+
+
+def find(folder: str, name: str, export: str) -> Any:
+  """Returns the attribute `export` of the module that `name` means.
+
+  Raises:
+    UserError: no such file or module, or it does not export `export`.
+  """
+  if '.' in name:
+    module_name = name
+    try:
+      known = importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+      known = False
+    choices = 'a dotted name must be importable: is its folder on PYTHONPATH?'
+  else:
+    module_name = f'vit_jax.{folder.replace("/", ".")}.{name}'
+    known = name in names(folder)
+    choices = f'{folder}/ has: {", ".join(names(folder))}{_close(name, folder)}'
+  if not known:
+    raise UserError(f'no {folder} named {name!r}; {choices}')
+  module = importlib.import_module(module_name)
+  if not hasattr(module, export):
+    raise UserError(f'{module.__file__} does not define {export!r}')
+  return getattr(module, export)
+
+
+def build(
+  folder: str, section: Mapping[str, Any], export: str, *args, **kwargs
+) -> Any:
+  """Calls what a config section names with the section's other keys.
+
+  `build('models', {'name': 'vit', 'variant': 'B/16'}, 'Model')` calls
+  `vit_jax.models.vit.Model(variant='B/16')`. `args` and `kwargs` come from the
+  caller and may not appear in the section.
+  """
+  section = dict(section)
+  if 'name' not in section:
+    raise UserError(f'a {folder} section needs a name; got {section}')
+  name = section.pop('name')
+  target = find(folder, name, export)
+  check_keys(
+    target, section, f'{folder}/{name}', given=kwargs, num_args=len(args)
+  )
+  return target(*args, **kwargs, **section)
+
+
+def check_keys(
+  target, section, where: str, *, given=(), num_args: int = 0
+) -> None:
+  """Raises UserError where `section` does not fit the signature of `target`.
+
+  Args:
+    target: the function or class that will be called.
+    section: the keys that the config gives.
+    where: the place in the config, for the message.
+    given: keyword arguments that the caller provides itself.
+    num_args: how many positional arguments the caller provides itself.
+  """
+  parameters = list(inspect.signature(target).parameters.values())[num_args:]
+  if any(p.kind is p.VAR_KEYWORD for p in parameters):
+    return
+  kinds = (
+    inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    inspect.Parameter.KEYWORD_ONLY,
+  )
+  taken = {
+    p.name: p for p in parameters if p.kind in kinds and p.name not in given
+  }
+  problems = []
+  for key in sorted(set(section) - set(taken)):
+    close = difflib.get_close_matches(key, taken, n=1)
+    hint = f' (did you mean {close[0]!r}?)' if close else ''
+    problems.append(f'unknown key {key!r}{hint}')
+  for key, parameter in taken.items():
+    if parameter.default is parameter.empty and key not in section:
+      problems.append(f'missing key {key!r}')
+  if problems:
+    raise UserError(f'{where}: {"; ".join(problems)}; it takes: {list(taken)}')
+
+
+def _close(name: str, folder: str) -> str:
+  close = difflib.get_close_matches(name, names(folder), n=1)
+  return f' (did you mean {close[0]!r}?)' if close else ''

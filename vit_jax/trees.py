@@ -1,0 +1,95 @@
+"""Names for the leaves of a tree, and rules over those names.
+
+A name is the path joined by slashes: `encoder/block_03/mlp/up/kernel`. A rule
+is a pair `(regex, value)`; the regex must match the whole name and the first
+rule that matches wins.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+
+from vit_jax.errors import UserError
+
+
+def name_of(path: Sequence[Any]) -> str:
+  """Returns the slash-joined name of a jax key path."""
+  return '/'.join(_part(key) for key in path)
+
+
+def flatten(tree: Any) -> dict[str, Any]:
+  """Returns `{name: leaf}` in the order of `jax.tree.leaves`."""
+  leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+  return {name_of(path): leaf for path, leaf in leaves}
+
+
+def unflatten(named: dict[str, Any]) -> dict[str, Any]:
+  """Returns the nested dict whose `flatten` is `named`."""
+  tree: dict[str, Any] = {}
+  for name, leaf in named.items():
+    *folders, last = name.split('/')
+    node = tree
+    for folder in folders:
+      node = node.setdefault(folder, {})
+    node[last] = leaf
+  return tree
+
+
+def map_named(fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:
+  """Maps `fn(name, leaf, *leaves_of_rest)` over a tree."""
+  return jax.tree_util.tree_map_with_path(
+    lambda path, *leaves: fn(name_of(path), *leaves), tree, *rest
+  )
+
+
+def match_rules(
+  rules: Iterable[tuple[str, Any]], names: Iterable[str], what: str
+) -> dict[str, Any]:
+  """Returns `{name: value of the first rule that matches the whole name}`.
+
+  Args:
+    rules: pairs of a regular expression and a value.
+    names: names that must all be covered.
+    what: the config key, for messages.
+
+  Raises:
+    UserError: a name that no rule matches, a rule that matches no name or is
+      hidden behind earlier ones, or a regex that does not compile; all of them
+      in one message.
+  """
+  rules, names = [tuple(rule) for rule in rules], list(names)
+  compiled, problems = [], []
+  for pattern, value in rules:
+    try:
+      compiled.append((re.compile(pattern), value))
+    except re.error as e:
+      problems.append(f'{pattern!r} is not a regular expression: {e}')
+  if problems:
+    raise UserError(f'{what}: ' + '; '.join(problems))
+  values, used = {}, set()
+  for name in names:
+    for i, (pattern, value) in enumerate(compiled):
+      if pattern.fullmatch(name):
+        values[name] = value
+        used.add(i)
+        break
+    else:
+      problems.append(f'no rule matches {name}')
+  for i, (pattern, _) in enumerate(rules):
+    if i not in used and pattern != '.*':
+      problems.append(f'rule {pattern!r} decides no parameter')
+  if problems:
+    raise UserError(
+      f'{what}: every parameter needs exactly one rule (the first whose regex '
+      f'matches the whole name):\n  ' + '\n  '.join(problems)
+    )
+  return values
+
+
+def _part(key: Any) -> str:
+  for attribute in ('key', 'name', 'idx'):
+    if hasattr(key, attribute):
+      return str(getattr(key, attribute))
+  return str(key)
