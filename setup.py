@@ -1,0 +1,50 @@
+"""Package and extras. The core drags in neither TensorFlow nor torch."""
+
+import pathlib
+
+import setuptools
+
+_ROOT = pathlib.Path(__file__).parent
+_VERSION = next(
+  line.split("'")[1]
+  for line in (_ROOT / 'vit_jax/__init__.py').read_text().splitlines()
+  if line.startswith('__version__')
+)
+
+_TEST = ['pytest>=8', 'ruff>=0.9']
+_PARITY = ['torch==2.13.0', 'transformers==4.57.6', 'safetensors>=0.4']
+
+setuptools.setup(
+  name='vit_jax',
+  version=_VERSION,
+  description='Vision Transformers in JAX: pre-train, fine-tune, evaluate, ship',
+  long_description=(_ROOT / 'README.md').read_text(),
+  long_description_content_type='text/markdown',
+  license='Apache-2.0',
+  packages=setuptools.find_packages(include=['vit_jax*', 'configs*']),
+  python_requires='>=3.11',
+  install_requires=[
+    'absl-py',
+    'etils[epath]',
+    'flax>=0.12',
+    'grain>=0.2.12',
+    'jax>=0.10',
+    'matplotlib',
+    'ml-collections>=1.0',
+    'numpy>=2.0',
+    'opencv-python-headless>=4.10',
+    'optax>=0.2.5',
+    'orbax-checkpoint>=0.12',
+    'pillow>=10',
+    'rich',
+    'scikit-learn',
+    'tensorboardX>=2.6',
+    'tensorflow-datasets>=4.9.7',
+  ],
+  extras_require={
+    'test': _TEST,
+    'parity': _PARITY,
+    # Reads TFDS datasets that were prepared as TFRecord.
+    'tensorflow': ['tensorflow-cpu>=2.20'],
+  },
+)

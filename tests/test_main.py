@@ -1,0 +1,122 @@
+"""What a user meets at the command line: one message, no stack trace."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from vit_jax import main as main_lib
+
+_RECIPE = '''
+import ml_collections
+
+def get_config(arg=''):
+  data = dict(name='synthetic', split='train', size=(16, 16), num_examples=32,
+              num_classes=4)
+  config = ml_collections.ConfigDict()
+  config.total_steps = 2
+  config.model = dict(name='vit', variant='mu/8', num_classes=4)
+  config.objective = dict(name='supervised')
+  config.input = dict(data=data, ops='', device_ops='normalize(-1, 1)',
+                      batch_size=16)
+  config.optimizer = dict(name='adamw', learning_rate=1e-3, warmup_steps=1)
+  config.evals = dict(val=dict(name='classification', data=data, ops=''))
+  return config
+'''
+
+
+@pytest.fixture
+def recipe(tmp_path):
+  path = tmp_path / 'recipe.py'
+  path.write_text(_RECIPE)
+  return str(path)
+
+
+def _error(capsys, recipe, *changes, workdir):
+  argv = [f'--config={recipe}', f'--workdir={workdir}']
+  code = main_lib.main(argv + [f'--config.{c}' for c in changes])
+  error = capsys.readouterr().err
+  assert 'Traceback' not in error
+  return code, error
+
+
+@pytest.mark.parametrize(
+  ('change', 'words'),
+  [
+    ('totl_steps=3', ['unknown key', 'totl_steps', "'total_steps'"]),
+    ('model.dropout=0.1', ['dropout', 'dropout_rate']),
+    ('model.name=vitt', ["'vitt'", 'vit', 'models/ has']),
+    ('model.variant=Q/16', ["'Q", 'So400m']),
+    ('model.variant=mu/7', ['16', '7', 'divi']),
+    ('model.num_classes=10', ['num_classes=10', '4 classes', 'set --config']),
+    ('input.batch_size=12', ['12', '8', 'device']),
+    ('input.ops=flop_lr', ["'flop_lr'", 'flip_lr']),
+    ('input.data.name=image_folder', ['image_folder', 'missing key']),
+    ('optimizer.learning_rat=1', ['learning_rat', "'learning_rate'"]),
+    ('optimizer.warmup_steps=2', ['warmup', '2']),
+    ('optimizer.momentum=0.9', ['momentum', 'adamw']),
+    ('evals.val.name=clasification', ["'clasification'", 'classification']),
+    ('evals.val.every_step=1', ['every_step', 'config.evals.val']),
+    ('mesh.data=3', ['3', '8', 'device']),
+    ('on_nonfinite=ignore', ["'ignore'", "'stop'", "'skip'"]),
+    ('total_epochs=1', ['exactly one', 'total_steps', 'total_epochs']),
+    ('objective.loss=hinge', ["'hinge'", 'softmax', 'sigmoid']),
+  ],
+)
+def test_a_mistake_in_the_config_ends_with_one_message(
+  capsys, recipe, tmp_path, change, words
+):
+  code, error = _error(capsys, recipe, change, workdir=tmp_path / 'run')
+  assert code == 2
+  assert error.startswith('error: ')
+  for word in words:
+    assert word in error
+
+
+def test_a_missing_data_directory_is_named(capsys, recipe, tmp_path):
+  data = f"{{'name': 'image_folder', 'path': '{tmp_path}/no', 'split': 'train'}}"
+  code, error = _error(
+    capsys, recipe, f'input.data={data}', workdir=tmp_path / 'run'
+  )
+  assert code == 2
+  assert f'{tmp_path}/no' in error
+
+
+def test_an_unwritable_workdir_is_named(capsys, recipe, tmp_path):
+  (tmp_path / 'file').write_text('')
+  code, error = _error(capsys, recipe, workdir=tmp_path / 'file' / 'run')
+  assert code == 2
+  assert str(tmp_path / 'file') in error
+
+
+def test_the_traceback_is_there_for_who_asks(recipe, tmp_path):
+  with pytest.raises(ValueError, match='totl_steps'):
+    main_lib.main(
+      [
+        f'--config={recipe}',
+        f'--workdir={tmp_path}',
+        '--config.totl_steps=3',
+        '--traceback',
+      ]
+    )
+
+
+def test_the_command_works_from_elsewhere_with_a_relative_workdir(
+  recipe, tmp_path
+):
+  root = pathlib.Path(__file__).parents[1]
+  environment = dict(os.environ, PYTHONPATH=str(root))
+  done = subprocess.run(
+    [sys.executable, '-m', 'vit_jax.main', f'--config={recipe}']
+    + ['--workdir=runs/here'],
+    cwd=tmp_path,
+    env=environment,
+    capture_output=True,
+    text=True,
+    timeout=120,
+  )
+  assert done.returncode == 0, done.stderr
+  assert (tmp_path / 'runs/here/metrics.jsonl').exists()
+  assert 'Traceback' not in done.stderr

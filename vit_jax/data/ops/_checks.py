@@ -1,0 +1,45 @@
+"""What every image op asks of its example and of its size argument."""
+
+from typing import Any
+
+import numpy as np
+
+from vit_jax.errors import UserError
+
+
+def image_of(example: dict[str, Any]) -> np.ndarray:
+  """Returns the image of an example, `[H, W, C]`.
+
+  Raises:
+    UserError: there is none, it is not decoded yet, or it has another rank.
+  """
+  image = example.get('image')
+  if image is None:
+    raise UserError(f"the example has no 'image'; it has {sorted(example)}")
+  if not isinstance(image, np.ndarray):
+    raise UserError(
+      f"'image' is {type(image).__name__}, not an array; put decode before"
+    )
+  if image.ndim != 3:
+    raise UserError(
+      f"'image' has shape {image.shape}, not [H, W, C]; put decode before"
+    )
+  return image
+
+
+def size_of(size: Any) -> tuple[int, int]:
+  """Returns `(height, width)` of a size given as one int (square) or a pair.
+
+  Raises:
+    UserError: anything else, or a size that is not positive.
+  """
+  pair = tuple(size) if isinstance(size, tuple | list) else (size, size)
+  if (
+    len(pair) != 2
+    or any(isinstance(n, bool) or not isinstance(n, int) for n in pair)
+    or min(pair) < 1
+  ):
+    raise UserError(
+      f'a size is a positive int or a pair (height, width); got {size!r}'
+    )
+  return pair

@@ -1,0 +1,145 @@
+"""Images in one folder a class: `<data_dir>/<split>/<class>/**/*.jpg`.
+
+Class ids are the places of the sorted names of the training split's folders, in
+every split, so that a class that the test split lacks shifts nothing.
+"""
+
+import collections
+import os
+import pathlib
+
+import numpy as np
+
+from vit_jax.data import splits
+from vit_jax.errors import UserError
+
+_SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp')  # in any case
+_LAYOUT = f'<data_dir>/<split>/<class>/*{{{",".join(_SUFFIXES)}}}'
+
+
+class Source:
+  """Examples `{'image': bytes of the file, 'label': int}`, sorted by path."""
+
+  def __init__(
+    self, split: str, *, data_dir: str, classes_from: str = 'train'
+  ):
+    """Lists the files of a split; reads none of them.
+
+    Args:
+      split: name of a folder in `data_dir`, or a slice of one.
+      data_dir: the folder that holds the splits. Hidden files and folders are
+        ignored; folders inside a class are searched too.
+      classes_from: the split whose folders name the classes.
+
+    Raises:
+      UserError: a folder is missing, empty or unreadable, or this split has a
+        class that `classes_from` has not.
+    """
+    self._split = splits.parse(split)
+    root = pathlib.Path(data_dir).expanduser()
+    self._folder = _split_folder(root, self._split.name)
+    self.class_names = _class_names(_split_folder(root, classes_from))
+    self.num_classes = len(self.class_names)
+    here = _class_names(self._folder)
+    unknown = sorted(set(here) - set(self.class_names))
+    if unknown:
+      raise UserError(
+        f'{self._folder} has {len(unknown)} classes that '
+        f'{root / classes_from} has not: {_first(unknown)}; class ids come '
+        f'from {classes_from!r} (key classes_from)'
+      )
+    files = [_images(self._folder / name) for name in here]
+    empty = [name for name, found in zip(here, files, strict=True) if not found]
+    if len(empty) == len(here) or (empty and self._split.name == classes_from):
+      raise UserError(
+        f'no image in {len(empty)} of the {len(here)} class folders of '
+        f'{self._folder}: {_first(empty)}; expected {_LAYOUT}'
+        f'{_what_else(self._folder / empty[0])}'
+      )
+    ids = {name: i for i, name in enumerate(self.class_names)}
+    names = [name for found in files for name in found]
+    labels = np.repeat([ids[name] for name in here], [len(f) for f in files])
+    records = self._split.records(len(names))
+    self._names = [names[i] for i in records]
+    self._labels = labels[records]
+
+  def __len__(self) -> int:
+    return len(self._names)
+
+  def __getitem__(self, index: int) -> dict:
+    with open(self.describe(index), 'rb') as file:
+      return {'image': file.read(), 'label': int(self._labels[index])}
+
+  def describe(self, index: int) -> str:
+    """Returns the path of the file."""
+    name = self.class_names[self._labels[index]]
+    return os.path.join(self._folder, name, self._names[index])
+
+
+def _split_folder(root: pathlib.Path, split: str) -> pathlib.Path:
+  if not root.is_dir():
+    raise UserError(f'no folder {root}; expected {_LAYOUT}')
+  folder = root / split
+  if not folder.is_dir():
+    raise UserError(
+      f'no folder {folder}; expected {_LAYOUT}; {root} has the folders: '
+      f'{_first(_folders(root)) or "none"}'
+    )
+  return folder
+
+
+def _class_names(folder: pathlib.Path) -> list[str]:
+  names = _folders(folder)
+  if not names:
+    raise UserError(
+      f'no class folders in {folder}; expected {_LAYOUT}{_what_else(folder)}'
+    )
+  return names
+
+
+def _folders(folder: pathlib.Path) -> list[str]:
+  """Returns the names of the visible folders in a folder, sorted."""
+  try:
+    with os.scandir(folder) as entries:
+      return sorted(
+        e.name for e in entries if e.is_dir() and not e.name.startswith('.')
+      )
+  except OSError as e:
+    raise UserError(f'{folder} cannot be listed: {e}') from e
+
+
+def _images(folder: pathlib.Path) -> list[str]:
+  """Returns the images below a folder, relative to it, sorted."""
+
+  def stop(error: OSError):
+    raise UserError(f'{error.filename} cannot be listed: {error}') from error
+
+  found, seen = [], set()
+  for parent, folders, files in os.walk(folder, onerror=stop, followlinks=True):
+    # Each real folder once: a link to a parent would never end.
+    real = os.path.realpath(parent)
+    folders[:] = [f for f in folders if not f.startswith('.')]
+    if real in seen:
+      folders.clear()
+      continue
+    seen.add(real)
+    relative = os.path.relpath(parent, folder)
+    found += [
+      os.path.normpath(os.path.join(relative, name))
+      for name in files
+      if name.lower().endswith(_SUFFIXES) and not name.startswith('.')
+    ]
+  return sorted(found)
+
+
+def _what_else(folder: pathlib.Path) -> str:
+  """Says which kinds of files lie in a folder instead of what we expected."""
+  kinds = collections.Counter(
+    p.suffix or p.name for p in folder.iterdir() if p.is_file()
+  )
+  found = ', '.join(f'{n} {kind}' for kind, n in kinds.most_common(5))
+  return f'; {folder} has {found or "no files"}'
+
+
+def _first(names: list[str]) -> str:
+  return ', '.join(names[:10]) + (', ...' if len(names) > 10 else '')

@@ -1,0 +1,171 @@
+"""Any image dataset of TensorFlow Datasets, read without TensorFlow.
+
+Records must lie as array_record, which has random access. A dataset that was
+prepared as TFRecord is converted once, which needs TensorFlow.
+"""
+
+import difflib
+import importlib.util
+import pathlib
+
+from vit_jax.data import tfrecord
+from vit_jax.errors import UserError
+
+_FORMAT = 'array_record'
+
+
+class Source:
+  """Examples `{'image': encoded bytes, 'label': int}`.
+
+  An image that TFDS stores as a plain tensor comes as its array. A label that
+  is a list of class ids stays a list: the op `onehot` makes it a vector.
+  """
+
+  def __init__(
+    self,
+    split: str,
+    *,
+    dataset: str,
+    data_dir: str | None = None,
+    image_key: str = 'image',
+    label_key: str | None = 'label',
+    download: bool = False,
+  ):
+    """Opens a split.
+
+    Args:
+      split: in TFDS's notation, for example `'train[:99%]'` or `'train+test'`.
+      dataset: name, or name/config, or name/config:version.
+      data_dir: the folder that holds the datasets; TFDS's default if None.
+      image_key: the feature that becomes `image`.
+      label_key: the feature that becomes `label`; None for no label.
+      download: download and prepare the dataset where it is missing.
+
+    Raises:
+      UserError: no such dataset, split or feature, or a dataset that is not
+        prepared or lies in a format without random access.
+    """
+    builder = _prepared_builder(dataset, data_dir, download)
+    features = builder.info.features
+    self._image_key, self._label_key = image_key, label_key
+    wanted = [key for key in (image_key, label_key) if key is not None]
+    missing = [repr(key) for key in wanted if key not in features]
+    if missing:
+      raise UserError(
+        f'{dataset} has no feature {" and no ".join(missing)}; it has: '
+        f'{", ".join(features)} (keys image_key, label_key)'
+      )
+    self._records = _open(builder, split)
+    self._where = f"split '{split}' of {dataset} in {builder.data_dir}"
+    self.num_classes, self.class_names = _classes(features.get(label_key))
+
+  def __len__(self) -> int:
+    return len(self._records)
+
+  def __getitem__(self, index: int) -> dict:
+    record = self._records[index]
+    example = {'image': record[self._image_key]}
+    if self._label_key is not None:
+      example['label'] = record[self._label_key]
+    return example
+
+  def describe(self, index: int) -> str:
+    """Returns words for messages that find the record again."""
+    return f'record {index} of {self._where}'
+
+
+def _prepared_builder(dataset: str, data_dir: str | None, download: bool):
+  """Returns a builder whose data lies as array_record on this disk."""
+  tfds = _tfds()
+  if data_dir is not None:
+    data_dir = str(pathlib.Path(data_dir).expanduser()) if (
+      '://' not in data_dir
+    ) else data_dir
+  try:
+    builder = tfds.builder(dataset, data_dir=data_dir)
+    if download and not builder.is_prepared():
+      builder = tfds.builder(dataset, data_dir=data_dir, file_format=_FORMAT)
+      builder.download_and_prepare()
+  except tfds.core.DatasetNotFoundError as e:
+    name = dataset.split('/')[0].split(':')[0]
+    close = difflib.get_close_matches(name, tfds.list_builders(), n=3)
+    hint = f'; close names: {", ".join(close)}' if close else ''
+    raise UserError(
+      f'TFDS knows no dataset {dataset!r}, and there is none in '
+      f'{data_dir or "its default data_dir"}{hint}'
+    ) from e
+  if not builder.is_prepared():
+    raise UserError(
+      f'{dataset} is not prepared in {builder.data_dir}; prepare it with\n'
+      f'{_how_to_prepare(dataset, data_dir)}\nor set download=True'
+    )
+  formats = builder.info.available_file_formats()
+  if any(form.value == _FORMAT for form in formats):
+    return builder
+  return _converted(tfds, builder, dataset, data_dir)
+
+
+def _converted(tfds, builder, dataset: str, data_dir: str | None):
+  """Returns a builder of the array_record copy of a TFRecord dataset."""
+  copy = tfrecord.copy_of(builder.data_dir)
+  if not copy.exists():
+    if importlib.util.find_spec('tensorflow') is None:
+      elsewhere = f'{data_dir or "~/tensorflow_datasets"}_array_record'
+      raise UserError(
+        f'{builder.data_dir} holds {dataset} as '
+        f'{builder.info.file_format.value}, which has no random access; this '
+        'needs array_record. Either prepare it again in another data_dir '
+        f'(and set data_dir={elsewhere!r}):\n'
+        f'{_how_to_prepare(dataset, elsewhere)}\n'
+        "or pip install 'vit_jax[tensorflow]' and repeat the command, which "
+        f'then writes a converted copy to {copy}'
+      )
+    tfrecord.convert(builder.data_dir, copy)
+  return tfds.builder_from_directory(str(copy))
+
+
+def _how_to_prepare(dataset: str, data_dir: str | None) -> str:
+  where = '' if data_dir is None else f'data_dir={data_dir!r}, '
+  return (
+    '  import tensorflow_datasets as tfds\n'
+    f'  tfds.builder({dataset!r}, {where}file_format={_FORMAT!r})'
+    '.download_and_prepare()'
+  )
+
+
+def _open(builder, split: str):
+  """Returns the random-access records of a split, images left encoded."""
+  tfds = _tfds()
+  features = builder.info.features
+  encoded = {
+    key: tfds.decode.SkipDecoding()
+    for key in features
+    if isinstance(features[key], tfds.features.Image)
+  }
+  try:
+    return builder.as_data_source(split, decoders=encoded or None)
+  except ValueError as e:
+    raise UserError(
+      f'split {split!r} of {builder.info.full_name}: {e}; it has: '
+      + ', '.join(
+        f'{name} ({info.num_examples} records)'
+        for name, info in builder.info.splits.items()
+      )
+    ) from e
+
+
+def _classes(feature) -> tuple[int | None, list[str] | None]:
+  """Returns the number and the names of the classes of a label feature."""
+  feature = getattr(feature, 'feature', feature)  # of a list of labels
+  names = getattr(feature, 'names', None)
+  return getattr(feature, 'num_classes', None), names and list(names)
+
+
+def _tfds():
+  try:
+    import tensorflow_datasets
+  except ImportError as e:
+    raise UserError(
+      'the source "tfds" needs TFDS: pip install tensorflow-datasets'
+    ) from e
+  return tensorflow_datasets

@@ -1,0 +1,112 @@
+"""Learn labels: softmax or sigmoid cross-entropy, hard, soft or multi-hot."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vit_jax import losses
+from vit_jax.errors import UserError
+
+
+class Objective:
+  """Mean cross-entropy between a model's logits and `batch['label']`."""
+
+  def __init__(
+    self,
+    model: nn.Module,
+    *,
+    loss: str = 'softmax',
+    label_smoothing: float = 0.0,
+  ):
+    """Keeps the model and checks the options.
+
+    Args:
+      model: returns `{'logits': float32 [B, Y], ...}`.
+      loss: 'softmax', or 'sigmoid' (a binary decision per class, summed over
+        classes), which multi-hot labels need.
+      label_smoothing: in [0, 1); see `losses.smooth`.
+
+    Raises:
+      UserError: an option out of range.
+    """
+    self.model = model
+    self._cross_entropy = losses.cross_entropy(loss)
+    if not 0 <= label_smoothing < 1:
+      raise UserError(
+        f'objective: label_smoothing={label_smoothing!r} must lie in [0, 1)'
+      )
+    self._label_smoothing = label_smoothing
+
+  def init(
+    self, rng: jax.Array, batch: Mapping[str, Any]
+  ) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the parameters and no extra state.
+
+    Args:
+      rng: key of the parameters.
+      batch: arrays or their shapes; only the shape of `image` is read.
+
+    Raises:
+      UserError: the model has no logits or keeps state besides parameters.
+    """
+    image = jnp.zeros((1, *batch['image'].shape[1:]), jnp.float32)
+    outputs, variables = self.model.init_with_output(rng, image, train=False)
+    _logits(outputs)
+    others = sorted(set(variables) - {'params'})
+    if others:
+      raise UserError(
+        f'{type(self.model).__name__} has the collections {others}; the '
+        'supervised objective trains models whose only state is params'
+      )
+    return variables['params'], {}
+
+  def loss(
+    self,
+    params: Mapping[str, Any],
+    state: Any,
+    batch: Mapping[str, jax.Array],
+    rng: jax.Array,
+  ) -> tuple[jax.Array, tuple[dict[str, jax.Array], dict[str, Any]]]:
+    """Returns the mean loss over the batch, `(metrics, extra)`.
+
+    Args:
+      params: to differentiate by.
+      state: the whole TrainState before the update; only `extra` is read.
+      batch: `image` float `[B, H, W, C]` and `label`, int32 `[B]` or float32
+        `[B, Y]`. An int label that the model has no class for makes the loss
+        NaN (`losses.one_hot`).
+      rng: key of dropout and stochastic depth.
+
+    Metrics: `loss`, and `top1` on this batch as it is, augmented, with dropout:
+    the fraction of the rows that have a label (`losses.hits`).
+    """
+    logits_BY = _logits(
+      self.model.apply(
+        {'params': params}, batch['image'], train=True, rngs={'dropout': rng}
+      )
+    )
+    num_classes = logits_BY.shape[-1]
+    targets_BY = losses.targets(batch['label'], num_classes)
+    hit_B, labelled_B = losses.hits(logits_BY, targets_BY)
+    targets_BY = losses.smooth(targets_BY, self._label_smoothing)
+    loss = jnp.mean(self._cross_entropy(logits_BY, targets_BY))
+    top1 = jnp.sum(hit_B) / jnp.maximum(jnp.sum(labelled_B), 1)
+    return loss, ({'loss': loss, 'top1': top1}, state.extra)
+
+  def predict(
+    self, params: Mapping[str, Any], batch: Mapping[str, jax.Array]
+  ) -> dict[str, jax.Array]:
+    """Returns the outputs of the model: `logits`, `features`, `tokens`."""
+    return self.model.apply({'params': params}, batch['image'], train=False)
+
+
+def _logits(outputs: Mapping[str, jax.Array]) -> jax.Array:
+  if 'logits' not in outputs:
+    raise UserError(
+      f'the model returns {sorted(outputs)} but no logits, which the supervised '
+      'objective needs: set model.num_classes'
+    )
+  return outputs['logits']

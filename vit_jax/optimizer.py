@@ -1,0 +1,278 @@
+"""From the optimizer section of a config to a chain of optax transforms."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from vit_jax import schedules, trees
+from vit_jax.errors import UserError
+
+Rules = Sequence[tuple[str, float]]
+
+# Kernels of dense, attention and convolution layers, the head and the patch
+# embedding included; no bias, norm, position table or token (big_vision).
+DECAY_KERNELS: Rules = (('(.*/)?kernel', 1.0), ('.*', 0.0))
+
+
+def make(
+  params: Any,
+  *,
+  learning_rate: float,
+  total_steps: int,
+  name: str = 'adamw',
+  schedule: str = 'cosine',
+  warmup_steps: int = 0,
+  cooldown_steps: int = 0,
+  end_learning_rate: float | None = None,
+  timescale_steps: int | None = None,
+  b1: float | None = None,
+  b2: float | None = None,
+  eps: float | None = None,
+  momentum: float | None = None,
+  nesterov: bool | None = None,
+  mu_dtype: str | None = None,
+  weight_decay: float = 0.0,
+  weight_decay_mults: Rules | None = None,
+  learning_rate_mults: Rules | None = None,
+  freeze: Sequence[str] = (),
+  grad_clip_norm: float | None = None,
+) -> tuple[optax.GradientTransformation, Callable[[jax.Array], jax.Array]]:
+  """Returns the transform and its learning rate as a function of the update.
+
+  The order, which fixes what the numbers mean:
+    1. the gradients of the trained parameters are clipped to a global norm;
+    2. moments: Adam's quotient or SGD's momentum;
+    3. `weight_decay * mult * parameter` is added (decoupled, not in the
+       moments);
+    4. `learning_rate_mults`;
+    5. minus the learning rate: update number k (from 1) uses `schedule(k)`.
+  So the decay per step is learning_rate * weight_decay, as in torch's and
+  optax's AdamW. big_vision's `wd` is not multiplied by its `lr`: its wd is
+  `wd / lr` here (1e-4 at lr 1e-3 is weight_decay=0.1).
+
+  Args:
+    params: the parameters, or their shapes.
+    learning_rate: peak rate.
+    total_steps: updates of the run; 0 for evaluation alone.
+    name: 'adamw'; 'adam' (the same without weight decay); 'sgd', whose weight
+      decay is decoupled too (SGDW of arXiv:1711.05101, not torch's SGD).
+    schedule: with warmup_steps, cooldown_steps, end_learning_rate and
+      timescale_steps: see `schedules.make`.
+    b1, b2, eps: of Adam, default 0.9, 0.999, 1e-8.
+    momentum, nesterov: of SGD, default 0.9, False.
+    mu_dtype: how Adam's first moment or SGD's momentum is stored, 'bfloat16' or
+      'float32' (default). It is computed in float32 either way.
+    weight_decay: see above.
+    weight_decay_mults: pairs (regex, multiplier) that cover every parameter;
+      default `DECAY_KERNELS`.
+    learning_rate_mults: pairs (regex, multiplier > 0). Parameters without a
+      rule keep 1.
+    freeze: regexes of parameters that stay as they are: they have no optimizer
+      state and no part in the clipped norm.
+    grad_clip_norm: largest global gradient norm; None for no clipping.
+
+  A regex must match the whole name (`encoder/block_00/mlp/up/kernel`) and the
+  first that matches wins; one that decides no parameter is an error.
+
+  Raises:
+    UserError: a value out of range, a key without effect, or rules that do not
+      fit the parameters.
+  """
+  rate = schedules.make(
+    schedule,
+    learning_rate=learning_rate,
+    total_steps=total_steps,
+    warmup_steps=warmup_steps,
+    cooldown_steps=cooldown_steps,
+    end_learning_rate=end_learning_rate,
+    timescale_steps=timescale_steps,
+  )
+  options = dict(
+    b1=b1,
+    b2=b2,
+    eps=eps,
+    momentum=momentum,
+    nesterov=nesterov,
+    mu_dtype=mu_dtype,
+  )
+  options = {k: v for k, v in options.items() if v is not None}
+  problems = _option_problems(name, options)
+  problems += _decay_problems(name, weight_decay, weight_decay_mults)
+  if grad_clip_norm is not None and not _in(grad_clip_norm, above=0):
+    problems.append(f'grad_clip_norm={grad_clip_norm!r} must be a number > 0')
+  if problems:
+    raise UserError('optimizer: ' + '; '.join(problems))
+
+  names = list(trees.flatten(params))
+  trained = _trained(freeze, names)
+  decay_rules = (
+    DECAY_KERNELS if weight_decay_mults is None else (weight_decay_mults)
+  )
+  decays = _multipliers('weight_decay_mults', decay_rules, names, least=0)
+  rate_rules = [*(learning_rate_mults or ()), ('.*', 1.0)]
+  rates = _multipliers('learning_rate_mults', rate_rules, names, above=0)
+  transforms = []
+  if grad_clip_norm is not None:
+    transforms.append(optax.clip_by_global_norm(grad_clip_norm))
+  transforms.append(_MOMENTS[name](**options))
+  if weight_decay:
+    transforms.append(_add_decay({n: weight_decay * decays[n] for n in names}))
+  if learning_rate_mults:
+    transforms.append(_scale_by_name(rates))
+  # optax counts updates from 0.
+  transforms.append(optax.scale_by_schedule(lambda count: -rate(count + 1)))
+  tx = optax.chain(*transforms)
+  if not all(trained.values()):
+    frozen = trees.map_named(lambda n, _: not trained[n], params)
+    tx = optax.selective_transform(tx, freeze_mask=frozen)
+  return tx, rate
+
+
+def _adam(
+  *,
+  b1: float = 0.9,
+  b2: float = 0.999,
+  eps: float = 1e-8,
+  mu_dtype: str = 'float32',
+) -> optax.GradientTransformation:
+  return _stored('mu', mu_dtype, optax.scale_by_adam(b1=b1, b2=b2, eps=eps))
+
+
+def _sgd(
+  *, momentum: float = 0.9, nesterov: bool = False, mu_dtype: str = 'float32'
+) -> optax.GradientTransformation:
+  if not momentum:
+    return optax.identity()
+  return _stored('trace', mu_dtype, optax.trace(momentum, nesterov))
+
+
+_MOMENTS = {'adamw': _adam, 'adam': _adam, 'sgd': _sgd}
+
+
+def _stored(
+  field: str, dtype: str, inner: optax.GradientTransformation
+) -> optax.GradientTransformation:
+  """Keeps one field of a transform's state in `dtype` between updates.
+
+  optax's own `mu_dtype` multiplies the stored moment by its decay in that
+  dtype, and 0.9 is 0.8984 in bfloat16: momentum SGD would take steps that are
+  1.5 % too short. Here the arithmetic is float32.
+  """
+  if dtype == 'float32':
+    return inner
+
+  def cast(state, to):
+    moment = jax.tree.map(lambda x: x.astype(to), getattr(state, field))
+    return state._replace(**{field: moment})
+
+  def init(params):
+    return cast(inner.init(params), dtype)
+
+  def update(updates, state, params=None):
+    updates, state = inner.update(updates, cast(state, jnp.float32), params)
+    return updates, cast(state, dtype)
+
+  return optax.GradientTransformation(init, update)
+
+
+def _add_decay(decays: dict[str, float]) -> optax.GradientTransformation:
+  """Adds `decay * parameter`, each parameter with its own decay."""
+
+  def add(name, update, parameter):
+    decay = decays[name]
+    return update + decay * parameter if decay else update
+
+  return optax.stateless(lambda u, p: trees.map_named(add, u, p))
+
+
+def _scale_by_name(scales: dict[str, float]) -> optax.GradientTransformation:
+  return optax.stateless(
+    lambda u, _: trees.map_named(lambda name, x: scales[name] * x, u)
+  )
+
+
+def _trained(freeze: Sequence[str], names: list[str]) -> dict[str, bool]:
+  """Returns which parameters learn."""
+  if isinstance(freeze, str):
+    raise UserError(
+      f'optimizer.freeze: expected a list of regexes: [{freeze!r}]'
+    )
+  rules = [(regex, False) for regex in freeze]
+  trained = trees.match_rules([*rules, ('.*', True)], names, 'optimizer.freeze')
+  if not any(trained.values()):
+    raise UserError(
+      f'optimizer.freeze={list(freeze)} leaves no parameter to train'
+    )
+  return trained
+
+
+def _multipliers(
+  key: str, rules: Rules, names: list[str], **limits: float
+) -> dict[str, float]:
+  """Returns the multiplier of each parameter; `limits` are those of `_in`."""
+  problems = []
+  for rule in rules:
+    if isinstance(rule, str) or len(rule) != 2:
+      problems.append(f'{rule!r} is not a pair (regex, multiplier)')
+    elif not _in(rule[1], **limits):
+      problems.append(
+        f'the multiplier of {rule[0]!r} is {rule[1]!r}; expected a number '
+        + ('>= 0' if 'least' in limits else '> 0 (to hold it, freeze it)')
+      )
+  if problems:
+    raise UserError(f'optimizer.{key}: ' + '; '.join(problems))
+  return trees.match_rules(rules, names, f'optimizer.{key}')
+
+
+def _option_problems(name: str, options: dict[str, Any]) -> list[str]:
+  """Returns what is wrong with the options of the moments."""
+  if name not in _MOMENTS:
+    return [f'name={name!r}; expected one of {list(_MOMENTS)}']
+  problems = []
+  taken = inspect.signature(_MOMENTS[name]).parameters
+  for key in sorted(set(options) - set(taken)):
+    problems.append(
+      f'{key} has no effect with name={name!r}, which takes '
+      f'{", ".join(taken)}: remove it'
+    )
+  for key in ('b1', 'b2', 'momentum'):
+    if key in options and not _in(options[key], least=0, below=1):
+      problems.append(f'{key}={options[key]!r} must be a number in [0, 1)')
+  if 'eps' in options and not _in(options['eps'], above=0):
+    problems.append(f'eps={options["eps"]!r} must be a number > 0')
+  dtypes = ('float32', 'bfloat16')
+  if options.get('mu_dtype', 'float32') not in dtypes:
+    problems.append(f'mu_dtype={options["mu_dtype"]!r}; expected {dtypes}')
+  if name == 'sgd' and options.get('momentum') == 0:
+    for key in ('nesterov', 'mu_dtype'):
+      if key in options:
+        problems.append(f'{key} has no effect with momentum=0: remove it')
+  return problems
+
+
+def _decay_problems(name, weight_decay, mults) -> list[str]:
+  """Returns what is wrong with the weight decay."""
+  if not _in(weight_decay, least=0):
+    return [f'weight_decay={weight_decay!r} must be a number >= 0']
+  problems = []
+  if weight_decay and name == 'adam':
+    problems.append(
+      f"weight_decay={weight_decay!r} needs name='adamw'; 'adam' has none"
+    )
+  if mults is not None and not weight_decay:
+    problems.append('weight_decay_mults has no effect with weight_decay=0')
+  return problems
+
+
+def _in(value: Any, *, above=None, least=None, below=None) -> bool:
+  """Says whether a value is a number in a range."""
+  return (
+    schedules.is_number(value)
+    and (above is None or value > above)
+    and (least is None or value >= least)
+    and (below is None or value < below)
+  )

@@ -1,0 +1,179 @@
+"""From a config to the parts of a run: mesh, model, optimizer, jitted steps."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from vit_jax import (
+  lookup,
+  optimizer as optimizer_lib,
+  sharding as sharding_lib,
+  train_state,
+  train_step,
+)
+from vit_jax.data import pipeline
+from vit_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """What a config means; nothing here has touched a weight yet."""
+
+  mesh: jax.sharding.Mesh
+  input: pipeline.TrainInput
+  objective: Any
+  total_steps: int
+  batch_spec: dict[str, jax.ShapeDtypeStruct]
+  abstract_state: train_state.TrainState
+  init: Callable[[], train_state.TrainState]
+  step: Any  # jitted: (state, batch) -> (state, metrics); donates the state
+  predict: Any  # jitted: (params, batch) -> dict of outputs
+
+
+def build(
+  *,
+  model: Mapping[str, Any],
+  objective: Mapping[str, Any],
+  input: Mapping[str, Any],
+  optimizer: Mapping[str, Any],
+  total_steps: int | None,
+  total_epochs: float | None,
+  seed: int,
+  ema: Mapping[str, Any] | None,
+  mesh: Mapping[str, int] | None,
+  sharding: Mapping[str, Any] | None,
+  on_nonfinite: str,
+) -> Run:
+  """Builds a run from the sections of a config (see `train.train`).
+
+  Raises:
+    UserError: a section that does not fit what it names, or sections that do
+      not fit each other (classes, batch and devices, durations).
+  """
+  device_mesh = _call(sharding_lib.make_mesh, mesh or {}, 'config.mesh')
+  train_input = _call(pipeline.TrainInput, input, 'config.input', seed=seed)
+  sharding_lib.check_batch_size(train_input.batch_size, device_mesh)
+  check_num_classes(model, train_input, 'config.input')
+  steps_per_epoch = train_input.steps_per_epoch
+  total = _total_steps(total_steps, total_epochs, steps_per_epoch)
+
+  module = lookup.build('models', model, 'Model')
+  learner = lookup.build('objectives', objective, 'Objective', module)
+  batch_sharding = sharding_lib.batch_sharding(device_mesh)
+  batch_spec = {
+    key: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding)
+    for key, x in train_input.element_spec().items()
+  }
+  ops = train_input.device_ops
+  model_spec = jax.eval_shape(
+    functools.partial(ops, train=False), batch_spec, jax.random.key(0)
+  )
+  abstract_params, _ = jax.eval_shape(
+    lambda rng: learner.init(rng, model_spec), jax.random.key(0)
+  )
+  tx, schedule = _call(
+    optimizer_lib.make,
+    in_steps(optimizer, steps_per_epoch, 'config.optimizer'),
+    'config.optimizer',
+    abstract_params,
+    total_steps=total,
+  )
+  abstract_state, init = _call(
+    train_state.create,
+    sharding or {},
+    'config.sharding',
+    learner,
+    tx,
+    model_spec,
+    device_mesh,
+    seed=seed,
+    ema=ema is not None,
+  )
+  step = train_step.make_train_step(
+    learner,
+    tx,
+    schedule,
+    device_ops=ops,
+    seed=seed,
+    ema=ema,
+    on_nonfinite=on_nonfinite,
+  )
+  shardings = jax.tree.map(lambda x: x.sharding, abstract_state)
+
+  def predict(params, batch):
+    # Evaluation draws nothing; the key only completes the signature.
+    return learner.predict(
+      params, ops(batch, jax.random.key(0), train=False)
+    )
+
+  return Run(
+    mesh=device_mesh,
+    input=train_input,
+    objective=learner,
+    total_steps=total,
+    batch_spec=batch_spec,
+    abstract_state=abstract_state,
+    init=init,
+    step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)),
+    predict=jax.jit(predict),
+  )
+
+
+def in_steps(
+  section: Mapping[str, Any], steps_per_epoch: float, where: str
+) -> dict[str, Any]:
+  """Returns the section with every `*_epochs` key turned into `*_steps`.
+
+  Raises:
+    UserError: both forms of one duration are given.
+  """
+  out = {}
+  for key, value in section.items():
+    if key.endswith('_epochs'):
+      if value is None:
+        continue
+      key = key.removesuffix('epochs') + 'steps'
+      if section.get(key) is not None:
+        raise UserError(
+          f'{where}: give {key} or its _epochs form, not both; '
+          f'set the other to None'
+        )
+      value = max(1, round(value * steps_per_epoch)) if value else 0
+    elif value is None and key.endswith('_steps') and key in out:
+      continue
+    out[key] = value
+  return out
+
+
+def check_num_classes(model: Mapping[str, Any], data: Any, where: str) -> None:
+  """Raises UserError where model and data disagree about the classes."""
+  wanted, found = model.get('num_classes'), data.num_classes
+  if wanted is not None and found is not None and wanted != found:
+    raise UserError(
+      f'config.model.num_classes={wanted}, but the data of {where} has '
+      f'{found} classes; set --config.model.num_classes={found} or choose '
+      'another dataset'
+    )
+
+
+def _call(target, section, where, *args, **kwargs):
+  """Calls `target` with a config section after checking the section's keys."""
+  lookup.check_keys(target, section, where, given=kwargs, num_args=len(args))
+  return target(*args, **kwargs, **section)
+
+
+def _total_steps(
+  steps: int | None, epochs: float | None, steps_per_epoch: float
+) -> int:
+  if (steps is None) == (epochs is None):
+    raise UserError(
+      'give exactly one of config.total_steps and config.total_epochs; got '
+      f'{steps} and {epochs}'
+    )
+  total = steps if epochs is None else round(epochs * steps_per_epoch)
+  if total < 0:
+    raise UserError(f'the run cannot have {total} steps')
+  return total

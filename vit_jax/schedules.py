@@ -1,0 +1,156 @@
+"""Learning rates: what update number k of a run is multiplied with."""
+
+import math
+import numbers
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vit_jax.errors import UserError
+
+NAMES = ('cosine', 'linear', 'rsqrt', 'constant')
+
+
+def make(
+  schedule: str,
+  *,
+  learning_rate: float,
+  total_steps: int,
+  warmup_steps: int = 0,
+  cooldown_steps: int = 0,
+  end_learning_rate: float | None = None,
+  timescale_steps: int | None = None,
+) -> Callable[[jax.Array], jax.Array]:
+  """Returns `rate(k)`, float32, for update number k = 1 .. total_steps.
+
+  With W = warmup_steps, T = total_steps, p = clip((k - W) / (T - W), 0, 1),
+  base = learning_rate and end = end_learning_rate:
+
+    cosine:   end + (base - end) * (1 + cos(pi p)) / 2
+    linear:   end + (base - end) * (1 - p)
+    rsqrt:    base / sqrt(1 + max(k - W, 0) / timescale_steps)
+    constant: base
+
+  The warm-up multiplies by min(1, k / W): the first update has base / W. The
+  cool-down then draws the rate linearly to `end` over the last updates, by the
+  factor min(1, (T - k) / cooldown_steps): update T has `end` itself. These are
+  the formulae of google-research's vision_transformer and big_vision, except
+  that both apply rate(k - 1) to update k (their first update does nothing).
+
+  Args:
+    schedule: one of `NAMES`.
+    learning_rate: the peak, > 0.
+    total_steps: updates of the run; 0 (evaluation alone) checks no durations.
+    warmup_steps: less than total_steps.
+    cooldown_steps: not into the warm-up.
+    end_learning_rate: where cosine and linear (default 0) and every cool-down
+      (default 0) end, in [0, learning_rate].
+    timescale_steps: of rsqrt, default 10,000 (big_vision).
+
+  Raises:
+    UserError: a value out of range, or one that has no effect; all of them in
+      one message.
+  """
+  problems = _problems(
+    schedule,
+    learning_rate,
+    total_steps,
+    warmup_steps,
+    cooldown_steps,
+    end_learning_rate,
+    timescale_steps,
+  )
+  if problems:
+    raise UserError('optimizer: ' + '; '.join(problems))
+  base, end = learning_rate, end_learning_rate or 0.0
+  timescale_steps = 10_000 if timescale_steps is None else timescale_steps
+
+  def rate(k: jax.Array | int) -> jax.Array:
+    k = jnp.asarray(k, jnp.float32)
+    decay_steps = max(total_steps - warmup_steps, 1)
+    progress = jnp.clip((k - warmup_steps) / decay_steps, 0.0, 1.0)
+    if schedule == 'cosine':
+      value = end + (base - end) * 0.5 * (1 + jnp.cos(math.pi * progress))
+    elif schedule == 'linear':
+      value = end + (base - end) * (1 - progress)
+    elif schedule == 'rsqrt':
+      decayed = jnp.maximum(k - warmup_steps, 0) / timescale_steps
+      value = base / jnp.sqrt(1 + decayed)
+    else:
+      value = jnp.full_like(k, base)
+    if warmup_steps:
+      value = value * jnp.minimum(1.0, k / warmup_steps)
+    if cooldown_steps:
+      left = jnp.clip((total_steps - k) / cooldown_steps, 0.0, 1.0)
+      value = end + (value - end) * left
+    return value
+
+  return rate
+
+
+def _problems(
+  schedule,
+  learning_rate,
+  total_steps,
+  warmup_steps,
+  cooldown_steps,
+  end_learning_rate,
+  timescale_steps,
+) -> list[str]:
+  """Returns what is wrong with the arguments of `make`."""
+  problems = []
+  if schedule not in NAMES:
+    problems.append(f'schedule={schedule!r}; expected one of {list(NAMES)}')
+  durations = dict(
+    total_steps=total_steps,
+    warmup_steps=warmup_steps,
+    cooldown_steps=cooldown_steps,
+  )
+  for key, steps in durations.items():
+    if not is_number(steps) or steps < 0 or steps != int(steps):
+      problems.append(f'{key}={steps!r} must be a whole number >= 0')
+  if not is_number(learning_rate) or learning_rate <= 0:
+    problems.append(f'learning_rate={learning_rate!r} must be a number > 0')
+  if problems:
+    return problems  # What follows compares these numbers.
+  if 0 < total_steps <= warmup_steps:
+    problems.append(
+      f'warmup_steps={warmup_steps} must be less than the {total_steps} steps '
+      'of the run: the learning rate would never reach its peak'
+    )
+  elif 0 < total_steps < warmup_steps + cooldown_steps:
+    problems.append(
+      f'warmup_steps={warmup_steps} and cooldown_steps={cooldown_steps} '
+      f'overlap in a run of {total_steps} steps'
+    )
+  if end_learning_rate is not None:
+    end = end_learning_rate
+    if not is_number(end) or not 0 <= end <= learning_rate:
+      problems.append(
+        f'end_learning_rate={end!r} must lie between 0 and '
+        f'learning_rate={learning_rate!r}'
+      )
+    if schedule in ('rsqrt', 'constant') and not cooldown_steps:
+      problems.append(
+        f'end_learning_rate has no effect with schedule={schedule!r} and no '
+        'cooldown_steps: remove it or add a cool-down'
+      )
+  if timescale_steps is not None:
+    if schedule != 'rsqrt':
+      problems.append(
+        f'timescale_steps has no effect with schedule={schedule!r}: remove it'
+      )
+    elif not is_number(timescale_steps) or timescale_steps <= 0:
+      problems.append(f'timescale_steps={timescale_steps!r} must be positive')
+  return problems
+
+
+def is_number(value: Any) -> bool:
+  """Says whether a value of a config is a finite real number, not a bool."""
+  return (
+    isinstance(value, numbers.Real)
+    and not isinstance(value, bool)
+    and math.isfinite(value)
+  )
