@@ -7,7 +7,7 @@ import pytest
 from vit_jax import config_file
 from vit_jax.errors import UserError
 
-_RECIPE = '''
+_RECIPE = """
 import ml_collections
 
 def get_config(arg='B/16'):
@@ -18,7 +18,7 @@ def get_config(arg='B/16'):
   config.model = dict(name='vit', variant=arg, num_classes=None)
   config.optimizer = dict(learning_rate=0.1, rules=[('.*', 1.0)])
   return config
-'''
+"""
 
 
 @pytest.fixture
@@ -66,9 +66,9 @@ def test_a_value_may_stand_in_the_next_word(recipe):
 @pytest.mark.parametrize(
   ('argv', 'message'),
   [
-    (['--config.total_steps=abc'], "expected int as in 10, got str"),
+    (['--config.total_steps=abc'], 'expected int as in 10, got str'),
     (['--config.total_steps=1.5'], 'expected int as in 10, got float'),
-    (['--config.model=3'], "it is a section with the keys"),
+    (['--config.model=3'], 'it is a section with the keys'),
     (['--config.total_steps.x=1'], 'config.total_steps is 10, not a section'),
     (['--config.seed'], 'needs a value'),
   ],

@@ -9,11 +9,11 @@ import pytest
 
 from vit_jax import main as main_lib
 
-_RECIPE = '''
+_RECIPE = """
 import ml_collections
 
 def get_config(arg=''):
-  data = dict(name='synthetic', split='train', size=(16, 16), num_examples=32,
+  data = dict(name='synthetic', split='train', image_size=16, num_examples=32,
               num_classes=4)
   config = ml_collections.ConfigDict()
   config.total_steps = 2
@@ -24,7 +24,7 @@ def get_config(arg=''):
   config.optimizer = dict(name='adamw', learning_rate=1e-3, warmup_steps=1)
   config.evals = dict(val=dict(name='classification', data=data, ops=''))
   return config
-'''
+"""
 
 
 @pytest.fixture
@@ -76,7 +76,9 @@ def test_a_mistake_in_the_config_ends_with_one_message(
 
 
 def test_a_missing_data_directory_is_named(capsys, recipe, tmp_path):
-  data = f"{{'name': 'image_folder', 'path': '{tmp_path}/no', 'split': 'train'}}"
+  data = (
+    f"{{'name': 'image_folder', 'path': '{tmp_path}/no', 'split': 'train'}}"
+  )
   code, error = _error(
     capsys, recipe, f'input.data={data}', workdir=tmp_path / 'run'
   )

@@ -36,7 +36,8 @@ def count(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
 
   ```python
   image = jax.ShapeDtypeStruct((1, 224, 224, 3), 'float32')
-  per_image = flops.count(lambda p, x: model.apply(p, x)['logits'], params, image)
+  forward = lambda params, image: model.apply(params, image)['logits']
+  per_image = flops.count(forward, params, image)
   ```
 
   Raises:

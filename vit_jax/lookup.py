@@ -50,21 +50,31 @@ def find(folder: str, name: str, export: str) -> Any:
 
 
 def build(
-  folder: str, section: Mapping[str, Any], export: str, *args, **kwargs
+  folder: str,
+  section: Mapping[str, Any],
+  export: str,
+  *args,
+  where: str | None = None,
+  **kwargs,
 ) -> Any:
   """Calls what a config section names with the section's other keys.
 
   `build('models', {'name': 'vit', 'variant': 'B/16'}, 'Model')` calls
   `vit_jax.models.vit.Model(variant='B/16')`. `args` and `kwargs` come from the
-  caller and may not appear in the section.
+  caller and may not appear in the section; `where` is its place in the config,
+  for messages.
   """
-  section = dict(section)
+  section, where = dict(section), where or f'the {folder} section'
   if 'name' not in section:
-    raise UserError(f'a {folder} section needs a name; got {section}')
+    raise UserError(f'{where} needs a name; got {section}')
   name = section.pop('name')
   target = find(folder, name, export)
   check_keys(
-    target, section, f'{folder}/{name}', given=kwargs, num_args=len(args)
+    target,
+    section,
+    f'{where} ({folder}/{name})',
+    given=kwargs,
+    num_args=len(args),
   )
   return target(*args, **kwargs, **section)
 

@@ -6,30 +6,28 @@ k, in training and in evaluation, is one row. JSON knows no NaN and no infinity:
 both are `null` (a NaN again in pandas); the event file has the true value.
 """
 
+import contextlib
 import json
 import math
 import os
 import pathlib
-import sys
-import time
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
+from vit_jax import event_file
 from vit_jax.errors import RunError, UserError
-
-_FLUSH_EVENTS_SECONDS = 10.0  # How stale TensorBoard may be.
 
 
 class MetricWriter:
-  """Writes metrics of steps, in increasing order, on process 0 only.
+  """Writes the metrics of a run, step after step, on process 0 only.
 
-  A row is open, in memory, until a later step is written; `flush` makes all
-  rows durable. Called before a checkpoint commits, it makes sure that a run
-  which is killed and continues from that checkpoint has every row exactly once.
-  All methods do nothing on other processes.
+  The row of a step is open, in memory, until a later step is written; `flush`
+  makes all rows durable. Called before a checkpoint commits, it sees to it that
+  a run which is killed and continues from that checkpoint has every row exactly
+  once. On other processes all methods do nothing.
   """
 
   def __init__(
@@ -39,14 +37,14 @@ class MetricWriter:
     *,
     enabled: bool | None = None,
   ):
-    """Opens the files of a run, which are made if they are missing.
+    """Opens the files of a run; they are made if they are missing.
 
     Args:
       workdir: folder of the run.
       restored_step: the step that this run continues from. Rows of later steps
-        will be written again, so they are removed (atomically), and a line
-        that a kill has torn with them; TensorBoard is told the same. None is a
-        run that starts afresh: all rows are removed.
+        will be written again, so they are removed (atomically), and with them a
+        line that a kill has torn; TensorBoard is told the same. None is a run
+        that starts afresh: all rows are removed.
       enabled: whether this process writes; None is process 0.
 
     Raises:
@@ -54,17 +52,14 @@ class MetricWriter:
         cannot be read.
     """
     self._enabled = jax.process_index() == 0 if enabled is None else enabled
-    self._step: int | None = None  # Of the open row.
-    self._row: dict[str, float | int] = {}
-    self._start = self._end = 0  # Where the open row lies, if it is on disk.
-    self._changed = False
     if not self._enabled:
       return
-    workdir = _make_writable(workdir)
-    self._path = workdir / 'metrics.jsonl'
-    self._resume(restored_step)
-    first_step = 0 if restored_step is None else restored_step + 1
-    self._events = _Events(workdir, first_step)
+    self._workdir = _make_writable(workdir)
+    self._path = self._workdir / 'metrics.jsonl'
+    with _writing(self._workdir, UserError):
+      self._resume(restored_step)
+      first_step = 0 if restored_step is None else restored_step + 1
+      self._events = event_file.EventFile(self._workdir, first_step)
 
   def write(self, step: int, metrics: Mapping[str, Any]) -> None:
     """Adds numbers to the row of `step`; a name written twice keeps the last.
@@ -74,39 +69,40 @@ class MetricWriter:
       metrics: Python, numpy or fetched jax scalars. Integers stay integers.
 
     Raises:
-      ValueError: a step before the open row's.
+      ValueError: a step before that of the open row, or not a scalar.
       RunError: the disk is full or failing.
     """
     if not self._enabled:
       return
-    step = int(step)
     if self._step is not None and step < self._step:
-      raise ValueError(f'metrics of step {step} came after those of {self._step}')
-    row = {name: _number(value) for name, value in metrics.items()}
-    with _failing_disk_ends_the_run(self._path):
+      raise ValueError(f'metrics of step {step} after those of {self._step}')
+    row = {name: _number(name, value) for name, value in metrics.items()}
+    with _writing(self._workdir):
       if step != self._step:
         self._write_row()
-        self._step, self._row, self._start = step, {}, self._end
+        self._step, self._row, self._start = int(step), {}, self._end
       self._row |= row
       self._changed = True
-      self._events.write_scalars(step, row)
+      self._events.write_scalars(self._step, row)
 
-  def write_image(self, step: int, name: str, path: str | os.PathLike[str]):
+  def write_image(
+    self, step: int, name: str, path: str | os.PathLike[str]
+  ) -> None:
     """Adds a PNG file to the TensorBoard events under `name`."""
     if self._enabled:
-      with _failing_disk_ends_the_run(self._path):
-        self._events.write_png(step, name, pathlib.Path(path).read_bytes())
+      with _writing(self._workdir):
+        self._events.write_image(step, name, pathlib.Path(path))
 
   def flush(self) -> None:
     """Makes all that was written durable, the open row included."""
     if self._enabled:
-      with _failing_disk_ends_the_run(self._path):
+      with _writing(self._workdir):
         self._write_row()
         os.fsync(self._file.fileno())
         self._events.flush()
 
   def close(self) -> None:
-    """Flushes and closes; further calls do nothing."""
+    """Flushes and closes; after that all methods do nothing."""
     if self._enabled:
       self.flush()
       self._file.close()
@@ -119,36 +115,36 @@ class MetricWriter:
   def __exit__(self, *_):
     self.close()
 
+  def _resume(self, restored_step: int | None) -> None:
+    """Cuts the file, opens it, and reopens the row of `restored_step`."""
+    old = self._path.read_bytes() if self._path.exists() else b''
+    rows = _rows_until(restored_step, old, self._path)
+    kept = b''.join(line for _, _, line in rows)
+    if kept != old:
+      _replace(self._path, kept)
+    self._file = open(self._path, 'ab')
+    # The open row, whether it changed since it was last put into the file, and
+    # the bytes of the file that it takes (none if it is not there yet).
+    self._step, self._row, line = rows[-1] if rows else (None, {}, b'')
+    self._changed = False
+    self._start, self._end = len(kept) - len(line), len(kept)
+
   def _write_row(self) -> None:
-    """Appends the open row, or replaces it where it is already on disk."""
+    """Appends the open row, or replaces it where it is in the file already."""
     if not self._changed:
       return
     line = _line(self._step, self._row)
     if self._end > self._start:
-      # Rare: something came for a step that was flushed. Never cut and append,
-      # for a kill in between would lose a durable row.
+      # Rare: more came for a step after a flush. To cut and append instead
+      # could lose a durable row to a kill in between.
       self._file.close()
-      kept = self._path.read_bytes()[: self._start]
-      _replace(self._path, kept + line)
+      _replace(self._path, self._path.read_bytes()[: self._start] + line)
       self._file = open(self._path, 'ab')
     else:
       self._file.write(line)
-      self._file.flush()  # To the operating system: it survives kill -9.
+      self._file.flush()  # To the operating system: outlives kill -9.
     self._end = self._start + len(line)
     self._changed = False
-
-  def _resume(self, restored_step: int | None) -> None:
-    with _failing_disk_ends_the_run(self._path):
-      old = self._path.read_bytes() if self._path.exists() else b''
-      rows = _rows_until(restored_step, old, self._path)
-      lines = [_line(step, row) for step, row in rows]
-      if b''.join(lines) != old:
-        _replace(self._path, b''.join(lines))
-      self._file = open(self._path, 'ab')
-    self._start = self._end = sum(map(len, lines))
-    if rows:  # A restored step may still get evaluation metrics.
-      self._step, self._row = rows[-1]
-      self._start -= len(lines[-1])
 
 
 def write_config(
@@ -176,139 +172,88 @@ def write_config(
   path = _make_writable(workdir) / 'config.json'
   config = config.to_dict() if hasattr(config, 'to_dict') else dict(config)
   new = json.dumps(config, indent=2, default=repr).encode() + b'\n'
-  old = path.read_bytes() if path.exists() else new
-  with _failing_disk_ends_the_run(path):
-    if restored_step is not None and old != new:
-      kept = path.with_name(f'config.until_{restored_step}.json')
-      if not kept.exists():  # Else `old` trained nothing that lasts.
-        _replace(kept, old)
+  with _writing(path.parent, UserError):
+    old = path.read_bytes() if path.exists() else None
+    if old == new:
+      return
+    kept = path.with_name(f'config.until_{restored_step}.json')
+    # If `kept` exists, `old` took over at this very step: it trained nothing.
+    if old and restored_step is not None and not kept.exists():
+      _replace(kept, old)
     _replace(path, new)
-
-
-class _Events:
-  """A TensorBoard event file, written in this thread.
-
-  tensorboardX's own `SummaryWriter` hands events to a thread through a bounded
-  queue: when the disk is full the thread dies and training would hang.
-  """
-
-  def __init__(self, workdir: pathlib.Path, first_step: int):
-    hidden = 'torch' not in sys.modules
-    if hidden:  # tensorboardX imports torch if it can: 2 s for nothing here.
-      sys.modules['torch'] = None
-    try:
-      from tensorboardX import event_file_writer
-      from tensorboardX.proto import event_pb2, summary_pb2
-    finally:
-      if hidden:
-        del sys.modules['torch']
-    self._proto, self._summary = event_pb2, summary_pb2
-    # The name has only seconds, and a file of the same name is overwritten.
-    suffix = f'.{os.getpid()}.{time.time_ns() % 10**9:09d}'
-    self._writer = event_file_writer.EventsWriter(
-      os.path.join(workdir, 'events'), suffix
-    )
-    # From here on TensorBoard forgets what older files say of later steps.
-    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-    self._write(first_step, session_log=start)
-    self.flush()
-
-  def write_scalars(self, step: int, row: Mapping[str, float | int]) -> None:
-    value = self._summary.Summary.Value
-    values = [value(tag=k, simple_value=float(v)) for k, v in row.items()]
-    self._write(step, summary=self._summary.Summary(value=values))
-    if time.monotonic() - self._flushed > _FLUSH_EVENTS_SECONDS:
-      self.flush()
-
-  def write_png(self, step: int, name: str, png: bytes) -> None:
-    image = self._summary.Summary.Image(
-      width=int.from_bytes(png[16:20], 'big'),  # The IHDR chunk comes first.
-      height=int.from_bytes(png[20:24], 'big'),
-      colorspace=3,
-      encoded_image_string=png,
-    )
-    value = self._summary.Summary.Value(tag=name, image=image)
-    self._write(step, summary=self._summary.Summary(value=[value]))
-    self.flush()
-
-  def flush(self) -> None:
-    self._flushed = time.monotonic()
-    self._writer.flush()
-
-  def close(self) -> None:
-    self._writer.close()
-
-  def _write(self, step: int, **what: Any) -> None:
-    event = self._proto.Event(step=step, wall_time=time.time(), **what)
-    self._writer.write_event(event)
 
 
 def _rows_until(
   last_step: int | None, data: bytes, path: pathlib.Path
-) -> list[tuple[int, dict[str, Any]]]:
-  """Returns the rows `(step, rest)` whose step is at most `last_step`."""
-  if last_step is None:
-    return []
+) -> list[tuple[int, dict[str, Any], bytes]]:
+  """Returns `(step, other values, line)` of the rows up to `last_step`."""
   rows, bad = [], None
-  for number, line in enumerate(data.splitlines(), 1):
+  for number, line in enumerate(data.split(b'\n'), 1):
+    if last_step is None or not line:
+      continue
     try:
       row = json.loads(line)
       step = int(row.pop('step'))
     except (ValueError, KeyError, TypeError, AttributeError):
-      # Only a torn row may be here, and rows to be written again after it.
-      bad = bad or number
+      bad = bad or number  # No matter, unless a row to keep comes after it.
       continue
     if step > last_step:
       continue
     if bad or (rows and step <= rows[-1][0]):
       raise UserError(
         f'{path}, line {bad or number}: expected a JSON object with a "step" '
-        'greater than that of the line before. Was the file edited, or do two '
-        'runs share the workdir? Mend the line, or move the file away.'
+        'greater than that of the line before. Was it edited, or do two runs '
+        'share the workdir? Mend the line, or move the file away.'
       )
-    rows.append((step, row))
+    rows.append((step, row, line + b'\n'))
   return rows
 
 
 def _line(step: int, row: Mapping[str, Any]) -> bytes:
-  values = {
-    name: value if value is None or math.isfinite(value) else None
-    for name, value in row.items()
-  }
-  line = json.dumps({'step': step} | values, allow_nan=False)
-  return line.encode() + b'\n'
+  def finite(x):
+    return None if isinstance(x, float) and not math.isfinite(x) else x
+
+  row = {'step': step} | {name: finite(value) for name, value in row.items()}
+  return json.dumps(row, allow_nan=False).encode() + b'\n'
 
 
-def _number(value: Any) -> float | int:
-  value = np.asarray(value)
-  if value.shape:
-    raise ValueError(f'a metric is a scalar, got an array of {value.shape}')
-  value = value.item()
+def _number(name: str, value: Any) -> float | int:
+  if np.ndim(value):
+    raise ValueError(f'{name} is an array of shape {np.shape(value)}')
+  value = value.item() if hasattr(value, 'item') else value
   return value if isinstance(value, int) else float(value)
 
 
 def _make_writable(workdir: str | os.PathLike[str]) -> pathlib.Path:
   if '://' in str(workdir):
     raise UserError(
-      f'workdir={str(workdir)!r}: metrics are appended to files, which object '
-      'stores cannot do; mount the bucket (gcsfuse) and give its folder'
+      f'workdir {str(workdir)!r}: metrics are appended to files, which an '
+      'object store cannot do; mount the bucket (gcsfuse) and give its folder'
     )
   workdir = pathlib.Path(workdir)
-  try:
+  with _writing(workdir, UserError):
     workdir.mkdir(parents=True, exist_ok=True)
-    probe = workdir / f'.writable.{os.getpid()}'
-    probe.touch()
-    probe.unlink()
-  except OSError as e:
-    raise UserError(
-      f'cannot write to workdir {str(workdir)!r}: {e.strerror}; give '
-      '--workdir a folder that you may write to'
-    ) from e
   return workdir
 
 
+@contextlib.contextmanager
+def _writing(workdir: pathlib.Path, error: type[Exception] = RunError):
+  """Turns a failure of the disk into a message."""
+  try:
+    yield
+  except OSError as e:
+    if error is UserError:
+      advice = 'give a workdir that you may write to'
+    else:
+      advice = (
+        'saved checkpoints are safe; the same command continues from them'
+      )
+    name = str(e.filename or workdir)
+    raise error(f'cannot write {name!r}: {e.strerror}; {advice}') from e
+
+
 def _replace(path: pathlib.Path, data: bytes) -> None:
-  """Replaces a file so that a kill leaves the old or the new one, whole."""
+  """Replaces a file; a kill leaves the old or the new one, whole."""
   new = path.with_name(f'.{path.name}.new')
   with open(new, 'wb') as f:
     f.write(data)
@@ -316,22 +261,6 @@ def _replace(path: pathlib.Path, data: bytes) -> None:
     os.fsync(f.fileno())
   os.replace(new, path)
   folder = os.open(path.parent, os.O_RDONLY)
-  try:
+  with contextlib.suppress(OSError):  # Some mounted buckets cannot.
     os.fsync(folder)
-  finally:
-    os.close(folder)
-
-
-class _failing_disk_ends_the_run:  # noqa: N801
-  def __init__(self, path):
-    self._path = path
-
-  def __enter__(self):
-    return self
-
-  def __exit__(self, kind, error, traceback):
-    if isinstance(error, OSError):
-      raise RunError(
-        f'cannot write {self._path}: {error.strerror}; checkpoints that are '
-        'already saved are safe: make room and start the same command again'
-      ) from error
+  os.close(folder)

@@ -53,8 +53,8 @@ def build(
     UserError: a section that does not fit what it names, or sections that do
       not fit each other (classes, batch and devices, durations).
   """
-  device_mesh = _call(sharding_lib.make_mesh, mesh or {}, 'config.mesh')
-  train_input = _call(pipeline.TrainInput, input, 'config.input', seed=seed)
+  device_mesh = call(sharding_lib.make_mesh, mesh or {}, 'config.mesh')
+  train_input = call(pipeline.TrainInput, input, 'config.input', seed=seed)
   sharding_lib.check_batch_size(train_input.batch_size, device_mesh)
   check_num_classes(model, train_input, 'config.input')
   steps_per_epoch = train_input.steps_per_epoch
@@ -74,14 +74,14 @@ def build(
   abstract_params, _ = jax.eval_shape(
     lambda rng: learner.init(rng, model_spec), jax.random.key(0)
   )
-  tx, schedule = _call(
+  tx, schedule = call(
     optimizer_lib.make,
     in_steps(optimizer, steps_per_epoch, 'config.optimizer'),
     'config.optimizer',
     abstract_params,
     total_steps=total,
   )
-  abstract_state, init = _call(
+  abstract_state, init = call(
     train_state.create,
     sharding or {},
     'config.sharding',
@@ -105,9 +105,7 @@ def build(
 
   def predict(params, batch):
     # Evaluation draws nothing; the key only completes the signature.
-    return learner.predict(
-      params, ops(batch, jax.random.key(0), train=False)
-    )
+    return learner.predict(params, ops(batch, jax.random.key(0), train=False))
 
   return Run(
     mesh=device_mesh,
@@ -159,7 +157,7 @@ def check_num_classes(model: Mapping[str, Any], data: Any, where: str) -> None:
     )
 
 
-def _call(target, section, where, *args, **kwargs):
+def call(target, section, where, *args, **kwargs):
   """Calls `target` with a config section after checking the section's keys."""
   lookup.check_keys(target, section, where, given=kwargs, num_args=len(args))
   return target(*args, **kwargs, **section)

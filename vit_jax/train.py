@@ -6,7 +6,7 @@ alone is the same loop with `total_steps=0`.
 
 import contextlib
 import dataclasses
-import itertools
+import inspect
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +17,9 @@ from vit_jax import (
   checkpoint as checkpoint_lib,
   flops,
   lookup,
+  metric_writer,
   preemption,
+  progress as progress_lib,
   reporting,
   run as run_lib,
   sharding as sharding_lib,
@@ -80,7 +82,251 @@ def train(
     SystemExit: preempted (42) or interrupted (130), after saving.
   """
   config = {k: v for k, v in locals().items() if k != 'workdir'}
-  workdir = _make_workdir(workdir)
   run = run_lib.build(
-    **{k: config[k] for k in config if k in _BUILD_KEYS},
+    **{key: config[key] for key in inspect.signature(run_lib.build).parameters}
   )
+  per_epoch = run.input.steps_per_epoch
+  jobs = _evaluation_jobs(evals or {}, run, config)
+  drawings = _drawings(pictures or {}, run)
+  checkpoint = run_lib.in_steps(
+    checkpoint or {}, per_epoch, 'config.checkpoint'
+  )
+  save_every_steps = checkpoint.pop('every_steps', None)
+  workdir = pathlib.Path(workdir).absolute()
+  evaluates_only = run.total_steps == 0
+
+  with contextlib.ExitStack() as stack:
+    progress = progress_lib.Progress(run.total_steps)
+    checkpointer = run_lib.call(
+      checkpoint_lib.Checkpointer,
+      checkpoint,
+      'config.checkpoint',
+      workdir / 'checkpoints',
+      on_log=progress.log,
+    )
+    stack.callback(checkpointer.close)
+    progress.log(_describe(run))
+    restored = checkpointer.restore(run.abstract_state, config=config)
+    state, first = (restored[0], restored[1]['step']) if restored else (None, 0)
+    if restored and not evaluates_only and first >= run.total_steps:
+      progress.log(
+        f'this run is finished: step {first} of {run.total_steps} is saved in '
+        f'{workdir}. To go on, raise total_steps; to evaluate it, set it to 0'
+      )
+      return restored[1]['metrics']
+    restored_step = first if restored else None
+    writer = stack.enter_context(
+      metric_writer.MetricWriter(workdir, restored_step)
+    )
+    metric_writer.write_config(workdir, config, restored_step)
+    progress.log(
+      f'continuing from step {first}' if restored else 'starting from scratch'
+    )
+    state = run.init() if state is None else state
+    clock = _make_clock(run, first)
+    batches = pipeline.prefetch_to_device(
+      run.input.batches(first), sharding_lib.batch_sharding(run.mesh)
+    )
+    stack.callback(batches.close)
+    stack.enter_context(progress).update(first)
+    asked_to_stop = stack.enter_context(preemption.watch())
+    stack.enter_context(jax.transfer_guard('disallow'))
+
+    def finish_step(step: int, metrics: dict[str, jax.Array]) -> None:
+      """Fetches, checks and logs the metrics of a step."""
+      metrics = {
+        f'train/{key}': value for key, value in jax.device_get(metrics).items()
+      }
+      if on_nonfinite == 'stop':
+        reporting.check_finite(step, metrics, checkpointer.latest_good)
+      progress.update(step)
+      if step % log_every_steps == 0 or step == run.total_steps:
+        metrics['train/epoch'] = step / per_epoch
+        if run.input.skipped:
+          metrics['train/skipped_examples'] = run.input.skipped
+        metrics |= clock.report(step)
+        writer.write(step, metrics)
+        eta = clock.eta_seconds(step, run.total_steps)
+        progress.update(step, metrics, eta_seconds=eta)
+
+    results, step, pending = {}, first, None
+    for step in range(first + 1, run.total_steps + 1):
+      with clock.waiting():
+        batch = next(batches)
+      state, metrics = run.step(state, batch)
+      # Step t - 1 is fetched while the devices work on step t.
+      if pending is not None:
+        finish_step(*pending)
+      pending = (step, metrics)
+      if step == first + 1:
+        jax.block_until_ready(metrics)
+        seconds = clock.start(step)
+        progress.log(f'compiled and took the first step in {seconds:.1f} s')
+
+      is_last = step == run.total_steps
+      exit_code = asked_to_stop(step)
+      due = [job for job in jobs if is_last or job.is_due(step)]
+      saves = bool(exit_code or is_last) or _divides(save_every_steps, step)
+      if not (due or saves):
+        continue
+      finish_step(*pending)
+      pending = None
+      with clock.pause():
+        if due:
+          results = _evaluate(due, state, step, progress)
+          writer.write(step, results)
+          progress.update(step, results)
+        if is_last:
+          _draw(drawings, state, step, workdir, writer)
+        if saves:
+          # First the rows: a checkpoint must never be ahead of the metrics.
+          writer.flush()
+          checkpointer.save(step, state, config=config, metrics=results)
+      if exit_code and not is_last:
+        checkpointer.wait()
+        progress.log(
+          f'saved step {step} and stopped; the same command continues'
+        )
+        raise SystemExit(exit_code)
+
+    if evaluates_only:
+      results = _evaluate(jobs, state, step, progress)
+      writer.write(step, results)
+      _draw(drawings, state, step, workdir, writer)
+    checkpointer.wait()
+  _print_results(results, step, workdir)
+  for name in run.input.skipped_names:
+    print(f'skipped {name}')
+  return results
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+  """An evaluator, when it runs and on which weights."""
+
+  name: str
+  evaluator: Any
+  every_steps: int | None
+  weights: tuple[str, ...]
+
+  def is_due(self, step: int) -> bool:
+    return _divides(self.every_steps, step)
+
+
+_WEIGHTS = ('params', 'ema')
+
+
+def _evaluation_jobs(
+  evals: Mapping[str, Mapping[str, Any]],
+  run: run_lib.Run,
+  config: Mapping[str, Any],
+) -> list[_Job]:
+  jobs = []
+  for name, section in evals.items():
+    where = f'config.evals.{name}'
+    section = run_lib.in_steps(section, run.input.steps_per_epoch, where)
+    section.setdefault('batch_size', run.input.batch_size)
+    every_steps = section.pop('every_steps', None)
+    weights = section.pop('weights', 'params')
+    weights = (weights,) if isinstance(weights, str) else tuple(weights)
+    unknown = sorted(set(weights) - set(_WEIGHTS))
+    if unknown or ('ema' in weights and config['ema'] is None):
+      raise UserError(
+        f"{where}.weights={weights}: expected 'params', or 'ema' with "
+        'config.ema set'
+      )
+    evaluator = lookup.build(
+      'evaluators', section, 'Evaluator', run.predict, run.mesh, where=where
+    )
+    run_lib.check_num_classes(config['model'], evaluator.input, where)
+    jobs.append(_Job(name, evaluator, every_steps, weights))
+  return jobs
+
+
+def _evaluate(jobs, state, step: int, progress) -> dict[str, float]:
+  """Returns `{'val/top1': ...}`; the numbers of the average are `val_ema/`."""
+  results = {}
+  for job in jobs:
+    for weights in job.weights:
+      params, prefix = state.params, job.name
+      if weights == 'ema':
+        params, prefix = state.ema_params, f'{job.name}_ema'
+      try:
+        with progress.status(f'evaluating {prefix}'):
+          numbers = job.evaluator.run(params)
+      except Exception as e:
+        e.add_note(f'in the evaluator {job.name} at step {step}')
+        raise
+      results |= {f'{prefix}/{key}': value for key, value in numbers.items()}
+  return results
+
+
+def _drawings(
+  pictures: Mapping[str, Mapping[str, Any]], run: run_lib.Run
+) -> dict[str, Any]:
+  return {
+    name: lookup.build(
+      'visualize',
+      section,
+      'Picture',
+      run.predict,
+      run.mesh,
+      where=f'config.pictures.{name}',
+    )
+    for name, section in pictures.items()
+  }
+
+
+def _draw(drawings, state, step: int, workdir: pathlib.Path, writer) -> None:
+  params = state.params if state.ema_params is None else state.ema_params
+  for name, picture in drawings.items():
+    path = picture.draw(params, workdir / f'{name}.png')
+    writer.write_image(step, name, path)
+
+
+def _make_clock(run: run_lib.Run, step: int) -> reporting.Clock:
+  flops_per_step, peak = None, flops.peak_flops(run.mesh.devices.flat[0])
+  if peak is not None:
+    forward = flops.count(
+      run.predict, run.abstract_state.params, run.batch_spec
+    )
+    flops_per_step = flops.TRAINING_FACTOR * forward
+    peak *= run.mesh.size
+  return reporting.Clock(
+    run.input.batch_size,
+    step=step,
+    flops_per_step=flops_per_step,
+    peak_flops=peak,
+  )
+
+
+def _describe(run: run_lib.Run) -> str:
+  """Returns what a user wants to see before the first step."""
+  device = run.mesh.devices.flat[0]
+  axes = ' x '.join(f'{k}={v}' for k, v in run.mesh.shape.items() if v > 1)
+  sizes = [x.size for x in jax.tree.leaves(run.abstract_state.params)]
+  epochs = run.total_steps / run.input.steps_per_epoch
+  return (
+    f'{run.mesh.size} x {device.device_kind}{f" ({axes})" if axes else ""}, '
+    f'{sum(sizes):,} parameters, {run.input.num_examples:,} training images, '
+    f'{run.total_steps:,} steps of {run.input.batch_size:,} images '
+    f'({epochs:.3g} epochs)'
+  )
+
+
+def _print_results(
+  results: Mapping[str, float], step: int, workdir: pathlib.Path
+) -> None:
+  if jax.process_index() != 0:
+    return
+  rows: dict[str, dict[str, float]] = {}
+  for name, value in results.items():
+    row, _, metric = name.partition('/')
+    rows.setdefault(row, {})[metric] = value
+  if rows:
+    reporting.print_table(f'step {step:,}', rows)
+  print(f'results, curves and checkpoints: {workdir}')
+
+
+def _divides(every_steps: int | None, step: int) -> bool:
+  return bool(every_steps) and step % every_steps == 0

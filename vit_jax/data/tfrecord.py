@@ -4,10 +4,12 @@ TFRecord can only be read from the start, so nothing random can be served from
 it. The records themselves are copied byte for byte.
 """
 
+import contextlib
 import json
 import os
 import pathlib
 import tempfile
+from collections.abc import Iterator
 
 from absl import logging
 
@@ -20,6 +22,11 @@ _INFO = 'dataset_info.json'  # written last: its presence means all is there
 def copy_of(version_dir: str) -> pathlib.Path:
   """Returns the folder where the converted copy of a dataset version goes."""
   return pathlib.Path(version_dir) / _FORMAT
+
+
+def is_complete(target: pathlib.Path) -> bool:
+  """Returns whether a conversion to this folder has finished."""
+  return (target / _INFO).exists()
 
 
 def convert(version_dir: str, target: pathlib.Path) -> None:
@@ -39,23 +46,20 @@ def convert(version_dir: str, target: pathlib.Path) -> None:
   """
   source = pathlib.Path(version_dir)
   shards = sorted(source.glob('*.tfrecord*'))
-  logging.warning(
-    'converting %d TFRecord files of %s to %s in %s, once',
-    len(shards), source, _FORMAT, target,
-  )  # fmt: skip
+  logging.warning('converting %s to %s, once', source, target)
   try:
     target.mkdir(exist_ok=True)
     for shard in shards:
       name = shard.name.replace('.tfrecord', f'.{_FORMAT}')
       if not (target / name).exists():
-        with _Complete(target / name) as path:
+        with _complete(target / name) as path:
           _convert_shard(shard, path)
     for extra in source.glob('*'):
       if extra.suffix in ('.json', '.txt') and extra.name != _INFO:
-        with _Complete(target / extra.name) as path:
+        with _complete(target / extra.name) as path:
           path.write_bytes(extra.read_bytes())
     info = json.loads((source / _INFO).read_text())
-    with _Complete(target / _INFO) as path:
+    with _complete(target / _INFO) as path:
       path.write_text(json.dumps(info | {'fileFormat': _FORMAT}, indent=2))
   except OSError as e:
     raise UserError(
@@ -63,3 +67,32 @@ def convert(version_dir: str, target: pathlib.Path) -> None:
       'space or make the folder writable, or prepare the dataset as '
       f'{_FORMAT} in another data_dir'
     ) from e
+
+
+def _convert_shard(shard: pathlib.Path, target: pathlib.Path) -> None:
+  from array_record.python import array_record_module
+
+  writer = array_record_module.ArrayRecordWriter(str(target), 'group_size:1')
+  for record in _records(shard):
+    writer.write(record)
+  writer.close()
+
+
+def _records(shard: pathlib.Path) -> Iterator[bytes]:
+  """Returns the serialized records of a TFRecord file, in order."""
+  import tensorflow as tf  # the only place that needs it
+
+  return tf.data.TFRecordDataset(str(shard)).as_numpy_iterator()
+
+
+@contextlib.contextmanager
+def _complete(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Yields a temporary path that becomes `path` if nothing is raised."""
+  folder = tempfile.mkdtemp(prefix='incomplete.', dir=path.parent)
+  temporary = pathlib.Path(folder) / path.name
+  try:
+    yield temporary
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)
+    os.rmdir(folder)

@@ -7,6 +7,7 @@ depend on the batch size or on the number of devices.
 
 import collections
 import functools
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -18,6 +19,8 @@ import numpy as np
 from vit_jax import losses, sharding
 from vit_jax.data import pipeline
 from vit_jax.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 NUM_BINS = 15  # Guo et al. 2017, table 1.
 
@@ -51,20 +54,19 @@ class Evaluator:
         the loss and the confidence (see `run`), not the accuracies.
       per_class: adds a top-1 for every class, and their mean.
       on_error: 'stop' or 'skip' where an image cannot be read.
-      num_threads: of the input pipeline; None is its default.
+      num_threads: see `pipeline.TrainInput`.
 
     Raises:
       UserError: an option or the data.
     """
     losses.cross_entropy(loss)
     shards = mesh.shape['data'] * mesh.shape['fsdp']
-    threads = {} if num_threads is None else {'num_threads': num_threads}
     self.input = pipeline.EvalInput(
       data=data,
       ops=ops,
       batch_size=math.ceil(batch_size / shards) * shards,
       on_error=on_error,
-      **threads,
+      num_threads=num_threads,
     )
     self._predict, self._mesh, self._loss = predict, mesh, loss
     self._per_class, self._data = per_class, dict(data)
@@ -88,7 +90,7 @@ class Evaluator:
       sigmoid the sigmoid of the largest logit.
     `num_examples`: the number of examples behind these numbers.
     `num_skipped` (with on_error='skip'): examples that could not be read.
-    `num_unlabelled` (with multi-hot labels): examples that list no class.
+    `num_unlabelled` (where there are any): examples that list no class.
     `top1/<class>`, `top1_class_mean` (with per_class): for each class that
       occurs, the fraction of its examples that are found; their plain mean.
 
@@ -104,6 +106,15 @@ class Evaluator:
     result = sums.result(self.input.class_names)
     if self._skips:
       result['num_skipped'] = self.input.num_examples - sums.num_read
+      if self.input.skipped:
+        _log.warning(
+          'skipped %d examples of %s that cannot be read, among them:\n  %s',
+          self.input.skipped,
+          self._data,
+          '\n  '.join(self.input.skipped_names),
+        )
+    if sums.num_read > sums.num_examples:
+      result['num_unlabelled'] = sums.num_read - sums.num_examples
     return {key: float(value) for key, value in result.items()}
 
   def _rows(self, params: Any) -> Iterator[dict[str, jax.Array]]:
@@ -141,19 +152,16 @@ class _Sums:
   def __init__(self, per_class: bool):
     self._per_class = per_class
     self.num_read = self.num_examples = 0
-    self._multi_hot = False
     self._hits = collections.Counter()
     self._loss = 0.0
-    # Per bin and per class: examples, hits and summed confidences.
-    self._bins = np.zeros((3, NUM_BINS))
-    self._classes = np.zeros((2, 0), np.int64)
+    self._bins = np.zeros((2, NUM_BINS))  # Hits and summed confidences.
+    self._classes = [0, 0]  # Examples and hits of each class.
 
   def add(self, rows: Mapping[str, np.ndarray]) -> None:
     """Adds the rows of a batch that count."""
     counted = rows['counted']
     self.num_read += int(rows['mask'].sum())
     self.num_examples += int(counted.sum())
-    self._multi_hot = rows['label'].ndim == 2
     for key in ('top1', 'top5'):
       if key in rows:
         self._hits[key] += int(rows[key][counted].sum())
@@ -162,35 +170,29 @@ class _Sums:
     self._bins += _by_bin(hit, confidence)
     if self._per_class:
       label, num_classes = rows['label'][counted], int(rows['num_classes'])
-      table = [
-        np.bincount(x, minlength=num_classes) for x in (label, label[hit])
-      ]
-      self._classes = np.array(table) + (
-        self._classes if self._classes.size else 0
-      )
+      for i, x in enumerate((label, label[hit])):
+        self._classes[i] += np.bincount(x, minlength=num_classes)
 
   def result(self, class_names: Sequence[str] | None) -> dict[str, float]:
     """Returns the metrics."""
     n = self.num_examples
     result = {key: hits / n for key, hits in sorted(self._hits.items())}
     result['loss'] = self._loss / n
-    _, hits, confidences = self._bins
+    hits, confidences = self._bins
     error = np.abs(hits - confidences).sum() / n
     result['expected_calibration_error'] = error
     result['num_examples'] = n
-    if self._multi_hot:
-      result['num_unlabelled'] = self.num_read - n
     if self._per_class:
       result.update(_class_table(*self._classes, class_names))
     return result
 
 
 def _by_bin(hit: np.ndarray, confidence: np.ndarray) -> np.ndarray:
-  """Returns `[3, NUM_BINS]`: examples, hits, summed confidences."""
+  """Returns `[2, NUM_BINS]`: hits and summed confidences of each bin."""
   upper = np.arange(1, NUM_BINS, dtype=np.float32) / np.float32(NUM_BINS)
   index = np.searchsorted(upper, confidence, side='left')
-  weights = (np.ones(len(hit)), hit, confidence.astype(np.float64))
-  return np.stack([np.bincount(index, w, minlength=NUM_BINS) for w in weights])
+  sums = [np.bincount(index, x, NUM_BINS) for x in (hit, confidence)]
+  return np.stack(sums)
 
 
 def _class_table(

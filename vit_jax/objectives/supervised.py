@@ -106,7 +106,7 @@ class Objective:
 def _logits(outputs: Mapping[str, jax.Array]) -> jax.Array:
   if 'logits' not in outputs:
     raise UserError(
-      f'the model returns {sorted(outputs)} but no logits, which the supervised '
-      'objective needs: set model.num_classes'
+      f'the model returns {sorted(outputs)} but no logits, which the '
+      'supervised objective needs: set model.num_classes'
     )
   return outputs['logits']

@@ -2,14 +2,121 @@
 
 import numpy as np
 
-from vit_jax.data.ops._checks import image_of
+from vit_jax.data.ops._checks import image_of, size_of
 from vit_jax.data.ops.language import Example, Op
+from vit_jax.data.ops.resize import check_method, resample
 from vit_jax.errors import UserError
+
+
+def resize_small(
+  size: int, *, method: str = 'bilinear', antialias: bool = True
+) -> Op:
+  """Resizes so that the shorter side is `size`, keeping the aspect ratio.
+
+  The longer side is rounded to the nearest pixel, as in big_vision;
+  torchvision's Resize rounds it down.
+
+  Args:
+    size: length of the shorter side in pixels.
+    method: see `resize`.
+    antialias: see `resize`.
+  """
+  if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+    raise UserError(f'the shorter side is a positive int; got {size!r}')
+  check_method(method, antialias=antialias)
+
+  def op(example: Example, rng: np.random.Generator) -> Example:
+    del rng
+    image = image_of(example)
+    factor = size / max(1, min(image.shape[:2]))
+    new = tuple(max(1, round(n * factor)) for n in image.shape[:2])
+    image = resample(image, new, method=method, antialias=antialias)
+    return example | {'image': image}
+
+  return op
+
+
+def central_crop(size: int | tuple[int, int] | None = None) -> Op:
+  """Cuts the centre of the image out; an odd margin is cut at the far end.
+
+  Args:
+    size: an int (square) or `(height, width)`; None is the largest square.
+
+  Raises:
+    UserError: per example, the image is smaller than `size`.
+  """
+  size = None if size is None else size_of(size)
+
+  def op(example: Example, rng: np.random.Generator) -> Example:
+    del rng
+    image = image_of(example)
+    height, width = size or (min(image.shape[:2]),) * 2
+    _check_fits(image, (height, width), 'put resize_small before')
+    top = (image.shape[0] - height) // 2
+    left = (image.shape[1] - width) // 2
+    image = image[top : top + height, left : left + width]
+    return example | {'image': image}
+
+  return op
+
+
+def random_crop(
+  size: int | tuple[int, int],
+  *,
+  padding: int = 0,
+  pad_mode: str = 'zero',
+  pad_if_needed: bool = False,
+) -> Op:
+  """Cuts a box of `size` out of the image, every position equally likely.
+
+  `random_crop(32, padding=4)` is the usual one for CIFAR; DeiT III's simple
+  random crop is `resize_small(224)|random_crop(224, padding=4,
+  pad_mode='reflect')`.
+
+  Args:
+    size: an int (square) or `(height, width)`.
+    padding: pixels to add on each of the four sides first.
+    pad_mode: 'zero', or 'reflect' (mirrored without repeating the edge).
+    pad_if_needed: whether a side that is still shorter than `size` is padded
+      at both ends by what it lacks.
+
+  Raises:
+    UserError: per example, the padded image is smaller than `size`.
+  """
+  size = size_of(size)
+  modes = {'zero': 'constant', 'reflect': 'reflect'}
+  if pad_mode not in modes:
+    raise UserError(f'unknown pad_mode {pad_mode!r}; there are {list(modes)}')
+  if isinstance(padding, bool) or not isinstance(padding, int) or padding < 0:
+    raise UserError(
+      f'padding is a number of pixels, 0 or more; got {padding!r}'
+    )
+
+  def op(example: Example, rng: np.random.Generator) -> Example:
+    image = image_of(example)
+    pads = [
+      padding + max(0, new - old - 2 * padding) * pad_if_needed
+      for old, new in zip(image.shape, size, strict=False)
+    ]
+    if any(pads):
+      widths = [(pad, pad) for pad in (*pads, 0)]
+      image = np.pad(image, widths, modes[pad_mode])
+    _check_fits(
+      image, size, 'pad_if_needed=True pads it, resize_small grows it'
+    )
+    top, left = (
+      int(rng.integers(old - new + 1))
+      for old, new in zip(image.shape, size, strict=False)
+    )
+    image = image[top : top + size[0], left : left + size[1]]
+    return example | {'image': image}
+
+  return op
 
 
 def flip_lr(rate: float = 0.5) -> Op:
   """Mirrors the image left to right with probability `rate`."""
-  if not 0 <= rate <= 1:
+  if not isinstance(rate, int | float) or not 0 <= rate <= 1:
     raise UserError(f'rate is a probability, 0 to 1; got {rate!r}')
 
   def op(example: Example, rng: np.random.Generator) -> Example:
@@ -19,3 +126,11 @@ def flip_lr(rate: float = 0.5) -> Op:
     return example | {'image': image[:, ::-1]}
 
   return op
+
+
+def _check_fits(image: np.ndarray, size: tuple[int, int], hint: str) -> None:
+  if image.shape[0] < size[0] or image.shape[1] < size[1]:
+    raise UserError(
+      f'cannot cut {size[0]} x {size[1]} (height x width) out of an image of '
+      f'{image.shape[0]} x {image.shape[1]}; {hint}'
+    )

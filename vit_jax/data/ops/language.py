@@ -5,10 +5,10 @@ Python literals; strings in quotes may contain anything, `|` included. Nothing
 is evaluated. Empty segments are skipped, so that `f'decode|{extra}|flip_lr'`
 works when `extra` is empty.
 
-A name means, in this order: with a dot, a factory of the user's own
-(`my_project.ops.solarize` is the function `solarize` of the module
-`my_project.ops`); else the function `<name>` of the file `<name>.py` of this
-folder; else a public function of `image.py` or `label.py`.
+A name is the function of that name in the file of that name in this folder, or
+a public function of `image.py` or `label.py`. With a dot in it, it is a factory
+of the user's own: `my_project.ops.solarize` is the function `solarize` of the
+module `my_project.ops`.
 
 A factory takes the arguments once and returns `(example, rng) -> example`. An
 example is a dict of numpy arrays and raw bytes; `rng` is the numpy Generator
@@ -174,12 +174,12 @@ def public_functions(module: Any) -> dict[str, Callable[..., Any]]:
 def _find(name: str) -> Callable[..., Any]:
   if '.' in name:
     return find_dotted(name)
-  for collection in _COLLECTIONS:
-    functions = public_functions(_collection(name=collection))
-    if name in functions:
-      return functions[name]
   if name not in names():
     raise unknown(name, names())
+  for collection in _COLLECTIONS:
+    functions = public_functions(_collection(collection))
+    if name in functions:
+      return functions[name]
   return lookup.find(_FOLDER, name, name)
 
 
@@ -204,9 +204,12 @@ def _call(factory: Callable[..., Any], segment: Segment) -> Any:
       f'{segment.name}{_without_annotations(signature)}'
     ) from e
   try:
-    return factory(*segment.args, **segment.kwargs)
+    op = factory(*segment.args, **segment.kwargs)
   except (TypeError, ValueError) as e:
     raise UserError(f'{segment.text}: {e}') from e
+  if not callable(op):
+    raise UserError(f'{segment.text}: {segment.name} did not return an op')
+  return op
 
 
 def _without_annotations(signature: inspect.Signature) -> str:
@@ -242,7 +245,7 @@ def _split(text: str) -> Iterator[str]:
 def _parse_segment(text: str) -> Segment:
   try:
     node = ast.parse(text, mode='eval').body
-  except (SyntaxError, ValueError) as e:  # ValueError: a null byte.
+  except (SyntaxError, ValueError, RecursionError, MemoryError) as e:
     reason = e.msg if isinstance(e, SyntaxError) else str(e)
     raise UserError(f'cannot read the op {text!r}: {reason}') from e
   if not isinstance(node, ast.Call):

@@ -1,7 +1,7 @@
 """Images and labels from one npz file, held in memory.
 
-The file has two arrays a split, `train_images` and `train_labels`, `test_images`
-and so on, which is the layout of MedMNIST. Write one with
+The file has two arrays a split, `train_images` and `train_labels`, then
+`test_images` and so on, which is the layout of MedMNIST. Write one with
 
   np.savez('my_data.npz', train_images=..., train_labels=..., test_images=...,
            test_labels=..., class_names=[...])     # class_names is optional
@@ -100,7 +100,7 @@ class Source:
         )
       return labels.shape[1]
     if num_classes is None:
-      num_classes = int(train_labels.max(initial=-1)) + 1
+      num_classes = int(train_labels.astype(int).max(initial=-1)) + 1
     outside = np.unique(labels[(labels < 0) | (labels >= num_classes)])
     if len(outside):
       raise UserError(
@@ -116,9 +116,10 @@ def _read(path: str, split: str) -> dict[str, np.ndarray]:
   """Returns the arrays `images`, `labels` and, where present, the optional."""
   wanted = {'images': f'{split}_images', 'labels': f'{split}_labels'}
   try:
-    with np.load(path, allow_pickle=False) as file:
-      if not isinstance(file, np.lib.npyio.NpzFile):
-        raise UserError(f'{path} holds one array; expected an npz file of them')
+    file = np.load(path, allow_pickle=False)
+    if not isinstance(file, np.lib.npyio.NpzFile):
+      raise UserError(f'{path} holds one array; expected an npz file of them')
+    with file:
       missing = [key for key in wanted.values() if key not in file]
       if missing:
         raise UserError(

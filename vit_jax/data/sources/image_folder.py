@@ -20,9 +20,7 @@ _LAYOUT = f'<data_dir>/<split>/<class>/*{{{",".join(_SUFFIXES)}}}'
 class Source:
   """Examples `{'image': bytes of the file, 'label': int}`, sorted by path."""
 
-  def __init__(
-    self, split: str, *, data_dir: str, classes_from: str = 'train'
-  ):
+  def __init__(self, split: str, *, data_dir: str, classes_from: str = 'train'):
     """Lists the files of a split; reads none of them.
 
     Args:

@@ -5,6 +5,7 @@ class's pattern under noise of its own. Nothing is stored: record i is made when
 it is read, always the same.
 """
 
+import math
 import zlib
 
 import numpy as np
@@ -13,7 +14,7 @@ from vit_jax.data import splits
 from vit_jax.errors import UserError
 
 _GRID = 4  # a pattern has 4x4 cells
-_CONTRAST = 160  # of 255: what is left is noise
+_NOISE = 64  # noise is 0.._NOISE - 1, a power of two; the rest is pattern
 
 
 class Source:
@@ -59,7 +60,7 @@ class Source:
     self._records = self._split.records(num_examples)
     self._seed = (seed, zlib.crc32(self._split.name.encode()))
     self._patterns = np.random.default_rng(seed).integers(
-      0, _CONTRAST, (num_classes, _GRID, _GRID, channels), dtype=np.uint8
+      0, 256 - _NOISE, (num_classes, _GRID, _GRID, channels), dtype=np.uint8
     )
     self._cells = [np.arange(side) * _GRID // side for side in sides]
 
@@ -70,8 +71,10 @@ class Source:
     record = int(self._records[index])
     label = record % self.num_classes
     random = np.random.default_rng((*self._seed, record))
-    image = random.integers(0, 256 - _CONTRAST, self._shape, dtype=np.uint8)
-    image += self._patterns[label][np.ix_(*self._cells)]
+    noise = np.frombuffer(random.bytes(math.prod(self._shape)), np.uint8)
+    rows, columns = self._cells
+    pattern = self._patterns[label].take(columns, axis=1).take(rows, axis=0)
+    image = pattern + (noise % _NOISE).reshape(self._shape)
     return {'image': image, 'label': label}
 
   def describe(self, index: int) -> str:

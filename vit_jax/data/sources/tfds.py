@@ -6,7 +6,7 @@ prepared as TFRecord is converted once, which needs TensorFlow.
 
 import difflib
 import importlib.util
-import pathlib
+import os
 
 from vit_jax.data import tfrecord
 from vit_jax.errors import UserError
@@ -57,7 +57,9 @@ class Source:
       )
     self._records = _open(builder, split)
     self._where = f"split '{split}' of {dataset} in {builder.data_dir}"
-    self.num_classes, self.class_names = _classes(features.get(label_key))
+    self.num_classes, self.class_names = _classes(
+      features[label_key] if label_key in features else None
+    )
 
   def __len__(self) -> int:
     return len(self._records)
@@ -78,9 +80,7 @@ def _prepared_builder(dataset: str, data_dir: str | None, download: bool):
   """Returns a builder whose data lies as array_record on this disk."""
   tfds = _tfds()
   if data_dir is not None:
-    data_dir = str(pathlib.Path(data_dir).expanduser()) if (
-      '://' not in data_dir
-    ) else data_dir
+    data_dir = os.path.expanduser(data_dir)
   try:
     builder = tfds.builder(dataset, data_dir=data_dir)
     if download and not builder.is_prepared():
@@ -88,12 +88,16 @@ def _prepared_builder(dataset: str, data_dir: str | None, download: bool):
       builder.download_and_prepare()
   except tfds.core.DatasetNotFoundError as e:
     name = dataset.split('/')[0].split(':')[0]
-    close = difflib.get_close_matches(name, tfds.list_builders(), n=3)
+    close = difflib.get_close_matches(
+      name, tfds.list_builders(with_community_datasets=False), n=3
+    )
     hint = f'; close names: {", ".join(close)}' if close else ''
     raise UserError(
       f'TFDS knows no dataset {dataset!r}, and there is none in '
       f'{data_dir or "its default data_dir"}{hint}'
     ) from e
+  except (ValueError, AssertionError) as e:  # an unknown config or version
+    raise UserError(f'TFDS cannot build {dataset!r}: {e}') from e
   if not builder.is_prepared():
     raise UserError(
       f'{dataset} is not prepared in {builder.data_dir}; prepare it with\n'
@@ -108,7 +112,7 @@ def _prepared_builder(dataset: str, data_dir: str | None, download: bool):
 def _converted(tfds, builder, dataset: str, data_dir: str | None):
   """Returns a builder of the array_record copy of a TFRecord dataset."""
   copy = tfrecord.copy_of(builder.data_dir)
-  if not copy.exists():
+  if not tfrecord.is_complete(copy):
     if importlib.util.find_spec('tensorflow') is None:
       elsewhere = f'{data_dir or "~/tensorflow_datasets"}_array_record'
       raise UserError(

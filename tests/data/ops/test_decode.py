@@ -1,0 +1,185 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from vit_jax.data.ops import language
+from vit_jax.data.ops.decode import decode_image
+from vit_jax.errors import UserError
+
+
+def picture(channels=3, height=61, width=83):
+  """Smooth and colourful, so that JPEG keeps it."""
+  y, x = np.mgrid[:height, :width]
+  waves = [np.sin(x / (5 + 2 * c) + c) + np.cos(y / 7) for c in range(channels)]
+  return (np.stack(waves, -1) * 60 + 128).astype(np.uint8)
+
+
+def encode(image, fmt, **kwargs):
+  file = io.BytesIO()
+  if isinstance(image, np.ndarray):
+    image = Image.fromarray(image.squeeze())
+  image.save(file, fmt, **kwargs)
+  return file.getvalue()
+
+
+def pillow(data, mode='RGB'):
+  return np.asarray(Image.open(io.BytesIO(data)).convert(mode))
+
+
+def decode(image, args=''):
+  example = {'image': image, 'label': 3}
+  op = language.parse(f'decode({args})')
+  return op(example, np.random.default_rng(0))['image']
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+@pytest.mark.parametrize(
+  'kwargs',
+  [dict(subsampling=s) for s in range(3)]
+  + [dict(progressive=True), dict(keep_rgb=True), dict(restart_marker_rows=1)],
+)
+def test_jpeg_is_what_pillow_reads(kwargs, channels):
+  data = encode(picture(), 'JPEG', **kwargs)
+  got = decode_image(data, channels)
+  want = pillow(data, {1: 'L', 3: 'RGB'}[channels]).reshape(61, 83, channels)
+  np.testing.assert_array_equal(got, want)
+  assert got.dtype == np.uint8
+
+
+def test_greyscale_jpeg_is_repeated_to_rgb():
+  data = encode(picture(1), 'JPEG')
+  image = decode(data)
+  assert image.shape == (61, 83, 3)
+  np.testing.assert_array_equal(image, np.repeat(image[:, :, :1], 3, axis=2))
+  np.testing.assert_array_equal(decode(data, 'channels=1'), image[:, :, :1])
+
+
+def test_cmyk_jpeg_becomes_rgb():
+  cmyk = Image.fromarray(picture()).convert('CMYK')
+  data = encode(cmyk, 'JPEG', quality=95)
+  image = decode(data)
+  np.testing.assert_array_equal(image, pillow(data))
+  assert np.abs(image - picture().astype(int)).mean() < 8  # Not a negative.
+
+
+@pytest.mark.parametrize('mode', ['1', 'L', 'P', 'LA', 'RGB', 'RGBA'])
+@pytest.mark.parametrize('channels', [1, 3, 4])
+def test_png_of_every_mode_gives_the_channels_asked_for(mode, channels):
+  data = encode(Image.fromarray(picture()).convert(mode), 'PNG')
+  want = pillow(data, {1: 'L', 3: 'RGB', 4: 'RGBA'}[channels])
+  got = decode(data, f'{channels}')
+  np.testing.assert_array_equal(got, want.reshape(61, 83, channels))
+
+
+def test_alpha_is_dropped_and_not_blended():
+  rgba = np.concatenate([picture(), np.zeros([61, 83, 1], np.uint8)], axis=-1)
+  np.testing.assert_array_equal(decode(encode(rgba, 'PNG')), picture())
+  np.testing.assert_array_equal(decode(encode(rgba, 'PNG'), '4'), rgba)
+
+
+def test_of_16_bit_greyscale_the_high_byte_is_kept():
+  deep = np.arange(61 * 83, dtype=np.uint16).reshape(61, 83) * 12
+  image = decode(encode(deep, 'PNG'))
+  np.testing.assert_array_equal(image, np.stack([deep >> 8] * 3, axis=-1))
+
+
+def test_webp_and_the_first_frame_of_a_gif_are_read():
+  data = encode(picture(), 'WEBP', lossless=True)
+  np.testing.assert_array_equal(decode(data), picture())
+  frames = [Image.new('L', (5, 4), color) for color in (10, 200)]
+  data = encode(frames[0], 'GIF', save_all=True, append_images=frames[1:])
+  np.testing.assert_array_equal(decode(data), np.full([4, 5, 3], 10))
+
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+@pytest.mark.parametrize('fmt', ['JPEG', 'PNG'])
+def test_exif_orientation_is_followed_only_when_asked(fmt, orientation):
+  exif = Image.Exif()
+  exif[0x0112] = orientation
+  data = encode(picture(), fmt, exif=exif)
+  np.testing.assert_array_equal(decode(data), pillow(data))
+  upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+  got = decode(data, 'exif_orientation=True')
+  np.testing.assert_array_equal(got, np.asarray(upright))
+
+
+def test_arrays_pass_unchanged():
+  for shape, dtype in [((4, 5, 3), 'uint8'), ((4, 5, 10), 'float32')]:
+    image = np.ones(shape, dtype)
+    assert decode(image) is image
+  assert decode(np.ones([4, 5], np.uint8)).shape == (4, 5, 1)
+
+
+def test_arrays_get_the_channels_asked_for():
+  image = picture()
+  grey = decode(image, '1')
+  np.testing.assert_array_equal(
+    grey[:, :, 0], Image.fromarray(image).convert('L')
+  )
+  np.testing.assert_array_equal(decode(grey, '3'), np.repeat(grey, 3, axis=2))
+  np.testing.assert_array_equal(decode(picture(4), '3'), picture(4)[:, :, :3])
+  with pytest.raises(UserError, match=r'cannot make 3 channels .*\(4, 5, 10\)'):
+    decode(np.ones([4, 5, 10], np.uint8), '3')
+  with pytest.raises(UserError, match=r'shape \(3,\)'):
+    decode(np.ones([3], np.uint8))
+
+
+@pytest.mark.parametrize('fmt', ['JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF'])
+def test_a_file_that_ends_early_is_an_error(fmt):
+  data = encode(picture(), fmt)
+  for part in (0.05, 0.3, 0.6, 0.9, 0.99):
+    with pytest.raises(UserError, match='cannot decode the image of'):
+      decode(data[: int(part * len(data))])
+
+
+@pytest.mark.parametrize('progressive', [False, True])
+def test_a_jpeg_with_a_hole_is_an_error_and_never_half_grey(progressive):
+  data = encode(picture(), 'JPEG', quality=95, progressive=progressive)
+  middle = len(data) // 2
+  holes = [
+    data[:middle] + b'\xff\xd9',  # Breaks off, but ends as a JPEG should.
+    data[:middle] + data[middle + 500 :],
+    data[:middle] + bytes(500) + data[middle + 500 :],
+  ]
+  if not progressive:
+    assert pillow(holes[0]).shape == (61, 83, 3)  # Others do not notice.
+  for hole in holes:
+    with pytest.raises(UserError, match='cannot decode the image'):
+      decode(hole)
+
+
+def test_stray_bytes_at_the_end_of_a_jpeg_are_harmless():
+  data = encode(picture(), 'JPEG')
+  for stray in (data + b'tail' * 9, data[:-2] + b'\x01' * 300 + data[-2:]):
+    np.testing.assert_array_equal(decode(stray), decode(data))
+
+
+def test_a_flipped_bit_in_a_png_is_an_error():
+  data = bytearray(encode(picture(), 'PNG'))
+  data[len(data) // 2] ^= 1
+  with pytest.raises(UserError, match='checksum'):
+    decode(bytes(data))
+
+
+def test_what_is_no_image_is_named():
+  with pytest.raises(UserError, match='0 bytes: the file is empty'):
+    decode(b'')
+  with pytest.raises(UserError, match=r"no known format begins with b'<html"):
+    decode(b'<html>not found</html>')
+  deep = encode(Image.new('F', (5, 4)), 'TIFF')
+  with pytest.raises(UserError, match=r'32-bit numbers \(mode F\)'):
+    decode(deep)
+
+
+@pytest.mark.parametrize('fmt', ['JPEG', 'PNG'])
+def test_an_enormous_image_is_refused(fmt, monkeypatch):
+  monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 61 * 83 // 2 - 1)
+  with pytest.raises(UserError, match='exceeds limit'):
+    decode(encode(picture(), fmt))
+
+
+def test_a_number_of_channels_that_no_file_has_is_an_error():
+  with pytest.raises(UserError, match='channels is 1, 3, 4 or None; got 2'):
+    language.parse('decode(2)')

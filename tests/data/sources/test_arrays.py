@@ -1,0 +1,111 @@
+"""Images and labels in an npz file."""
+
+import numpy as np
+import pytest
+
+from vit_jax.data.sources import arrays
+from vit_jax.errors import UserError
+
+_IMAGES = np.arange(6 * 4 * 4 * 3, dtype=np.uint8).reshape(6, 4, 4, 3)
+_LABELS = np.array([0, 1, 2, 2, 1, 0])
+
+
+def _write(path, **content):
+  defaults = {'train_images': _IMAGES, 'train_labels': _LABELS}
+  np.savez(path, **(defaults | content))
+  return str(path)
+
+
+def test_examples_are_the_rows_of_the_arrays(tmp_path):
+  path = _write(tmp_path / 'a.npz', class_names=['x', 'y', 'z'])
+  source = arrays.Source('train', path=path)
+  assert len(source) == 6
+  assert (source.num_classes, source.class_names) == (3, ['x', 'y', 'z'])
+  example = source[4]
+  np.testing.assert_array_equal(example['image'], _IMAGES[4])
+  assert example['label'] == 1
+  assert source.describe(4) == f'{path}: train_images[4]'
+
+
+def test_medmnist_gray_images_and_labels_in_a_column_are_understood(tmp_path):
+  path = _write(
+    tmp_path / 'a.npz',
+    train_images=_IMAGES[..., 0],
+    train_labels=_LABELS[:, None].astype(np.uint8),
+  )
+  example = arrays.Source('train', path=path)[3]
+  assert example['image'].shape == (4, 4, 1)
+  assert example['label'] == 2
+
+
+def test_float_images_and_label_vectors_come_as_float32(tmp_path):
+  vectors = np.eye(6, 5)
+  path = _write(
+    tmp_path / 'a.npz', train_images=_IMAGES / 255, train_labels=vectors
+  )
+  source = arrays.Source('train', path=path)
+  assert source.num_classes == 5
+  assert source[2]['image'].dtype == source[2]['label'].dtype == np.float32
+  np.testing.assert_allclose(source[2]['image'], _IMAGES[2] / 255, rtol=1e-6)
+  np.testing.assert_array_equal(source[2]['label'], vectors[2])
+
+
+def test_the_number_of_classes_comes_from_the_training_labels(tmp_path):
+  path = _write(tmp_path / 'a.npz', test_images=_IMAGES[:2], test_labels=[0, 1])
+  assert arrays.Source('test', path=path).num_classes == 3
+  assert arrays.Source('test', path=path, num_classes=9).num_classes == 9
+
+
+def test_a_test_label_outside_the_classes_is_named(tmp_path):
+  path = _write(
+    tmp_path / 'a.npz', test_images=_IMAGES[:3], test_labels=[0, 7, -1]
+  )
+  with pytest.raises(UserError, match=r'3 classes 0\.\.2: \[-1, 7\]'):
+    arrays.Source('test', path=path)
+
+
+def test_a_missing_split_lists_what_the_file_has(tmp_path):
+  path = _write(tmp_path / 'a.npz')
+  with pytest.raises(
+    UserError, match='no test_images and no test_labels; it has: train_images'
+  ):
+    arrays.Source('test', path=path)
+
+
+def test_a_missing_file_says_which_arrays_it_should_hold(tmp_path):
+  with pytest.raises(UserError, match=r'no file .*train_images and train_'):
+    arrays.Source('train', path=str(tmp_path / 'none.npz'))
+
+
+def test_a_file_that_is_no_npz_is_named(tmp_path):
+  (tmp_path / 'a.npz').write_text('hello')
+  with pytest.raises(UserError, match=r'a\.npz cannot be read as an npz'):
+    arrays.Source('train', path=str(tmp_path / 'a.npz'))
+  np.save(tmp_path / 'b.npy', _IMAGES)
+  with pytest.raises(UserError, match='expected an npz'):
+    arrays.Source('train', path=str(tmp_path / 'b.npy'))
+  _write(tmp_path / 'c.npz')
+  whole = (tmp_path / 'c.npz').read_bytes()
+  (tmp_path / 'c.npz').write_bytes(whole[: len(whole) // 2])
+  with pytest.raises(UserError, match='cannot be read as an npz'):
+    arrays.Source('train', path=str(tmp_path / 'c.npz'))
+
+
+def test_all_that_does_not_fit_is_said_at_once(tmp_path):
+  path = _write(
+    tmp_path / 'a.npz',
+    train_images=_IMAGES.astype(np.int64),
+    train_labels=_LABELS[:4] + 0.5,
+  )
+  with pytest.raises(UserError) as error:
+    arrays.Source('train', path=path)
+  for part in ('images are int64', 'labels are float64', '6 images but 4'):
+    assert part in str(error.value)
+
+
+def test_a_slice_takes_a_part(tmp_path):
+  path = _write(tmp_path / 'a.npz')
+  parts = [arrays.Source(f'train[{s}]', path=path) for s in (':4', '4:')]
+  names = [p.describe(i) for p in parts for i in range(len(p))]
+  assert [len(p) for p in parts] == [4, 2]
+  assert len(set(names)) == 6

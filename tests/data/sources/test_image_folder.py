@@ -1,0 +1,143 @@
+"""Images in one folder a class."""
+
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vit_jax.data.ops import language
+from vit_jax.data.sources import image_folder
+from vit_jax.errors import UserError
+
+
+def _write(path, value=0):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  Image.fromarray(np.full((5, 6, 3), value, np.uint8)).save(path)
+
+
+@pytest.fixture
+def root(tmp_path):
+  for i, name in enumerate(['cat', 'dog', 'eel']):
+    for k in range(3):
+      _write(tmp_path / 'train' / name / f'{k}.png', 10 * i + k)
+  _write(tmp_path / 'test' / 'eel' / '0.png', 99)
+  return tmp_path
+
+
+def test_examples_are_the_files_in_the_order_of_their_paths(root):
+  source = image_folder.Source('train', data_dir=str(root))
+  paths = sorted(str(p) for p in (root / 'train').rglob('*.png'))
+  assert [source.describe(i) for i in range(len(source))] == paths
+  assert source.class_names == ['cat', 'dog', 'eel']
+  example = source[4]
+  with open(paths[4], 'rb') as file:
+    assert example['image'] == file.read()
+  assert example['label'] == 1
+
+
+def test_a_class_that_the_test_split_lacks_shifts_no_class_id(root):
+  source = image_folder.Source('test', data_dir=str(root))
+  assert len(source) == 1
+  assert source[0]['label'] == 2
+  assert source.num_classes == 3
+
+
+def test_a_class_that_training_lacks_is_named(root):
+  _write(root / 'test' / 'yak' / '0.png')
+  _write(root / 'test' / 'fox' / '0.png')
+  with pytest.raises(
+    UserError, match=r'2 classes that .*train has not: fox, y'
+  ):
+    image_folder.Source('test', data_dir=str(root))
+
+
+def test_the_classes_can_come_from_another_split(root):
+  source = image_folder.Source('test', data_dir=str(root), classes_from='test')
+  assert (source.num_classes, source[0]['label']) == (1, 0)
+
+
+def test_every_suffix_is_read_in_any_case_and_at_any_depth(tmp_path):
+  names = ['a.jpg', 'b.jpeg', 'c.JPEG', 'd.png', 'e.webp', 'deep/er/f.PNG']
+  for i, name in enumerate(names):
+    _write(tmp_path / 'train' / 'x' / name, 40 * i)
+  source = image_folder.Source('train', data_dir=str(tmp_path))
+  found = [os.path.relpath(source.describe(i), tmp_path / 'train' / 'x')
+           for i in range(len(source))]  # fmt: skip
+  assert found == sorted(names)
+  decode = language.parse('decode')
+  rng = np.random.default_rng(0)
+  values = {
+    name: decode(source[i], rng)['image'].mean() for i, name in enumerate(found)
+  }
+  for i, name in enumerate(names):
+    assert abs(values[name] - 40 * i) <= 2, name  # lossy formats
+
+
+def test_hidden_and_foreign_files_are_ignored(root):
+  for name in ['.hidden.png', '._0.png', 'notes.txt', '.DS_Store']:
+    (root / 'train' / 'cat' / name).write_bytes(b'')
+  _write(root / 'train' / '.cache' / 'x.png')
+  _write(root / 'train' / 'cat' / '.trash' / 'x.png')
+  (root / 'train' / 'README.md').write_text('')
+  source = image_folder.Source('train', data_dir=str(root))
+  assert (len(source), source.num_classes) == (9, 3)
+
+
+def test_a_link_to_a_parent_folder_ends(root):
+  (root / 'train' / 'cat' / 'loop').symlink_to(root / 'train')
+  source = image_folder.Source('train', data_dir=str(root))
+  assert len(source) < 30
+
+
+def test_linked_classes_are_followed(root, tmp_path_factory):
+  elsewhere = tmp_path_factory.mktemp('elsewhere')
+  _write(elsewhere / 'gnu' / '0.png')
+  (root / 'train' / 'gnu').symlink_to(elsewhere / 'gnu')
+  source = image_folder.Source('train', data_dir=str(root))
+  assert (len(source), source.num_classes) == (10, 4)
+
+
+def test_missing_folders_say_what_was_expected(root):
+  with pytest.raises(UserError, match=r'no folder .*nowhere; expected <dat'):
+    image_folder.Source('train', data_dir=str(root / 'nowhere'))
+  with pytest.raises(UserError, match='has the folders: test, train'):
+    image_folder.Source('val', data_dir=str(root))
+
+
+def test_a_split_without_class_folders_says_what_lies_there(tmp_path):
+  _write(tmp_path / 'train' / '0.png')
+  with pytest.raises(UserError, match=r'no class folders in .*has 1 \.png'):
+    image_folder.Source('train', data_dir=str(tmp_path))
+
+
+def test_a_training_class_without_images_is_named(root):
+  (root / 'train' / 'fox').mkdir()
+  (root / 'train' / 'fox' / 'a.tiff').write_bytes(b'')
+  with pytest.raises(UserError, match=r'1 of the 4 class .*: fox; .*1 \.tiff'):
+    image_folder.Source('train', data_dir=str(root))
+
+
+def test_a_folder_that_cannot_be_listed_is_named(root, monkeypatch):
+  real = os.scandir
+
+  def scandir(path):
+    if str(path).endswith('dog'):
+      raise PermissionError(13, 'Permission denied', str(path))
+    return real(path)
+
+  monkeypatch.setattr(os, 'scandir', scandir)
+  with pytest.raises(UserError, match=r'dog cannot be listed: .*Permission'):
+    image_folder.Source('train', data_dir=str(root))
+
+
+def test_slices_share_nothing_and_keep_the_class_ids(root):
+  parts = [image_folder.Source(f'train[{s}]', data_dir=str(root))
+           for s in (':60%', '60%:')]  # fmt: skip
+  paths = [p.describe(i) for p in parts for i in range(len(p))]
+  assert [len(p) for p in parts] == [5, 4]
+  assert len(set(paths)) == 9
+  for part in parts:
+    for i in range(len(part)):
+      name = part.describe(i).split(os.sep)[-2]
+      assert part.class_names[part[i]['label']] == name

@@ -1,0 +1,250 @@
+"""TFDS datasets, made here: prepared and read without TensorFlow."""
+
+import importlib.util
+import io
+import json
+import pathlib
+import shutil
+import struct
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vit_jax.data import splits, tfrecord
+from vit_jax.data.ops import language
+from vit_jax.data.sources import tfds
+from vit_jax.errors import UserError
+
+_NAMES = ['cat', 'dog', 'eel']
+_NUM = 23
+
+
+def _image(index):
+  grid = np.arange(6 * 8 * 3).reshape(6, 8, 3)
+  return ((grid + 10 * index) % 256).astype(np.uint8)
+
+
+@pytest.fixture(scope='module')
+def data_dir(tmp_path_factory):
+  """A folder with the dataset tiny_animals, prepared as array_record."""
+  import tensorflow_datasets
+
+  class TinyAnimals(tensorflow_datasets.core.GeneratorBasedBuilder):
+    # TFDS looks for the file of a class in a package with importlib_resources,
+    # which it does not install on this Python.
+    __module__ = '__main__'
+    VERSION = tensorflow_datasets.core.Version('1.0.0')
+
+    def _info(self):
+      features = tensorflow_datasets.features
+      return tensorflow_datasets.core.DatasetInfo(
+        builder=self,
+        features=features.FeaturesDict(
+          {
+            'image': features.Image(shape=(6, 8, 3), encoding_format='png'),
+            'label': features.ClassLabel(names=_NAMES),
+            'several': features.Sequence(features.ClassLabel(names=_NAMES)),
+            'raw': features.Tensor(shape=(2, 2, 1), dtype=np.uint8),
+            'file_name': features.Text(),
+          }
+        ),
+      )
+
+    def _split_generators(self, dl_manager):
+      return {
+        'train': self._generate_examples(_NUM),
+        'test': self._generate_examples(5),
+      }
+
+    def _generate_examples(self, num):
+      for i in range(num):
+        png = io.BytesIO()
+        Image.fromarray(_image(i)).save(png, 'PNG')
+        png.seek(0)
+        yield (
+          i,
+          {
+            'image': png,
+            'label': i % 3,
+            'several': [i % 3, (i + 1) % 3],
+            'raw': np.full((2, 2, 1), i, np.uint8),
+            'file_name': f'{i}.png',
+          },
+        )
+
+  folder = tmp_path_factory.mktemp('tfds')
+  builder = TinyAnimals(data_dir=str(folder), file_format='array_record')
+  builder.download_and_prepare()
+  return str(folder)
+
+
+@pytest.fixture
+def tfrecord_dir(data_dir, tmp_path):
+  """The same dataset as TFRecord, with nothing that checks its checksums."""
+  from array_record.python import array_record_module
+
+  folder = tmp_path / 'tiny_animals' / '1.0.0'
+  shutil.copytree(f'{data_dir}/tiny_animals/1.0.0', folder)
+  for shard in folder.glob('*.array_record*'):
+    reader = array_record_module.ArrayRecordReader(str(shard))
+    name = shard.name.replace('array_record', 'tfrecord')
+    with open(folder / name, 'wb') as file:
+      for record in reader.read_all():
+        file.write(struct.pack('<QI', len(record), 0) + record + bytes(4))
+    reader.close()
+    shard.unlink()
+  info = json.loads((folder / 'dataset_info.json').read_text())
+  info['fileFormat'] = 'tfrecord'
+  (folder / 'dataset_info.json').write_text(json.dumps(info))
+  return str(tmp_path)
+
+
+def _source(data_dir, split='train', **kwargs):
+  return tfds.Source(split, dataset='tiny_animals', data_dir=data_dir, **kwargs)
+
+
+def test_records_come_with_their_encoded_image_and_label(data_dir):
+  source = _source(data_dir)
+  assert len(source) == _NUM
+  assert (source.num_classes, source.class_names) == (3, _NAMES)
+  decode = language.parse('decode')
+  found = []
+  for i in range(_NUM):
+    example = source[i]
+    assert set(example) == {'image', 'label'}
+    assert isinstance(example['image'], bytes)
+    image = decode(example, np.random.default_rng(0))['image']
+    number = next(n for n in range(_NUM) if (image == _image(n)).all())
+    assert example['label'] == number % 3
+    found.append(number)
+  assert sorted(found) == list(range(_NUM))
+
+
+def test_a_record_is_described_by_number_dataset_and_folder(data_dir):
+  words = _source(data_dir, 'test').describe(3)
+  assert words.startswith("record 3 of split 'test' of tiny_animals in ")
+  assert words.endswith('tiny_animals/1.0.0')
+
+
+@pytest.mark.parametrize(
+  'part', ['[:90%]', '[90%:]', '[-15%:]', '[33%:77%]', '[:7]', '[-3:]']
+)
+def test_our_own_slices_are_as_long_as_those_of_tfds(data_dir, part):
+  theirs = len(_source(data_dir, f'train{part}'))
+  assert len(splits.parse(f'train{part}').records(_NUM)) == theirs
+
+
+def test_several_labels_become_a_vector_with_the_op_onehot(data_dir):
+  source = _source(data_dir, label_key='several')
+  assert source.num_classes == 3
+  label = source[0]['label']
+  vector = language.parse('onehot(3)')(source[0], np.random.default_rng(0))
+  assert sorted(np.flatnonzero(vector['label'])) == sorted(label)
+
+
+def test_an_image_stored_as_a_tensor_comes_as_its_array(data_dir):
+  example = _source(data_dir, image_key='raw', label_key=None)[0]
+  assert set(example) == {'image'}
+  assert example['image'].shape == (2, 2, 1)
+  assert example['image'].dtype == np.uint8
+
+
+def test_an_unknown_feature_lists_those_there_are(data_dir):
+  with pytest.raises(UserError, match=r"no feature 'lable'; it has: .*label"):
+    _source(data_dir, label_key='lable')
+
+
+def test_an_unknown_split_lists_those_there_are(data_dir):
+  with pytest.raises(
+    UserError, match=r'trian.*it has: train \(23 records\), test \(5 records\)'
+  ):
+    _source(data_dir, 'trian')
+
+
+def test_an_unknown_dataset_names_close_ones(data_dir):
+  with pytest.raises(UserError, match='close names: cifar10'):
+    tfds.Source('train', dataset='cifar_10', data_dir=data_dir)
+
+
+def test_an_unprepared_dataset_comes_with_the_lines_that_prepare_it(tmp_path):
+  with pytest.raises(UserError, match='cifar10 is not prepared in') as error:
+    tfds.Source('train', dataset='cifar10', data_dir=str(tmp_path))
+  assert (
+    "  tfds.builder('cifar10', data_dir="
+    f"'{tmp_path}', file_format='array_record').download_and_prepare()"
+  ) in str(error.value)
+
+
+def test_tfrecord_without_tensorflow_says_how_to_convert(
+  tfrecord_dir, monkeypatch
+):
+  real = importlib.util.find_spec
+  monkeypatch.setattr(
+    importlib.util,
+    'find_spec',
+    lambda name, *args: None if name == 'tensorflow' else real(name, *args),
+  )
+  with pytest.raises(UserError, match='as tfrecord, which has no ran') as error:
+    _source(tfrecord_dir)
+  message = str(error.value)
+  assert "file_format='array_record').download_and_prepare()" in message
+  assert "pip install 'vit_jax[tensorflow]'" in message
+
+
+class _Reader:
+  """Stands in for TensorFlow: reads the records of TFRecord files."""
+
+  def __init__(self, fails_after=None):
+    self.num_read = 0
+    self._fails_after = fails_after
+
+  def __call__(self, shard):
+    with open(shard, 'rb') as file:
+      while header := file.read(12):
+        if self.num_read == self._fails_after:
+          raise OSError('disk full')
+        self.num_read += 1
+        yield file.read(struct.unpack('<QI', header)[0])
+        file.read(4)
+
+
+def _pretend_tensorflow(monkeypatch, reader):
+  find_spec = importlib.util.find_spec
+  monkeypatch.setattr(
+    importlib.util,
+    'find_spec',
+    lambda name, *args: name == 'tensorflow' or find_spec(name, *args),
+  )
+  monkeypatch.setattr(tfrecord, '_records', reader)
+
+
+def test_tfrecord_is_converted_once_and_gives_the_same_records(
+  tfrecord_dir, data_dir, monkeypatch
+):
+  reader = _Reader()
+  _pretend_tensorflow(monkeypatch, reader)
+  source, original = _source(tfrecord_dir), _source(data_dir)
+  assert len(source) == _NUM
+  for i in range(_NUM):
+    assert source[i] == original[i]
+  assert source.class_names == _NAMES
+  assert len(_source(tfrecord_dir, 'test')) == 5
+  assert reader.num_read == _NUM + 5
+
+
+def test_a_conversion_that_broke_off_leaves_no_half_file_and_goes_on(
+  tfrecord_dir, monkeypatch
+):
+  _pretend_tensorflow(monkeypatch, _Reader(fails_after=10))
+  with pytest.raises(UserError, match='cannot write the array_record copy'):
+    _source(tfrecord_dir)
+  assert not list(pathlib.Path(tfrecord_dir).rglob('*train.array_record-*'))
+  _pretend_tensorflow(monkeypatch, _Reader())
+  assert len(_source(tfrecord_dir)) == _NUM
+
+
+def test_reading_array_record_needs_no_tensorflow(data_dir, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'tensorflow', None)  # import now raises
+  assert _source(data_dir)[0]['label'] in range(3)

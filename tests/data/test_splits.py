@@ -1,0 +1,68 @@
+"""Slices of a split."""
+
+import numpy as np
+import pytest
+
+from vit_jax.data import splits
+from vit_jax.errors import UserError
+
+
+def test_a_name_alone_means_all_records_in_order():
+  split = splits.parse('train')
+  assert split.name == 'train'
+  np.testing.assert_array_equal(split.records(5), np.arange(5))
+
+
+@pytest.mark.parametrize(
+  ('text', 'num'),
+  [
+    ('train[:90%]', 91),
+    ('train[90%:]', 10),
+    ('train[-10%:]', 10),
+    ('train[:7]', 7),
+    ('train[-3:]', 3),
+    ('train[10:-10]', 81),
+    ('train[25%:75%]', 51),  # round(25.25) to round(75.75)
+    ('train[:]', 101),
+  ],
+)
+def test_a_slice_has_rounds_to_the_closest_record(text, num):
+  records = splits.parse(text).records(101)
+  assert len(records) == num
+  assert len(set(records)) == num
+  assert (np.diff(records) > 0).all()
+
+
+@pytest.mark.parametrize('cut', ['90%', '37', '-20', '1%'])
+def test_complementary_slices_share_nothing_and_miss_nothing(cut):
+  first = splits.parse(f'train[:{cut}]').records(99)
+  second = splits.parse(f'train[{cut}:]').records(99)
+  both = np.concatenate([first, second])
+  np.testing.assert_array_equal(np.sort(both), np.arange(99))
+
+
+def test_a_slice_is_a_sample_of_all_classes_and_not_the_last_ones():
+  labels = np.repeat(np.arange(10), 50)
+  held_out = splits.parse('train[80%:]').records(500)
+  assert set(labels[held_out]) == set(range(10))
+
+
+@pytest.mark.parametrize(
+  'text', ['', 'train[', 'train[5]', 'train[a:b]', 'train[:5%]+test', None]
+)
+def test_what_is_not_a_split_is_an_error_with_examples(text):
+  with pytest.raises(UserError, match=r'is not understood.*train\[:90%\]'):
+    splits.parse(text)
+
+
+@pytest.mark.parametrize(
+  'text', ['train[200:]', 'train[:-200]', 'train[:101%]']
+)
+def test_a_bound_outside_the_split_is_an_error(text):
+  with pytest.raises(UserError, match='outside the 100 records'):
+    splits.parse(text).records(100)
+
+
+def test_an_empty_slice_is_an_error():
+  with pytest.raises(UserError, match='is empty'):
+    splits.parse('train[50:50]').records(100)

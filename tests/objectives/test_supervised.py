@@ -1,0 +1,147 @@
+"""The supervised loss against answers worked by hand, on a linear model."""
+
+import types
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+
+from vit_jax.errors import UserError
+from vit_jax.objectives.supervised import Objective
+
+STATE = types.SimpleNamespace(extra={})
+
+
+class Linear(nn.Module):
+  """Logits are a linear map of the pixels."""
+
+  num_classes: int | None = 3
+  dropout_rate: float = 0.0
+
+  @nn.compact
+  def __call__(self, image, *, train=False):
+    features = image.reshape(len(image), -1)
+    features = nn.Dropout(self.dropout_rate)(features, deterministic=not train)
+    if self.num_classes is None:
+      return {'features': features}
+    return {'logits': nn.Dense(self.num_classes, name='head')(features)}
+
+
+class Normed(nn.Module):
+  """Keeps running statistics."""
+
+  @nn.compact
+  def __call__(self, image, *, train=False):
+    x = nn.BatchNorm(use_running_average=not train)(image)
+    return {'logits': x.reshape(len(image), -1)}
+
+
+def _loss(label, *, model=None, **options):
+  """Returns loss, metrics and, in float64, the logits of random weights."""
+  objective = Objective(model or Linear(), **options)
+  image = jax.random.normal(jax.random.key(0), (4, 2, 2, 1))
+  batch = {'image': image, 'label': jnp.asarray(label)}
+  params, _ = objective.init(jax.random.key(1), batch)
+  logits = objective.predict(params, batch)['logits']
+  loss, (metrics, extra) = objective.loss(
+    params, STATE, batch, jax.random.key(2)
+  )
+  assert extra is STATE.extra
+  return loss, metrics, np.float64(logits)
+
+
+def _softmax_loss(logits, targets):
+  log_p = scipy.special.log_softmax(logits, axis=-1)
+  return -(targets * log_p).sum(-1).mean()
+
+
+def _sigmoid_loss(logits, targets):
+  p = scipy.special.expit(logits)
+  return -(targets * np.log(p) + (1 - targets) * np.log(1 - p)).sum(-1).mean()
+
+
+REFERENCE = {'softmax': _softmax_loss, 'sigmoid': _sigmoid_loss}
+
+
+@pytest.mark.parametrize('kind', REFERENCE)
+@pytest.mark.parametrize('smoothing', [0.0, 0.3])
+@pytest.mark.parametrize(
+  'label',
+  [
+    np.int32([0, 2, 1, 2]),
+    np.float32([[0.2, 0.8, 0], [1, 0, 0], [0, 0.5, 0.5], [0.1, 0, 0.9]]),
+    np.float32([[1, 1, 0], [0, 0, 0], [1, 1, 1], [0, 1, 0]]),
+  ],
+  ids=['hard', 'soft', 'multi_hot'],
+)
+def test_loss_is_the_mean_cross_entropy_to_smoothed_targets(
+  kind, smoothing, label
+):
+  loss, metrics, logits = _loss(label, loss=kind, label_smoothing=smoothing)
+  targets = np.eye(3)[label] if label.ndim == 1 else label
+  targets = (1 - smoothing) * targets + smoothing / 3
+  np.testing.assert_allclose(loss, REFERENCE[kind](logits, targets), rtol=2e-6)
+  assert metrics['loss'] == loss
+
+
+def test_top1_is_of_the_batch():
+  _, _, logits = _loss(np.int32([0, 0, 0, 0]))
+  best = logits.argmax(-1).astype(np.int32)
+  wrong = (best + 1) % 3
+  label = np.where([True, True, True, False], best, wrong).astype(np.int32)
+  assert _loss(label)[1]['top1'] == 0.75
+  assert _loss(label, label_smoothing=0.9)[1]['top1'] == 0.75
+  # Rows that list no class are not in the mean.
+  rows = np.eye(3, dtype=np.float32)[label]
+  rows[0] = 0
+  np.testing.assert_allclose(_loss(rows)[1]['top1'], 2 / 3, rtol=1e-6)
+  assert _loss(np.zeros_like(rows))[1]['top1'] == 0
+
+
+@pytest.mark.parametrize('kind', REFERENCE)
+@pytest.mark.parametrize('label', [3, -1])
+def test_a_label_without_a_class_makes_the_loss_nan(kind, label):
+  loss, metrics, _ = _loss(np.int32([0, 1, label, 2]), loss=kind)
+  assert np.isnan(loss) and np.isnan(metrics['loss'])
+
+
+def test_labels_of_another_width_are_an_error():
+  with pytest.raises(UserError, match=r'float32\[4, 5\].*num_classes=3'):
+    _loss(np.zeros((4, 5), np.float32))
+
+
+def test_dropout_acts_in_the_loss_and_not_in_predict():
+  model = Linear(dropout_rate=0.5)
+  loss, _, logits = _loss(np.int32([0, 1, 2, 0]), model=model)
+  kept = _softmax_loss(logits, np.eye(3)[[0, 1, 2, 0]])
+  assert abs(loss - kept) > 1e-3
+  np.testing.assert_array_equal(logits, _loss(np.int32([0, 1, 2, 0]))[2])
+
+
+def test_a_model_without_logits_is_an_error():
+  batch = {'image': jax.ShapeDtypeStruct((4, 2, 2, 1), jnp.float32)}
+  objective = Objective(Linear(num_classes=None))
+  with pytest.raises(UserError, match=r'no logits.*set model.num_classes'):
+    objective.init(jax.random.key(0), batch)
+
+
+def test_a_model_with_running_statistics_is_an_error():
+  batch = {'image': jax.ShapeDtypeStruct((4, 2, 2, 1), jnp.float32)}
+  with pytest.raises(UserError, match=r"Normed has .*\['batch_stats'\]"):
+    Objective(Normed()).init(jax.random.key(0), batch)
+
+
+@pytest.mark.parametrize(
+  'options, message',
+  [
+    (dict(loss='hinge'), "loss='hinge'; expected one of"),
+    (dict(label_smoothing=1.0), r'label_smoothing=1\.0 must lie in \[0, 1\)'),
+    (dict(label_smoothing=-0.1), r'label_smoothing=-0\.1 must lie'),
+  ],
+)
+def test_impossible_options_are_errors(options, message):
+  with pytest.raises(UserError, match=message):
+    Objective(Linear(), **options)

@@ -1,0 +1,153 @@
+"""Imports point down, files stay small, importing the package costs nothing."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+PACKAGE = ROOT / 'vit_jax'
+
+# A file may import from lower levels and from its own folder. The unit is a
+# file or a folder of vit_jax/; errors lies below everything.
+LEVELS = [
+  ['__init__', 'errors'],
+  ['lookup', 'losses', 'trees', 'schedules', 'config_file', 'event_file'],
+  ['models', 'data', 'sharding', 'flops', 'fingerprint', 'metric_writer'],
+  ['objectives', 'pretrained', 'optimizer', 'checkpoint_format', 'progress'],
+  ['resume', 'preemption'],
+  ['evaluators', 'checkpoint', 'train_state', 'reporting'],
+  ['inference', 'visualize', 'train_step'],
+  ['run'],
+  ['train'],
+  ['main', 'aot', 'benchmark'],
+]
+LEVEL = {unit: i for i, units in enumerate(LEVELS) for unit in units}
+FILES = sorted(PACKAGE.rglob('*.py'))
+MAX_LINES = 400
+
+
+def unit_of(module: str) -> str:
+  """Returns the part of `vit_jax.<unit>...` that has a level."""
+  parts = module.split('.')
+  return parts[1] if len(parts) > 1 else '__init__'
+
+
+def imports(source: str) -> set[str]:
+  """Returns every module that a file may import, anywhere in it.
+
+  For `from vit_jax.data import pipeline` that is `vit_jax.data.pipeline`; a
+  name that is no module only makes the last part too long, which is harmless.
+  """
+  found = set()
+  for node in ast.walk(ast.parse(source)):
+    if isinstance(node, ast.Import):
+      found |= {alias.name for alias in node.names}
+    elif isinstance(node, ast.ImportFrom):
+      module = '.' * node.level + (node.module or '')
+      found |= {f'{module}.{alias.name}' for alias in node.names}
+  return found
+
+
+def upward(unit: str, source: str) -> list[str]:
+  """Returns the imports of a file that its level does not allow."""
+  wrong = []
+  for module in sorted(imports(source)):
+    if module.startswith('.'):
+      wrong.append(f'{module} (write the full name)')
+    elif module.split('.')[0] in ('configs', 'tests'):
+      wrong.append(module)
+    elif module.split('.')[0] == 'vit_jax':
+      target = unit_of(module)
+      # What `from vit_jax import x` names may be an attribute of __init__.
+      below = LEVEL.get(target, 0) < LEVEL[unit]
+      if not below and target != unit:
+        wrong.append(module)
+  return wrong
+
+
+def test_every_file_has_a_level():
+  units = {unit_of(_module(file)) for file in FILES}
+  assert sorted(units - set(LEVEL)) == [], 'give them a place in LEVELS'
+
+
+@pytest.mark.parametrize('file', FILES, ids=lambda f: str(f.relative_to(ROOT)))
+def test_imports_point_down(file):
+  unit = unit_of(_module(file))
+  assert upward(unit, file.read_text()) == []
+
+
+def test_the_check_sees_every_way_to_import_upwards():
+  for statement in (
+    'import vit_jax.train',
+    'import vit_jax.train as t',
+    'from vit_jax import train',
+    'from vit_jax.train import train',
+    'def f():\n  from vit_jax import trees, train',
+    'from vit_jax.evaluators import classification',
+    'from configs import common',
+    'from . import pooling',
+  ):
+    assert len(upward('objectives', statement)) == 1, statement
+  for statement in (
+    'import jax',
+    'from vit_jax import losses, __version__',
+    'from vit_jax.objectives.supervised import Objective',
+    'from vit_jax.models import vit',
+  ):
+    assert upward('objectives', statement) == [], statement
+  # Two folders of one level do not know each other.
+  assert upward('models', 'from vit_jax.data import pipeline')
+
+
+@pytest.mark.parametrize(
+  'file', sorted((ROOT / 'configs').glob('*.py')), ids=lambda f: f.name
+)
+def test_configs_import_only_ml_collections_and_common(file):
+  allowed = {'ml_collections', *sys.stdlib_module_names}
+  wrong = {
+    module
+    for module in imports(file.read_text())
+    if module.split('.')[0] not in allowed
+    and not module.startswith('configs.common')
+  }
+  assert wrong == set()
+
+
+@pytest.mark.parametrize('folder', ['vit_jax', 'configs', 'tests'])
+def test_no_file_has_over_400_lines(folder):
+  long = {
+    str(file.relative_to(ROOT)): lines
+    for file in (ROOT / folder).rglob('*.py')
+    if (lines := len(file.read_text().splitlines())) > MAX_LINES
+  }
+  assert long == {}
+
+
+def test_importing_the_package_imports_nothing_heavy():
+  heavy = ['jax', 'flax', 'optax', 'torch', 'tensorflow']
+  code = (
+    'import sys, vit_jax, vit_jax.errors, vit_jax.lookup; '
+    f'print([m for m in {heavy} if m in sys.modules])'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', code],
+    capture_output=True,
+    text=True,
+    check=True,
+    cwd=ROOT,
+  )
+  assert done.stdout.strip() == '[]'
+
+
+@pytest.mark.parametrize(
+  'folder', ['models', 'objectives', 'evaluators', 'data']
+)
+def test_package_init_files_are_empty(folder):
+  assert (PACKAGE / folder / '__init__.py').read_text() == ''
+
+
+def _module(file: pathlib.Path) -> str:
+  return '.'.join(file.relative_to(ROOT).with_suffix('').parts)

@@ -1,0 +1,106 @@
+"""Names in a config find the code that they mean, or say what there is."""
+
+import pathlib
+
+import pytest
+
+from vit_jax import lookup
+from vit_jax.errors import UserError
+
+
+def _objective(model, *, loss='softmax', label_smoothing=0.0, weight):
+  return model, loss, label_smoothing, weight
+
+
+def test_names_lists_the_files_of_a_folder():
+  folder = pathlib.Path(lookup.__file__).parent / 'objectives'
+  names = lookup.names('objectives')
+  assert 'supervised' in names and '__init__' not in names
+  assert all((folder / f'{name}.py').is_file() for name in names)
+
+
+def test_a_name_is_a_file_of_the_folder():
+  from vit_jax.objectives import supervised
+
+  found = lookup.find('objectives', 'supervised', 'Objective')
+  assert found is supervised.Objective
+
+
+def test_a_dotted_name_is_the_users_own_module(tmp_path, monkeypatch):
+  (tmp_path / 'my_lab').mkdir()
+  (tmp_path / 'my_lab' / 'cait.py').write_text('def Model(depth): return depth')
+  monkeypatch.syspath_prepend(tmp_path)
+  section = {'name': 'my_lab.cait', 'depth': 7}
+  assert lookup.build('models', section, 'Model') == 7
+
+
+def test_an_unknown_name_gets_the_choices_and_a_guess():
+  with pytest.raises(UserError) as error:
+    lookup.find('objectives', 'supervisd', 'Objective')
+  text = str(error.value)
+  assert "no objectives named 'supervisd'" in text
+  assert "did you mean 'supervised'?" in text
+
+
+@pytest.mark.parametrize('name', ['nowhere.cait', 'json.nothing'])
+def test_a_dotted_name_that_cannot_be_imported_is_an_error(name):
+  with pytest.raises(UserError, match=f"no models named '{name}'.*PYTHONPATH"):
+    lookup.find('models', name, 'Model')
+
+
+def test_a_file_without_the_export_is_named():
+  with pytest.raises(UserError, match=r"decoder\.py does not define 'Model'"):
+    lookup.find('models', 'json.decoder', 'Model')
+
+
+def test_an_import_error_inside_the_users_module_is_not_swallowed(
+  tmp_path, monkeypatch
+):
+  (tmp_path / 'broken_model.py').write_text('import not_installed_anywhere')
+  (tmp_path / 'lab.py').write_text('')
+  (tmp_path / 'lab2').mkdir()
+  (tmp_path / 'lab2' / 'm.py').write_text('import not_installed_anywhere')
+  monkeypatch.syspath_prepend(tmp_path)
+  with pytest.raises(ModuleNotFoundError, match='not_installed_anywhere'):
+    lookup.find('models', 'lab2.m', 'Model')
+
+
+def test_build_needs_a_name():
+  with pytest.raises(UserError, match='a models section needs a name'):
+    lookup.build('models', {'variant': 'B/16'}, 'Model')
+
+
+def test_build_leaves_the_section_as_it_was(tmp_path, monkeypatch):
+  (tmp_path / 'lab3').mkdir()
+  (tmp_path / 'lab3' / 'm.py').write_text(
+    'def Model(a, *, b, c): return a, b, c'
+  )
+  monkeypatch.syspath_prepend(tmp_path)
+  section = {'name': 'lab3.m', 'b': 2}
+  assert lookup.build('models', section, 'Model', 1, c=3) == (1, 2, 3)
+  assert section == {'name': 'lab3.m', 'b': 2}
+
+
+def test_unknown_and_missing_keys_are_told_at_once():
+  with pytest.raises(UserError) as error:
+    lookup.check_keys(
+      _objective, {'los': 'sigmoid'}, 'objectives/mine', num_args=1
+    )
+  assert str(error.value) == (
+    "objectives/mine: unknown key 'los' (did you mean 'loss'?); missing key "
+    "'weight'; it takes: ['loss', 'label_smoothing', 'weight']"
+  )
+
+
+def test_keys_that_the_caller_gives_are_not_the_configs():
+  lookup.check_keys(_objective, {}, 'x', given=['weight'], num_args=1)
+  with pytest.raises(UserError, match="unknown key 'weight'"):
+    lookup.check_keys(
+      _objective, {'weight': 1}, 'x', given=['weight'], num_args=1
+    )
+  with pytest.raises(UserError, match="unknown key 'model'"):
+    lookup.check_keys(_objective, {'model': 1, 'weight': 1}, 'x', num_args=1)
+
+
+def test_a_function_that_takes_any_key_gets_it():
+  lookup.check_keys(lambda **options: options, {'anything': 1}, 'x')

@@ -1,0 +1,320 @@
+"""The loop as a user runs it: it ends, it continues, it says what is wrong."""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import orbax.checkpoint as ocp
+import PIL.Image
+import pytest
+
+from vit_jax import errors, train, trees
+
+_ROOT = pathlib.Path(__file__).parents[1]
+
+
+def _config(**changes):
+  """A run of 12 tiny steps that uses everything that could drift apart."""
+  data = dict(name='synthetic', image_size=16, num_classes=4)
+  test = dict(data, split='test', num_examples=21)
+  config = dict(
+    model=dict(
+      name='vit',
+      variant='mu/8',
+      num_classes=4,
+      dropout_rate=0.1,
+      stochastic_depth_rate=0.1,
+    ),
+    objective=dict(name='supervised', label_smoothing=0.1),
+    input=dict(
+      data=dict(data, split='train', num_examples=40),
+      ops='random_crop(16, pad=2)|flip_lr',
+      device_ops='normalize(-1, 1)',
+      batch_size=16,
+    ),
+    optimizer=dict(
+      name='adamw',
+      learning_rate=3e-3,
+      warmup_steps=2,
+      weight_decay=0.1,
+      grad_clip_norm=1.0,
+      mu_dtype='bfloat16',
+    ),
+    total_steps=12,
+    ema=dict(decay=0.9),
+    evals=dict(
+      val=dict(
+        name='classification',
+        data=test,
+        ops='',
+        every_steps=4,
+        weights=('params', 'ema'),
+      )
+    ),
+    checkpoint=dict(every_steps=3),
+    log_every_steps=1,
+  )
+  return {**config, **changes}
+
+
+def _rows(workdir):
+  lines = (pathlib.Path(workdir) / 'metrics.jsonl').read_text().splitlines()
+  return [json.loads(line) for line in lines]
+
+
+_TIMING = ('second', 'stall', 'mfu')
+
+
+def _untimed(rows):
+  return [
+    {k: v for k, v in row.items() if not any(word in k for word in _TIMING)}
+    for row in rows
+  ]
+
+
+def _write_recipe(folder, **changes):
+  path = folder / 'recipe.py'
+  path.write_text(
+    'import ml_collections\n'
+    f'def get_config():\n  return ml_collections.ConfigDict({_config(**changes)})\n'
+  )
+  return path
+
+
+def _command(recipe, workdir, *, devices=8):
+  flags = os.environ['XLA_FLAGS'].replace(
+    'device_count=8', f'device_count={devices}'
+  )
+  path = f'{_ROOT}{os.pathsep}{recipe.parent}'
+  return subprocess.Popen(
+    [sys.executable, '-m', 'vit_jax.main', f'--config={recipe}']
+    + [f'--workdir={workdir}'],
+    env=dict(os.environ, PYTHONPATH=path, XLA_FLAGS=flags),
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )
+
+
+def _state(workdir):
+  """Returns every leaf of the newest checkpoint as a numpy array."""
+  manager = ocp.CheckpointManager(workdir / 'checkpoints')
+  step = manager.latest_step()
+  state = manager.restore(
+    step, args=ocp.args.Composite(state=ocp.args.StandardRestore())
+  )['state']
+  manager.close()
+  return step, {k: np.asarray(x) for k, x in trees.flatten(state).items()}
+
+
+def _assert_same_run(one, other):
+  assert _untimed(_rows(one)) == _untimed(_rows(other))
+  (step, ours), (other_step, theirs) = _state(one), _state(other)
+  assert step == other_step == 12
+  assert ours.keys() == theirs.keys()
+  for name, leaf in ours.items():
+    assert leaf.tobytes() == theirs[name].tobytes(), name
+
+
+def test_every_step_has_one_row_with_its_own_numbers(tmp_path):
+  results = train.train(tmp_path, **_config())
+  rows = _rows(tmp_path)
+  assert [row['step'] for row in rows] == list(range(1, 13))
+  assert [row['step'] for row in rows if 'val/top1' in row] == [4, 8, 12]
+  assert rows[-1]['val/top1'] == results['val/top1']
+  assert rows[-1]['val_ema/top1'] == results['val_ema/top1']
+  assert results['val/num_examples'] == 21
+  # The warm-up of 2 steps: half the rate, then all of it, then the cosine.
+  rates = [row['train/learning_rate'] for row in rows]
+  cosine = 0.5 * (1 + np.cos(np.pi * 1 / 10))
+  np.testing.assert_allclose(
+    rates[:3], [1.5e-3, 3e-3, 3e-3 * cosine], rtol=1e-5
+  )
+  assert rates[-1] == 0
+
+
+_KILLER = '''
+"""The synthetic images, until as many were read as KILL_AFTER says."""
+import itertools, os, signal
+from vit_jax.data.sources import synthetic
+
+_reads = itertools.count(1)
+
+class Source(synthetic.Source):
+  def __getitem__(self, index):
+    if next(_reads) == int(os.environ.get('KILL_AFTER', -1)):
+      os.kill(os.getpid(), int(os.environ['KILL_WITH']))
+    return super().__getitem__(index)
+'''
+
+
+@pytest.mark.parametrize('devices', [1, 8])
+def test_a_killed_run_continues_with_the_same_bits(
+  tmp_path, monkeypatch, devices
+):
+  (tmp_path / 'killer.py').write_text(_KILLER)
+  config = _config()
+  config['input']['data']['name'] = 'killer'
+  recipe = _write_recipe(tmp_path, **config)
+  # Step 8 of 12 or so: after the checkpoint of step 6, amid the next steps.
+  monkeypatch.setenv('KILL_AFTER', '150')
+  monkeypatch.setenv('KILL_WITH', str(int(signal.SIGKILL)))
+  killed = _command(recipe, tmp_path / 'killed', devices=devices)
+  output = killed.communicate(timeout=120)[0]
+  assert killed.returncode == -signal.SIGKILL, output
+  assert 0 < len(_rows(tmp_path / 'killed')) < 12
+
+  monkeypatch.delenv('KILL_AFTER')
+  for workdir in ('killed', 'whole'):
+    run = _command(recipe, tmp_path / workdir, devices=devices)
+    output = run.communicate(timeout=120)[0]
+    assert run.returncode == 0, output
+    if workdir == 'killed':
+      assert 'continuing from step' in output
+  _assert_same_run(tmp_path / 'killed', tmp_path / 'whole')
+
+
+def test_sigterm_saves_and_exits_with_42(tmp_path, monkeypatch):
+  (tmp_path / 'killer.py').write_text(_KILLER)
+  config = _config(checkpoint={})
+  config['input']['data']['name'] = 'killer'
+  recipe = _write_recipe(tmp_path, **config)
+  monkeypatch.setenv('KILL_AFTER', '120')
+  monkeypatch.setenv('KILL_WITH', str(int(signal.SIGTERM)))
+  stopped = _command(recipe, tmp_path / 'run')
+  output = stopped.communicate(timeout=120)[0]
+  assert stopped.returncode == 42, output
+  step, state = _state(tmp_path / 'run')
+  assert 0 < step < 12
+  assert state['step'] == step
+  assert [row['step'] for row in _rows(tmp_path / 'run')] == list(
+    range(1, step + 1)
+  )
+
+
+def test_a_finished_run_says_so_and_evaluates_nothing_twice(
+  tmp_path, capsys, monkeypatch
+):
+  results = train.train(tmp_path, **_config())
+  before = _rows(tmp_path)
+  monkeypatch.setattr(
+    train, '_evaluate', lambda *_: pytest.fail('evaluated again')
+  )
+  capsys.readouterr()
+  assert train.train(tmp_path, **_config()) == pytest.approx(results)
+  assert 'this run is finished: step 12 of 12' in capsys.readouterr().out
+  assert _rows(tmp_path) == before
+
+
+def test_zero_steps_evaluate_what_is_there(tmp_path):
+  fresh = train.train(tmp_path / 'fresh', **_config(total_steps=0))
+  assert _rows(tmp_path / 'fresh') == [{'step': 0, **fresh}]
+  results = train.train(tmp_path / 'run', **_config())
+  rows = _rows(tmp_path / 'run')
+  again = train.train(tmp_path / 'run', **_config(total_steps=0))
+  assert again == pytest.approx(results, abs=1e-6)
+  assert [row['step'] for row in _rows(tmp_path / 'run')] == list(range(1, 13))
+  assert _rows(tmp_path / 'run')[-1]['train/loss'] == rows[-1]['train/loss']
+
+
+def test_a_longer_run_goes_on_where_the_shorter_one_ended(tmp_path):
+  constant = dict(name='sgd', learning_rate=0.1, schedule='constant')
+  short = _config(total_steps=6, optimizer=constant)
+  train.train(tmp_path / 'run', **short)
+  train.train(tmp_path / 'run', **_config(optimizer=constant))
+  train.train(tmp_path / 'whole', **_config(optimizer=constant))
+  keep = [
+    [{k: r[k] for k in ('step', 'train/loss', 'train/top1')} for r in rows]
+    for rows in (_rows(tmp_path / 'run'), _rows(tmp_path / 'whole'))
+  ]
+  assert keep[0] == keep[1]
+
+
+_POISON = '''
+"""Noise whose batch number 5 is not finite."""
+import numpy as np
+from vit_jax.data.sources import synthetic
+
+class Source(synthetic.Source):
+  def __getitem__(self, index):
+    example = super().__getitem__(index)
+    image = example['image'].astype(np.float32) / 255
+    return dict(example, image=image * np.float32('nan') if index == 7 else image)
+'''
+
+
+def _poisoned(tmp_path, monkeypatch, **changes):
+  (tmp_path / 'poison.py').write_text(_POISON)
+  monkeypatch.syspath_prepend(tmp_path)
+  config = _config(**changes)
+  config['input'] |= dict(ops='', device_ops='')
+  config['input']['data'] |= dict(name='poison', num_examples=96)
+  config['evals'] = {}
+  return config
+
+
+def test_a_nonfinite_loss_stops_the_run_and_names_the_step(
+  tmp_path, monkeypatch
+):
+  config = _poisoned(
+    tmp_path, monkeypatch, checkpoint=dict(every_steps=1, keep_latest=9)
+  )
+  with pytest.raises(errors.RunError, match=r'step (\d+): train/loss') as info:
+    train.train(tmp_path / 'run', **config)
+  step = int(re.search(r'step (\d+)', str(info.value))[1])
+  good, state = _state(tmp_path / 'run')
+  assert good == step - 1
+  assert all(np.isfinite(x).all() for k, x in state.items() if 'params' in k)
+  if good:
+    assert f'The checkpoint of step {good} is good' in str(info.value)
+
+
+def test_a_nonfinite_update_is_skipped_and_counted(tmp_path, monkeypatch):
+  config = _poisoned(tmp_path, monkeypatch, on_nonfinite='skip')
+  train.train(tmp_path / 'run', **config)
+  rows = _rows(tmp_path / 'run')
+  # 12 steps of 16 see each of the 96 images twice.
+  assert rows[-1]['train/skipped_updates'] == 2
+  bad = [row['step'] for row in rows if row['train/loss'] is None]
+  assert len(bad) == 2
+  _, state = _state(tmp_path / 'run')
+  assert all(np.isfinite(np.float32(x)).all() for x in state.values())
+  # The optimizer has not moved on, so the next step repeats the rate.
+  rates = {row['step']: row['train/learning_rate'] for row in rows}
+  assert rates[bad[0] + 1] == rates[bad[0]]
+
+
+def test_another_model_in_the_same_workdir_is_refused(tmp_path):
+  train.train(tmp_path, **_config(total_steps=3))
+  config = _config()
+  config['model']['variant'] = 'mu/4'
+  with pytest.raises(errors.UserError, match="'mu/8' in the checkpoint"):
+    train.train(tmp_path, **config)
+
+
+def test_broken_images_can_be_skipped_and_are_told(tmp_path, capsys):
+  for split in ('train', 'test'):
+    for label, name in enumerate(('cat', 'dog')):
+      folder = tmp_path / 'data' / split / name
+      folder.mkdir(parents=True)
+      for i in range(12):
+        image = np.full((16, 16, 3), 40 * i % 255 + label, np.uint8)
+        PIL.Image.fromarray(image).save(folder / f'{i}.png')
+  (tmp_path / 'data/train/cat/3.png').write_bytes(b'not a picture')
+  config = _config(evals={}, total_steps=3)
+  config['model']['num_classes'] = 2
+  config['input'] |= dict(
+    data=dict(name='image_folder', path=str(tmp_path / 'data'), split='train'),
+    ops='decode|resize(16)',
+  )
+  with pytest.raises(errors.UserError, match=r'cat/3\.png'):
+    train.train(tmp_path / 'stops', **config)
+  config['input']['on_error'] = 'skip'
+  train.train(tmp_path / 'skips', **config)
+  assert 'cat/3.png' in capsys.readouterr().out
+  assert _rows(tmp_path / 'skips')[-1]['train/skipped_examples'] == 1

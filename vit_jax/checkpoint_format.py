@@ -1,0 +1,271 @@
+"""What a checkpoint is on disk, and how it is read with its damage noticed.
+
+A checkpoint is the folder `<directory>/<step>` with two items written by orbax:
+`state`, nested dicts under the names of the leaves, and `meta`, a JSON object:
+
+    step, data_position (both the number of steps taken), config, metrics,
+    leaves: {name: {dtype, shape, fingerprint}}, versions, processes, devices,
+    checksum (of everything else in it)
+"""
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import re
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging as absl_logging
+from etils import epath
+
+from vit_jax import trees
+from vit_jax.errors import RunError, UserError
+from vit_jax.fingerprint import fingerprint
+
+_PACKAGES = ('vit_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint')
+
+
+class DamagedError(Exception):
+  """A checkpoint whose bytes are not what was written; says what is wrong."""
+
+
+def absolute(directory: str | os.PathLike) -> epath.Path:
+  """Returns the path as orbax wants it; `gs://...` stays as it is."""
+  if '://' in os.fspath(directory):
+    return epath.Path(directory)
+  return epath.Path(os.path.abspath(os.path.expanduser(directory)))
+
+
+def is_complete(directory: epath.Path, step: int) -> bool:
+  """Whether the checkpoint was written to its end (it may be damaged)."""
+  return ocp.step.is_path_finalized(directory / str(step))
+
+
+def steps(directory: epath.Path) -> list[int]:
+  """Returns the steps of the complete checkpoints, the newest first.
+
+  Other files and folders, such as `12.orbax-checkpoint-tmp`, are not ours to
+  judge and are ignored.
+  """
+  if not directory.is_dir():
+    return []
+  names = [p.name for p in directory.iterdir()]
+  found = [int(n) for n in names if re.fullmatch(r'0|[1-9]\d*', n)]
+  return sorted((s for s in found if is_complete(directory, s)), reverse=True)
+
+
+def holds_files(directory: epath.Path, step: int) -> bool:
+  """Whether there is anything but folders in the folder of the step."""
+  return any(p.is_file() for p in (directory / str(step)).rglob('*'))
+
+
+def as_json(value: Any) -> Any:
+  """Returns what is left of `value` after a round trip through JSON."""
+  return json.loads(json.dumps(value, default=str))
+
+
+def make_meta(
+  step: int,
+  named: Mapping[str, jax.Array],
+  config: Mapping[str, Any],
+  metrics: Mapping[str, float],
+) -> dict[str, Any]:
+  """Returns the meta of a state that is given as `{name: leaf}`."""
+  numbers = fingerprint(dict(named))
+  meta = as_json(
+    dict(
+      step=step,
+      data_position=step,
+      config=config,
+      metrics=metrics,
+      leaves={
+        name: dict(
+          dtype=str(x.dtype), shape=list(x.shape), fingerprint=numbers[name]
+        )
+        for name, x in named.items()
+      },
+      versions={'python': platform.python_version(), **_versions()},
+      processes=jax.process_count(),
+      devices=jax.device_count(),
+    )
+  )
+  return dict(meta, checksum=_checksum(meta))
+
+
+def read_meta(directory: epath.Path, step: int) -> dict[str, Any]:
+  """Returns the meta of a checkpoint; raises DamagedError for a broken one."""
+  if not holds_files(directory, step):
+    raise DamagedError('its folder is empty')
+  path = directory / str(step) / 'meta' / 'metadata'
+  try:
+    meta = json.loads(path.read_text())
+    checksum = meta.pop('checksum')
+  except PermissionError as e:
+    raise RunError(f'cannot read the checkpoint: {shorten(e)}') from e
+  except (OSError, ValueError, KeyError, AttributeError, TypeError) as e:
+    raise DamagedError(f'{path} is not readable ({shorten(e)})') from e
+  if _checksum(meta) != checksum or meta['step'] != step:
+    raise DamagedError(f'{path} does not match its checksum')
+  return meta
+
+
+def read_verified(
+  read: Callable[[], Any], meta: Mapping[str, Any], path: epath.Path
+) -> dict[str, Any]:
+  """Returns `{name: leaf}` of the tree that `read()` returns.
+
+  Raises:
+    DamagedError: it cannot be read, or a leaf does not match its fingerprint.
+    RunError: memory or a permission is missing, which says nothing about the
+      checkpoint.
+  """
+  try:
+    named = trees.flatten(read())
+  except Exception as e:
+    if _is_no_damage(e):
+      raise RunError(
+        f'cannot read the checkpoint {path}, which may well be good: '
+        f'{shorten(e)}'
+      ) from e
+    raise DamagedError(shorten(e)) from e
+  wrong = [
+    name
+    for name, number in fingerprint(named).items()
+    if number != meta['leaves'][name]['fingerprint']
+  ]
+  if wrong:
+    more = f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''
+    raise DamagedError(
+      f'the data of {", ".join(wrong[:3])}{more} does not match its fingerprint'
+    )
+  return named
+
+
+def load_params(
+  directory: str | os.PathLike,
+  step: int | None = None,
+  *,
+  ema: bool = False,
+  shardings: Callable[[Any], Any] | None = None,
+  on_log: Callable[[str], Any] = print,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Returns `(params, meta)` of a checkpoint; reads and verifies nothing else.
+
+  Writes nothing, so the run that owns the directory may be going on.
+
+  Args:
+    directory: the one that was given to `checkpoint.Checkpointer`.
+    step: which checkpoint; None is the newest good one.
+    ema: whether to return the averaged parameters.
+    shardings: a function from the abstract parameters to a like tree of
+      shardings; None returns numpy arrays.
+    on_log: is given one line of text for every damaged checkpoint.
+
+  Raises:
+    UserError: no such checkpoint, no averaged parameters in it, or damage.
+  """
+  silence_orbax()
+  directory = absolute(directory)
+  found = steps(directory)
+  if not found or (step is not None and step not in found):
+    raise UserError(
+      f'no checkpoint {"" if step is None else f"of step {step} "}in '
+      f'{directory}; it has: {", ".join(map(str, found)) or "none"}'
+    )
+  for candidate in found if step is None else [step]:
+    try:
+      meta = read_meta(directory, candidate)
+      with jax.transfer_guard('allow'):
+        return _read_params(directory, meta, ema, shardings), meta
+    except DamagedError as e:
+      on_log(f'checkpoint {directory / str(candidate)} is damaged: {e}')
+  raise UserError(f'no good checkpoint in {directory}; the reasons are above')
+
+
+def silence_orbax() -> None:
+  """Keeps the log lines of orbax off the console, unless at debug verbosity."""
+  absl_logging.get_absl_logger().addFilter(_NOT_ORBAX)  # Adds it once.
+
+
+def shorten(error: BaseException) -> str:
+  """Returns the type and the beginning of the text of an error, in one line."""
+  text = ' '.join(str(error).split())
+  text = text if len(text) <= 300 else text[:300] + ' ...'
+  return f'{type(error).__name__}: {text}'
+
+
+class _NotOrbax(logging.Filter):
+  """Drops orbax's records: its progress is noise, its errors are raised too."""
+
+  def filter(self, record: logging.LogRecord) -> bool:
+    debug = absl_logging.get_verbosity() >= absl_logging.DEBUG
+    return debug or f'{os.sep}orbax{os.sep}' not in record.pathname
+
+
+_NOT_ORBAX = _NotOrbax()
+
+
+def _is_no_damage(error: Exception) -> bool:
+  text = str(error)
+  return (
+    isinstance(error, MemoryError | PermissionError)
+    or 'PERMISSION_DENIED' in text
+    # From the compiler or the device; tensorstore raises ValueError.
+    or (
+      isinstance(error, jax.errors.JaxRuntimeError)
+      and 'RESOURCE_EXHAUSTED' in text
+    )
+  )
+
+
+def _checksum(meta: Mapping[str, Any]) -> str:
+  text = json.dumps(meta, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _versions() -> dict[str, str]:
+  versions = {}
+  for package in _PACKAGES:
+    try:
+      versions[package] = metadata.version(package)
+    except metadata.PackageNotFoundError:  # A source tree on PYTHONPATH.
+      versions[package] = 'not installed'
+  return versions
+
+
+def _read_params(directory, meta, ema, shardings):
+  branch = 'ema_params' if ema else 'params'
+  abstract = trees.unflatten(
+    {
+      name: jax.ShapeDtypeStruct(tuple(leaf['shape']), np.dtype(leaf['dtype']))
+      for name, leaf in meta['leaves'].items()
+      if name.startswith(f'{branch}/')
+    }
+  )
+  path = directory / str(meta['step'])
+  if not abstract:
+    raise UserError(f'{path} holds no {branch}: the run kept no average')
+  if shardings is None:
+    args = jax.tree.map(
+      lambda _: ocp.RestoreArgs(restore_type=np.ndarray), abstract
+    )
+  else:
+    args = {
+      branch: jax.tree.map(
+        lambda s: ocp.ArrayRestoreArgs(sharding=s), shardings(abstract[branch])
+      )
+    }
+  restore_args = ocp.args.PyTreeRestore(
+    item=abstract, restore_args=args, partial_restore=True
+  )
+  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+    named = read_verified(
+      lambda: reader.restore(path / 'state', args=restore_args), meta, path
+    )
+  return trees.unflatten(named)[branch]

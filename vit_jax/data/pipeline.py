@@ -1,0 +1,247 @@
+"""Examples in, batches out: shuffled for training, complete for evaluation.
+
+What batch t of training contains is a function of (seed, t) alone: not of the
+number of threads or processes, nor of where the run was started again. A row's
+record comes from a permutation that is computed and never stored, its random
+numbers from (seed, its position in the stream).
+"""
+
+import collections
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+
+from vit_jax.data import batching, device_ops as device_ops_language, records
+from vit_jax.errors import UserError
+
+_HOST_ONLY = ('index',)
+
+
+class TrainInput:
+  """An endless stream of shuffled, augmented batches, seekable to any step."""
+
+  def __init__(
+    self,
+    *,
+    data: Mapping[str, Any],
+    ops: str,
+    batch_size: int,
+    seed: int,
+    device_ops: str = '',
+    on_error: str = 'stop',
+    num_threads: int | None = None,
+    prefetch: int = 2,
+    process_index: int | None = None,
+    process_count: int | None = None,
+  ):
+    """Opens the data and reads one example; starts no thread yet.
+
+    Args:
+      data: config section of a source: name, split and its other keys.
+      ops: host ops in the mini-language, for example `'decode|resize(32)'`.
+      batch_size: rows of a global batch, over all processes.
+      seed: of the order and of the ops' random numbers, at least 0.
+      device_ops: ops for the batch on the device; parsed here, run by the
+        training step.
+      on_error: what a record that cannot be read does: `'stop'` raises an
+        error that names it, `'skip'` takes the next good record instead and
+        counts.
+      num_threads: that read and decode; 0 reads in the caller's thread. The
+        default is one a core, 16 at most.
+      prefetch: batches read ahead of the consumer.
+      process_index: of this process; the default asks JAX.
+      process_count: how many processes share a batch; the default asks JAX.
+    """
+    self._layout = batching.Layout(
+      batch_size, num_threads, prefetch, process_index, process_count
+    )
+    if not isinstance(seed, int | np.integer) or seed < 0:
+      raise UserError(f'seed is an integer of at least 0; got {seed!r}')
+    self.device_ops = device_ops_language.parse(device_ops)
+    self._reader = records.Reader(data, ops, on_error=on_error)
+    self._seed = int(seed)
+    self.source = self._reader.source
+    self.batch_size = batch_size
+    self.num_examples = len(self.source)
+    self.num_classes = self.source.num_classes
+    self.class_names = self.source.class_names
+
+  @property
+  def steps_per_epoch(self) -> float:
+    """Batches in one pass over the data, rarely a whole number."""
+    return self.num_examples / self.batch_size
+
+  @property
+  def skipped(self) -> int:
+    """Different records skipped so far by this process, prefetched included."""
+    return self._reader.skipped
+
+  @property
+  def skipped_names(self) -> list[str]:
+    """The first few skipped records, each with what is wrong with it."""
+    return self._reader.skipped_names
+
+  def element_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns shapes and dtypes of a global batch as the device gets it."""
+    return _batch_spec(self._reader.spec, self.batch_size)
+
+  def batches(self, start_step: int = 0) -> Iterator[batching.Batch]:
+    """Yields this process's rows of the batches start_step, start_step + 1...
+
+    Besides the example's fields a batch has `index`, int64: which record each
+    row is. Process p of P holds the rows [p * B / P, (p + 1) * B / P) of a
+    global batch. Close the iterator, or drop it, to stop its threads.
+    """
+    stream = (
+      grain.MapDataset.range(self.num_examples)
+      .seed(self._seed)
+      .shuffle()  # another permutation each epoch
+      .repeat()
+      .random_map(self._reader.read)
+    )
+    if start_step < 0:
+      raise UserError(f'start_step is at least 0; got {start_step}')
+    return self._layout.batches(stream, start_step)
+
+
+class EvalInput:
+  """Batches in which every example stands exactly once, in order.
+
+  The last batches are filled up; `mask` is False in the rows that do not
+  count. Iterate as often as you like: the batches are the same each time.
+  """
+
+  def __init__(
+    self,
+    *,
+    data: Mapping[str, Any],
+    ops: str,
+    batch_size: int,
+    on_error: str = 'stop',
+    num_threads: int | None = None,
+    prefetch: int = 2,
+    process_index: int | None = None,
+    process_count: int | None = None,
+  ):
+    """Opens the data and reads one example; the arguments of `TrainInput`.
+
+    With `on_error='skip'` the row of a record that cannot be read has mask
+    False, and the record is counted in `skipped`.
+    """
+    self._layout = batching.Layout(
+      batch_size, num_threads, prefetch, process_index, process_count
+    )
+    self._reader = records.Reader(data, ops, on_error=on_error)
+    self.source = self._reader.source
+    self.batch_size = batch_size
+    self.num_examples = len(self.source)
+    self.num_classes = self.source.num_classes
+    self.class_names = self.source.class_names
+
+  @property
+  def num_batches(self) -> int:
+    """Batches in one pass, the same for every process."""
+    return -(-self.num_examples // self.batch_size)
+
+  @property
+  def skipped(self) -> int:
+    """Different records skipped so far by this process."""
+    return self._reader.skipped
+
+  @property
+  def skipped_names(self) -> list[str]:
+    """The first few skipped records, each with what is wrong with it."""
+    return self._reader.skipped_names
+
+  def element_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns shapes and dtypes of a global batch as the device gets it."""
+    mask = jax.ShapeDtypeStruct((), np.bool_)
+    return _batch_spec(self._reader.spec | {'mask': mask}, self.batch_size)
+
+  def __iter__(self) -> Iterator[batching.Batch]:
+    rows = self.num_batches * self.batch_size
+    stream = grain.MapDataset.range(rows).seed(0)  # for ops that ask for chance
+    stream = stream.random_map(self._reader.read_or_blank)
+    return self._layout.batches(stream, start_step=0)
+
+
+def to_global(
+  batch: Mapping[str, np.ndarray], sharding: jax.sharding.Sharding
+) -> dict[str, jax.Array]:
+  """Returns the global arrays of which each process gives its rows.
+
+  An explicit transfer, allowed under `jax.transfer_guard('disallow')`. The
+  field `index` stays on the host.
+
+  Args:
+    batch: this process's rows; an equal number in every process.
+    sharding: of the rows, over all devices.
+
+  Raises:
+    UserError: the global batch does not divide among the devices.
+  """
+  rows = {k: v for k, v in batch.items() if k not in _HOST_ONLY}
+  num = jax.process_count()
+  shapes = {k: (len(v) * num, *v.shape[1:]) for k, v in rows.items()}
+  try:
+    for shape in shapes.values():
+      sharding.shard_shape(shape)
+  except ValueError as e:
+    raise UserError(
+      f'a batch of {next(iter(shapes.values()))[0]} rows does not divide among '
+      f'{sharding.num_devices} devices: {e}'
+    ) from e
+  return jax.make_array_from_process_local_data(sharding, rows, shapes)
+
+
+def prefetch_to_device(
+  batches: Iterable[Mapping[str, np.ndarray]],
+  sharding: jax.sharding.Sharding,
+  size: int = 2,
+) -> Iterator[dict[str, jax.Array]]:
+  """Yields `to_global` of each batch, transfers started ahead of need.
+
+  An error in the input is raised when its batch's turn has come, so a run that
+  ends before it never meets it. Closing this iterator closes `batches`.
+
+  Args:
+    batches: what `TrainInput.batches` or an `EvalInput` yields.
+    sharding: of the rows, over all devices.
+    size: batches on the device at once, the one just handed out included.
+  """
+  if size < 1:
+    raise UserError(f'prefetch_to_device: size is at least 1; got {size}')
+  return _prefetch(iter(batches), sharding, size)
+
+
+def _prefetch(batches, sharding, size: int):
+  ready = collections.deque()
+  ended = False
+  try:
+    while True:
+      while not ended and len(ready) < size:
+        try:
+          ready.append(to_global(next(batches), sharding))
+        except Exception as e:  # StopIteration too; raised in its turn
+          ready.append(e)
+          ended = True
+      item = ready.popleft()
+      if isinstance(item, StopIteration):
+        return
+      if isinstance(item, Exception):
+        raise item
+      yield item
+  finally:
+    close = getattr(batches, 'close', None)
+    if close is not None:
+      close()
+
+
+def _batch_spec(spec, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+  return {
+    name: jax.ShapeDtypeStruct((batch_size, *one.shape), one.dtype)
+    for name, one in spec.items()
+  }

@@ -1,0 +1,169 @@
+"""One record of a source, read and put through the host ops.
+
+Every broken record is met here, and only here: it stops the run with its name,
+or it is skipped, counted and reported. It never becomes a black image.
+"""
+
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from vit_jax import lookup
+from vit_jax.data.ops import language
+from vit_jax.errors import UserError
+
+Example = dict[str, np.ndarray]
+
+_MAX_BROKEN_IN_A_ROW = 100
+_MAX_NAMED = 5  # broken records that the report names
+# JAX holds 32 bits unless told otherwise; better here than silently there.
+_NARROW = {np.dtype(np.int64): np.int32, np.dtype(np.float64): np.float32}
+
+
+class Reader:
+  """Reads records as examples that all have the shapes of the first one."""
+
+  def __init__(self, data: Mapping[str, Any], ops: str, *, on_error: str):
+    """Opens the source and reads one example.
+
+    Args:
+      data: config section of a source: name, split and its other keys.
+      ops: host ops in the mini-language.
+      on_error: what a record that cannot be read does: `'stop'` raises,
+        `'skip'` counts it and leaves it out.
+    """
+    if on_error not in ('stop', 'skip'):
+      raise UserError(f"on_error is 'stop' or 'skip'; got {on_error!r}")
+    self.source = lookup.build('data/sources', data, 'Source')
+    if not len(self.source):
+      raise UserError(f'the source has no records: {dict(data)}')
+    self._ops = language.parse(ops)
+    self._skip = on_error == 'skip'
+    self._lock = threading.Lock()
+    self._broken: dict[int, str] = {}
+    self._first, example = self._next_good(0, np.random.default_rng(0))
+    self.spec = {
+      name: jax.ShapeDtypeStruct(value.shape, value.dtype)
+      for name, value in example.items()
+    }
+    if 'image' not in self.spec:
+      raise UserError(
+        f'{self.source.describe(self._first)}: no array "image" after the ops '
+        f'{ops!r}; is the image still encoded? the ops then start with decode'
+      )
+
+  @property
+  def skipped(self) -> int:
+    """How many different records were skipped so far, by this process."""
+    return len(self._broken)
+
+  @property
+  def skipped_names(self) -> list[str]:
+    """The first few skipped records, each with what is wrong with it."""
+    with self._lock:
+      return list(self._broken.values())[:_MAX_NAMED]
+
+  def read(self, index: int, rng: np.random.Generator) -> Example:
+    """Returns record `index`, or the next good one if it is skipped.
+
+    The example has a field `index`: the number of the record that it is.
+    """
+    used, example = self._next_good(index, rng)
+    return self._checked(used, example) | {'index': np.int64(used)}
+
+  def read_or_blank(self, index: int, rng: np.random.Generator) -> Example:
+    """Returns record `index` with `mask` True, or a blank one with False.
+
+    Blank are the records past the end, which fill the last batch (`index` is
+    -1), and those that are skipped.
+    """
+    example = None
+    if index < len(self.source):
+      example = self._try(index, rng)
+    if example is None:
+      blank = {k: np.zeros(s.shape, s.dtype) for k, s in self.spec.items()}
+      index = index if index < len(self.source) else -1
+      return blank | {'mask': np.False_, 'index': np.int64(index)}
+    example = self._checked(index, example)
+    return example | {'mask': np.True_, 'index': np.int64(index)}
+
+  def _next_good(
+    self, index: int, rng: np.random.Generator
+  ) -> tuple[int, Example]:
+    num = len(self.source)
+    tries = min(num, _MAX_BROKEN_IN_A_ROW)
+    for i in range(index, index + tries):
+      example = self._try(i % num, rng)
+      if example is not None:
+        return i % num, example
+    raise UserError(
+      f'{tries} records in a row cannot be read, from '
+      f'{self.source.describe(index)} on; the last: {self._broken[i % num]}'
+    )
+
+  def _try(self, index: int, rng: np.random.Generator) -> Example | None:
+    """Returns an example, or None if the record is broken and skipped."""
+    try:
+      return _arrays(self._ops(self.source[index], rng))
+    except Exception as e:
+      what = f'{self.source.describe(index)}: {_explain(e)}'
+      if not self._skip:
+        raise UserError(
+          f'{what}\n(repair or remove it, or skip such records with '
+          "on_error='skip')"
+        ) from e
+      with self._lock:
+        self._broken[index] = what
+      return None
+
+  def _checked(self, index: int, example: Example) -> Example:
+    """Returns the example if it has the shapes and dtypes of the first one."""
+    same = example.keys() == self.spec.keys() and all(
+      value.shape == self.spec[name].shape
+      and value.dtype == self.spec[name].dtype
+      for name, value in example.items()
+    )
+    if not same:
+      describe = self.source.describe
+      raise UserError(
+        'examples that differ cannot share a batch:\n'
+        f'  {describe(self._first)}: {_signature(self.spec)}\n'
+        f'  {describe(index)}: {_signature(example)}\n'
+        'if the image sizes differ, add an op such as resize(224) or '
+        'random_resized_crop(224)'
+      )
+    return example
+
+
+def _arrays(example: Mapping[str, Any]) -> Example:
+  """Returns the fields that a batch can hold; names and other text go.
+
+  int64 and float64 become their 32-bit kinds; an int64 that does not fit is
+  an error.
+  """
+  arrays = {}
+  for name, value in example.items():
+    array = np.asarray(value)
+    if array.dtype.kind not in 'biuf':
+      continue
+    narrow = array.astype(_NARROW.get(array.dtype, array.dtype), copy=False)
+    if array.dtype.kind == 'i' and (narrow != array).any():
+      raise ValueError(f'{name!r} does not fit into int32: {array}')
+    arrays[name] = narrow
+  return arrays
+
+
+def _explain(error: Exception) -> str:
+  if isinstance(error, UserError):
+    return str(error)
+  notes = getattr(error, '__notes__', [])
+  return '; '.join([f'{type(error).__name__}: {error}', *notes])
+
+
+def _signature(fields: Mapping[str, Any]) -> str:
+  return ', '.join(
+    f'{name} {value.dtype}{list(value.shape)}' for name, value in fields.items()
+  )

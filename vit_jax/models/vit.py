@@ -1,0 +1,213 @@
+"""The Vision Transformer (https://arxiv.org/abs/2010.11929): image to outputs.
+
+`Model('B/16', num_classes=1000)` is the way in. Shapes: B batch, H W image
+height and width, C channels, L patches, R registers, D width, Y classes.
+"""
+
+import difflib
+import re
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vit_jax.errors import UserError
+from vit_jax.models import layers, pooling, position
+
+# As in big_vision, which has them from: Ti, S (DeiT), B, L, H (ViT), g, G
+# (Scaling ViT, https://arxiv.org/abs/2106.04560), So400m (SoViT,
+# https://arxiv.org/abs/2305.13035), e (PaLI, https://arxiv.org/abs/2209.06794).
+VARIANTS: dict[str, dict[str, int]] = {
+  name: dict(width=width, depth=depth, mlp_dim=mlp_dim, num_heads=num_heads)
+  for name, width, depth, mlp_dim, num_heads in (
+    ('mu', 32, 1, 128, 2),
+    ('Ti', 192, 12, 768, 3),
+    ('S', 384, 12, 1536, 6),
+    ('M', 512, 12, 2048, 8),
+    ('B', 768, 12, 3072, 12),
+    ('L', 1024, 24, 4096, 16),
+    ('So400m', 1152, 27, 4304, 16),
+    ('H', 1280, 32, 5120, 16),
+    ('g', 1408, 40, 6144, 16),
+    ('g-opt', 1536, 40, 6144, 16),
+    ('G', 1664, 48, 8192, 16),
+    ('G-opt', 1536, 48, 8192, 16),
+    ('e', 1792, 56, 15360, 16),
+  )
+}
+POOLINGS = ('token', 'mean', 'map', 'none')
+POSITIONS = {
+  'learned': None,
+  'sincos2d': position.sincos2d,
+  'sincos2d_moco': position.sincos2d_moco,
+  'none': None,
+}
+DTYPES = ('float32', 'bfloat16', 'float16')
+
+
+def Model(  # noqa: N802, it makes a model.
+  variant: str = 'B/16', num_classes: int | None = None, **overrides
+) -> 'ViT':
+  """Returns the ViT of a name such as 'B/16', 'So400m/14' or 'g-opt/16'.
+
+  Args:
+    variant: a key of VARIANTS, a slash, and the side of a square patch. The
+      patch may be left out where `patch_size` is among the overrides.
+    num_classes: outputs of the head; None for a model without a head.
+    **overrides: any other attribute of `ViT`; they win over the variant.
+
+  Raises:
+    UserError: an unknown variant or override, or values that do not fit.
+  """
+  name, slash, patch = variant.partition('/')
+  if name not in VARIANTS or (slash and not re.fullmatch('[1-9][0-9]*', patch)):
+    raise UserError(
+      f'unknown ViT variant {variant!r}; expected <name>/<patch size>, as in'
+      f" 'B/16', with one of the names {', '.join(VARIANTS)}"
+    )
+  fields = [f for f in ViT.__dataclass_fields__ if f not in ('parent', 'name')]
+  unknown = []
+  for key in sorted(set(overrides) - set(fields)):
+    close = difflib.get_close_matches(key, fields, n=1)
+    unknown.append(key + (f' (did you mean {close[0]}?)' if close else ''))
+  if unknown:
+    raise UserError(
+      f'ViT has no {", ".join(unknown)}; it takes: {", ".join(fields)}'
+    )
+  if not slash and 'patch_size' not in overrides:
+    raise UserError(
+      f"the ViT variant {variant!r} names no patch size: write '{variant}/16',"
+      ' or give patch_size'
+    )
+  options = dict(VARIANTS[name], num_classes=num_classes)
+  if slash:
+    options['patch_size'] = int(patch)
+  return ViT(**options | overrides)
+
+
+class ViT(nn.Module):
+  """A Vision Transformer.
+
+  Parameters are float32 whatever `dtype` is. Initial values are those of
+  Google's ViT: the head starts at zero, so that the first loss is known.
+
+  Attributes:
+    patch_size: the side of a square patch, or (height, width).
+    width: D.
+    depth: number of blocks.
+    mlp_dim: hidden width of the blocks' MLPs.
+    num_heads: of attention; divides the width.
+    num_classes: Y, outputs of the head; None for no head.
+    pooling: what the head reads. 'token': a learned class token, which only
+      these models have; 'mean': the mean of the patches' tokens; 'map':
+      attention of a learned query to them (`pooling.MapPooling`); 'none': every
+      patch's token, so that there are logits for each.
+    num_registers: R, learned tokens that take part in attention and are not
+      read (https://arxiv.org/abs/2309.16588).
+    position: what patches get added. 'learned': a table; 'sincos2d' and
+      'sincos2d_moco': the fixed ones of `position`; or 'none'.
+    representation_size: outputs of a tanh layer before the head; True for D.
+    layer_scale: initial factor of every branch (CaiT), or None.
+    stochastic_depth_rate: probability that an example skips a branch of the
+      last block in training; linear from 0 in the first block.
+    dropout_rate: after position, attention, and in and after the MLP.
+    attention_dropout_rate: of attention weights.
+    qk_norm: LayerNorm of queries and keys (ViT-22B).
+    activation: of layers.ACTIVATIONS.
+    norm_epsilon: of every LayerNorm.
+    qkv_bias: whether query, key and value have one.
+    dtype: 'float32', 'bfloat16' or 'float16': what blocks compute in. Norm
+      statistics, softmax, the final norm, the head and outputs are float32.
+    scan: stack the blocks' parameters and loop over them, which compiles
+      faster and at the same numbers.
+    remat: of layers.REMAT_POLICIES: what a block's backward pass need not
+      compute again; None keeps all that it uses.
+    attention: of layers.ATTENTIONS.
+    head_bias_init: initial bias of the head; -10 suits sigmoid losses.
+    head_zero_init: whether the head's kernel starts at zero.
+  """
+
+  patch_size: int | tuple[int, int]
+  width: int
+  depth: int
+  mlp_dim: int
+  num_heads: int
+  num_classes: int | None = None
+  pooling: str = 'token'
+  num_registers: int = 0
+  position: str = 'learned'
+  representation_size: int | bool | None = None
+  layer_scale: float | None = None
+  stochastic_depth_rate: float = 0.0
+  dropout_rate: float = 0.0
+  attention_dropout_rate: float = 0.0
+  qk_norm: bool = False
+  activation: str = 'gelu_tanh'
+  norm_epsilon: float = 1e-6
+  qkv_bias: bool = True
+  dtype: str = 'float32'
+  scan: bool = False
+  remat: str | None = None
+  attention: str = 'einsum'
+  head_bias_init: float = 0.0
+  head_zero_init: bool = True
+
+  def __post_init__(self):
+    _check_options(self)
+    super().__post_init__()
+
+  @nn.compact
+  def __call__(self, image_BHWC, *, train: bool = False) -> dict[str, jax.Array]:
+    """Returns a dict of float32 arrays, whatever `dtype` is.
+
+    logits: [B, Y], or [B, L, Y] for pooling 'none'; absent without a head.
+    features: [B, D] what the head reads, or [B, L, D] for pooling 'none'.
+    tokens: [B, L, D] the patches after the final norm, row by row.
+    prefix: [B, 1 + R, D] class token and registers after the final norm, those
+      of them that the model has; absent if it has none.
+
+    Args:
+      image_BHWC: floating-point images, of any size that the patch divides.
+      train: whether to drop; needs an rng named 'dropout' if any rate is set.
+
+    Raises:
+      UserError: images that the model cannot take.
+    """
+    _check_image(self, image_BHWC)
+    x_BLD, num_prefix = self._embed(image_BHWC, train)
+    x_BLD = layers.Encoder(
+      depth=self.depth,
+      block=dict(
+        num_heads=self.num_heads,
+        mlp_dim=self.mlp_dim,
+        dropout_rate=self.dropout_rate,
+        attention_dropout_rate=self.attention_dropout_rate,
+        layer_scale=self.layer_scale,
+        qk_norm=self.qk_norm,
+        qkv_bias=self.qkv_bias,
+        attention=self.attention,
+        activation=self.activation,
+        norm_epsilon=self.norm_epsilon,
+        dtype=self.dtype,
+      ),
+      stochastic_depth_rate=self.stochastic_depth_rate,
+      scan=self.scan,
+      remat=self.remat,
+      name='encoder',
+    )(x_BLD, train=train)
+
+    prefix, tokens = x_BLD[:, :num_prefix], x_BLD[:, num_prefix:]
+    outputs = dict(tokens=tokens)
+    if num_prefix:
+      outputs['prefix'] = prefix
+    features = self._pool(prefix, tokens)
+    if self.representation_size:
+      size = self.width
+      if self.representation_size is not True:
+        size = self.representation_size
+      features = nn.tanh(nn.Dense(size, name='representation')(features))
+    outputs['features'] = features
+    if self.num_classes:
+      outputs['logits'] = self._head(features)
+    return outputs

@@ -1,0 +1,221 @@
+"""The numbers about a run itself: speed, utilisation, time left, health.
+
+`Clock` measures, `check_finite` stops, `print_table` sums up. What is written
+to files is in `metric_writer.py`, what the terminal shows in `progress.py`.
+"""
+
+import collections
+import contextlib
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TextIO
+
+from vit_jax.errors import RunError
+
+
+class Clock:
+  """Measures the training speed over the time since the last report.
+
+  ```python
+  clock = Clock(batch_size, step=restored_step)
+  for step in range(restored_step + 1, total_steps + 1):
+    with clock.waiting():
+      batch = next(batches)
+    state, metrics = train_step(state, batch)
+    if step == restored_step + 1:
+      jax.block_until_ready(metrics)
+      seconds = clock.start(step)  # Compilation and everything before it.
+    if time_to_log:
+      metrics = fetch(metrics)  # Waits for the device.
+      metrics |= clock.report(step)
+    if time_to_evaluate:
+      with clock.pause():
+        evaluate(state)
+  ```
+
+  A step that the device has not finished belongs to the report after it, so a
+  report follows the fetching of its step's metrics, and so should a pause.
+  """
+
+  def __init__(
+    self,
+    batch_size: int,
+    *,
+    step: int = 0,
+    flops_per_step: float | None = None,
+    peak_flops: float | None = None,
+    now: Callable[[], float] = time.monotonic,
+  ):
+    """Starts the clock.
+
+    Args:
+      batch_size: images per step, over all processes.
+      step: the last step that is done; 0, or the restored one.
+      flops_per_step: of the model for a global batch, see `flops.count`.
+      peak_flops: FLOP/s of all devices together. Without both of these no
+        utilisation is reported.
+      now: a clock in seconds.
+    """
+    self._batch_size = batch_size
+    self._flops_per_step = flops_per_step
+    self._peak_flops = peak_flops
+    self._now = now
+    self._pauses = 0  # How many pauses are open, one within another.
+    self._recent = collections.deque(maxlen=5)  # (seconds, steps) of reports
+    self._trained_seconds = self._paused_seconds = 0.0  # Since the start.
+    self._begin(step)
+
+  def start(self, step: int) -> float:
+    """Forgets the time until now, in which `step` was done; returns it.
+
+    To be called once, after the first step: what came before is set-up and
+    compilation, which tell nothing about the speed.
+    """
+    seconds = self._now() - self._time
+    self._trained_seconds = self._paused_seconds = 0.0
+    self._begin(step)
+    return seconds
+
+  @contextlib.contextmanager
+  def pause(self) -> Iterator[None]:
+    """Leaves out the time within: evaluations, checkpoints, pictures."""
+    begin = self._now()
+    self._pauses += 1
+    try:
+      yield
+    finally:
+      self._pauses -= 1
+      if not self._pauses:
+        self._pause += self._now() - begin
+
+  @contextlib.contextmanager
+  def waiting(self) -> Iterator[None]:
+    """Counts the time within as waiting for the input."""
+    begin = self._now()
+    try:
+      yield
+    finally:
+      self._wait += self._now() - begin
+
+  def report(self, step: int) -> dict[str, float]:
+    """Returns the speed of the steps since the last report.
+
+    The keys are `train/images_per_second`, `train/input_stall_fraction` (of the
+    time, what the loop waited for its next batch) and, where the peak is known,
+    `train/mfu` in 0..1. Empty where no step was done since.
+    """
+    steps = step - self._step
+    seconds = self._now() - self._time - self._pause
+    if steps <= 0 or seconds <= 0:
+      return {}
+    metrics = {
+      'train/images_per_second': steps * self._batch_size / seconds,
+      'train/input_stall_fraction': min(1.0, self._wait / seconds),
+    }
+    if self._flops_per_step and self._peak_flops:
+      achieved = steps * self._flops_per_step / seconds
+      metrics['train/mfu'] = achieved / self._peak_flops
+    self._recent.append((seconds, steps))
+    self._trained_seconds += seconds
+    self._paused_seconds += self._pause
+    self._begin(step)
+    return metrics
+
+  def eta_seconds(self, step: int, total_steps: int) -> float | None:
+    """Returns the time left after `step`; None before the first report.
+
+    The steps will take what they took in the last reports, and pauses their
+    share of the time since the start.
+    """
+    if not self._recent:
+      return None
+    seconds, steps = (sum(column) for column in zip(*self._recent, strict=True))
+    share = 1 + self._paused_seconds / self._trained_seconds
+    return (total_steps - step) * seconds / steps * share
+
+  def _begin(self, step: int) -> None:
+    self._step, self._time = step, self._now()
+    self._pause = self._wait = 0.0
+
+
+def check_finite(
+  step: int, metrics: Mapping[str, Any], last_good: int | None
+) -> None:
+  """Ends the run where a metric of `step` is NaN or infinite.
+
+  Args:
+    step: the step that the metrics belong to.
+    metrics: fetched scalars by name.
+    last_good: step of the newest good checkpoint, None if there is none.
+
+  Raises:
+    RunError: names the step, each such metric, the checkpoint, and what to try.
+  """
+  bad = {k: float(v) for k, v in metrics.items() if not math.isfinite(v)}
+  if not bad:
+    return
+  values = ', '.join(f'{name} is {value}' for name, value in bad.items())
+  if last_good is None:
+    saved = 'No checkpoint was saved before it; the run starts afresh.'
+  else:
+    saved = (
+      f'The checkpoint of step {last_good} is good; the run goes on there.'
+    )
+  raise RunError(
+    f'step {step}: {values}. {saved} To try: a lower optimizer.learning_rate '
+    'or a longer warm-up, optimizer.grad_clip_norm=1.0, or '
+    "on_nonfinite='skip', which leaves such updates out and counts them."
+  )
+
+
+def print_table(
+  title: str,
+  rows: Mapping[str, Mapping[str, float]],
+  *,
+  file: TextIO | None = None,
+) -> None:
+  """Prints results: a line for each key of `rows`, a column for each metric.
+
+  `print_table('results', {'val (params)': {'top1': 0.98, 'loss': 0.07}})`. On a
+  terminal with colours, elsewhere as plain text of the width it needs. Where
+  there are many more metrics than `rows`, lines and columns change places.
+  """
+  import rich.box
+  import rich.console
+  import rich.table
+
+  file = sys.stdout if file is None else file
+  names = list(dict.fromkeys(name for row in rows.values() for name in row))
+  header = ['', *names]
+  lines = [
+    [label, *(_format(name, row.get(name)) for name in names)]
+    for label, row in rows.items()
+  ]
+  if len(names) > max(_MAX_COLUMNS, len(rows)):
+    header, *lines = zip(header, *lines, strict=True)
+  table = rich.table.Table(title=title, box=rich.box.SIMPLE_HEAD)
+  for i, name in enumerate(header):
+    table.add_column(
+      name, justify='right' if i else 'left', overflow='fold', no_wrap=not i
+    )
+  for line in lines:
+    table.add_row(*line)
+  width = None if file.isatty() else 200
+  console = rich.console.Console(file=file, width=width, markup=False)
+  console.print(table)
+
+
+_MAX_COLUMNS = 8
+
+
+def _format(name: str, value: float | None) -> str:
+  if value is None:
+    return '-'
+  if isinstance(value, int) or name.split('/')[-1].startswith('num_'):
+    return f'{value:,.0f}'
+  size = abs(value)
+  if not math.isfinite(value) or size >= 1e6 or 0 < size < 1e-3:
+    return f'{value:.3g}'
+  return f'{value:,.1f}' if size >= 1000 else f'{value:.4f}'

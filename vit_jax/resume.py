@@ -1,0 +1,108 @@
+"""Whether a checkpoint belongs to the run that a config describes."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from vit_jax import trees
+from vit_jax.errors import UserError
+
+# Keys of the model section that change what a step costs but not what it
+# computes; a run may go on with other values.
+COST_KEYS = ('attention', 'remat')
+
+_MOST_LINES = 8  # Of each kind of difference.
+
+
+def check(
+  meta: Mapping[str, Any],
+  abstract_state: Any,
+  config: Mapping[str, Any],
+  directory: str | os.PathLike,
+) -> None:
+  """Raises UserError if the checkpoint holds another model or optimizer.
+
+  Args:
+    meta: of the checkpoint.
+    abstract_state: the state that the config means.
+    config: the whole config after a round trip through JSON; its section
+      `model` must be that of the checkpoint.
+    directory: for the message.
+  """
+  lines = _cut(_model_differences(meta['config'], config), 'model settings')
+  saved = {
+    name: f'{leaf["dtype"]}{leaf["shape"]}'
+    for name, leaf in meta['leaves'].items()
+  }
+  wanted = {
+    name: f'{leaf.dtype}{list(leaf.shape)}'
+    for name, leaf in trees.flatten(abstract_state).items()
+  }
+  missing = [f'- {n} {wanted[n]}' for n in wanted if n not in saved]
+  unexpected = [f'+ {n} {saved[n]}' for n in saved if n not in wanted]
+  wrong = [
+    f'! {n} is {saved[n]}, the config means {wanted[n]}'
+    for n in wanted
+    if n in saved and saved[n] != wanted[n]
+  ]
+  for differences, what in (
+    (missing, 'missing (-)'),
+    (unexpected, 'unexpected (+)'),
+    (wrong, 'of another shape or dtype (!)'),
+  ):
+    lines += _cut(differences, what)
+  if lines:
+    raise UserError(
+      f'the checkpoint of step {meta["step"]} in {directory} is not of the '
+      'model and optimizer of this config:\n  '
+      + '\n  '.join(lines)
+      + '\nNothing was changed. Put the config back as it was, or use another '
+      'workdir'
+    )
+
+
+def other_differences(
+  meta: Mapping[str, Any], config: Mapping[str, Any]
+) -> list[str]:
+  """Returns one line for every setting that is not as in the checkpoint."""
+  return _differences(meta['config'], config)
+
+
+def _model_differences(saved, config) -> list[str]:
+  saved, current = (
+    {k: v for k, v in (c.get('model') or {}).items() if k not in COST_KEYS}
+    for c in (saved, config)
+  )
+  return _differences(saved, current, 'model')
+
+
+def _differences(saved: Any, current: Any, name: str = '') -> list[str]:
+  if isinstance(saved, dict) and isinstance(current, dict):
+    return [
+      line
+      for key in dict.fromkeys([*saved, *current])
+      for line in _differences(
+        saved.get(key, _NOT_SET),
+        current.get(key, _NOT_SET),
+        f'{name}.{key}' if name else key,
+      )
+    ]
+  # By their text: NaN differs from itself.
+  if repr(saved) == repr(current):
+    return []
+  return [f'{name}: {saved!r} in the checkpoint, {current!r} in the config']
+
+
+class _NotSet:
+  def __repr__(self) -> str:
+    return 'not set'
+
+
+_NOT_SET = _NotSet()
+
+
+def _cut(lines: list[str], what: str) -> list[str]:
+  if len(lines) <= _MOST_LINES:
+    return lines
+  more = len(lines) - _MOST_LINES
+  return [*lines[:_MOST_LINES], f'... and {more} more {what}']
