@@ -77,7 +77,7 @@ def test_a_mistake_in_the_config_ends_with_one_message(
 
 def test_a_missing_data_directory_is_named(capsys, recipe, tmp_path):
   data = (
-    f"{{'name': 'image_folder', 'path': '{tmp_path}/no', 'split': 'train'}}"
+    f"{{'name': 'image_folder', 'data_dir': '{tmp_path}/no', 'split': 'train'}}"
   )
   code, error = _error(
     capsys, recipe, f'input.data={data}', workdir=tmp_path / 'run'

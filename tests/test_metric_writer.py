@@ -79,12 +79,16 @@ def test_a_row_that_was_flushed_still_takes_metrics_of_its_step(tmp_path):
   ]
 
 
-def test_flush_puts_the_open_row_on_disk(tmp_path):
+def test_flush_puts_the_open_row_on_disk(tmp_path, monkeypatch):
   writer = MetricWriter(tmp_path)
   writer.write(7, {'train/loss': 1.0})
   assert rows(tmp_path) == []
+  synced = []
+  monkeypatch.setattr(os, 'fsync', lambda fd: synced.append(os.fstat(fd)))
   writer.flush()
   assert rows(tmp_path) == [{'step': 7, 'train/loss': 1.0}]
+  file = os.stat(tmp_path / 'metrics.jsonl')
+  assert (file.st_ino, file.st_size) in [(s.st_ino, s.st_size) for s in synced]
 
 
 def test_a_closed_row_outlives_a_kill_without_a_flush(tmp_path):

@@ -126,7 +126,7 @@ def test_a_non_finite_metric_ends_the_run_and_says_what_is_safe():
     'train/learning_rate': 1e-3,
   }
   with pytest.raises(RunError) as error:
-    check_finite(120, metrics, 100)
+    check_finite(120, metrics, lambda: 100)
   text = str(error.value)
   assert 'step 120: train/loss is nan, train/grad_norm is inf.' in text
   assert 'checkpoint of step 100 is good' in text
@@ -137,11 +137,11 @@ def test_a_non_finite_metric_ends_the_run_and_says_what_is_safe():
 
 def test_a_non_finite_metric_before_any_checkpoint_says_so():
   with pytest.raises(RunError, match='No checkpoint was saved before it'):
-    check_finite(3, {'train/loss': float('-inf')}, None)
+    check_finite(3, {'train/loss': float('-inf')}, lambda: None)
 
 
 def test_finite_metrics_pass():
-  check_finite(3, {'train/loss': 1e38, 'train/skipped_updates': 2}, None)
+  check_finite(3, {'train/loss': 1e38}, find_good=pytest.fail)
 
 
 def table(*args):
@@ -169,6 +169,14 @@ def test_a_table_with_many_metrics_is_turned():
   lines = table('classes', {'val': metrics})
   assert lines[1:4] == [['val'], ['top1/[0]', '0.0000'], ['top1/[1]', '0.1000']]
   assert len(lines) == 22
+
+
+def test_a_file_gets_a_table_as_wide_as_it_needs():
+  metrics = {f'a_metric_with_a_long_name_{i}': 0.5 for i in range(5)}
+  assert table('t', {'[bold]': metrics})[1:] == [
+    list(metrics),
+    ['[bold]', *['0.5000'] * 5],
+  ]
 
 
 def test_numbers_keep_their_size():

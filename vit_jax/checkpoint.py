@@ -15,7 +15,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
-from vit_jax import checkpoint_format, resume, trees
+from vit_jax import checkpoint_format, orbax_noise, resume, trees
 from vit_jax.checkpoint_format import DamagedError
 from vit_jax.errors import RunError, UserError
 
@@ -51,7 +51,7 @@ class Checkpointer:
     on_log: Callable[[str], Any] = print,
   ):
     _check_arguments(keep_latest, keep_best_mode, keep_every_steps)
-    checkpoint_format.silence_orbax()
+    orbax_noise.silence()
     self.directory = checkpoint_format.absolute(directory)
     _check_writable(self.directory)
     self._log = on_log
@@ -114,9 +114,9 @@ class Checkpointer:
       metrics = {key: float(value) for key, value in (metrics or {}).items()}
       self._best.note(step, metrics)
       named = trees.flatten(state)
+      meta = checkpoint_format.make_meta(step, named, config, metrics)
       # The caller may run under a transfer guard.
       with jax.transfer_guard('allow'), self._run_error(step):
-        meta = checkpoint_format.make_meta(step, named, config, metrics)
         self._manager.save(
           step,
           args=ocp.args.Composite(
@@ -165,8 +165,8 @@ class Checkpointer:
       except DamagedError as e:
         self._log(f'checkpoint {self.directory / str(step)} is damaged: {e}')
         damaged.append(step)
-    holds_files = checkpoint_format.holds_files
-    if found is None and any(holds_files(self.directory, s) for s in damaged):
+    is_empty = checkpoint_format.is_empty
+    if not found and not all(is_empty(self.directory, s) for s in damaged):
       raise RunError(
         f'none of the checkpoints in {self.directory} is good (steps '
         f'{", ".join(map(str, damaged))}; the reasons are above). Nothing was '

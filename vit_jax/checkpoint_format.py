@@ -10,7 +10,6 @@ A checkpoint is the folder `<directory>/<step>` with two items written by orbax:
 
 import hashlib
 import json
-import logging
 import os
 import platform
 import re
@@ -21,10 +20,9 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging as absl_logging
 from etils import epath
 
-from vit_jax import trees
+from vit_jax import orbax_noise, trees
 from vit_jax.errors import RunError, UserError
 from vit_jax.fingerprint import fingerprint
 
@@ -60,9 +58,9 @@ def steps(directory: epath.Path) -> list[int]:
   return sorted((s for s in found if is_complete(directory, s)), reverse=True)
 
 
-def holds_files(directory: epath.Path, step: int) -> bool:
-  """Whether there is anything but folders in the folder of the step."""
-  return any(p.is_file() for p in (directory / str(step)).rglob('*'))
+def is_empty(directory: epath.Path, step: int) -> bool:
+  """Whether the folder of the checkpoint holds nothing at all."""
+  return not any((directory / str(step)).iterdir())
 
 
 def as_json(value: Any) -> Any:
@@ -100,7 +98,7 @@ def make_meta(
 
 def read_meta(directory: epath.Path, step: int) -> dict[str, Any]:
   """Returns the meta of a checkpoint; raises DamagedError for a broken one."""
-  if not holds_files(directory, step):
+  if is_empty(directory, step):
     raise DamagedError('its folder is empty')
   path = directory / str(step) / 'meta' / 'metadata'
   try:
@@ -170,7 +168,7 @@ def load_params(
   Raises:
     UserError: no such checkpoint, no averaged parameters in it, or damage.
   """
-  silence_orbax()
+  orbax_noise.silence()
   directory = absolute(directory)
   found = steps(directory)
   if not found or (step is not None and step not in found):
@@ -188,27 +186,16 @@ def load_params(
   raise UserError(f'no good checkpoint in {directory}; the reasons are above')
 
 
-def silence_orbax() -> None:
-  """Keeps the log lines of orbax off the console, unless at debug verbosity."""
-  absl_logging.get_absl_logger().addFilter(_NOT_ORBAX)  # Adds it once.
-
-
 def shorten(error: BaseException) -> str:
-  """Returns the type and the beginning of the text of an error, in one line."""
-  text = ' '.join(str(error).split())
-  text = text if len(text) <= 300 else text[:300] + ' ...'
+  """Returns the first cause of an error in one line without tensorstore's spec.
+
+  For example `ValueError: NOT_FOUND: Error reading local file "..."`.
+  """
+  while error.__cause__ is not None:
+    error = error.__cause__
+  text = ' '.join(str(error).partition('[tensorstore_spec')[0].split())
+  text = text if len(text) <= 500 else text[:500] + ' ...'
   return f'{type(error).__name__}: {text}'
-
-
-class _NotOrbax(logging.Filter):
-  """Drops orbax's records: its progress is noise, its errors are raised too."""
-
-  def filter(self, record: logging.LogRecord) -> bool:
-    debug = absl_logging.get_verbosity() >= absl_logging.DEBUG
-    return debug or f'{os.sep}orbax{os.sep}' not in record.pathname
-
-
-_NOT_ORBAX = _NotOrbax()
 
 
 def _is_no_damage(error: Exception) -> bool:

@@ -18,9 +18,9 @@ def fingerprint(tree: Any) -> dict[str, int]:
   """Returns `{name of the leaf: number from 0 to 2**32 - 1}`.
 
   Runs on the devices that hold the leaves, which may be sharded in any way and
-  may be numpy arrays; only the numbers are fetched. Any change inside one
-  4-byte word of a leaf changes its number; larger changes go unseen once in
-  2**32. Compiles once per shape, dtype and sharding.
+  may be numpy arrays; only the numbers are fetched. A change of one element of
+  up to 4 bytes always changes the number of its leaf; any other change goes
+  unseen once in 2**32. Compiles once per shape, dtype and sharding.
   """
   with jax.transfer_guard('allow'):
     numbers = {n: _number(leaf) for n, leaf in trees.flatten(tree).items()}
@@ -30,17 +30,21 @@ def fingerprint(tree: Any) -> dict[str, int]:
 @jax.jit
 def _number(x: jax.Array) -> jax.Array:
   words = _words(x)
-  # Weights from one iota per dimension: no reshape, so any sharding stays as
-  # it is. Multipliers: golden ratio, murmur3 and a 32-bit mixer (Wang/Jenkins
-  # family); the last one is made odd, so that no changed bit is multiplied
-  # away.
-  weight = jnp.ones(words.shape, jnp.uint32)
+  # A hash of the position, from one iota per dimension: no reshape, so any
+  # sharding stays as it is.
+  position = jnp.zeros(words.shape, jnp.uint32)
   for dim in range(words.ndim):
     index = jax.lax.broadcasted_iota(jnp.uint32, words.shape, dim)
-    weight *= jnp.uint32(0x9E3779B1)
-    weight ^= index * jnp.uint32(0x85EBCA77) + jnp.uint32(dim)
-  weight = (weight ^ (weight >> 15)) * jnp.uint32(0x2C1B3C6D) | jnp.uint32(1)
-  return jnp.sum(words * weight, dtype=jnp.uint32)
+    position = _mix(position ^ index)
+  # Mixed once more, as a sum of plain words would miss a pair of flipped signs.
+  return jnp.sum(_mix(words ^ position), dtype=jnp.uint32)
+
+
+def _mix(x: jax.Array) -> jax.Array:
+  """A bijection of uint32 that changes about half of the bits (murmur3)."""
+  x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+  x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+  return x ^ (x >> 16)
 
 
 def _words(x: jax.Array) -> jax.Array:

@@ -109,20 +109,18 @@ def make(
 
   names = list(trees.flatten(params))
   trained = _trained(freeze, names)
-  decay_rules = (
-    DECAY_KERNELS if weight_decay_mults is None else (weight_decay_mults)
-  )
-  decays = _multipliers('weight_decay_mults', decay_rules, names, least=0)
-  rate_rules = [*(learning_rate_mults or ()), ('.*', 1.0)]
-  rates = _multipliers('learning_rate_mults', rate_rules, names, above=0)
   transforms = []
   if grad_clip_norm is not None:
     transforms.append(optax.clip_by_global_norm(grad_clip_norm))
   transforms.append(_MOMENTS[name](**options))
   if weight_decay:
-    transforms.append(_add_decay({n: weight_decay * decays[n] for n in names}))
+    rules = DECAY_KERNELS if weight_decay_mults is None else weight_decay_mults
+    mults = _multipliers('weight_decay_mults', rules, names, least=0)
+    transforms.append(_add_decay({n: weight_decay * mults[n] for n in names}))
   if learning_rate_mults:
-    transforms.append(_scale_by_name(rates))
+    rules = [*learning_rate_mults, ('.*', 1.0)]
+    mults = _multipliers('learning_rate_mults', rules, names, above=0)
+    transforms.append(_scale_by_name(mults))
   # optax counts updates from 0.
   transforms.append(optax.scale_by_schedule(lambda count: -rate(count + 1)))
   tx = optax.chain(*transforms)

@@ -37,7 +37,7 @@ class Progress:
     enabled: bool | None = None,
     now: Callable[[], float] = time.monotonic,
   ):
-    """Prepares; nothing is shown before `with`.
+    """Prepares; the bar begins with `with`, messages may come before.
 
     Args:
       total_steps: the step at which the run ends.

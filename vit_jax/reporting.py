@@ -141,14 +141,15 @@ class Clock:
 
 
 def check_finite(
-  step: int, metrics: Mapping[str, Any], last_good: int | None
+  step: int, metrics: Mapping[str, Any], find_good: Callable[[], int | None]
 ) -> None:
   """Ends the run where a metric of `step` is NaN or infinite.
 
   Args:
     step: the step that the metrics belong to.
     metrics: fetched scalars by name.
-    last_good: step of the newest good checkpoint, None if there is none.
+    find_good: returns the step of the newest good checkpoint, None if there is
+      none; called only where the run ends.
 
   Raises:
     RunError: names the step, each such metric, the checkpoint, and what to try.
@@ -157,11 +158,13 @@ def check_finite(
   if not bad:
     return
   values = ', '.join(f'{name} is {value}' for name, value in bad.items())
+  last_good = find_good()
   if last_good is None:
     saved = 'No checkpoint was saved before it; the run starts afresh.'
   else:
     saved = (
-      f'The checkpoint of step {last_good} is good; the run goes on there.'
+      f'The checkpoint of step {last_good} is good; the same command continues '
+      'from it.'
     )
   raise RunError(
     f'step {step}: {values}. {saved} To try: a lower optimizer.learning_rate '

@@ -132,13 +132,17 @@ def train(
     asked_to_stop = stack.enter_context(preemption.watch())
     stack.enter_context(jax.transfer_guard('disallow'))
 
+    def good_step() -> int | None:
+      checkpointer.wait()
+      return checkpointer.latest_good
+
     def finish_step(step: int, metrics: dict[str, jax.Array]) -> None:
       """Fetches, checks and logs the metrics of a step."""
       metrics = {
         f'train/{key}': value for key, value in jax.device_get(metrics).items()
       }
       if on_nonfinite == 'stop':
-        reporting.check_finite(step, metrics, checkpointer.latest_good)
+        reporting.check_finite(step, metrics, good_step)
       progress.update(step)
       if step % log_every_steps == 0 or step == run.total_steps:
         metrics['train/epoch'] = step / per_epoch
@@ -175,7 +179,8 @@ def train(
         if due:
           results = _evaluate(due, state, step, progress)
           writer.write(step, results)
-          progress.update(step, results)
+          progress.update(step, {} if is_last else results)
+          progress.log(_one_line(step, results))
         if is_last:
           _draw(drawings, state, step, workdir, writer)
         if saves:
@@ -326,6 +331,12 @@ def _print_results(
   if rows:
     reporting.print_table(f'step {step:,}', rows)
   print(f'results, curves and checkpoints: {workdir}')
+
+
+def _one_line(step: int, results: Mapping[str, float]) -> str:
+  shown = [k for k in results if k.rpartition('/')[2] in ('top1', 'loss')]
+  facts = (f'{k} {results[k]:.4f}' for k in shown or list(results)[:4])
+  return '  '.join([f'step {step:,}:', *facts])
 
 
 def _divides(every_steps: int | None, step: int) -> bool:

@@ -71,7 +71,9 @@ class Layout:
   ) -> Iterator[Batch]:
     """Yields this process's rows of the batches of a stream of examples."""
     rows = _RowsOfProcess(stream, self._batch_size, *self._process)
-    chunks = rows.batch(self._chunk).to_iter_dataset(self._options)
+    # Nothing is dropped; rounded up, the endless length would overflow.
+    chunks = rows.batch(self._chunk, drop_remainder=True)
+    chunks = chunks.to_iter_dataset(self._options)
     per_batch = self._local_size // self._chunk
     iterator = iter(chunks.batch(per_batch, batch_fn=_concatenate))
     try:

@@ -73,9 +73,9 @@ def _convert_shard(shard: pathlib.Path, target: pathlib.Path) -> None:
   from array_record.python import array_record_module
 
   writer = array_record_module.ArrayRecordWriter(str(target), 'group_size:1')
-  for record in _records(shard):
-    writer.write(record)
-  writer.close()
+  with contextlib.closing(writer):
+    for record in _records(shard):
+      writer.write(record)
 
 
 def _records(shard: pathlib.Path) -> Iterator[bytes]:

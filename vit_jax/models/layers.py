@@ -52,6 +52,36 @@ def layer_norm(epsilon: float, dtype: Any, name: str, use_bias: bool = True):
   )
 
 
+class PatchEmbedding(nn.Module):
+  """Cuts images into patches and maps each to a token.
+
+  A convolution whose stride is its window, written as the matrix product that
+  it is. The kernel has the convolution's shape, `[height, width, C, D]`.
+
+  Attributes:
+    patch_size: (height, width), which divide the image's.
+    width: D.
+    dtype: what is computed in.
+  """
+
+  patch_size: tuple[int, int]
+  width: int
+  dtype: Any = 'float32'
+
+  @nn.compact
+  def __call__(self, image_BHWC):
+    """Returns a grid of tokens, `[B, rows, columns, D]`."""
+    B, H, W, C = image_BHWC.shape
+    P, Q = self.patch_size
+    shape = (P, Q, C, self.width)
+    kernel = self.param('kernel', nn.initializers.lecun_normal(), shape)
+    bias = self.param('bias', nn.initializers.zeros, (self.width,))
+    patches = image_BHWC.astype(self.dtype).reshape(B, H // P, P, W // Q, Q, C)
+    patches = patches.swapaxes(2, 3).reshape(B, H // P, W // Q, P * Q * C)
+    kernel = kernel.astype(self.dtype).reshape(P * Q * C, self.width)
+    return patches @ kernel + bias.astype(self.dtype)[None, None, None]
+
+
 class Attention(nn.Module):
   """Multi-head attention of `x_BLD` to `context_BSD`, or to itself.
 
@@ -118,7 +148,7 @@ class Attention(nn.Module):
     )(x_BLD)
 
   def _attend(self, query_BLNK, key_BSNK, value_BSNK, train: bool):
-    query_BLNK = query_BLNK / np.sqrt(query_BLNK.shape[-1]).astype(self.dtype)
+    query_BLNK = query_BLNK * query_BLNK.shape[-1] ** -0.5
     # Heads before tokens: on a CPU the products of [L, K] matrices that lie in
     # one piece take half the time; on a TPU either order does.
     query_BNLK, key_BNSK, value_BNSK = (

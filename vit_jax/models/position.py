@@ -14,9 +14,9 @@ def sincos2d(
 ) -> np.ndarray:
   """Returns big_vision's sine-cosine table, float32 `[height, width, dim]`.
 
-  The channels are `[sin x, cos x, sin y, cos y]`, a quarter each, where x counts
-  columns and y counts rows from 0. Frequencies fall geometrically from 1 to
-  exactly `1 / temperature`.
+  The channels are `[sin x, cos x, sin y, cos y]`, a quarter each, where x
+  counts columns and y counts rows from 0. Frequencies fall geometrically from 1
+  to exactly `1 / temperature`.
 
   Args:
     height: rows of the grid of patches.

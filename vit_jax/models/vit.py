@@ -6,7 +6,6 @@ height and width, C channels, L patches, R registers, D width, Y classes.
 
 import difflib
 import re
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -154,11 +153,16 @@ class ViT(nn.Module):
   head_zero_init: bool = True
 
   def __post_init__(self):
+    if isinstance(self.patch_size, int):
+      self.patch_size = (self.patch_size, self.patch_size)
+    self.patch_size = tuple(self.patch_size)
     _check_options(self)
     super().__post_init__()
 
   @nn.compact
-  def __call__(self, image_BHWC, *, train: bool = False) -> dict[str, jax.Array]:
+  def __call__(
+    self, image_BHWC, *, train: bool = False
+  ) -> dict[str, jax.Array]:
     """Returns a dict of float32 arrays, whatever `dtype` is.
 
     logits: [B, Y], or [B, L, Y] for pooling 'none'; absent without a head.
@@ -211,3 +215,127 @@ class ViT(nn.Module):
     if self.num_classes:
       outputs['logits'] = self._head(features)
     return outputs
+
+  def _embed(self, image_BHWC, train: bool):
+    """Returns prefix tokens and patches [B, prefix + L, D], and how many."""
+    x_BHWD = layers.PatchEmbedding(
+      self.patch_size, self.width, dtype=self.dtype, name='patch_embedding'
+    )(image_BHWC)
+    B, H, W, D = x_BHWD.shape
+    if self.position != 'none':
+      x_BHWD += self._position_table(H, W).astype(self.dtype)[None]
+    tokens = [x_BHWD.reshape(B, H * W, D)]
+
+    def prepend(name, init, number):
+      token_1RD = self.param(name, init, (1, number, D)).astype(self.dtype)
+      tokens.insert(0, jnp.broadcast_to(token_1RD, (B, number, D)))
+
+    num_prefix = self.num_registers + (self.pooling == 'token')
+    if self.num_registers:
+      # Not zeros: registers that start equal would stay equal.
+      prepend('registers', nn.initializers.normal(0.02), self.num_registers)
+    if self.pooling == 'token':
+      prepend('class_token', nn.initializers.zeros, 1)
+    x_BLD = jnp.concatenate(tokens, axis=1)
+    dropout = nn.Dropout(self.dropout_rate, deterministic=not train)
+    return dropout(x_BLD), num_prefix
+
+  def _position_table(self, height: int, width: int):
+    """Returns the table [height, width, D] for a grid of patches."""
+    name, shape = 'position_embedding', (height, width, self.width)
+    if self.position != 'learned':
+      return jnp.asarray(POSITIONS[self.position](*shape))
+    if self.has_variable('params', name):
+      found = self.get_variable('params', name).shape
+      if found != shape:
+        raise UserError(
+          f'the position table is for {found[0]}x{found[1]} patches, but these'
+          f' images have {height}x{width}; resample the table when loading the'
+          ' weights, or give images of the size that it was made for'
+        )
+    return self.param(name, nn.initializers.normal(0.02), shape)
+
+  def _pool(self, prefix_BPD, tokens_BLD):
+    if self.pooling == 'token':
+      return prefix_BPD[:, 0]
+    if self.pooling == 'mean':
+      return tokens_BLD.mean(axis=1)
+    if self.pooling == 'none':
+      return tokens_BLD
+    return pooling.MapPooling(
+      num_heads=self.num_heads,
+      mlp_dim=self.mlp_dim,
+      qkv_bias=self.qkv_bias,
+      activation=self.activation,
+      norm_epsilon=self.norm_epsilon,
+      dtype=self.dtype,
+      name='pooling',
+    )(tokens_BLD).astype(jnp.float32)
+
+  def _head(self, features):
+    kernel_init = nn.initializers.lecun_normal()
+    if self.head_zero_init:
+      kernel_init = nn.initializers.zeros
+    return nn.Dense(
+      self.num_classes,
+      kernel_init=kernel_init,
+      bias_init=nn.initializers.constant(self.head_bias_init),
+      name='head',
+    )(features)
+
+
+def _check_options(vit: ViT) -> None:
+  problems = []
+  sizes = vit.patch_size
+  if len(sizes) != 2 or not all(isinstance(s, int) and s > 0 for s in sizes):
+    problems.append(f'patch_size={sizes}: expected a side, or (height, width)')
+  for key, choices in (
+    ('pooling', POOLINGS),
+    ('position', tuple(POSITIONS)),
+    ('activation', tuple(layers.ACTIVATIONS)),
+    ('attention', layers.ATTENTIONS),
+    ('remat', (None, *layers.REMAT_POLICIES)),
+    ('dtype', DTYPES),
+  ):
+    value = getattr(vit, key)
+    if value not in choices:
+      listed = ', '.join(repr(c) for c in choices)
+      problems.append(f'{key}={value!r}: expected one of {listed}')
+  for key in (
+    'stochastic_depth_rate',
+    'dropout_rate',
+    'attention_dropout_rate',
+  ):
+    if not 0 <= getattr(vit, key) < 1:
+      problems.append(f'{key}={getattr(vit, key)}: expected 0 <= rate < 1')
+  if vit.width % vit.num_heads:
+    problems.append(
+      f'width={vit.width} is not divisible by num_heads={vit.num_heads}; for'
+      f' example {vit.width // vit.num_heads * vit.num_heads} would be'
+    )
+  if vit.position.startswith('sincos2d') and vit.width % 4:
+    problems.append(
+      f'position={vit.position!r} needs a width divisible by 4; got {vit.width}'
+    )
+  if problems:
+    raise UserError('ViT: ' + '; '.join(problems))
+
+
+def _check_image(vit: ViT, image) -> None:
+  if image.ndim != 4 or not jnp.issubdtype(image.dtype, jnp.floating):
+    raise UserError(
+      'ViT takes normalised floating-point images [batch, height, width,'
+      f' channels]; got {image.dtype} of shape {image.shape}'
+    )
+  height, width = image.shape[1:3]
+  rows, columns = vit.patch_size
+  if height % rows or width % columns or not height * width:
+    fit = [
+      max(1, round(side / patch)) * patch
+      for side, patch in ((height, rows), (width, columns))
+    ]
+    raise UserError(
+      f'images of {height}x{width} do not divide into patches of'
+      f' {rows}x{columns}; resize or crop them to {fit[0]}x{fit[1]}, or choose'
+      ' another patch size'
+    )

@@ -34,7 +34,7 @@ def decode(image, args=''):
   return op(example, np.random.default_rng(0))['image']
 
 
-@pytest.mark.parametrize('channels', [1, 3])
+@pytest.mark.parametrize('channels', [1, 3, 4])
 @pytest.mark.parametrize(
   'kwargs',
   [dict(subsampling=s) for s in range(3)]
@@ -43,8 +43,8 @@ def decode(image, args=''):
 def test_jpeg_is_what_pillow_reads(kwargs, channels):
   data = encode(picture(), 'JPEG', **kwargs)
   got = decode_image(data, channels)
-  want = pillow(data, {1: 'L', 3: 'RGB'}[channels]).reshape(61, 83, channels)
-  np.testing.assert_array_equal(got, want)
+  want = pillow(data, {1: 'L', 3: 'RGB', 4: 'RGBA'}[channels])
+  np.testing.assert_array_equal(got, want.reshape(61, 83, channels))
   assert got.dtype == np.uint8
 
 
@@ -161,6 +161,14 @@ def test_a_flipped_bit_in_a_png_is_an_error():
   data[len(data) // 2] ^= 1
   with pytest.raises(UserError, match='checksum'):
     decode(bytes(data))
+
+
+def test_bytes_of_any_kind_are_decoded_and_other_things_are_named():
+  data = encode(picture(), 'JPEG')
+  for kind in (bytearray, memoryview, lambda x: np.array(x, object)):
+    np.testing.assert_array_equal(decode(kind(data)), pillow(data))
+  with pytest.raises(UserError, match="'image' is str; expected the bytes"):
+    decode('cat.jpg')
 
 
 def test_what_is_no_image_is_named():

@@ -53,6 +53,10 @@ def test_central_crop_takes_the_centre():
     run('central_crop((2, 3))', ramp(6, 8))[:, :, 0],
     [[22, 23, 24], [32, 33, 34]],
   )
+  # Of an odd margin the far end loses more.
+  np.testing.assert_array_equal(
+    run('central_crop(2)', ramp(5, 5))[:, :, 0], [[11, 12], [21, 22]]
+  )
   # The largest square.
   np.testing.assert_array_equal(
     run('central_crop', ramp(2, 6))[:, :, 0], [[2, 3], [12, 13]]
@@ -106,6 +110,10 @@ def test_random_crop_pads_small_images_only_where_they_are_small():
     assert got.shape == (4, 4)
     rows = got[got.any(axis=1)]
     assert len(rows) <= 2 and np.all(rows > 0)  # Columns are not padded.
+  # From 2 by 1 + 2 at each end to 8: three positions.
+  text = 'random_crop((6, 1), padding=1, pad_if_needed=True)'
+  seen = {run(text, ramp(2, 1) + 1, s).tobytes() for s in range(199)}
+  assert len({column for column in seen if any(column)}) == 3
   unpadded = run('random_crop((2, 9), pad_if_needed=True)', image)
   np.testing.assert_array_equal(unpadded, image)
 

@@ -64,7 +64,18 @@ def test_all_literals_arrive_as_they_are_written(user_ops):
 
 
 @pytest.mark.parametrize(
-  'string', ['a|b', ')', '|(', "it's", 'say "no|"', 'back\\slash|', '\\', '#|']
+  'string',
+  [
+    'a|b',
+    ')',
+    '|(',
+    "it's",
+    'say "no|"',
+    'back\\slash|',
+    '\\',
+    '#|',
+    'it\'s "a|b"',
+  ],
 )
 def test_quoted_strings_may_contain_anything(user_ops, string):
   text = f'their_project.ops.tell({string!r})|their_project.ops.tell'

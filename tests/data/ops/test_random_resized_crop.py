@@ -112,6 +112,39 @@ def test_after_a_hundred_attempts_tensorflow_takes_the_whole_image():
   assert rng.draws == 100
 
 
+@pytest.mark.parametrize(
+  'smallest, largest, shares',
+  [
+    # Heights 9, 10, 11 are drawn; 9 x 9 is too small and becomes 10.
+    (9.4, 11.4, {10: 2 / 3, 11: 1 / 3}),
+    # Heights 9, 10, 11 are drawn; 11 x 11 is too large and becomes 10.
+    (8.9, 10.6, {9: 1 / 3, 10: 2 / 3}),
+  ],
+)
+def test_tensorflow_moves_a_height_whose_rounded_area_is_outside(
+  smallest, largest, shares
+):
+  scale = smallest**2 / 400, largest**2 / 400
+  _, _, height, width = boxes(tensorflow_box, (20, 20), scale, (1, 1))
+  np.testing.assert_array_equal(height, width)
+  drawn = dict(zip(*np.unique(height, return_counts=True), strict=True))
+  # 2000 draws: four standard deviations are 0.042.
+  assert drawn.keys() == shares.keys()
+  assert all(abs(drawn[h] / 2000 - shares[h]) < 0.045 for h in shares)
+
+
+def test_tensorflow_rejects_what_rounding_pushes_out_of_the_image():
+  # Only 11 x 11 has an area in 105 .. 125, and the image is 10 high.
+  got = tensorflow_box(10, 100, (0.105, 0.125), (1, 1), Counting())
+  assert got == (0, 0, 10, 100)
+
+
+def test_tensorflow_areas_stay_inside_the_limits_to_the_pixel():
+  _, _, height, width = boxes(tensorflow_box, (30, 40), (0.3, 0.9))
+  assert np.all(0.3 * 1200 <= height * width)
+  assert np.all(height * width <= 0.9 * 1200)
+
+
 def test_tensorflow_never_places_a_box_at_the_last_row_or_column():
   places = {}
   for law in LAWS:

@@ -177,15 +177,21 @@ def test_an_unprepared_dataset_comes_with_the_lines_that_prepare_it(tmp_path):
   ) in str(error.value)
 
 
-def test_tfrecord_without_tensorflow_says_how_to_convert(
-  tfrecord_dir, monkeypatch
-):
-  real = importlib.util.find_spec
+def _pretend_no_tensorflow(monkeypatch):
+  find_spec = importlib.util.find_spec
   monkeypatch.setattr(
     importlib.util,
     'find_spec',
-    lambda name, *args: None if name == 'tensorflow' else real(name, *args),
+    lambda name, *args: (
+      None if name == 'tensorflow' else find_spec(name, *args)
+    ),
   )
+
+
+def test_tfrecord_without_tensorflow_says_how_to_convert(
+  tfrecord_dir, monkeypatch
+):
+  _pretend_no_tensorflow(monkeypatch)
   with pytest.raises(UserError, match='as tfrecord, which has no ran') as error:
     _source(tfrecord_dir)
   message = str(error.value)
@@ -241,7 +247,17 @@ def test_a_conversion_that_broke_off_leaves_no_half_file_and_goes_on(
   with pytest.raises(UserError, match='cannot write the array_record copy'):
     _source(tfrecord_dir)
   assert not list(pathlib.Path(tfrecord_dir).rglob('*train.array_record-*'))
-  _pretend_tensorflow(monkeypatch, _Reader())
+  reader = _Reader()
+  _pretend_tensorflow(monkeypatch, reader)
+  assert len(_source(tfrecord_dir)) == _NUM
+  assert reader.num_read == _NUM  # the other split was complete
+
+
+def test_a_converted_copy_is_read_without_tensorflow(tfrecord_dir, monkeypatch):
+  with monkeypatch.context() as patches:
+    _pretend_tensorflow(patches, _Reader())
+    _source(tfrecord_dir)
+  _pretend_no_tensorflow(monkeypatch)
   assert len(_source(tfrecord_dir)) == _NUM
 
 

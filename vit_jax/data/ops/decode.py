@@ -1,6 +1,7 @@
 """decode: the bytes of an image file become a uint8 array."""
 
 import io
+import math
 
 import numpy as np
 import simplejpeg
@@ -10,6 +11,7 @@ from vit_jax.data.ops.language import Example, Op
 from vit_jax.errors import UserError
 
 _MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}
+_COLORSPACES = {1: 'GRAY', 3: 'RGB', 4: 'RGBA'}
 # What libjpeg says when a file ends early, or when its data does not decode
 # and the rest of the picture is filled in grey.
 _BROKEN = ('Premature end of JPEG file', 'Corrupt JPEG data')
@@ -53,6 +55,13 @@ def decode(
     image = example['image']
     if isinstance(image, np.ndarray) and image.ndim:
       return example | {'image': _convert(image, channels)}
+    if isinstance(image, np.ndarray):
+      image = image.item()  # Bytes in an array of rank 0.
+    if not isinstance(image, bytes | bytearray | memoryview):
+      raise UserError(
+        f"'image' is {type(image).__name__}; expected the bytes of an image "
+        'file, or an array'
+      )
     image = decode_image(image, channels or 3, exif_orientation)
     return example | {'image': image}
 
@@ -103,17 +112,14 @@ def decode_image(
 
 def _jpeg(data: bytes, channels: int) -> np.ndarray | None:
   """Returns the image, or None if this JPEG is one for Pillow."""
-  colorspace = {1: 'GRAY', 3: 'RGB'}.get(channels)
-  if colorspace is None:
-    return None
   try:
     height, width, stored, _ = simplejpeg.decode_jpeg_header(data)
     # Pillow converts CMYK, and it guards against bombs.
     if stored not in ('Gray', 'YCbCr', 'RGB') or (
-      height * width > Image.MAX_IMAGE_PIXELS
+      height * width > (Image.MAX_IMAGE_PIXELS or math.inf)
     ):
       return None
-    return simplejpeg.decode_jpeg(data, colorspace)
+    return simplejpeg.decode_jpeg(data, _COLORSPACES[channels])
   except ValueError as e:
     if str(e).startswith(_BROKEN) and _STRAY not in str(e):
       raise

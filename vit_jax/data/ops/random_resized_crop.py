@@ -107,7 +107,6 @@ def tensorflow_box(
     high = round(math.sqrt(max_area / aspect))
     if round(high * aspect) > width:
       high = int((width + 0.5 - 1e-7) / aspect)
-      high -= round(high * aspect) > width
     high = min(high, height)
     h = int(rng.integers(low, high + 1)) if low < high else high
     # Rounding may push the area just over either limit.

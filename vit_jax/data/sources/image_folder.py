@@ -112,15 +112,16 @@ def _images(folder: pathlib.Path) -> list[str]:
   def stop(error: OSError):
     raise UserError(f'{error.filename} cannot be listed: {error}') from error
 
-  found, seen = [], set()
+  # Each real folder once, and none above: a link to a parent would never end.
+  seen = {str(parent) for parent in folder.resolve().parents}
+  found = []
   for parent, folders, files in os.walk(folder, onerror=stop, followlinks=True):
-    # Each real folder once: a link to a parent would never end.
     real = os.path.realpath(parent)
-    folders[:] = [f for f in folders if not f.startswith('.')]
     if real in seen:
       folders.clear()
       continue
     seen.add(real)
+    folders[:] = [f for f in folders if not f.startswith('.')]
     relative = os.path.relpath(parent, folder)
     found += [
       os.path.normpath(os.path.join(relative, name))

@@ -1,0 +1,152 @@
+"""What recipes share: their options, where images lie, and the smoke run."""
+
+import re
+
+import ml_collections
+
+ConfigDict = ml_collections.ConfigDict
+
+_SMOKE_PIXELS = 16  # 2x2 patches of 8
+_SMOKE_CLASSES = 4
+_SIZE = re.compile(r'\b(resize\w*|\w*crop)\((\d+|[(\[][\d, ]*[)\]])')
+
+
+def parse_arg(arg: str | None, **options) -> ConfigDict:
+  """Returns a recipe's options as `--config=recipe.py:<arg>` sets them.
+
+  `parse_arg(arg, variant=('B/16', 'S/16'), epochs=90, smoke=False)` reads
+  'variant=S/16,epochs=30', 'S/16,smoke' and ''. Options are separated by
+  commas. A word without '=' switches on the bool option of that name; the
+  first other word is the value of the first option.
+
+  Args:
+    arg: what follows the colon; None or '' keeps every default.
+    **options: the default of each option, which also fixes its type: bool,
+      int, float, or str (also for None). A tuple lists all the values that are
+      allowed, the default first.
+
+  Raises:
+    ValueError: an unknown option, one given twice, or a value that does not
+      fit; it lists the choices.
+  """
+  given, first = {}, next(iter(options))
+  for part in filter(None, (arg or '').split(',')):
+    name, equals, text = (word.strip() for word in part.partition('='))
+    if not equals and isinstance(options.get(name), bool):
+      text = 'true'
+    elif not equals and name not in options and first not in given:
+      name, text = first, name
+    elif not equals or name not in options:
+      raise ValueError(f'unknown option {part!r}; {_describe(options)}')
+    if name in given:
+      raise ValueError(f'the option {name!r} is given twice in {arg!r}')
+    given[name] = _value(name, text, options[name])
+  defaults = {
+    name: default[0] if isinstance(default, tuple) else default
+    for name, default in options.items()
+  }
+  return ConfigDict(defaults | given)
+
+
+def images(dataset: str, split: str, data_dir: str | None = None) -> ConfigDict:
+  """Returns the data section for a dataset as a user names it.
+
+  Args:
+    dataset: 'folder:/path' for images in /path/<split>/<class>/, or a dataset
+      of TFDS.
+    split: in TFDS's notation. TFDS's 'validation' is the folder 'val'.
+    data_dir: where TFDS finds the dataset; None is $TFDS_DATA_DIR or else
+      ~/tensorflow_datasets.
+
+  Raises:
+    ValueError: a data_dir besides 'folder:/path', where it has no effect.
+  """
+  kind, colon, path = dataset.partition(':')
+  if kind == 'folder' and colon:
+    if data_dir is not None:
+      raise ValueError(f'data_dir={data_dir!r} has no effect on {dataset!r}')
+    split = re.sub('^validation', 'val', split)
+    return ConfigDict(dict(name='image_folder', data_dir=path, split=split))
+  return ConfigDict(
+    dict(name='tfds', dataset=dataset, split=split, data_dir=data_dir)
+  )
+
+
+def smoke(config: ConfigDict, *, channels: int = 3) -> ConfigDict:
+  """Shrinks a recipe in place to 2 steps, seconds on a CPU; returns it.
+
+  The model becomes a 'mu' but keeps its options (pooling, position, ...); the
+  data becomes made-up images of few classes, in the evaluations and pictures
+  too; sizes in the ops shrink; evaluations and the checkpoint are made at the
+  end. What remains is the recipe's own: objective, optimizer, EMA, ops.
+
+  Args:
+    config: what a recipe would return.
+    channels: of the recipe's images.
+  """
+  with config.ignore_type(), config.unlocked():
+    config.total_steps, config.total_epochs = 2, None
+    config.log_every_steps = 1
+    config.model.variant = 'mu/8'
+    for key in ('width', 'depth', 'mlp_dim', 'num_heads', 'patch_size'):
+      config.model.pop(key, None)
+    for duration in ('warmup', 'cooldown'):
+      keys = [f'{duration}_{unit}' for unit in ('steps', 'epochs')]
+      if any([config.optimizer.pop(key, None) for key in keys]):
+        config.optimizer[keys[0]] = 1
+    _shrink(config, channels)
+  return config
+
+
+def _shrink(section: ConfigDict, channels: int, split: str = 'test') -> None:
+  """Shrinks the data of a section and of the sections in it."""
+  for key, value in list(section.items()):
+    if key == 'data':
+      section.data = dict(
+        name='synthetic',
+        split=split,
+        # No multiple of the batch size: the last batch is filled up.
+        num_examples=20,
+        image_size=_SMOKE_PIXELS,
+        channels=channels,
+        num_classes=_SMOKE_CLASSES,
+      )
+    elif key == 'ops':
+      section.ops = _SIZE.sub(rf'\1({_SMOKE_PIXELS}', value)
+    elif key == 'batch_size':
+      section.batch_size = 8
+    elif key == 'num_classes':
+      section.num_classes = _SMOKE_CLASSES
+    elif key in ('every_steps', 'every_epochs'):
+      del section[key]  # The end of the run remains.
+    elif isinstance(value, ConfigDict):
+      _shrink(value, channels, 'train' if key == 'input' else split)
+
+
+def _value(name: str, text: str, default):
+  """Returns `text` as a value of the kind of `default`."""
+  choices, kind = (), type(default)
+  if isinstance(default, tuple):
+    choices, kind = default, type(default[0])
+  words = {'true': True, '1': True, 'false': False, '0': False}
+  try:
+    if default is None or kind is str:
+      value = text
+    else:
+      value = words[text.lower()] if kind is bool else kind(text)
+  except (KeyError, ValueError) as e:
+    raise ValueError(f'{name}={text!r}: expected {kind.__name__}') from e
+  if choices and value not in choices:
+    listed = ', '.join(str(choice) for choice in choices)
+    raise ValueError(f'{name}={text!r}: expected one of {listed}')
+  return value
+
+
+def _describe(options) -> str:
+  texts = []
+  for name, default in options.items():
+    if isinstance(default, tuple):
+      texts.append(f'{name}={"|".join(str(choice) for choice in default)}')
+    else:
+      texts.append(f'{name}={default}')
+  return f'the options and their defaults are: {", ".join(texts)}'

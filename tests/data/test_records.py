@@ -1,0 +1,197 @@
+"""Records that are read, refused or skipped, through both inputs."""
+
+import itertools
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from vit_jax.data import pipeline
+from vit_jax.data.sources import synthetic
+from vit_jax.errors import UserError
+
+_NUM = 20
+_DATA = dict(name='synthetic', split='train', num_examples=_NUM, image_size=8)
+_OPS = 'random_crop(6)|flip_lr'
+
+
+def _train(**kwargs):
+  defaults = dict(data=_DATA, ops=_OPS, batch_size=8, seed=0)
+  return pipeline.TrainInput(**(defaults | kwargs))
+
+
+def _eval(**kwargs):
+  return pipeline.EvalInput(**(dict(data=_DATA, ops='', batch_size=8) | kwargs))
+
+
+def _take(train_input, num, start_step=0):
+  batches = train_input.batches(start_step)
+  taken = list(itertools.islice(batches, num))
+  batches.close()
+  return taken
+
+
+def _assert_equal(ours, theirs):
+  assert len(ours) == len(theirs)
+  for one, other in zip(ours, theirs, strict=True):
+    assert one.keys() == other.keys()
+    for name in one:
+      np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+def _rows(batches, name='index'):
+  return np.concatenate([batch[name] for batch in batches])
+
+
+class TestBrokenRecords:
+  def test_by_default_the_run_stops_and_names_record_and_cause(self, broken):
+    broken.add(3)
+    for make in (_train, _eval):
+      with pytest.raises(UserError) as error:
+        list(itertools.islice(make().batches(), 3) if make is _train else
+             make())  # fmt: skip
+      assert "synthetic record 3 of 'train'" in str(error.value)
+      assert 'OSError: bad checksum' in str(error.value)
+      assert "on_error='skip'" in str(error.value)
+      assert isinstance(error.value.__cause__, OSError)
+
+  def test_an_image_that_does_not_decode_is_named_by_its_path(self, tmp_path):
+    for i in range(3):
+      path = tmp_path / 'train' / 'x' / f'{i}.jpg'
+      path.parent.mkdir(parents=True, exist_ok=True)
+      Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:200])
+    data = dict(name='image_folder', data_dir=str(tmp_path), split='train')
+    with pytest.raises(UserError, match=r'train/x/2\.jpg: '):
+      _take(_train(data=data, ops='decode'), 1)
+    skipping = _train(data=data, ops='decode', on_error='skip')
+    assert set(_rows(_take(skipping, 2))) == {0, 1}
+    assert skipping.skipped == 1
+    assert str(path) in skipping.skipped_names[0]
+
+  def test_a_skipped_record_is_replaced_by_the_next_good_one(self, broken):
+    whole = _rows(_take(_train(), 5))
+    broken.update({3, 4, 19})
+    train_input = _train(on_error='skip')
+    index = _rows(_take(train_input, 5))
+    expected = np.where(np.isin(whole, [3, 4]), 5, whole)
+    expected = np.where(expected == 19, 0, expected)
+    np.testing.assert_array_equal(index, expected)
+    assert train_input.skipped == 3
+    assert any("record 19 of 'train'" in n for n in train_input.skipped_names)
+
+  def test_what_is_skipped_does_not_depend_on_threads_or_start(self, broken):
+    broken.update({0, 7, 8})
+    reference = _take(_train(on_error='skip', num_threads=0), 9)
+    threaded = _train(on_error='skip', num_threads=5)
+    _assert_equal(_take(threaded, 4, start_step=5), reference[5:])
+
+  def test_evaluation_masks_a_skipped_record_and_counts_it(self, broken):
+    broken.update({0, 9})
+    one = _eval(on_error='skip')
+    for _ in range(2):  # a second pass finds the same two
+      batches = list(one)
+      index, mask = _rows(batches), _rows(batches, 'mask')
+      assert set(index[mask]) == set(range(_NUM)) - {0, 9}
+      assert mask.sum() == _NUM - 2
+      assert not _rows(batches, 'image')[index == 9].any()
+      assert one.skipped == 2
+
+  @pytest.mark.parametrize('make', [_train, _eval])
+  def test_if_all_is_broken_the_run_stops(self, broken, make):
+    broken.update(range(_NUM))
+    with pytest.raises(UserError, match='20 records in a row cannot be read'):
+      make(on_error='skip')
+
+  def test_a_long_stretch_of_broken_records_stops_the_run(self, broken):
+    broken.update(range(1, 120))
+    data = _DATA | dict(num_examples=130)
+    with pytest.raises(UserError, match='100 records in a row cannot be read'):
+      _take(_train(data=data, on_error='skip'), 20)
+
+  def test_on_error_is_one_of_two_words(self):
+    with pytest.raises(UserError, match="'stop' or 'skip'; got 'ignore'"):
+      _train(on_error='ignore')
+
+
+class TestExamples:
+  def test_the_spec_is_that_of_a_global_batch(self):
+    train_input = _train(process_index=0, process_count=2)
+    (batch,) = _take(train_input, 1)
+    spec = train_input.element_spec()
+    assert set(spec) == {'image', 'label'}
+    for name, one in spec.items():
+      assert one.shape == (8, *batch[name].shape[1:])
+      assert one.dtype == batch[name].dtype
+    assert spec['image'].dtype == np.uint8
+    assert spec['label'].dtype == np.int32
+
+  def test_the_spec_of_evaluation_has_the_mask(self):
+    spec = _eval().element_spec()
+    assert spec['mask'] == jax.ShapeDtypeStruct((8,), np.bool_)
+
+  def test_an_epoch_is_a_fractional_number_of_steps(self):
+    assert _train().steps_per_epoch == 2.5
+
+  def test_text_is_dropped_and_64_bits_become_32(self, monkeypatch):
+    extra = dict(
+      file_name='a.jpg', key=b'a', area=np.float64(1.5), size=np.int64(7)
+    )
+    read = synthetic.Source.__getitem__
+    monkeypatch.setattr(
+      synthetic.Source, '__getitem__', lambda s, i: read(s, i) | extra
+    )
+    (batch,) = _take(_train(), 1)
+    assert set(batch) == {'image', 'label', 'area', 'size', 'index'}
+    assert batch['area'].dtype == np.float32
+    assert batch['size'].dtype == np.int32
+
+  def test_an_integer_that_32_bits_cannot_hold_is_an_error(self, monkeypatch):
+    read = synthetic.Source.__getitem__
+    monkeypatch.setattr(
+      synthetic.Source, '__getitem__', lambda s, i: read(s, i) | {'id': 2**40}
+    )
+    with pytest.raises(UserError, match="'id' does not fit into int32"):
+      _train()
+
+  @pytest.mark.parametrize('make', [_train, _eval])
+  def test_images_of_two_sizes_are_named_with_what_to_do(self, tmp_path, make):
+    for i, size in enumerate([(8, 9, 3), (5, 5, 3)]):
+      path = tmp_path / 'train' / 'x' / f'{i}.png'
+      path.parent.mkdir(parents=True, exist_ok=True)
+      Image.fromarray(np.zeros(size, np.uint8)).save(path)
+    data = dict(name='image_folder', data_dir=str(tmp_path), split='train')
+    one = make(data=data, ops='decode', on_error='skip')
+    with pytest.raises(UserError) as error:
+      _take(one, 1) if make is _train else list(one)
+    for part in ('0.png: image uint8[8, 9, 3]', '1.png: image uint8[5, 5, 3]'):
+      assert part in str(error.value)
+    assert 'add an op such as resize(224)' in str(error.value)
+
+  def test_an_image_that_stays_encoded_asks_for_decode(self, tmp_path):
+    path = tmp_path / 'train' / 'x' / 'a.png'
+    path.parent.mkdir(parents=True)
+    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(path)
+    data = dict(name='image_folder', data_dir=str(tmp_path), split='train')
+    with pytest.raises(UserError, match=r'a\.png: .* still encoded\?.*decode'):
+      _train(data=data, ops='')
+
+  def test_wrong_numbers_are_all_named_at_once(self):
+    with pytest.raises(UserError) as error:
+      _train(batch_size=0, prefetch=0, num_threads=-1)
+    for name in ('batch_size', 'prefetch', 'num_threads'):
+      assert f'{name} is an integer of at least' in str(error.value)
+
+  def test_a_seed_that_is_no_number_is_an_error(self):
+    with pytest.raises(UserError, match=r"seed is an integer.*got 'x'"):
+      _train(seed='x')
+
+  def test_an_unknown_source_is_an_error_with_the_choices(self):
+    with pytest.raises(UserError, match='synthetic'):
+      _train(data=dict(name='synthetics', split='train'))
+
+  def test_device_ops_are_parsed_at_once(self):
+    assert callable(_train(device_ops='normalize(-1, 1)').device_ops)
+    with pytest.raises(UserError, match='normalise'):
+      _train(device_ops='normalise(-1, 1)')

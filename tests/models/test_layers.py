@@ -1,0 +1,361 @@
+"""Layers: numeric traps, dropping, scanning and recomputing."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vit_jax import trees
+from vit_jax.models import layers
+
+BLOCK = dict(num_heads=2, mlp_dim=24, norm_epsilon=1e-6)
+
+
+def _normal(*shape, seed=0, dtype=np.float32):
+  return np.random.default_rng(seed).normal(size=shape).astype(dtype)
+
+
+def _noisy(params, seed=1):
+  """Returns parameters of which none is zero or one."""
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(
+    lambda p: p + 0.1 * rng.normal(size=p.shape).astype(np.float32), params
+  )
+
+
+def _stack(params, depth):
+  """Returns the parameters of a scanned encoder for those of a loop."""
+  blocks = [params.pop(f'block_{i:02d}') for i in range(depth)]
+  return params | {'blocks': jax.tree.map(lambda *p: np.stack(p), *blocks)}
+
+
+def test_patch_embedding_is_the_convolution_with_stride_of_its_window():
+  image = _normal(2, 12, 20, 5)  # rectangular images and patches, 5 channels
+  module = layers.PatchEmbedding((3, 10), width=7)
+  params = _noisy(module.init(jax.random.key(0), image)['params'])
+  expected = jax.lax.conv_general_dilated(
+    image,
+    params['kernel'],
+    window_strides=(3, 10),
+    padding='VALID',
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+  )
+  expected += params['bias'][None, None, None]
+  tokens = module.apply({'params': params}, image)
+  assert tokens.shape == (2, 4, 2, 7)
+  np.testing.assert_allclose(tokens, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  'dtype, tolerance', [('float32', 3e-5), ('bfloat16', 0.02)]
+)
+def test_layer_norm_is_exact_far_from_zero(dtype, tolerance):
+  # One pass over squares would be wrong by 1e-3, bfloat16 statistics by 0.1.
+  x = jnp.asarray(50 + _normal(4, 64), dtype)
+  module = layers.layer_norm(1e-6, dtype, name=None)
+  y = module.apply(module.init(jax.random.key(0), x), x)
+  assert y.dtype == dtype
+  x = np.asarray(x, np.float64)
+  expected = (x - x.mean(-1, keepdims=True)) / x.std(-1, keepdims=True)
+  np.testing.assert_allclose(
+    np.asarray(y, np.float64), expected, atol=tolerance
+  )
+
+
+def test_layer_norm_epsilon_is_added_to_the_variance():
+  x = np.array([[-1e-3, 1e-3]], np.float32)  # variance 1e-6
+  module = layers.layer_norm(3e-6, 'float32', name=None)
+  y = module.apply(module.init(jax.random.key(0), x), x)
+  np.testing.assert_allclose(y, [[-0.5, 0.5]], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  'name, at_one',
+  [
+    # 0.5 (1 + erf(1/sqrt 2)); its tanh approximation; 1 / (1 + e^-1.702).
+    ('gelu', 0.8413447),
+    ('gelu_tanh', 0.8411920),
+    ('gelu_quick', 0.8457957),
+  ],
+)
+def test_activations_have_their_values_at_one(name, at_one):
+  np.testing.assert_allclose(layers.ACTIVATIONS[name](1.0), at_one, rtol=1e-6)
+  assert layers.ACTIVATIONS[name](0.0) == 0
+
+
+def test_every_attention_with_a_cpu_implementation_gives_the_same():
+  x = _normal(2, 9, 16)
+  outputs = {}
+  for name in set(layers.ATTENTIONS) - {'cudnn'}:
+    module = layers.Attention(num_heads=2, implementation=name)
+    params = _noisy(module.init(jax.random.key(0), x))
+
+    def loss(params, x, module=module):
+      return (module.apply(params, x) ** 2).sum()
+
+    outputs[name] = jax.value_and_grad(loss, argnums=(0, 1))(params, x)
+  reference = outputs.pop('xla')
+  for other in outputs.values():
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
+      reference,
+      other,
+    )
+
+
+@pytest.mark.parametrize('name', ['xla', 'cudnn'])
+def test_a_named_implementation_is_handed_to_jax(name, monkeypatch):
+  seen = []
+
+  def attend(query, key, value, *, implementation):
+    seen.append(implementation)
+    return query
+
+  monkeypatch.setattr(jax.nn, 'dot_product_attention', attend)
+  module = layers.Attention(num_heads=2, implementation=name)
+  jax.eval_shape(module.init, jax.random.key(0), _normal(2, 9, 16))
+  assert seen == [name]
+
+
+def test_softmax_of_bfloat16_attention_is_in_float32():
+  # Logits 100 and 100.2 are the same number in bfloat16.
+  query = np.full((1, 1, 1, 1), 10, jnp.bfloat16)
+  key = np.array([10, 10.0625], jnp.bfloat16).reshape(1, 2, 1, 1)
+  value = np.array([0, 1], jnp.bfloat16).reshape(1, 2, 1, 1)
+  for attend in (layers.attend, jax.nn.dot_product_attention):
+    out = attend(query, key, value)
+    expected = 1 / (1 + np.exp(-0.625))
+    np.testing.assert_allclose(float(out[0, 0, 0, 0]), expected, rtol=0.01)
+
+
+@pytest.mark.parametrize('name', layers.ATTENTIONS)
+def test_sown_weights_are_distributions_and_free_unless_asked_for(name):
+  x, context = _normal(2, 4, 16), _normal(2, 7, 16, seed=1)
+  module = layers.Attention(num_heads=2, implementation=name)
+  params = layers.Attention(num_heads=2).init(jax.random.key(0), x, context)
+  assert set(params) == {'params'}
+  out, sown = module.apply(params, x, context, mutable=['intermediates'])
+  (weights,) = sown['intermediates']['attention_weights']
+  assert weights.shape == (2, 2, 4, 7)
+  np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-6)
+  assert weights.min() > 0
+  if name != 'cudnn':
+    plain = module.apply(params, x, context)
+    np.testing.assert_allclose(out, plain, atol=1e-6)
+
+
+def test_attention_dropout_keeps_the_expected_output():
+  x = _normal(1, 6, 8)
+  module = layers.Attention(num_heads=2, dropout_rate=0.5, implementation='xla')
+  params = module.init(jax.random.key(0), x)
+  plain = module.apply(params, x)
+  np.testing.assert_array_equal(plain, module.apply(params, x, train=False))
+
+  def dropped(key):
+    return module.apply(params, x, train=True, rngs={'dropout': key})
+
+  outs = jax.vmap(dropped)(jax.random.split(jax.random.key(1), 4000))
+  assert outs.std(axis=0).min() > 0.01
+  # The mean of 4000 has an error of 1/63 of a standard deviation.
+  error = np.abs(outs.mean(axis=0) - plain) / outs.std(axis=0)
+  assert error.max() < 5 / 63
+
+
+def test_qk_norm_makes_logits_independent_of_the_size_of_queries():
+  x = _normal(2, 5, 16)
+  module = layers.Attention(num_heads=2, qk_norm=True, qkv_bias=False)
+  params = module.init(jax.random.key(0), x)['params']
+  assert set(trees.flatten(params)) == {
+    'query/kernel',
+    'query_norm/scale',
+    'key/kernel',
+    'key_norm/scale',
+    'value/kernel',
+    'out/kernel',
+    'out/bias',
+  }
+  assert params['query_norm']['scale'].shape == (8,)
+  larger = params | {'query': {'kernel': 100 * params['query']['kernel']}}
+  outs = [module.apply({'params': p}, x) for p in (params, larger)]
+  np.testing.assert_allclose(outs[0], outs[1], atol=1e-5)
+
+
+def test_dropped_examples_are_all_zero_and_the_others_make_up_for_them():
+  x = 1 + np.abs(_normal(2000, 3, 2))
+  y = layers.drop_examples(jax.random.key(0), x, 0.25)
+  ratio = np.asarray(y / x)
+  kept = ratio[:, 0, 0] > 0
+  np.testing.assert_array_equal(ratio[~kept], 0)
+  np.testing.assert_allclose(ratio[kept], 1 / 0.75, rtol=1e-6)
+  # 2000 draws of probability 3/4: a standard deviation of 1 %.
+  assert abs(kept.mean() - 0.75) < 0.04
+
+
+def test_a_block_that_always_drops_is_the_identity_in_training_only():
+  x = _normal(2, 5, 16)
+  block = layers.Block(**BLOCK)
+  params = block.init(jax.random.key(0), x)
+  rngs = {'dropout': jax.random.key(1)}
+  almost_one = np.float32(1 - 1e-6)
+  out = block.apply(params, x, almost_one, True, rngs=rngs)
+  np.testing.assert_array_equal(out, x)
+  out = block.apply(params, x, almost_one, False)
+  np.testing.assert_array_equal(out, block.apply(params, x))
+  assert np.abs(out - x).min() > 0
+
+
+def test_layer_scale_multiplies_each_branch():
+  x = _normal(2, 5, 16)
+  plain = layers.Block(**BLOCK)
+  params = _noisy(plain.init(jax.random.key(0), x))['params']
+  scaled = layers.Block(**BLOCK, layer_scale=0.5)
+  init = scaled.init(jax.random.key(0), x)['params']
+  np.testing.assert_array_equal(init['scale_attention'], np.full(16, 0.5))
+  np.testing.assert_array_equal(init['scale_mlp'], np.full(16, 0.5))
+  zero, one = np.zeros(16, np.float32), np.ones(16, np.float32)
+
+  def apply(attention, mlp):
+    scales = dict(scale_attention=attention, scale_mlp=mlp)
+    return scaled.apply({'params': params | scales}, x)
+
+  expected = plain.apply({'params': params}, x)
+  np.testing.assert_allclose(apply(one, one), expected, atol=1e-6)
+  np.testing.assert_array_equal(apply(zero, zero), x)
+  attention, both = apply(one, zero), apply(one, one)
+  np.testing.assert_allclose(
+    apply(one, one / 2), (attention + both) / 2, atol=1e-6
+  )
+
+
+def _encoder(depth=3, *, block=None, **options):
+  return layers.Encoder(depth, BLOCK | (block or {}), **options)
+
+
+def _params(depth=3, x=_normal(2, 5, 16)):
+  return _noisy(_encoder(depth).init(jax.random.key(0), x)['params']), x
+
+
+def test_a_scan_and_a_loop_give_the_same_values_and_gradients():
+  params, x = _params()
+
+  def loss(params, scan):
+    out = _encoder(scan=scan).apply({'params': params}, x)
+    assert out.dtype == jnp.float32
+    return (out**3).sum()
+
+  value, grads = jax.value_and_grad(loss)(params, False)
+  stacked = _stack(dict(params), 3)
+  scan_value, scan_grads = jax.value_and_grad(loss)(stacked, True)
+  np.testing.assert_allclose(value, scan_value, rtol=1e-6)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
+    _stack(grads, 3),
+    scan_grads,
+  )
+
+
+def test_scanned_blocks_start_from_different_values():
+  x = _normal(2, 5, 16)
+  params = _encoder(scan=True).init(jax.random.key(0), x)['params']
+  kernel = params['blocks']['mlp']['up']['kernel']
+  assert kernel.shape == (3, 16, 24)
+  assert np.abs(kernel[0] - kernel[1]).min() > 0
+
+
+@pytest.mark.parametrize('scan', [False, True])
+def test_stochastic_depth_grows_linearly_with_depth(scan, monkeypatch):
+  params, x = _params()
+  # In place of a draw, a factor that only depends on the rate.
+  monkeypatch.setattr(
+    layers, 'drop_examples', lambda rng, x, rate: x * (1 - rate)
+  )
+  expected = x
+  for i, rate in enumerate((0.0, 0.2, 0.4)):
+    block = layers.Block(**BLOCK)
+    variables = {'params': params[f'block_{i:02d}']}
+    rngs = {'dropout': jax.random.key(0)}
+    expected = block.apply(variables, expected, rate, True, rngs=rngs)
+  norm = layers.layer_norm(1e-6, 'float32', name=None)
+  expected = norm.apply({'params': params['norm']}, expected)
+
+  encoder = _encoder(scan=scan, stochastic_depth_rate=0.4)
+  if scan:
+    params = _stack(dict(params), 3)
+  out = encoder.apply({'params': params}, x, train=True, rngs=rngs)
+  np.testing.assert_allclose(out, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize('remat', [None, 'full'])
+@pytest.mark.parametrize('scan', [False, True])
+def test_every_branch_of_every_block_draws_from_its_own_key(
+  scan, remat, monkeypatch
+):
+  params, x = _params()
+  keys = set()
+
+  def record(rng, x, rate):
+    jax.debug.callback(lambda k: keys.add(tuple(k)), jax.random.key_data(rng))
+    return x
+
+  monkeypatch.setattr(layers, 'drop_examples', record)
+  if scan:
+    params = _stack(dict(params), 3)
+  encoder = _encoder(scan=scan, remat=remat, stochastic_depth_rate=0.1)
+  rngs = {'dropout': jax.random.key(0)}
+  encoder.apply({'params': params}, x, train=True, rngs=rngs)
+  jax.effects_barrier()
+  assert len(keys) == 2 * 3
+
+
+@pytest.mark.parametrize('scan', [False, True])
+def test_recomputing_changes_the_work_and_not_the_gradients(scan):
+  params, x = _params()
+  if scan:
+    params = _stack(dict(params), 3)
+  rngs = {'dropout': jax.random.key(0)}
+
+  def grads_and_dots(remat):
+    encoder = _encoder(
+      block=dict(dropout_rate=0.3),
+      scan=scan,
+      remat=remat,
+      stochastic_depth_rate=0.3,
+    )
+
+    def loss(params):
+      out = encoder.apply({'params': params}, x, train=True, rngs=rngs)
+      return (out**2).sum()
+
+    dots = str(jax.make_jaxpr(jax.grad(loss))(params)).count('dot_general')
+    return jax.grad(loss)(params), dots
+
+  plain, plain_dots = grads_and_dots(None)
+  dots = {}
+  for remat in layers.REMAT_POLICIES:
+    grads, dots[remat] = grads_and_dots(remat)
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+      plain,
+      grads,
+    )
+  assert dots['full'] == dots['nothing_saveable'] > plain_dots
+  assert dots['everything_saveable'] == dots['dots_saveable'] == plain_dots
+  # The two products inside attention have batch dimensions.
+  assert plain_dots < dots['dots_with_no_batch_dims_saveable'] < dots['full']
+
+
+@pytest.mark.parametrize('scan', [False, True])
+def test_weights_are_sown_by_every_block(scan):
+  params, x = _params()
+  if scan:
+    params = _stack(dict(params), 3)
+  encoder = _encoder(scan=scan, block=dict(attention='xla'))
+  _, sown = encoder.apply({'params': params}, x, mutable=['intermediates'])
+  shapes = {k: v.shape for k, v in trees.flatten(sown['intermediates']).items()}
+  if scan:
+    assert shapes == {'blocks/attention/attention_weights/0': (3, 2, 2, 5, 5)}
+  else:
+    assert shapes == {
+      f'block_{i:02d}/attention/attention_weights/0': (2, 2, 5, 5)
+      for i in range(3)
+    }

@@ -1,0 +1,58 @@
+"""Keeps orbax off the console: what goes wrong in it is raised as well.
+
+Orbax logs each phase of each save at INFO, an error with its stack trace and,
+when one of many concurrent reads fails, leaves the others to asyncio, which
+prints dozens of stack traces after the exception was handled.
+"""
+
+import logging
+import sys
+import traceback
+import warnings
+
+from absl import logging as absl_logging
+
+
+def silence() -> None:
+  """Drops log records and unraisable errors of orbax, unless at --verbosity=1.
+
+  Touches nothing of anybody else. Calling it again changes nothing.
+  """
+  for name in ('absl', 'asyncio'):
+    logging.getLogger(name).addFilter(_FILTER)
+  if not isinstance(sys.unraisablehook, _UnraisableHook):
+    sys.unraisablehook = _UnraisableHook(sys.unraisablehook)
+  warnings.filterwarnings('ignore', "coroutine '_read_array", RuntimeWarning)
+
+
+class _NotOrbax(logging.Filter):
+  def filter(self, record: logging.LogRecord) -> bool:
+    if absl_logging.get_verbosity() >= absl_logging.DEBUG:
+      return True
+    if record.name == 'asyncio':
+      text = record.getMessage()
+      return 'exception was never retrieved' not in text or not (
+        'orbax' in text or 'tensorstore' in text
+      )
+    return '/orbax/' not in record.pathname.replace('\\', '/')
+
+
+class _UnraisableHook:
+  """Ignores what remains of a failed read of orbax."""
+
+  def __init__(self, previous):
+    self._previous = previous
+
+  def __call__(self, unraisable) -> None:
+    frames = traceback.extract_tb(unraisable.exc_traceback)
+    last = frames[-1].filename.replace('\\', '/') if frames else ''
+    # Orbax closes the event loop while reads of tensorstore are under way.
+    abandoned = last.endswith('asyncio/base_events.py') and (
+      str(unraisable.exc_value) == 'Event loop is closed'
+    )
+    debug = absl_logging.get_verbosity() >= absl_logging.DEBUG
+    if debug or not (abandoned or '/orbax/' in last):
+      self._previous(unraisable)
+
+
+_FILTER = _NotOrbax()
