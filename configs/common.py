@@ -89,11 +89,14 @@ def smoke(config: ConfigDict, *, channels: int = 3) -> ConfigDict:
     config.log_every_steps = 1
     config.model.variant = 'mu/8'
     for key in ('width', 'depth', 'mlp_dim', 'num_heads', 'patch_size'):
-      config.model.pop(key, None)
-    for duration in ('warmup', 'cooldown'):
-      keys = [f'{duration}_{unit}' for unit in ('steps', 'epochs')]
-      if any([config.optimizer.pop(key, None) for key in keys]):
-        config.optimizer[keys[0]] = 1
+      if key in config.model:
+        del config.model[key]
+    for key, value in list(config.optimizer.items()):
+      duration, _, unit = key.rpartition('_')
+      if duration in ('warmup', 'cooldown') and unit in ('steps', 'epochs'):
+        del config.optimizer[key]
+        if value:
+          config.optimizer[f'{duration}_steps'] = 1
     _shrink(config, channels)
   return config
 

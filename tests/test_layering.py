@@ -15,7 +15,15 @@ PACKAGE = ROOT / 'vit_jax'
 LEVELS = [
   ['__init__', 'errors'],
   ['lookup', 'losses', 'trees', 'schedules', 'config_file', 'event_file'],
-  ['models', 'data', 'sharding', 'flops', 'fingerprint', 'metric_writer'],
+  [
+    'models',
+    'data',
+    'sharding',
+    'flops',
+    'fingerprint',
+    'metric_writer',
+    'orbax_noise',
+  ],
   ['objectives', 'pretrained', 'optimizer', 'checkpoint_format', 'progress'],
   ['resume', 'preemption'],
   ['evaluators', 'checkpoint', 'train_state', 'reporting'],

@@ -56,8 +56,6 @@ def test_a_file_without_the_export_is_named():
 def test_an_import_error_inside_the_users_module_is_not_swallowed(
   tmp_path, monkeypatch
 ):
-  (tmp_path / 'broken_model.py').write_text('import not_installed_anywhere')
-  (tmp_path / 'lab.py').write_text('')
   (tmp_path / 'lab2').mkdir()
   (tmp_path / 'lab2' / 'm.py').write_text('import not_installed_anywhere')
   monkeypatch.syspath_prepend(tmp_path)
@@ -66,8 +64,10 @@ def test_an_import_error_inside_the_users_module_is_not_swallowed(
 
 
 def test_build_needs_a_name():
-  with pytest.raises(UserError, match='a models section needs a name'):
+  with pytest.raises(UserError, match='the models section needs a name'):
     lookup.build('models', {'variant': 'B/16'}, 'Model')
+  with pytest.raises(UserError, match=r'config\.evals\.val .*needs a name'):
+    lookup.build('evaluators', {}, 'Evaluator', where='config.evals.val')
 
 
 def test_build_leaves_the_section_as_it_was(tmp_path, monkeypatch):

@@ -108,7 +108,7 @@ def make(
     raise UserError('optimizer: ' + '; '.join(problems))
 
   names = list(trees.flatten(params))
-  trained = _trained(freeze, names)
+  trained = trained_names(params, freeze)
   transforms = []
   if grad_clip_norm is not None:
     transforms.append(optax.clip_by_global_norm(grad_clip_norm))
@@ -193,14 +193,20 @@ def _scale_by_name(scales: dict[str, float]) -> optax.GradientTransformation:
   )
 
 
-def _trained(freeze: Sequence[str], names: list[str]) -> dict[str, bool]:
-  """Returns which parameters learn."""
+def trained_names(params: Any, freeze: Sequence[str] = ()) -> dict[str, bool]:
+  """Returns for each parameter's name whether it learns.
+
+  A training step that stops the gradients of the others saves their backward
+  pass, and its gradient norm is the one that is clipped.
+  """
   if isinstance(freeze, str):
     raise UserError(
       f'optimizer.freeze: expected a list of regexes: [{freeze!r}]'
     )
   rules = [(regex, False) for regex in freeze]
-  trained = trees.match_rules([*rules, ('.*', True)], names, 'optimizer.freeze')
+  trained = trees.match_rules(
+    [*rules, ('.*', True)], trees.flatten(params), 'optimizer.freeze'
+  )
   if not any(trained.values()):
     raise UserError(
       f'optimizer.freeze={list(freeze)} leaves no parameter to train'

@@ -92,12 +92,17 @@ def build(
     seed=seed,
     ema=ema is not None,
   )
+  if ema is not None:
+    lookup.check_keys(train_state.ema_update, ema, 'config.ema', num_args=3)
   step = train_step.make_train_step(
     learner,
     tx,
     schedule,
     device_ops=ops,
     seed=seed,
+    trained=optimizer_lib.trained_names(
+      abstract_params, optimizer.get('freeze', ())
+    ),
     ema=ema,
     on_nonfinite=on_nonfinite,
   )

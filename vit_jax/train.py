@@ -67,8 +67,9 @@ def train(
     mesh: arguments of `sharding.make_mesh`; None is pure data parallelism.
     sharding: further arguments of `train_state.create`, such as rules.
     evals: for each name: `name` of a file in `evaluators/`, `every_steps` or
-      `every_epochs` (the end of the run is always evaluated), `weights`
-      (`'params'`, `'ema'` or both), and the evaluator's own arguments.
+      `every_epochs` (the end of the run is always evaluated), `weights`, and
+      the evaluator's own arguments. `weights` is `'params'`, `'ema'` or a list
+      of both: the first is logged as `val/...`, another as `val_ema/...`.
     checkpoint: `every_steps` or `every_epochs` and arguments of
       `checkpoint.Checkpointer`. The end of the run is always saved.
     log_every_steps: cadence of the training metrics.
@@ -249,13 +250,13 @@ def _evaluation_jobs(
 
 
 def _evaluate(jobs, state, step: int, progress) -> dict[str, float]:
-  """Returns `{'val/top1': ...}`; the numbers of the average are `val_ema/`."""
+  """Returns `{'val/top1': ...}`; of further weights `val_ema/top1`."""
   results = {}
   for job in jobs:
     for weights in job.weights:
-      params, prefix = state.params, job.name
-      if weights == 'ema':
-        params, prefix = state.ema_params, f'{job.name}_ema'
+      params = state.ema_params if weights == 'ema' else state.params
+      first = weights == job.weights[0]
+      prefix = job.name if first else f'{job.name}_{weights}'
       try:
         with progress.status(f'evaluating {prefix}'):
           numbers = job.evaluator.run(params)

@@ -1,13 +1,13 @@
 """One training step: the twenty lines that are the same for every objective."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from vit_jax import train_state
+from vit_jax import train_state, trees
 from vit_jax.errors import UserError
 
 
@@ -18,7 +18,8 @@ def make_train_step(
   *,
   device_ops: Callable[..., dict[str, jax.Array]],
   seed: int,
-  ema: dict[str, Any] | None = None,
+  trained: Mapping[str, bool] | None = None,
+  ema: Mapping[str, Any] | None = None,
   on_nonfinite: str = 'stop',
 ) -> Callable[..., tuple[train_state.TrainState, dict[str, jax.Array]]]:
   """Returns the pure function `(state, batch) -> (new state, metrics)`.
@@ -32,25 +33,36 @@ def make_train_step(
     schedule: learning rate of update number k, from 1.
     device_ops: `(batch, rng, *, train) -> batch` on uint8 images.
     seed: of the run.
+    trained: which parameters learn, see `optimizer.trained_names`; None is all.
+      The backward pass of the others is not computed.
     ema: keyword arguments of `train_state.ema_update`, or None for no average.
     on_nonfinite: `'stop'` applies the update (whoever reads the metrics
       stops the run); `'skip'` leaves parameters, optimizer and averages as
       they were and counts it in `state.skipped_updates`.
 
   Metrics (float32 scalars): what the objective reports, `loss`, `grad_norm`
-  (global norm before clipping) and `learning_rate`, the rate of this very
-  update.
+  (global norm over the parameters that learn, before clipping) and
+  `learning_rate`, the rate of this very update.
   """
   if on_nonfinite not in ('stop', 'skip'):
     raise UserError(f"on_nonfinite={on_nonfinite!r}: expected 'stop' or 'skip'")
+
+  def hold_if_frozen(name, leaf):
+    learns = trained is None or trained[name]
+    return leaf if learns else jax.lax.stop_gradient(leaf)
 
   def train_step(state, batch):
     rng = jax.random.fold_in(jax.random.key(seed), state.step)
     ops_rng, loss_rng = jax.random.split(rng)
     batch = device_ops(batch, ops_rng, train=True)
-    (loss, (metrics, extra)), grads = jax.value_and_grad(
-      objective.loss, has_aux=True
-    )(state.params, state, batch, loss_rng)
+
+    def loss_fn(params):
+      params = trees.map_named(hold_if_frozen, params)
+      return objective.loss(params, state, batch, loss_rng)
+
+    (loss, (metrics, extra)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+      state.params
+    )
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     step = state.step + 1

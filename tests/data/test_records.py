@@ -32,14 +32,6 @@ def _take(train_input, num, start_step=0):
   return taken
 
 
-def _assert_equal(ours, theirs):
-  assert len(ours) == len(theirs)
-  for one, other in zip(ours, theirs, strict=True):
-    assert one.keys() == other.keys()
-    for name in one:
-      np.testing.assert_array_equal(one[name], other[name], err_msg=name)
-
-
 def _rows(batches, name='index'):
   return np.concatenate([batch[name] for batch in batches])
 
@@ -85,7 +77,11 @@ class TestBrokenRecords:
     broken.update({0, 7, 8})
     reference = _take(_train(on_error='skip', num_threads=0), 9)
     threaded = _train(on_error='skip', num_threads=5)
-    _assert_equal(_take(threaded, 4, start_step=5), reference[5:])
+    late = _take(threaded, 4, start_step=5)
+    for name in ('index', 'image'):
+      np.testing.assert_array_equal(
+        _rows(late, name), _rows(reference[5:], name)
+      )
 
   def test_evaluation_masks_a_skipped_record_and_counts_it(self, broken):
     broken.update({0, 9})

@@ -58,7 +58,7 @@ def test_the_temperature_is_the_longest_wavelength(make):
 
 @pytest.mark.parametrize('make', [position.sincos2d, position.sincos2d_moco])
 def test_a_width_that_four_does_not_divide_is_an_error(make):
-  with pytest.raises(UserError, match='multiple of 4.*got 18'):
+  with pytest.raises(UserError, match=r'multiple of 4.*got 18'):
     make(2, 2, 18)
 
 

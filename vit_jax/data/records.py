@@ -149,10 +149,11 @@ def _arrays(example: Mapping[str, Any]) -> Example:
     array = np.asarray(value)
     if array.dtype.kind not in 'biuf':
       continue
-    narrow = array.astype(_NARROW.get(array.dtype, array.dtype), copy=False)
-    if array.dtype.kind == 'i' and (narrow != array).any():
-      raise ValueError(f'{name!r} does not fit into int32: {array}')
-    arrays[name] = narrow
+    if array.dtype in _NARROW:
+      wide, array = array, array.astype(_NARROW[array.dtype])
+      if array.dtype == np.int32 and (array != wide).any():
+        raise ValueError(f'{name!r} does not fit into int32: {wide}')
+    arrays[name] = array
   return arrays
 
 

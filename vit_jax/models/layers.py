@@ -125,7 +125,10 @@ class Attention(nn.Module):
       or (train and self.dropout_rate > 0)
     )
     if explicit:
-      out_BLNK = self._attend(query_BLNK, key_BSNK, value_BSNK, train)
+      weights_BNLS = attention_weights(query_BLNK, key_BSNK)
+      self.sow('intermediates', 'attention_weights', weights_BNLS)
+      dropout = nn.Dropout(self.dropout_rate, deterministic=not train)
+      out_BLNK = weighted_values(dropout(weights_BNLS), value_BSNK)
     else:
       out_BLNK = jax.nn.dot_product_attention(
         query_BLNK, key_BSNK, value_BSNK, implementation=self.implementation
@@ -147,26 +150,26 @@ class Attention(nn.Module):
       name=name,
     )(x_BLD)
 
-  def _attend(self, query_BLNK, key_BSNK, value_BSNK, train: bool):
-    query_BLNK = query_BLNK * query_BLNK.shape[-1] ** -0.5
-    # Heads before tokens: on a CPU the products of [L, K] matrices that lie in
-    # one piece take half the time; on a TPU either order does.
-    query_BNLK, key_BNSK, value_BNSK = (
-      x.swapaxes(1, 2) for x in (query_BLNK, key_BSNK, value_BSNK)
-    )
-    logits_BNLS = jnp.einsum(
-      'BNLK,BNSK->BNLS',
-      query_BNLK,
-      key_BNSK,
-      preferred_element_type=jnp.float32,
-    )
-    weights_BNLS = nn.softmax(logits_BNLS).astype(self.dtype)
-    self.sow('intermediates', 'attention_weights', weights_BNLS)
-    weights_BNLS = nn.Dropout(self.dropout_rate, deterministic=not train)(
-      weights_BNLS
-    )
-    out_BNLK = jnp.einsum('BNLS,BNSK->BNLK', weights_BNLS, value_BNSK)
-    return out_BNLK.swapaxes(1, 2)
+
+def attention_weights(query_BLNK, key_BSNK):
+  """Returns softmax(query key / sqrt(K)), `[B, N, L, S]`, in their dtype."""
+  # Heads before tokens: products of matrices that lie in one piece take half
+  # the time on a CPU, and a TPU does not care.
+  query_BNLK = query_BLNK.swapaxes(1, 2) * query_BLNK.shape[-1] ** -0.5
+  logits_BNLS = jnp.einsum(
+    'BNLK,BNSK->BNLS',
+    query_BNLK,
+    key_BSNK.swapaxes(1, 2),
+    preferred_element_type=jnp.float32,
+  )
+  return nn.softmax(logits_BNLS).astype(query_BLNK.dtype)
+
+
+def weighted_values(weights_BNLS, value_BSNK):
+  """Returns the sums of values by weight, `[B, L, N, K]`."""
+  value_BNSK = value_BSNK.swapaxes(1, 2)
+  out_BNLK = jnp.einsum('BNLS,BNSK->BNLK', weights_BNLS, value_BNSK)
+  return out_BNLK.swapaxes(1, 2)
 
 
 class Mlp(nn.Module):

@@ -1,0 +1,31 @@
+"""What every format file reads into and writes from: weights of one model."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+  """Parameters and all that must travel with them to give the same answers.
+
+  Attributes:
+    params: nested dict of numpy arrays under the names of `models/`, with
+      blocks apart (`encoder/block_00/...`), in the dtype of the file.
+    model: a `config.model` section that builds the model, for example
+      `{'name': 'vit', 'variant': 'B/16', 'num_classes': 1000,
+      'pooling': 'token', 'activation': 'gelu_tanh', 'norm_epsilon': 1e-6}`.
+    preprocess: what images need for evaluation: 'image_size' (height, width) of
+      the position table, or None; 'ops' for the host, as in
+      `'decode|resize(256)|central_crop(224)'`; 'device_ops', as in
+      `'normalize(-1, 1)'`. A key that nobody knows is absent.
+    class_names: of the head's outputs in order, or None.
+    source: where they are from: 'format', 'path', and whatever that format
+      needs to be written back exactly.
+  """
+
+  params: dict[str, Any]
+  model: dict[str, Any]
+  preprocess: dict[str, Any] = dataclasses.field(default_factory=dict)
+  class_names: list[str] | None = None
+  source: Mapping[str, Any] = dataclasses.field(default_factory=dict)
