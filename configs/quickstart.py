@@ -21,7 +21,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     return dict(name='digits', split=split)
 
   config = ml_collections.ConfigDict()
-  config.total_epochs = 100.0
+  config.total_epochs = 80.0
   config.model = dict(
     name='vit',
     variant='mu/4',
@@ -35,7 +35,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.objective = dict(name='supervised', label_smoothing=0.1)
   config.input = dict(
     data=data('train'),
-    ops='random_resized_crop(8, scale=(0.7, 1.0), ratio=(0.9, 1.1))',
+    ops='random_resized_crop(8, scale=(0.6, 1.0))',
     device_ops='normalize(-1, 1)',
     batch_size=64,
   )

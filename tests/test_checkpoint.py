@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 import vit_jax
@@ -267,7 +268,7 @@ def test_lack_of_memory_is_not_taken_for_damage(tmp_path, monkeypatch):
     raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: out of memory')
 
   checkpointer = checkpoint.Checkpointer(tmp_path)
-  monkeypatch.setattr(checkpointer._manager, 'restore', fail)
+  monkeypatch.setattr(ocp.PyTreeCheckpointHandler, 'restore', fail)
   with pytest.raises(RunError, match=r'2, which may well be good.*of memory'):
     checkpointer.restore(abstract(host_state()), config=CONFIG)
   checkpointer.close()
@@ -557,14 +558,14 @@ def test_full_disk_ends_with_the_free_space_and_the_good_step(tmp_path):
 
 def test_two_processes_write_one_checkpoint_that_one_process_reads(tmp_path):
   code = """
-import sys
+import glob, os, sys
 import jax, numpy as np
 rank, port = int(sys.argv[1]), sys.argv[2]
 jax.config.update('jax_cpu_collectives_implementation', 'gloo')
 jax.distributed.initialize(f'localhost:{port}', 2, rank)
 from vit_jax import checkpoint, sharding
 mesh = sharding.make_mesh(data=1, fsdp=-1)
-host = {'params': {'a': np.arange(64, dtype=np.float32).reshape(8, 8)}}
+host = {'params': {'a': np.arange(4096, dtype=np.float32).reshape(8, 512)}}
 shardings = sharding.state_shardings(host, mesh, min_size=1)
 state = jax.tree.map(
   lambda x, s: jax.make_array_from_callback(x.shape, s, lambda i: x[i]),
@@ -572,9 +573,9 @@ state = jax.tree.map(
 checkpointer = checkpoint.Checkpointer('run')
 checkpointer.save(1, state, config={})
 checkpointer.save(2, state, config={}, wait=True)
-if rank == 0:
-  with open('run/2/meta/metadata', 'w') as f:
-    f.write('{}')
+if rank == 0:  # Damage that only process 1 meets.
+  file = max(glob.glob('run/2/state/ocdbt.process_1/d/*'), key=os.path.getsize)
+  os.truncate(file, os.path.getsize(file) // 2)
 jax.experimental.multihost_utils.sync_global_devices('harm')
 abstract = jax.tree.map(
   lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
@@ -615,7 +616,7 @@ jax.distributed.shutdown()
   for process, (out, err) in zip(processes, outputs, strict=True):
     assert process.returncode == 0, err
     assert out.splitlines()[-1] == '1 2'
-  host = np.arange(64, dtype=np.float32).reshape(8, 8)
+  host = np.arange(4096, dtype=np.float32).reshape(8, 512)
   state, meta, _ = restore(tmp_path / 'run', {}, {'params': {'a': host}})
   assert (meta['step'], meta['processes']) == (2, 2)
   assert_same_bits(state, {'params': {'a': host}})

@@ -141,7 +141,7 @@ class Checkpointer:
 
     Args:
       abstract_state: a tree of `jax.ShapeDtypeStruct` with the shardings that
-        the state shall have, on any mesh.
+        the state shall have, on any mesh; without one a leaf comes as numpy.
       config: of this run; its model section must be that of the checkpoint.
 
     Raises:
@@ -152,32 +152,34 @@ class Checkpointer:
     """
     self.wait()
     config = checkpoint_format.as_json(config)
-    damaged: list[int] = []
-    found = None
+    wanted = trees.flatten(abstract_state)
+    named, damaged = None, []
     for step in checkpoint_format.steps(self.directory):
       try:
         meta = checkpoint_format.read_meta(self.directory, step)
         # Before the arrays are read: another model is no damage.
         resume.check(meta, abstract_state, config, self.directory)
         with jax.transfer_guard('allow'):
-          found = self._read(step, meta, abstract_state), meta
+          named = checkpoint_format.read_state(self.directory, meta, wanted)
         break
       except DamagedError as e:
         self._log(f'checkpoint {self.directory / str(step)} is damaged: {e}')
         damaged.append(step)
     is_empty = checkpoint_format.is_empty
-    if not found and not all(is_empty(self.directory, s) for s in damaged):
+    if named is None and not all(is_empty(self.directory, s) for s in damaged):
       raise RunError(
         f'none of the checkpoints in {self.directory} is good (steps '
         f'{", ".join(map(str, damaged))}; the reasons are above). Nothing was '
         'changed. To start from step 0, move that folder away'
       )
     self._move_aside(damaged)
-    if found is not None:
-      self._ours.add(step)
-      for line in resume.other_differences(meta, config):
-        self._log(f'changed since the checkpoint of step {step}: {line}')
-    return found
+    if named is None:
+      return None
+    self._ours.add(step)
+    for line in resume.other_differences(meta, config):
+      self._log(f'changed since the checkpoint of step {step}: {line}')
+    state = trees.map_named(lambda name, _: named[name], abstract_state)
+    return state, meta
 
   def wait(self) -> None:
     """Returns when everything is on the disk; raises RunError if it is not."""
@@ -193,27 +195,13 @@ class Checkpointer:
     finally:
       self._manager.close()
 
-  def _read(self, step: int, meta: dict[str, Any], abstract_state: Any) -> Any:
-    abstract = trees.flatten(abstract_state)
-    restore_args = ocp.args.StandardRestore(trees.unflatten(abstract))
-    named = checkpoint_format.read_verified(
-      lambda: self._manager.restore(
-        step, args=ocp.args.Composite(state=restore_args)
-      )['state'],
-      meta,
-      self.directory / str(step),
-    )
-    leaves = [named[name] for name in abstract]
-    return jax.tree.unflatten(jax.tree.structure(abstract_state), leaves)
-
   def _move_aside(self, damaged: Iterable[int]) -> None:
-    for step in damaged:
+    for step in damaged if jax.process_index() == 0 else ():
       target, number = self.directory / f'{step}.corrupt', 1
       while target.exists():
         number += 1
         target = self.directory / f'{step}.corrupt-{number}'
-      if jax.process_index() == 0:
-        (self.directory / str(step)).rename(target)
+      (self.directory / str(step)).rename(target)
       self._log(f'moved the damaged checkpoint to {target}')
     if damaged and jax.process_count() > 1:
       multihost_utils.sync_global_devices('vit_jax moved damaged checkpoints')

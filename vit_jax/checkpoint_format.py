@@ -21,6 +21,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental import multihost_utils
 
 from vit_jax import orbax_noise, trees
 from vit_jax.errors import RunError, UserError
@@ -113,28 +114,40 @@ def read_meta(directory: epath.Path, step: int) -> dict[str, Any]:
   return meta
 
 
-def read_verified(
-  read: Callable[[], Any], meta: Mapping[str, Any], path: epath.Path
+def read_state(
+  directory: epath.Path, meta: Mapping[str, Any], named: Mapping[str, Any]
 ) -> dict[str, Any]:
-  """Returns `{name: leaf}` of the tree that `read()` returns.
+  """Returns `{name: leaf}` for the leaves of a checkpoint that are asked for.
+
+  Args:
+    directory: of the checkpoints.
+    meta: of the one to read.
+    named: `{name: jax.ShapeDtypeStruct}`, a subset of the leaves in `meta`;
+      one without a sharding is returned as a numpy array.
 
   Raises:
     DamagedError: it cannot be read, or a leaf does not match its fingerprint.
     RunError: memory or a permission is missing, which says nothing about the
       checkpoint.
   """
+  path = directory / str(meta['step'])
+  found, error, verdict = {}, None, _GOOD
   try:
-    named = trees.flatten(read())
+    found = _read_leaves(path / 'state', named)
   except Exception as e:
-    if _is_no_damage(e):
-      raise RunError(
-        f'cannot read the checkpoint {path}, which may well be good: '
-        f'{shorten(e)}'
-      ) from e
-    raise DamagedError(shorten(e)) from e
+    error, verdict = shorten(e), _UNKNOWN if _is_no_damage(e) else _DAMAGED
+  # Each process reads its own part; all of them go the same way.
+  verdict = _worst(verdict)
+  if verdict == _UNKNOWN:
+    raise RunError(
+      f'cannot read the checkpoint {path}, which may well be good: '
+      f'{error or "see the other processes"}'
+    )
+  if verdict == _DAMAGED:
+    raise DamagedError(error or 'see the other processes')
   wrong = [
     name
-    for name, number in fingerprint(named).items()
+    for name, number in fingerprint(found).items()
     if number != meta['leaves'][name]['fingerprint']
   ]
   if wrong:
@@ -142,7 +155,7 @@ def read_verified(
     raise DamagedError(
       f'the data of {", ".join(wrong[:3])}{more} does not match its fingerprint'
     )
-  return named
+  return found
 
 
 def load_params(
@@ -198,6 +211,15 @@ def shorten(error: BaseException) -> str:
   return f'{type(error).__name__}: {text}'
 
 
+_GOOD, _DAMAGED, _UNKNOWN = range(3)
+
+
+def _worst(verdict: int) -> int:
+  if jax.process_count() == 1:
+    return verdict
+  return int(multihost_utils.process_allgather(np.int32(verdict)).max())
+
+
 def _is_no_damage(error: Exception) -> bool:
   text = str(error)
   return (
@@ -226,33 +248,51 @@ def _versions() -> dict[str, str]:
   return versions
 
 
+def _read_leaves(path: epath.Path, named: Mapping[str, Any]) -> dict[str, Any]:
+  args = {
+    name: ocp.RestoreArgs(restore_type=np.ndarray)
+    if leaf.sharding is None
+    else ocp.ArrayRestoreArgs(sharding=leaf.sharding, global_shape=leaf.shape)
+    for name, leaf in named.items()
+  }
+  # The bare handler: anything above it waits for the other processes, for ever
+  # if one of them finds damage.
+  handler = ocp.PyTreeCheckpointHandler()
+  try:
+    tree = handler.restore(
+      path,
+      args=ocp.args.PyTreeRestore(
+        item=trees.unflatten(dict(named)),
+        restore_args=trees.unflatten(args),
+        partial_restore=True,
+      ),
+    )
+  finally:
+    handler.close()
+  return trees.flatten(tree)
+
+
 def _read_params(directory, meta, ema, shardings):
   branch = 'ema_params' if ema else 'params'
-  abstract = trees.unflatten(
+  params = trees.unflatten(
     {
-      name: jax.ShapeDtypeStruct(tuple(leaf['shape']), np.dtype(leaf['dtype']))
+      name.removeprefix(f'{branch}/'): jax.ShapeDtypeStruct(
+        tuple(leaf['shape']), np.dtype(leaf['dtype'])
+      )
       for name, leaf in meta['leaves'].items()
       if name.startswith(f'{branch}/')
     }
   )
-  path = directory / str(meta['step'])
-  if not abstract:
-    raise UserError(f'{path} holds no {branch}: the run kept no average')
-  if shardings is None:
-    args = jax.tree.map(
-      lambda _: ocp.RestoreArgs(restore_type=np.ndarray), abstract
+  if not params:
+    raise UserError(
+      f'{directory / str(meta["step"])} holds no {branch}: the run kept no '
+      'average'
     )
-  else:
-    args = {
-      branch: jax.tree.map(
-        lambda s: ocp.ArrayRestoreArgs(sharding=s), shardings(abstract[branch])
-      )
-    }
-  restore_args = ocp.args.PyTreeRestore(
-    item=abstract, restore_args=args, partial_restore=True
-  )
-  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-    named = read_verified(
-      lambda: reader.restore(path / 'state', args=restore_args), meta, path
+  if shardings is not None:
+    params = jax.tree.map(
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+      params,
+      shardings(params),
     )
-  return trees.unflatten(named)[branch]
+  found = read_state(directory, meta, trees.flatten({branch: params}))
+  return trees.unflatten(found)[branch]

@@ -284,7 +284,7 @@ def drop_examples(rng, x, rate):
 
 
 class Encoder(nn.Module):
-  """Blocks and a final norm, whose output is float32.
+  """Blocks and a final norm; the output is float32.
 
   Attributes:
     depth: number of blocks.
@@ -294,6 +294,7 @@ class Encoder(nn.Module):
       compile does not grow with the depth. The numbers stay the same.
     remat: of REMAT_POLICIES: what the backward pass need not compute again.
       None keeps everything that it uses.
+    final_norm: whether there is a norm after the last block.
   """
 
   depth: int
@@ -301,6 +302,7 @@ class Encoder(nn.Module):
   stochastic_depth_rate: float = 0.0
   scan: bool = False
   remat: str | None = None
+  final_norm: bool = True
 
   @nn.compact
   def __call__(self, x_BLD, *, train: bool = False):
@@ -331,4 +333,6 @@ class Encoder(nn.Module):
         block = make_block(**self.block, name=f'block_{i:02d}')
         rate = None if drop_rates is None else drop_rates[i]
         x_BLD = block(x_BLD, rate, train)
+    if not self.final_norm:
+      return x_BLD.astype(jnp.float32)
     return layer_norm(self.block['norm_epsilon'], 'float32', 'norm')(x_BLD)

@@ -36,6 +36,7 @@ VARIANTS: dict[str, dict[str, int]] = {
   )
 }
 POOLINGS = ('token', 'mean', 'map', 'none')
+FINAL_NORMS = ('tokens', 'features')
 POSITIONS = {
   'learned': None,
   'sincos2d': position.sincos2d,
@@ -106,6 +107,9 @@ class ViT(nn.Module):
       read (https://arxiv.org/abs/2309.16588).
     position: what patches get added. 'learned': a table; 'sincos2d' and
       'sincos2d_moco': the fixed ones of `position`; or 'none'.
+    final_norm: what the last LayerNorm normalises. 'tokens': all of them, before
+      pooling; 'features': what pooling returns, as MAE's fine-tuned models and
+      timm's average-pooled ones do (`fc_norm`).
     representation_size: outputs of a tanh layer before the head; True for D.
     layer_scale: initial factor of every branch (CaiT), or None.
     stochastic_depth_rate: probability that an example skips a branch of the
@@ -136,6 +140,7 @@ class ViT(nn.Module):
   pooling: str = 'token'
   num_registers: int = 0
   position: str = 'learned'
+  final_norm: str = 'tokens'
   representation_size: int | bool | None = None
   layer_scale: float | None = None
   stochastic_depth_rate: float = 0.0
@@ -167,9 +172,10 @@ class ViT(nn.Module):
 
     logits: [B, Y], or [B, L, Y] for pooling 'none'; absent without a head.
     features: [B, D] what the head reads, or [B, L, D] for pooling 'none'.
-    tokens: [B, L, D] the patches after the final norm, row by row.
-    prefix: [B, 1 + R, D] class token and registers after the final norm, those
-      of them that the model has; absent if it has none.
+    tokens: [B, L, D] the patches after the final norm, row by row; after the
+      last block where the final norm is one of features.
+    prefix: [B, 1 + R, D] class token and registers likewise, those of them that
+      the model has; absent if it has none.
 
     Args:
       image_BHWC: floating-point images, of any size that the patch divides.
@@ -198,6 +204,7 @@ class ViT(nn.Module):
       stochastic_depth_rate=self.stochastic_depth_rate,
       scan=self.scan,
       remat=self.remat,
+      final_norm=self.final_norm == 'tokens',
       name='encoder',
     )(x_BLD, train=train)
 
@@ -206,6 +213,9 @@ class ViT(nn.Module):
     if num_prefix:
       outputs['prefix'] = prefix
     features = self._pool(prefix, tokens)
+    if self.final_norm == 'features':
+      norm = layers.layer_norm(self.norm_epsilon, 'float32', 'norm')
+      features = norm(features)
     if self.representation_size:
       size = self.width
       if self.representation_size is not True:
@@ -292,6 +302,7 @@ def _check_options(vit: ViT) -> None:
   for key, choices in (
     ('pooling', POOLINGS),
     ('position', tuple(POSITIONS)),
+    ('final_norm', FINAL_NORMS),
     ('activation', tuple(layers.ACTIVATIONS)),
     ('attention', layers.ATTENTIONS),
     ('remat', (None, *layers.REMAT_POLICIES)),

@@ -1,0 +1,70 @@
+"""Parameters of blocks: apart, or stacked for a scan. Nothing is computed.
+
+Trees are flat here, `{name: array}` as `trees.flatten` gives them. Apart is
+`encoder/block_00/mlp/up/kernel` and so on; stacked is
+`encoder/blocks/mlp/up/kernel` with a leading axis, one entry per block.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from vit_jax.errors import UserError
+
+_APART = re.compile(r'((?:.+/)?)block_(\d\d+)/(.+)')
+_STACKED = re.compile(r'((?:.+/)?)blocks/(.+)')
+
+
+def unstack(named: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns `named` with all stacks of blocks taken apart, as views."""
+  out = {}
+  for name, array in named.items():
+    match = _STACKED.fullmatch(name)
+    if not match:
+      out[name] = array
+      continue
+    folder, rest = match.groups()
+    for i in range(array.shape[0]):
+      out[f'{folder}block_{i:02d}/{rest}'] = array[i]
+  return out
+
+
+def stack(named: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns `named` with the blocks of every folder stacked.
+
+  Raises:
+    UserError: blocks of one folder that are not alike, or numbers left out.
+  """
+  out, stacks = {}, {}
+  for name, array in named.items():
+    match = _APART.fullmatch(name)
+    if match:
+      folder, number, rest = match.groups()
+      stacks.setdefault((folder, rest), {})[int(number)] = array
+    else:
+      out[name] = array
+  depths = {}
+  for folder, rest in stacks:
+    depth = 1 + max(stacks[folder, rest])
+    depths[folder] = max(depth, depths.get(folder, 0))
+  problems = []
+  for (folder, rest), arrays in stacks.items():
+    missing = sorted(set(range(depths[folder])) - set(arrays))
+    shapes = {array.shape for array in arrays.values()}
+    if missing:
+      problems.append(f'{rest} is missing in blocks {missing} of {folder}')
+    elif len(shapes) > 1:
+      problems.append(f'{rest} has shapes {sorted(shapes)} in {folder}')
+    else:
+      parts = [arrays[i] for i in range(depths[folder])]
+      out[f'{folder}blocks/{rest}'] = np.stack(parts)
+  if problems:
+    raise UserError('these blocks cannot be stacked: ' + '; '.join(problems))
+  return out
+
+
+def is_stacked(names) -> bool:
+  """Whether any of the names is that of a stack of blocks."""
+  return any(_STACKED.fullmatch(name) for name in names)
