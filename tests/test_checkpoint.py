@@ -1,9 +1,5 @@
 import os
 import pathlib
-import signal
-import socket
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +8,6 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
-import vit_jax
 from vit_jax import checkpoint, checkpoint_format, sharding, trees
 from vit_jax.errors import RunError, UserError
 from vit_jax.train_state import TrainState
@@ -275,42 +270,18 @@ def test_lack_of_memory_is_not_taken_for_damage(tmp_path, monkeypatch):
   assert listing(tmp_path) == before
 
 
-def test_another_model_is_an_error_that_shows_the_differences(tmp_path):
+def test_another_model_ends_the_run_and_changes_nothing(tmp_path):
   save(tmp_path, 1, 2)
   flip_config(tmp_path)  # A damaged newer checkpoint stays where it is, too.
   before = listing(tmp_path)
-  config = dict(
-    CONFIG, model={'name': 'vit', 'variant': 'S/16', 'num_registers': 4}
-  )
-  state = host_state()
-  params = {'dense': {'bias': state.params['dense']['bias'][:4]}, 'new': {}}
-  params['new']['scale'] = np.zeros(3, np.float32)
-  with pytest.raises(UserError) as error:
-    restore(tmp_path, config, state.replace(params=params))
-  lines = [line.strip() for line in str(error.value).splitlines()]
-  assert lines == [
-    f'the checkpoint of step 1 in {tmp_path} is not of the model and optimizer '
-    'of this config:',
-    "model.variant: 'B/16' in the checkpoint, 'S/16' in the config",
-    'model.patch: [4, 4] in the checkpoint, not set in the config',
-    'model.num_registers: not set in the checkpoint, 4 in the config',
-    '- params/new/scale float32[3]',
-    '+ params/dense/kernel float32[64, 40]',
-    '! params/dense/bias is bfloat16[8], the config means bfloat16[4]',
-    'Nothing was changed. Put the config back as it was, or use another '
-    'workdir',
-  ]
-  assert listing(tmp_path) == before
-
-
-def test_another_optimizer_is_an_error_that_shows_the_leaves(tmp_path):
-  save(tmp_path, 1)
-  with pytest.raises(UserError, match=r'\+ opt_state/0/nu/dense/kernel') as e:
-    restore(tmp_path, state=host_state(optimizer=optax.sgd(1e-3, 0.9)))
-  assert '- opt_state/0/trace/dense/kernel float32[64, 40]' in str(e.value)
+  config = dict(CONFIG, model={'name': 'vit', 'variant': 'S/16'})
+  with pytest.raises(UserError, match="'B/16' in the checkpoint, 'S/16' in"):
+    restore(tmp_path, config)
   # A first moment of another dtype would be cast in silence.
+  state = host_state(optimizer=optax.adam(1e-3))
   with pytest.raises(UserError, match=r'mu/dense/kernel is bfloat16\[64, 40\]'):
-    restore(tmp_path, state=host_state(optimizer=optax.adam(1e-3)))
+    restore(tmp_path, state=state)
+  assert listing(tmp_path) == before
 
 
 def test_other_settings_may_change_and_are_told(tmp_path):
@@ -392,231 +363,3 @@ def test_arguments_out_of_range_are_all_named(tmp_path):
     'checkpoint: keep_latest=0: expected 1 or more; keep_every_steps=0: '
     "expected 1 or more; keep_best_mode='high': expected 'max', 'min'"
   )
-
-
-def test_parameters_alone_are_loaded_without_the_optimizer(tmp_path):
-  mesh = sharding.make_mesh(data=1, fsdp=8)
-  average = jax.tree.map(lambda x: x[::-1].copy(), host_state(2).params)
-  checkpointer = checkpoint.Checkpointer(tmp_path)
-  for step in (1, 2):
-    state = host_state(step).replace(ema_params=average)
-    checkpointer.save(step, place(state, mesh), config=CONFIG)
-  checkpointer.close()
-  params, meta = checkpoint_format.load_params(tmp_path)
-  assert_same_bits(params, host_state(2).params)
-  assert {type(x) for x in jax.tree.leaves(params)} == {np.ndarray}
-  assert meta['config']['model']['variant'] == 'B/16'
-  params, meta = checkpoint_format.load_params(tmp_path, 1)
-  assert_same_bits(params, host_state(1).params)
-  params, _ = checkpoint_format.load_params(tmp_path, ema=True)
-  assert_same_bits(params, average)
-  params, _ = checkpoint_format.load_params(
-    tmp_path,
-    shardings=lambda p: sharding.state_shardings(
-      {'params': p}, mesh, min_size=1
-    )['params'],
-  )
-  assert_same_bits(params, host_state(2).params)
-  kernel = params['dense']['kernel']
-  assert kernel.addressable_shards[0].data.shape == (8, 40)
-  # Damage to what is not read does not matter; damage to the rest does.
-  lines = []
-  flip_kernel(tmp_path)
-  params, meta = checkpoint_format.load_params(tmp_path, on_log=lines.append)
-  assert (meta['step'], len(lines)) == (1, 1)
-  with pytest.raises(UserError, match='no good checkpoint'):
-    checkpoint_format.load_params(tmp_path, 2, on_log=lines.append)
-  assert names(tmp_path) == ['1', '2']
-
-
-def test_loading_what_is_not_there_says_what_is(tmp_path):
-  save(tmp_path, 1)
-  with pytest.raises(UserError, match=f'of step 3 in {tmp_path}; it has: 1'):
-    checkpoint_format.load_params(tmp_path, 3)
-  with pytest.raises(UserError, match='it has: none'):
-    checkpoint_format.load_params(tmp_path / 'elsewhere')
-  with pytest.raises(UserError, match='1 holds no ema_params: the run kept no'):
-    checkpoint_format.load_params(tmp_path, ema=True)
-
-
-def run_python(code, directory):
-  """Runs code in another process, in `directory`; absl logs at INFO."""
-  root = pathlib.Path(vit_jax.__file__).parent.parent
-  prelude = (
-    'import os, resource, signal\n'
-    'import jax, numpy as np\n'
-    'from absl import logging\n'
-    'logging.set_verbosity(logging.INFO)\n'
-    'from vit_jax import checkpoint\n'
-    'from vit_jax.errors import RunError\n'
-    "checkpointer = checkpoint.Checkpointer('run/checkpoints')\n"
-    'rng = np.random.default_rng(0)\n'
-    'host = rng.integers(0, 2**32, (2**22,), dtype=np.uint32)\n'
-    "state = {'params': {'a': jax.device_put(host)}}\n"
-    'config = {}\n'
-  )
-  return subprocess.run(
-    [sys.executable, '-c', prelude + code],
-    cwd=directory,
-    env=dict(os.environ, PYTHONPATH=str(root), XLA_FLAGS=''),
-    capture_output=True,
-    text=True,
-    timeout=120,
-  )
-
-
-def restore_large(directory):
-  """Restores what `run_python` saves; returns the step."""
-  host = np.random.default_rng(0).integers(0, 2**32, (2**22,), dtype=np.uint32)
-  state, meta, _ = restore(directory, {}, {'params': {'a': host}})
-  assert_same_bits(state, {'params': {'a': host}})
-  return meta['step']
-
-
-def test_kill_in_the_middle_of_a_save_leaves_the_one_before(tmp_path):
-  done = run_python(
-    'checkpointer.save(1, state, config=config, wait=True)\n'
-    'checkpointer.save(2, state, config=config)\n'
-    'os.kill(os.getpid(), signal.SIGKILL)\n',
-    tmp_path,
-  )
-  assert done.returncode == -signal.SIGKILL, done.stderr
-  assert done.stdout + done.stderr == ''
-  directory = tmp_path / 'run' / 'checkpoints'  # Given as a relative path.
-  assert names(directory) == ['1', '2.orbax-checkpoint-tmp']
-  assert restore_large(directory) == 1
-  assert names(directory) == ['1']
-
-
-def test_failed_write_surfaces_wherever_it_is_next_looked_for(tmp_path):
-  # No file may grow beyond 1 MB: it fails in the background, like a full disk,
-  # and without special rights.
-  done = run_python(
-    'checkpointer.save(1, state, config=config, wait=True)\n'
-    'hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]\n'
-    'resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, hard))\n'
-    'def attempt(name, fn, *args, **kwargs):\n'
-    '  try:\n'
-    '    fn(*args, **kwargs)\n'
-    '    print(name, "passed", sep="|")\n'
-    '  except RunError as e:\n'
-    "    left = sorted(os.listdir('run/checkpoints'))\n"
-    '    print(name, e, left, checkpointer.latest_good, sep="|")\n'
-    'save = checkpointer.save\n'
-    'attempt("save", save, 2, state, config=config)\n'
-    'attempt("wait", checkpointer.wait)\n'
-    'attempt("save", save, 2, state, config=config)\n'
-    'attempt("next", save, 3, state, config=config)\n'
-    'attempt("now", save, 3, state, config=config, wait=True)\n'
-    'attempt("save", save, 3, state, config=config)\n'
-    'attempt("close", checkpointer.close)\n',
-    tmp_path,
-  )
-  assert (done.returncode, done.stderr) == (0, '')
-  directory = tmp_path / 'run' / 'checkpoints'
-  rows = [line.split('|') for line in done.stdout.splitlines()]
-  failed = {row[0]: row[1:] for row in rows if row[1] != 'passed'}
-  # Writing fails in the background, so the three saves return.
-  assert [row[0] for row in rows] == [
-    'save', 'wait', 'save', 'next', 'now', 'save', 'close'
-  ]  # fmt: skip
-  assert list(failed) == ['wait', 'next', 'now', 'close']
-  for name, (message, left, latest_good) in failed.items():
-    step = 2 if name in ('wait', 'next') else 3
-    start = f'the checkpoint of step {step} could not be written to {directory}'
-    assert message.startswith(start), message
-    assert 'File too large' in message
-    assert 'The checkpoint of step 1 is untouched' in message
-    assert (left, latest_good) == ("['1']", '1')
-  assert restore_large(directory) == 1
-
-
-def test_full_disk_ends_with_the_free_space_and_the_good_step(tmp_path):
-  mount = ['mount', '-t', 'tmpfs', '-o', 'size=300k', 'tmpfs', str(tmp_path)]
-  if subprocess.run(mount, capture_output=True).returncode:
-    pytest.skip('mounting a small file system needs root')
-  try:
-    checkpointer = checkpoint.Checkpointer(tmp_path)
-    checkpointer.save(1, host_on_device(1), config=CONFIG, wait=True)
-    (tmp_path / 'filler').write_bytes(b'x' * 150_000)
-    with pytest.raises(RunError) as error:
-      checkpointer.save(2, host_on_device(1), config=CONFIG, wait=True)
-    message = str(error.value)
-    assert message.startswith(
-      f'the checkpoint of step 2 could not be written to {tmp_path}: the disk '
-      'is full (0 MiB free). The checkpoint of step 1 is untouched: make room'
-    )
-    assert names(tmp_path) == ['1', 'filler']
-    # The run may go on where there is room again.
-    (tmp_path / 'filler').unlink()
-    checkpointer.save(2, host_on_device(1), config=CONFIG)
-    checkpointer.close()
-    assert restore(tmp_path)[1]['step'] == 2
-  finally:
-    subprocess.run(['umount', str(tmp_path)], check=True)
-
-
-def test_two_processes_write_one_checkpoint_that_one_process_reads(tmp_path):
-  code = """
-import glob, os, sys
-import jax, numpy as np
-rank, port = int(sys.argv[1]), sys.argv[2]
-jax.config.update('jax_cpu_collectives_implementation', 'gloo')
-jax.distributed.initialize(f'localhost:{port}', 2, rank)
-from vit_jax import checkpoint, sharding
-mesh = sharding.make_mesh(data=1, fsdp=-1)
-host = {'params': {'a': np.arange(4096, dtype=np.float32).reshape(8, 512)}}
-shardings = sharding.state_shardings(host, mesh, min_size=1)
-state = jax.tree.map(
-  lambda x, s: jax.make_array_from_callback(x.shape, s, lambda i: x[i]),
-  host, shardings)
-checkpointer = checkpoint.Checkpointer('run')
-checkpointer.save(1, state, config={})
-checkpointer.save(2, state, config={}, wait=True)
-if rank == 0:  # Damage that only process 1 meets.
-  file = max(glob.glob('run/2/state/ocdbt.process_1/d/*'), key=os.path.getsize)
-  os.truncate(file, os.path.getsize(file) // 2)
-jax.experimental.multihost_utils.sync_global_devices('harm')
-abstract = jax.tree.map(
-  lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
-found, meta = checkpointer.restore(abstract, config={})
-a = found['params']['a']
-assert all((s.data == host['params']['a'][s.index]).all()
-           for s in a.addressable_shards)
-assert not a.is_fully_addressable
-checkpointer.save(2, found, config={})
-checkpointer.close()
-print(meta['step'], meta['processes'])
-jax.distributed.shutdown()
-"""
-  with socket.socket() as s:
-    s.bind(('localhost', 0))
-    port = str(s.getsockname()[1])
-  root = pathlib.Path(vit_jax.__file__).parent.parent
-  processes = [
-    subprocess.Popen(
-      [sys.executable, '-c', code, str(rank), port],
-      cwd=tmp_path,
-      env=dict(
-        os.environ,
-        PYTHONPATH=str(root),
-        XLA_FLAGS='--xla_force_host_platform_device_count=2',
-      ),
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-    )
-    for rank in range(2)
-  ]
-  try:
-    outputs = [process.communicate(timeout=120) for process in processes]
-  finally:
-    for process in processes:
-      process.kill()
-  for process, (out, err) in zip(processes, outputs, strict=True):
-    assert process.returncode == 0, err
-    assert out.splitlines()[-1] == '1 2'
-  host = np.arange(4096, dtype=np.float32).reshape(8, 512)
-  state, meta, _ = restore(tmp_path / 'run', {}, {'params': {'a': host}})
-  assert (meta['step'], meta['processes']) == (2, 2)
-  assert_same_bits(state, {'params': {'a': host}})

@@ -1,19 +1,18 @@
 """Every recipe loads, fits together at full size, trains, says what it should."""
 
 import inspect
-import json
 import math
 import pathlib
-import re
 import subprocess
 import sys
 
 import jax
+import ml_collections
+import numpy as np
 import pytest
 
 from configs import common
-from vit_jax import config_file, errors, run as run_lib, train
-from vit_jax.data import device_ops
+from vit_jax import config_file, run as run_lib, train
 from vit_jax.data.ops import language
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -87,58 +86,49 @@ CASES = [
   (recipe, arg) for recipe, args in PUBLISHED.items() for arg in ('', *args)
 ]
 
-# ImageNet recipes: the published sizes (vision_transformer and big_vision, by
-# their own code), from which 768 or 1,024 differ where there is a class token:
-# its own row of the position table is no parameter here.
+# Those of the ImageNet recipes are the published sizes. Where there is a class
+# token, its row of the position table is a parameter there and not here.
 NUM_PARAMETERS = {
+  'quickstart': 450_538,
+  'cifar10': 0,
   'vit_s16_i1k': 22_122_472,
-  # B/16 of 86,567,656 and a tanh layer.
+  # B/16 has 86,567,656; a tanh layer.
   'vit_i1k': 86_567_656 - 768 + 768 * 769,
-  # B/16 of 102,594,387 with mean pooling, and a class token.
+  # B/16 has 102,594,387 with mean pooling; a class token.
   'vit_i21k': 102_594_387 + 768,
-  # L/16 of 325,688,659 with mean pooling, a class token and a tanh layer.
+  # L/16 has 325,688,659 with mean pooling; a class token, a tanh layer.
   'vit_l16_i21k': 325_688_659 + 1024 + 1024 * 1025,
 }
 
 
 def load(recipe, arg=''):
-  """Returns a config as the command line would."""
+  """Returns a config as the command line reads it."""
   return config_file.load(str(ROOT / f'configs/{recipe}.py:{arg}'))
 
 
-def on_made_up_images(config, num_examples=10_000):
-  """Returns a config whose training data needs no files."""
-  config = config.to_dict()
-  if config['input']['data']['name'] != 'digits':
-    side = re.findall(r'_crop\((\d+)', config['input']['ops'])[-1]
-    config['input']['data'] = dict(
-      name='synthetic',
-      split='train',
-      num_examples=num_examples,
-      image_size=int(side),
-      num_classes=config['model']['num_classes'],
-    )
-  return config
-
-
-def build(config):
-  """Builds a run as `train.train` does; computes shapes only."""
-  defaults = {
-    name: parameter.default
-    for name, parameter in inspect.signature(train.train).parameters.items()
-    if parameter.default is not parameter.empty
-  }
-  sections = defaults | config
+def build(config, num_examples):
+  """Builds a run as `train.train` does, on images that need no files."""
+  signature = inspect.signature(train.train).parameters.items()
+  defaults = {name: p.default for name, p in signature}
+  sections = defaults | config.to_dict()
+  size, channels = image_spec(config)
+  sections['input']['data'] = dict(
+    name='synthetic',
+    split='train',
+    num_examples=num_examples,
+    image_size=size,
+    channels=channels,
+    num_classes=config.model.num_classes,
+  )
   keys = inspect.signature(run_lib.build).parameters
   return run_lib.build(**{key: sections[key] for key in keys})
 
 
-def settings(config):
-  """Returns the sections of a config in one flat dict."""
-  flat = {}
-  for section in ('model', 'objective', 'input', 'optimizer'):
-    flat |= config[section]
-  return flat
+def image_spec(config):
+  """Returns the size and the channels of a recipe's raw images."""
+  if config.input.data.name == 'digits':
+    return (8, 8), 1
+  return ((32, 32) if config.model.num_classes == 10 else (300, 400)), 3
 
 
 @pytest.mark.parametrize('recipe, arg', CASES)
@@ -148,19 +138,168 @@ def test_a_recipe_has_the_published_settings(recipe, arg):
   config = load(recipe, arg)
   num_examples = published.pop('num_examples', None)
   total_steps = published.pop('total_steps', None)
-  epochs = published.pop('epochs', config.total_epochs)
-  found = settings(config.to_dict())
+  assert config.total_epochs == published.pop('epochs', config.total_epochs)
+  found = {}
+  for section in ('model', 'objective', 'input', 'optimizer'):
+    found |= config[section].to_dict()
   assert {key: found.get(key) for key in published} == published
-  assert config.total_epochs == epochs
-  run = build(on_made_up_images(config, num_examples or 10_000_000))
   if total_steps is not None:
-    assert run.total_steps == total_steps
+    assert build(config, num_examples).total_steps == total_steps
 
 
 @pytest.mark.parametrize('recipe', RECIPES)
-def test_a_recipe_fits_together_at_full_size(recipe):
+def test_a_recipe_builds_at_full_size(recipe):
+  run = build(load(recipe), num_examples=1_000_000)
+  leaves = jax.tree.leaves(run.abstract_state.params)
+  assert sum(x.size for x in leaves) == NUM_PARAMETERS[recipe]
+  assert len(jax.tree.leaves(run.abstract_state.opt_state)) > 2 * len(leaves)
+
+
+@pytest.mark.parametrize('recipe', RECIPES)
+def test_a_recipe_evaluates_images_of_the_size_it_trains_on(recipe):
   config = load(recipe)
-  lookup.check_keys(train.train, config.to_dict(), 'config', num_args=1)
-  run = build(on_made_up_images(config))
-  sizes = [x.size for x in jax.tree.leaves(run.abstract_state.params)]
-  assert sum(sizes) == NUM_PARAMETERS[recipe]
+  (height, width), channels = image_spec(config)
+  raw = np.zeros((height, width, channels), np.uint8)
+
+  def size(ops):
+    example = language.parse(ops)({'image': raw}, np.random.default_rng(0))
+    return example['image'].shape
+
+  sections = [*config.evals.values(), *config.get('pictures', {}).values()]
+  sizes = {size(section.ops) for section in [config.input, *sections]}
+  assert len(sizes) == 1
+
+
+@pytest.mark.parametrize('recipe', RECIPES)
+def test_a_recipe_trains_two_smoke_steps(recipe, tmp_path):
+  config = load(recipe, 'smoke')
+  results = train.train(str(tmp_path), **config.to_dict())
+  assert len(config.evals) > 0
+  for name in config.evals:
+    assert {f'{name}/top1', f'{name}/loss'} <= results.keys()
+    assert results[f'{name}/num_examples'] == 20
+  assert all(math.isfinite(value) for value in results.values())
+  assert (tmp_path / 'checkpoints/2').is_dir()
+  for name in config.get('pictures', {}):
+    assert (tmp_path / f'{name}.png').is_file()
+
+
+def test_smoke_keeps_what_a_recipe_is_about():
+  full, small = load('vit_l16_i21k'), load('vit_l16_i21k', 'smoke')
+  assert small.model.variant == 'mu/8'
+  for key in ('pooling', 'representation_size', 'dropout_rate', 'dtype'):
+    assert small.model[key] == full.model[key]
+  assert small.objective == full.objective
+  assert small.input.device_ops == full.input.device_ops
+  assert small.input.ops == full.input.ops.replace('224', '16')
+  assert small.evals.val.ops == (
+    "decode|resize_small(16, method='area')|central_crop(16)"
+  )
+  changed = {
+    key for key in full.optimizer if small.optimizer[key] != full.optimizer[key]
+  }
+  assert changed == {'warmup_steps'}
+  assert load('quickstart', 'smoke').input.data.channels == 1
+
+
+def test_smoke_shrinks_every_duration_size_and_class_count():
+  config = ml_collections.ConfigDict(
+    dict(
+      total_epochs=90.0,
+      model=dict(variant='B/16', width=64, patch_size=(8, 4), num_classes=1000),
+      input=dict(
+        data=dict(name='tfds', split='train[:99%]'),
+        ops='decode|resize((40, 50))|random_crop(32, padding=4)|flip_lr(0.3)',
+        batch_size=1024,
+      ),
+      optimizer=dict(warmup_epochs=5, cooldown_steps=100, learning_rate=1.0),
+      evals=dict(a=dict(every_epochs=1, data=dict(name='x'), ops='decode')),
+    )
+  )
+  assert common.smoke(config) is config
+  data = dict(name='synthetic', image_size=16, channels=3, num_classes=4)
+  data['num_examples'] = 20
+  assert config.to_dict() == dict(
+    total_epochs=None,
+    total_steps=2,
+    log_every_steps=1,
+    model=dict(variant='mu/8', num_classes=4),
+    input=dict(
+      data=data | dict(split='train'),
+      ops='decode|resize(16)|random_crop(16, padding=4)|flip_lr(0.3)',
+      batch_size=8,
+    ),
+    optimizer=dict(warmup_steps=1, cooldown_steps=1, learning_rate=1.0),
+    evals=dict(a=dict(data=data | dict(split='test'), ops='decode')),
+  )
+
+
+OPTIONS = dict(variant=('B/16', 'S/16'), epochs=90, rate=0.1, data_dir=None)
+OPTIONS |= dict(flip=True, smoke=False)
+
+
+def test_options_take_the_type_of_their_default():
+  assert common.parse_arg('', **OPTIONS).to_dict() == dict(
+    OPTIONS, variant='B/16'
+  )
+  text = 'epochs=30,rate=1e-3,data_dir=folder:/a.b/c,flip=false,smoke'
+  assert common.parse_arg(text, **OPTIONS).to_dict() == dict(
+    variant='B/16',
+    epochs=30,
+    rate=1e-3,
+    data_dir='folder:/a.b/c',
+    flip=False,
+    smoke=True,
+  )
+
+
+def test_a_bare_word_is_the_first_option():
+  for text in ('S/16', 'S/16,smoke', 'smoke,S/16', 'variant=S/16'):
+    assert common.parse_arg(text, **OPTIONS).variant == 'S/16'
+
+
+@pytest.mark.parametrize(
+  'text, message',
+  [
+    ('S/17', "variant='S/17': expected one of B/16, S/16"),
+    ('B/16,smoek', "unknown option 'smoek'; .* variant=B/16|S/16, epochs=90"),
+    ('epochs', 'unknown option|expected one of'),
+    ('epoch=3', "unknown option 'epoch=3'; .* epochs=90"),
+    ('epochs=3.5', "epochs='3.5': expected int"),
+    ('smoke=maybe', "smoke='maybe': expected bool"),
+    ('epochs=3,epochs=4', "'epochs' is given twice"),
+  ],
+)
+def test_a_wrong_option_is_an_error_that_lists_the_choices(text, message):
+  with pytest.raises(ValueError, match=message):
+    common.parse_arg(text, **OPTIONS)
+
+
+def test_images_lie_in_a_folder_or_in_tfds():
+  folder = common.images('folder:/data/x', 'validation[:10%]')
+  assert folder.to_dict() == dict(
+    name='image_folder', data_dir='/data/x', split='val[:10%]'
+  )
+  tfds = common.images('imagenet2012', 'validation', '/tfds')
+  assert tfds.to_dict() == dict(
+    name='tfds', dataset='imagenet2012', split='validation', data_dir='/tfds'
+  )
+  with pytest.raises(ValueError, match="data_dir='/x' has no effect"):
+    common.images('folder:/data', 'train', '/x')
+
+
+def test_loading_a_recipe_imports_nothing_heavy():
+  code = (
+    'import importlib, sys\n'
+    f'for name in {RECIPES}:\n'
+    "  importlib.import_module(f'configs.{name}').get_config('')\n"
+    "print([m for m in ('jax', 'numpy', 'vit_jax') if m in sys.modules])"
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', code],
+    capture_output=True,
+    text=True,
+    check=True,
+    cwd=ROOT,
+  )
+  assert done.stdout.strip() == '[]'

@@ -19,6 +19,8 @@ from vit_jax import checkpoint_format, orbax_noise, resume, trees
 from vit_jax.checkpoint_format import DamagedError
 from vit_jax.errors import RunError, UserError
 
+_MIN_SLICE_BYTES = 2**22
+
 
 class Checkpointer:
   """Saves and restores the state of one run.
@@ -52,6 +54,16 @@ class Checkpointer:
   ):
     _check_arguments(keep_latest, keep_best_mode, keep_every_steps)
     orbax_noise.silence()
+    # Orbax would cut every array that several devices hold into one slice for
+    # each of them, compiling a program for each slice, and write them side by
+    # side. Below this size that costs more than it saves.
+    ocp.type_handlers.register_type_handler(
+      jax.Array,
+      ocp.type_handlers.ArrayHandler(
+        min_slice_bytes_for_replica_parallel=_MIN_SLICE_BYTES
+      ),
+      override=True,
+    )
     self.directory = checkpoint_format.absolute(directory)
     _check_writable(self.directory)
     self._log = on_log

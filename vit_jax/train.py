@@ -107,6 +107,10 @@ def train(
     )
     stack.callback(checkpointer.close)
     progress.log(_describe(run))
+    if run.mesh.shape['fsdp'] * run.mesh.shape['tensor'] > 1:
+      progress.log(
+        str(sharding_lib.report(run.abstract_state, run.mesh, **sharding or {}))
+      )
     restored = checkpointer.restore(run.abstract_state, config=config)
     state, first = (restored[0], restored[1]['step']) if restored else (None, 0)
     if restored and not evaluates_only and first >= run.total_steps:

@@ -85,7 +85,7 @@ def _refine(dialect: Dialect, names: list[str]) -> Dialect:
   if dialect is TIMM and has(r'blocks\.\d+\.gamma_1'):
     return DEIT3
   if dialect is TIMM and (
-    'register_tokens' in names or has('mask_token') and has(r'.*\.ls1\.gamma')
+    'register_tokens' in names or (has('mask_token') and has(r'.*\.ls1\.gamma'))
   ):
     return DINOV2
   return dialect

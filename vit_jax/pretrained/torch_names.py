@@ -30,10 +30,11 @@ class Dialect:
     layers: their layers to ours.
     leaves: their single arrays to ours.
     head: their layer of the classifier.
-    prefix: before all names but the head's, in a model that has a head.
     head_reads: what the classifier reads, one after the other.
     zeros: arrays that they have and we do not, so that they must be zero, and
       the array that they are as long as.
+    mask_token: the array for masked patches of training, where their model has
+      one in any case; '' where it has none.
     unused: names of what is no part of the encoder: regexes, on whole names.
   """
 
@@ -44,10 +45,10 @@ class Dialect:
   layers: Mapping[str, Names]
   leaves: Mapping[str, Names]
   head: str
-  prefix: str = ''
   position_rows: str = 'class'
   head_reads: tuple[str, ...] = ()
   zeros: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  mask_token: str = ''
   unused: tuple[str, ...] = ()
 
   @property
@@ -111,7 +112,11 @@ DEIT3 = dataclasses.replace(
 )
 
 DINOV2 = dataclasses.replace(
-  TIMM, name='dinov2', registers='register_tokens', position_rows='class'
+  TIMM,
+  name='dinov2',
+  registers='register_tokens',
+  position_rows='class',
+  mask_token='mask_token',
 )
 
 HUGGINGFACE_VIT = Dialect(
@@ -134,7 +139,6 @@ HUGGINGFACE_VIT = Dialect(
   },
   leaves={},
   head='classifier',
-  prefix='vit.',
   unused=(
     r'(.*\.)?embeddings\.mask_token',
     r'decoder\..*',  # ViTMAEForPreTraining, ViTForMaskedImageModeling.
@@ -163,9 +167,8 @@ HUGGINGFACE_DINOV2 = Dialect(
     'encoder.layer.*.layer_scale2.lambda1': f'{_BLOCK}/scale_mlp',
   },
   head='classifier',
-  prefix='dinov2.',  # With registers: 'dinov2_with_registers.'.
   head_reads=('token', 'mean'),
-  unused=(r'(.*\.)?embeddings\.mask_token',),
+  mask_token='embeddings.mask_token',
 )
 
 HUGGINGFACE_SIGLIP = Dialect(
@@ -200,7 +203,6 @@ HUGGINGFACE_SIGLIP = Dialect(
     ),
   },
   head='classifier',
-  prefix='vision_model.',
   unused=(r'text_model\..*', 'logit_scale', 'logit_bias', r'.*position_ids'),
 )
 

@@ -1,0 +1,129 @@
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vit_jax import checkpoint, checkpoint_format, sharding, trees
+from vit_jax.errors import UserError
+
+
+def host_params(step):
+  rng = np.random.default_rng(step)
+  return {
+    'dense': {
+      'kernel': rng.normal(size=(64, 40)).astype(np.float32),
+      'bias': rng.normal(size=8).astype(jnp.bfloat16),
+    }
+  }
+
+
+def save(directory, steps, ema=False):
+  checkpointer = checkpoint.Checkpointer(directory)
+  for step in steps:
+    state = {'step': np.int32(step), 'params': host_params(step)}
+    if ema:
+      state['ema_params'] = host_params(-step % 100)
+    state['opt_state'] = {'mu': host_params(step)}
+    config = {'model': {'variant': 'B/16'}}
+    checkpointer.save(step, jax.device_put(state), config=config)
+  checkpointer.close()
+
+
+def assert_same_bits(found, want):
+  assert jax.tree.structure(found) == jax.tree.structure(want)
+  want = trees.flatten(want)
+  for name, x in trees.flatten(jax.device_get(found)).items():
+    assert x.dtype == want[name].dtype, name
+    assert x.tobytes() == want[name].tobytes(), name
+
+
+def test_parameters_are_loaded_without_knowing_the_optimizer(tmp_path):
+  save(tmp_path, [1, 2], ema=True)
+  params, meta = checkpoint_format.load_params(tmp_path)
+  assert_same_bits(params, host_params(2))
+  assert {type(x) for x in jax.tree.leaves(params)} == {np.ndarray}
+  assert meta['config'] == {'model': {'variant': 'B/16'}}
+  params, meta = checkpoint_format.load_params(tmp_path, 1)
+  assert_same_bits(params, host_params(1))
+  assert meta['step'] == 1
+  params, _ = checkpoint_format.load_params(tmp_path, ema=True)
+  assert_same_bits(params, host_params(98))
+
+
+def test_parameters_are_loaded_with_the_shardings_that_are_asked_for(tmp_path):
+  save(tmp_path, [1])
+  mesh = sharding.make_mesh(data=1, fsdp=8)
+  params, _ = checkpoint_format.load_params(
+    tmp_path,
+    shardings=lambda params: sharding.state_shardings(
+      {'params': params}, mesh, min_size=1
+    )['params'],
+  )
+  assert_same_bits(params, host_params(1))
+  kernel = params['dense']['kernel']
+  assert kernel.addressable_shards[0].data.shape == (8, 40)
+
+
+def test_loading_passes_over_damage_and_changes_nothing(tmp_path):
+  save(tmp_path, [1, 2])
+  path = tmp_path / '2' / 'state' / 'manifest.ocdbt'
+  path.write_bytes(path.read_bytes()[:-1])
+  lines = []
+  params, meta = checkpoint_format.load_params(tmp_path, on_log=lines.append)
+  assert_same_bits(params, host_params(1))
+  assert meta['step'] == 1
+  assert len(lines) == 1
+  assert lines[0].startswith(f'checkpoint {tmp_path}/2 is damaged: ValueError')
+  with pytest.raises(UserError, match='no good checkpoint'):
+    checkpoint_format.load_params(tmp_path, 2, on_log=lines.append)
+  assert sorted(p.name for p in tmp_path.iterdir()) == ['1', '2']
+
+
+def test_loading_what_is_not_there_says_what_is(tmp_path):
+  save(tmp_path, [1])
+  with pytest.raises(UserError, match=f'of step 3 in {tmp_path}; it has: 1'):
+    checkpoint_format.load_params(tmp_path, 3)
+  with pytest.raises(UserError, match='it has: none'):
+    checkpoint_format.load_params(tmp_path / 'elsewhere')
+  with pytest.raises(UserError, match='1 holds no ema_params: the run kept no'):
+    checkpoint_format.load_params(tmp_path, ema=True)
+
+
+def test_meta_of_another_step_is_damage(tmp_path):
+  save(tmp_path, [1])
+  (tmp_path / '1').rename(tmp_path / '3')
+  directory = checkpoint_format.absolute(tmp_path)
+  assert checkpoint_format.steps(directory) == [3]
+  with pytest.raises(checkpoint_format.DamagedError, match='its checksum'):
+    checkpoint_format.read_meta(directory, 3)
+
+
+def test_meta_is_json_that_a_human_can_read(tmp_path):
+  save(tmp_path, [1])
+  meta = json.loads((tmp_path / '1' / 'meta' / 'metadata').read_text())
+  kernel = meta['leaves']['params/dense/kernel']
+  assert (kernel['dtype'], kernel['shape']) == ('float32', [64, 40])
+  assert (meta['processes'], meta['devices']) == (1, 8)
+  assert {'python', 'jax', 'optax', 'orbax-checkpoint'} < set(meta['versions'])
+
+
+def test_relative_paths_and_addresses_of_buckets_are_understood(monkeypatch):
+  monkeypatch.chdir('/')
+  assert str(checkpoint_format.absolute('runs/a')) == '/runs/a'
+  bucket = checkpoint_format.absolute('gs://bucket/runs/a')
+  assert str(bucket) == 'gs://bucket/runs/a'
+  home = str(pathlib.Path.home())
+  assert str(checkpoint_format.absolute('~/a')) == f'{home}/a'
+
+
+def test_the_first_cause_of_an_error_is_told_without_the_spec():
+  try:
+    try:
+      raise ValueError('NOT_FOUND: a\n  file [tensorstore_spec={}]')
+    except ValueError as e:
+      raise RuntimeError('reading failed') from e
+  except RuntimeError as e:
+    assert checkpoint_format.shorten(e) == 'ValueError: NOT_FOUND: a file'

@@ -1,0 +1,87 @@
+import jax
+import numpy as np
+import pytest
+
+from vit_jax import checkpoint_format, resume
+from vit_jax.errors import UserError
+
+CONFIG = {
+  'model': {'name': 'vit', 'variant': 'B/16', 'patch': [4, 4]},
+  'optimizer': {'learning_rate': 1e-3, 'schedule': {'name': 'cosine'}},
+}
+SHAPES = {'params/a': (2, 3), 'params/b': (4,), 'step': ()}
+
+
+def meta_of(shapes=SHAPES):
+  named = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+  return checkpoint_format.make_meta(7, named, CONFIG, {})
+
+
+def state_of(shapes=SHAPES, dtype=np.float32):
+  return {n: jax.ShapeDtypeStruct(s, dtype) for n, s in shapes.items()}
+
+
+def check(config=CONFIG, state=None, meta=None):
+  resume.check(meta or meta_of(), state or state_of(), config, '/run')
+
+
+def lines_of(**arguments):
+  with pytest.raises(UserError) as error:
+    check(**arguments)
+  return [line.strip() for line in str(error.value).splitlines()]
+
+
+def test_every_difference_is_shown_at_once():
+  model = {'name': 'vit', 'variant': 'S/16', 'num_registers': 4}
+  state = state_of({'params/b': (5,), 'params/c': (1,), 'step': ()})
+  assert lines_of(config=dict(CONFIG, model=model), state=state) == [
+    'the checkpoint of step 7 in /run is not of the model and optimizer of '
+    'this config:',
+    "model.variant: 'B/16' in the checkpoint, 'S/16' in the config",
+    'model.patch: [4, 4] in the checkpoint, not set in the config',
+    'model.num_registers: not set in the checkpoint, 4 in the config',
+    '- params/c float32[1]',
+    '+ params/a float32[2, 3]',
+    '! params/b is float32[4], the config means float32[5]',
+    'Nothing was changed. Put the config back as it was, or use another '
+    'workdir',
+  ]
+
+
+def test_another_dtype_is_a_difference():
+  assert lines_of(state=state_of(dtype=np.float16))[1] == (
+    '! params/a is float32[2, 3], the config means float16[2, 3]'
+  )
+
+
+def test_long_lists_of_leaves_are_cut():
+  shapes = {f'params/{i:02}': (1,) for i in range(20)}
+  lines = lines_of(state=state_of(dict(SHAPES, **shapes)))
+  assert lines[8:10] == [
+    '- params/07 float32[1]',
+    '... and 12 more missing (-)',
+  ]
+
+
+def test_settings_that_change_only_the_cost_may_differ():
+  model = dict(CONFIG['model'], remat='full', attention='einsum')
+  check(config=dict(CONFIG, model=model))
+
+
+def test_other_settings_may_differ_and_are_listed():
+  optimizer = {'learning_rate': 5e-4, 'schedule': {'name': 'linear'}}
+  config = dict(CONFIG, optimizer=optimizer, seed=1)
+  check(config=config)
+  assert resume.other_differences(meta_of(), config) == [
+    'optimizer.learning_rate: 0.001 in the checkpoint, 0.0005 in the config',
+    "optimizer.schedule.name: 'cosine' in the checkpoint, 'linear' in the "
+    'config',
+    'seed: not set in the checkpoint, 1 in the config',
+  ]
+  assert resume.other_differences(meta_of(), CONFIG) == []
+
+
+def test_not_a_number_is_no_difference():
+  config = {'model': {'head_bias_init': float('nan')}}
+  meta = checkpoint_format.make_meta(1, {}, config, {})
+  resume.check(meta, {}, checkpoint_format.as_json(config), '/run')

@@ -1,0 +1,258 @@
+"""What a frozen model makes of every image of a split: once, whole, in order.
+
+Few-shot, k-NN and linear probes read a representation instead of the logits,
+so they have classes of their own and may run on data that the model was never
+made for.
+"""
+
+import dataclasses
+import functools
+import itertools
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vit_jax import sharding
+from vit_jax.data import pipeline
+from vit_jax.errors import RunError, UserError
+
+_log = logging.getLogger(__name__)
+
+Predict = Callable[..., Mapping[str, jax.Array]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Features:
+  """The readable images of a split, in the order of the source, on the host."""
+
+  x: np.ndarray  # float32 [N, D], finite
+  label: np.ndarray  # int32 [N], in [0, num_classes)
+
+
+class Splits:
+  """A training and a test split, and a model's features of them."""
+
+  def __init__(
+    self,
+    predict: Predict,
+    mesh: jax.sharding.Mesh,
+    *,
+    data_train: Mapping[str, Any],
+    data_test: Mapping[str, Any],
+    ops: str,
+    batch_size: int,
+    representation: str,
+    on_error: str,
+    num_threads: int | None,
+  ):
+    """Opens the data.
+
+    Args:
+      predict: `(params, batch) -> {name: [B, ...]}`, jittable.
+      mesh: the devices; each batch is split over its data and fsdp axes.
+      data_train: the source of labelled examples, as in the input section.
+      data_test: the source that is judged.
+      ops: the host ops for both, as in the input section of a config.
+      batch_size: global batch of the forward pass; rounded up to a multiple of
+        the devices that share a batch. It does not change the result.
+      representation: which output of `predict` is the feature vector:
+        'features' (what the model's head reads), 'prefix' (of the prefix tokens
+        the first, the class token), 'tokens' (their mean over the patches), any
+        other [B, D] output; or several, joined by '+': 'prefix+tokens' is what
+        DINO probes in its ViT-B.
+      on_error: 'stop' or 'skip' where an image cannot be read.
+      num_threads: see `pipeline.TrainInput`.
+
+    Raises:
+      UserError: an option or the data; labels that are not one integer each.
+    """
+    parts = _parts(mesh)
+    self._inputs = {
+      where: pipeline.EvalInput(
+        data=data,
+        ops=ops,
+        batch_size=math.ceil(batch_size / parts) * parts,
+        on_error=on_error,
+        num_threads=num_threads,
+      )
+      for where, data in (('data_train', data_train), ('data_test', data_test))
+    }
+    self._predict, self._mesh = predict, mesh
+    self._representation = representation
+    self._skips = on_error == 'skip'
+    self.num_train = self._inputs['data_train'].num_examples
+    self._check()
+
+  def extract(
+    self, params: Any
+  ) -> tuple[Features, Features, int, dict[str, float]]:
+    """Returns features of train and test, the number of classes, and facts.
+
+    The number of classes is what the sources say or else the largest label of
+    the two plus 1. The facts are `num_skipped`, the number of images that could
+    not be read, with on_error='skip' and else nothing.
+
+    Raises:
+      UserError: a representation the model lacks, or labels out of range.
+      RunError: features that are not finite.
+    """
+    train, test = (self._of_split(where, params) for where in self._inputs)
+    num_classes = self._num_classes()
+    if num_classes is None:
+      num_classes = int(max(train.label.max(), test.label.max())) + 1
+    for where, split in zip(self._inputs, (train, test), strict=True):
+      label_N = split.label
+      outside = label_N[(label_N < 0) | (label_N >= num_classes)]
+      if outside.size:
+        raise UserError(
+          f'{where} has the labels {sorted(set(outside.tolist()))[:5]}, which '
+          f'are not among the {num_classes} classes 0..{num_classes - 1}'
+        )
+    facts = {}
+    if self._skips:
+      total = sum(x.num_examples for x in self._inputs.values())
+      facts['num_skipped'] = float(total - len(train.x) - len(test.x))
+    return train, test, num_classes, facts
+
+  def _of_split(self, where: str, params: Any) -> Features:
+    data = self._inputs[where]
+    parts = []
+    # A result is fetched after the next batch was dispatched.
+    rows = itertools.chain(self._rows(data, params), [None])
+    for current, _ in itertools.pairwise(rows):
+      got = jax.device_get(current)
+      parts.append((got['x'][got['mask']], got['label'][got['mask']]))
+    x_ND, label_N = (np.concatenate(x) for x in zip(*parts, strict=True))
+    if data.skipped:
+      _log.warning(
+        'skipped %d examples of %s that cannot be read, among them:\n  %s',
+        data.skipped,
+        where,
+        '\n  '.join(data.skipped_names),
+      )
+    if not len(x_ND):
+      raise UserError(f'{where}: none of its examples can be read')
+    finite_N = np.isfinite(x_ND).all(axis=1)
+    if not finite_N.all():
+      raise RunError(
+        f'{self._representation!r} is not finite for {np.sum(~finite_N)} of '
+        f'{len(x_ND)} images of {where}: has the training diverged?'
+      )
+    return Features(x_ND, label_N)
+
+  def _rows(self, data, params: Any) -> Iterator[dict[str, jax.Array]]:
+    """Dispatches one batch after the other."""
+    batches = pipeline.prefetch_to_device(
+      iter(data), sharding.batch_sharding(self._mesh)
+    )
+    for batch in batches:
+      yield _represent(
+        params,
+        batch,
+        predict=self._predict,
+        representation=self._representation,
+        out_sharding=sharding.replicated(self._mesh),
+      )
+
+  def _num_classes(self) -> int | None:
+    known = {x.num_classes for x in self._inputs.values()} - {None}
+    return next(iter(known), None)
+
+  def _check(self) -> None:
+    problems = []
+    for where, data in self._inputs.items():
+      label = data.element_spec().get('label')
+      if label is None:
+        problems.append(f'{where} has no labels')
+      elif label.ndim != 1 or label.dtype.kind not in 'iu':
+        problems.append(
+          f'{where} has labels {label.dtype}{list(label.shape[1:])}; one '
+          'integer for each image is needed'
+        )
+    counts = [x.num_classes for x in self._inputs.values()]
+    if None not in counts and len(set(counts)) > 1:
+      problems.append(
+        f'data_train has {counts[0]} classes and data_test {counts[1]}: are '
+        'they splits of one dataset?'
+      )
+    if problems:
+      raise UserError('; '.join(problems))
+
+
+def put(x: np.ndarray, mesh: jax.sharding.Mesh) -> jax.Array:
+  """Returns an array that every device holds; equal in every process."""
+  x = np.asarray(x)
+  return _put(x.shape, sharding.replicated(mesh), lambda index: x[index])
+
+
+def put_rows(x_N: np.ndarray, mesh: jax.sharding.Mesh) -> jax.Array:
+  """Returns `[M, ...]`, rows split over data and fsdp, zeros after the first N.
+
+  Args:
+    x_N: `[N, ...]`, the whole of it, equal in every process.
+    mesh: whose axes data and fsdp share M, the next multiple of their size.
+  """
+  parts = _parts(mesh)
+  num_rows = math.ceil(len(x_N) / parts) * parts
+
+  def rows(index):
+    start, stop, _ = index[0].indices(num_rows)
+    part = x_N[start:stop]
+    padding = [(0, stop - start - len(part))] + [(0, 0)] * (x_N.ndim - 1)
+    return np.pad(part, padding)
+
+  return _put((num_rows, *x_N.shape[1:]), sharding.batch_sharding(mesh), rows)
+
+
+def _parts(mesh: jax.sharding.Mesh) -> int:
+  return mesh.shape['data'] * mesh.shape['fsdp']
+
+
+def _put(shape, where: jax.sharding.Sharding, part) -> jax.Array:
+  # Explicit: JAX makes arrays from callbacks by implicit transfers.
+  with jax.transfer_guard_host_to_device('allow'):
+    return jax.make_array_from_callback(shape, where, part)
+
+
+@functools.partial(
+  jax.jit, static_argnames=('predict', 'representation', 'out_sharding')
+)
+def _represent(params, batch, *, predict, representation, out_sharding):
+  """Returns feature, label and mask of each row, on every process.
+
+  One program with the model, so that outputs which nobody reads are not
+  computed.
+  """
+  outputs = predict(params, batch)
+  vectors = [_vectors(outputs, name) for name in representation.split('+')]
+  rows = dict(
+    x=jnp.concatenate(vectors, axis=-1),
+    label=batch['label'],
+    mask=batch['mask'],
+  )
+  return jax.lax.with_sharding_constraint(rows, out_sharding)
+
+
+def _vectors(outputs: Mapping[str, jax.Array], name: str) -> jax.Array:
+  """Returns the output `name` as float32 `[B, D]`."""
+  shapes = {key: list(value.shape) for key, value in outputs.items()}
+  if name not in outputs:
+    raise UserError(
+      f'representation: the model has no output {name!r}; it has {shapes}'
+    )
+  x = outputs[name].astype(jnp.float32)
+  if name == 'tokens':
+    x = jnp.mean(x, axis=1)
+  elif name == 'prefix':
+    x = x[:, 0]
+  if x.ndim != 2:
+    raise UserError(
+      f'representation: {name!r} is {shapes[name]}, but one vector for each '
+      f"image is needed; 'tokens' is the mean over patches"
+    )
+  return x

@@ -1,0 +1,267 @@
+"""How far a few labelled images of each class take a linear classifier.
+
+The protocol of big_vision (`evaluators/fewshot_lsr.py`): ridge regression on
+frozen features in closed form, so that the number depends on no optimizer, and
+over several choices of the few images.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jax.scipy.linalg
+import numpy as np
+
+from vit_jax import sharding
+from vit_jax.errors import UserError
+from vit_jax.evaluators import _features
+
+_BIAS = 100.0  # The constant feature: so large that l2 hardly reaches it.
+_REFINEMENTS = 2
+
+
+class Evaluator:
+  """Fits linear classifiers to a few images and counts hits on the others."""
+
+  def __init__(
+    self,
+    predict: _features.Predict,
+    mesh: jax.sharding.Mesh,
+    *,
+    data_train: Mapping[str, Any],
+    data_test: Mapping[str, Any],
+    ops: str,
+    batch_size: int,
+    shots: Sequence[int] = (1, 5, 10, 25),
+    num_seeds: int = 3,
+    l2: float | Sequence[float] = 2.0**10,
+    held_out_per_class: int | None = None,
+    representation: str = 'features',
+    on_error: str = 'stop',
+    num_threads: int | None = None,
+  ):
+    """Opens the data.
+
+    Args:
+      predict: `(params, batch) -> {'features': [B, D], ...}`, jittable.
+      mesh: the devices.
+      data_train: the source that the few images are chosen from.
+      data_test: the source that is judged.
+      ops: the host ops for both.
+      batch_size: of the forward pass; it does not change the result.
+      shots: numbers of images of each class.
+      num_seeds: how many choices of images, those of the seeds 0, 1, ...
+      l2: what the sum of the squared weights costs, against the sum of the
+        squared errors over images and classes. Of several values each number
+        of shots takes the best one (see `run`).
+      held_out_per_class: images of each class on which that choice is made,
+        default 25.
+      representation: see `_features.Splits`.
+      on_error: 'stop' or 'skip' where an image cannot be read.
+      num_threads: see `pipeline.TrainInput`.
+
+    Raises:
+      UserError: an option or the data.
+    """
+    self._shots = sorted(set(shots))
+    self._l2 = sorted({float(x) for x in np.atleast_1d(l2)}, reverse=True)
+    self._num_seeds = num_seeds
+    self._held_out = 25 if held_out_per_class is None else held_out_per_class
+    problems = []
+    if not self._shots or self._shots[0] < 1:
+      problems.append(f'shots are at least 1; got {shots}')
+    if num_seeds < 1:
+      problems.append(f'num_seeds is at least 1; got {num_seeds}')
+    if not self._l2 or not self._l2[-1] > 0:
+      problems.append(f'l2 is positive; got {l2}')
+    if held_out_per_class is not None and len(self._l2) == 1:
+      problems.append('held_out_per_class has no effect with a single l2')
+    if self._held_out < 1:
+      problems.append(f'held_out_per_class is at least 1; got {self._held_out}')
+    if problems:
+      raise UserError(f'fewshot: {"; ".join(problems)}')
+    self._mesh = mesh
+    self._splits = _features.Splits(
+      predict,
+      mesh,
+      data_train=data_train,
+      data_test=data_test,
+      ops=ops,
+      batch_size=batch_size,
+      representation=representation,
+      on_error=on_error,
+      num_threads=num_threads,
+    )
+
+  def run(self, params: Any) -> dict[str, float]:
+    """Returns the accuracy for each number of shots.
+
+    For seed s, `numpy.random.default_rng(s)` permutes the images of class 0,
+    then those of class 1 and so on. The k shots are the first k of each, so
+    the 5 are among the 10; a class that has fewer gives those.
+
+    `<k>shot`: fraction of the test images whose class is found, the mean over
+      the seeds.
+    `<k>shot_std`: the sample standard deviation over the seeds, where there
+      are several.
+    `<k>shot_l2` (with several l2): the one that was taken, which has the most
+      hits on held-out images over all seeds; of equals the largest. Held out
+      are, for every seed and class, the images that come next in the
+      permutation after the largest number of shots. The choice thus sees more
+      labels than k, but none of the test images.
+    `num_skipped` (with on_error='skip'): images that could not be read.
+
+    Raises:
+      UserError: labels out of range, a representation that the model lacks, no
+        image left to hold out, or an l2 too small for float32.
+      RunError: features that are not finite.
+    """
+    train, test, num_classes, facts = self._splits.extract(params)
+    searches = len(self._l2) > 1
+    test_x = _features.put_rows(test.x, self._mesh)
+    # Hits for each seed, number of shots and l2; -1 where float32 failed.
+    hits = np.zeros((self._num_seeds, len(self._shots), len(self._l2)), int)
+    held_out_hits = np.zeros_like(hits)
+    for seed in range(self._num_seeds):
+      index, rank = _permuted(train.label, num_classes, seed)
+      held_out = self._held_out_images(train, index, rank) if searches else None
+      classifiers = self._classifiers(train, index, rank, num_classes)
+      for i, classifier in enumerate(classifiers):
+        where = seed, *divmod(i, len(self._l2))
+        hits[where] = _hits(classifier, test_x, test.label, self._mesh)
+        if searches:
+          held_out_hits[where] = _hits(classifier, *held_out, self._mesh)
+    # Of equals argmax takes the first, which is the largest l2.
+    best = held_out_hits.sum(axis=0).argmax(axis=-1)
+    result = {}
+    for i, shots in enumerate(self._shots):
+      l2 = self._l2[best[i]]
+      chosen = hits[:, i, best[i]]
+      if (chosen < 0).any():
+        raise UserError(
+          f'fewshot: l2={l2} is too small for {shots} shots: the equations '
+          'cannot be solved in float32'
+        )
+      accuracy = chosen / len(test.label)
+      result[f'{shots}shot'] = accuracy.mean()
+      if self._num_seeds > 1:
+        result[f'{shots}shot_std'] = accuracy.std(ddof=1)
+      if searches:
+        result[f'{shots}shot_l2'] = l2
+    return {key: float(value) for key, value in result.items()} | facts
+
+  def _classifiers(self, train, index, rank, num_classes: int):
+    """Yields one for each number of shots and l2, the latter in turn."""
+    index, rank = (x[rank < self._shots[-1]] for x in (index, rank))
+    x_MD = train.x[index]
+    # All of them go to the devices once, where every fit has the same shape.
+    rows = [
+      _features.put_rows(x, self._mesh) for x in (x_MD, train.label[index])
+    ]
+    for shots in self._shots:
+      used_M = rank < shots
+      # float32 sums of thousands of rows would be good to five digits only.
+      mean_D = np.mean(x_MD[used_M], axis=0, dtype=np.float64)
+      std_D = np.std(x_MD[used_M], axis=0, dtype=np.float64) + 1e-5
+      scale = [
+        _features.put(np.float32(x), self._mesh) for x in (mean_D, std_D)
+      ]
+      used = _features.put_rows(used_M, self._mesh)
+      for l2 in self._l2:
+        weight_DC = _ridge(
+          *rows,
+          used,
+          *scale,
+          _features.put(np.float32(l2), self._mesh),
+          num_classes=num_classes,
+          out_sharding=sharding.replicated(self._mesh),
+        )
+        yield weight_DC, *scale
+
+  def _held_out_images(
+    self, train, index, rank
+  ) -> tuple[jax.Array, np.ndarray]:
+    first = self._shots[-1]
+    index = index[(rank >= first) & (rank < first + self._held_out)]
+    if not len(index):
+      raise UserError(
+        f'fewshot: with {first} shots no training image is left to choose l2 '
+        'on; give a single l2 or fewer shots'
+      )
+    rows = _features.put_rows(train.x[index], self._mesh)
+    return rows, train.label[index]
+
+
+def _permuted(
+  label_N: np.ndarray, num_classes: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns all images, class by class, and the rank of each in its class."""
+  rng = np.random.default_rng(seed)
+  classes = [
+    rng.permutation(np.flatnonzero(label_N == i)) for i in range(num_classes)
+  ]
+  ranks = [np.arange(len(images)) for images in classes]
+  return np.concatenate(classes), np.concatenate(ranks)
+
+
+def _hits(classifier, x_MD: jax.Array, label_N: np.ndarray, mesh) -> int:
+  """Returns how many of the first N rows are found; -1 if there is no answer.
+
+  Args:
+    classifier: weights [D + 1, C], mean [D] and standard deviation [D].
+    x_MD: rows as `_features.put_rows` gives them.
+    label_N: of the rows.
+    mesh: of the rows.
+  """
+  answer_M = _answer(x_MD, *classifier, out_sharding=sharding.replicated(mesh))
+  answer_N = jax.device_get(answer_M)[: len(label_N)]
+  return -1 if answer_N[0] < 0 else int(np.sum(answer_N == label_N))
+
+
+@functools.partial(jax.jit, static_argnames=('num_classes', 'out_sharding'))
+def _ridge(
+  x_MD, label_M, used_M, mean_D, std_D, l2, *, num_classes, out_sharding
+):
+  """Returns `W = (X'X + l2 I)^-1 X'Y`, float32 `[D + 1, C]`.
+
+  X are the used rows, standardised, with the constant feature; Y is one-hot.
+  The targets of big_vision, -1 and 1, are 2 Y - 1: their scores are twice ours
+  minus the same number for all classes, and ours, near 0, keep more digits.
+
+  big_vision solves the N equations of the dual form if there are fewer images
+  than features; the solution is the same one. Forming X'X in float32 loses
+  digits, which the refinement by residuals of X itself brings back: the
+  corrected seminormal equations (Bjorck 1987,
+  https://doi.org/10.1016/0024-3795(87)90101-7).
+  """
+  used_M1 = used_M[:, None].astype(jnp.float32)
+  x_ME = _design(x_MD, mean_D, std_D) * used_M1
+  y_MC = jax.nn.one_hot(label_M, num_classes) * used_M1
+  x_EM = x_ME.T
+  gram_EE = _matmul(x_EM, x_ME) + l2 * jnp.eye(len(x_EM))
+  factor = jax.scipy.linalg.cho_factor(gram_EE)
+  w_EC = jax.scipy.linalg.cho_solve(factor, _matmul(x_EM, y_MC))
+  for _ in range(_REFINEMENTS):
+    residual_EC = _matmul(x_EM, y_MC - _matmul(x_ME, w_EC)) - l2 * w_EC
+    w_EC += jax.scipy.linalg.cho_solve(factor, residual_EC)
+  return jax.lax.with_sharding_constraint(w_EC, out_sharding)
+
+
+@functools.partial(jax.jit, static_argnames='out_sharding')
+def _answer(x_MD, w_EC, mean_D, std_D, *, out_sharding):
+  """Returns the class of each row, or -1 for all without a solution."""
+  scores_MC = _matmul(_design(x_MD, mean_D, std_D), w_EC)
+  answer_M = jnp.argmax(scores_MC, axis=-1)
+  answer_M = jnp.where(jnp.isfinite(w_EC).all(), answer_M, -1)
+  return jax.lax.with_sharding_constraint(answer_M, out_sharding)
+
+
+def _design(x_MD, mean_D, std_D):
+  x_MD = (x_MD - mean_D[None]) / std_D[None]
+  return jnp.pad(x_MD, ((0, 0), (0, 1)), constant_values=_BIAS)
+
+
+# TPUs and recent GPUs multiply float32 in fewer digits unless told otherwise.
+_matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)

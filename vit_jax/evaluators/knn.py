@@ -1,0 +1,214 @@
+"""Which class the nearest training images vote for: no training at all.
+
+The protocol of DINO (`eval_knn.py`): cosine similarity, votes weighted by
+exp(similarity / temperature). It is exact for any number of test images, where
+DINO's loop over 100 chunks needs at least 100 of them.
+"""
+
+import functools
+import itertools
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec as P
+
+from vit_jax import sharding
+from vit_jax.errors import UserError
+from vit_jax.evaluators import _features
+
+_log = logging.getLogger(__name__)
+
+# Similarities that a device holds at once: 256 MiB.
+_MAX_SIMILARITIES = 2**26
+_MAX_QUERIES = 1024
+
+
+class Evaluator:
+  """Finds the nearest training images of every test image."""
+
+  def __init__(
+    self,
+    predict: _features.Predict,
+    mesh: jax.sharding.Mesh,
+    *,
+    data_train: Mapping[str, Any],
+    data_test: Mapping[str, Any],
+    ops: str,
+    batch_size: int,
+    k: Sequence[int] = (10, 20, 100, 200),
+    temperature: float = 0.07,
+    representation: str = 'features',
+    on_error: str = 'stop',
+    num_threads: int | None = None,
+  ):
+    """Opens the data.
+
+    Args:
+      predict: `(params, batch) -> {'features': [B, D], ...}`, jittable.
+      mesh: the devices; the training images are split over them.
+      data_train: the source of the images that vote.
+      data_test: the source that is judged.
+      ops: the host ops for both.
+      batch_size: of the forward pass; it does not change the result.
+      k: how many images vote. Of a smaller training set all do: a warning says
+        so, and `<k>nn` keeps its name.
+      temperature: of the votes.
+      representation: see `_features.Splits`; DINO's is the normalised class
+        token, 'features' of a model with pooling='token'.
+      on_error: 'stop' or 'skip' where an image cannot be read.
+      num_threads: see `pipeline.TrainInput`.
+
+    Raises:
+      UserError: an option or the data.
+    """
+    self._k = tuple(sorted(set(k)))
+    if not self._k or self._k[0] < 1 or not temperature > 0:
+      raise UserError(
+        f'knn: k are at least 1 and temperature is positive; got k={k}, '
+        f'temperature={temperature}'
+      )
+    self._temperature, self._mesh = float(temperature), mesh
+    self._splits = _features.Splits(
+      predict,
+      mesh,
+      data_train=data_train,
+      data_test=data_test,
+      ops=ops,
+      batch_size=batch_size,
+      representation=representation,
+      on_error=on_error,
+      num_threads=num_threads,
+    )
+
+  def run(self, params: Any) -> dict[str, float]:
+    """Returns the accuracy for each k.
+
+    `<k>nn`: fraction of the test images whose class has the largest sum of
+      exp(similarity / temperature) over the k most similar training images. Of
+      equally similar images the earlier counts as nearer, of equal sums the
+      lower class wins.
+    `num_skipped` (with on_error='skip'): images that could not be read.
+
+    Raises:
+      UserError: labels out of range, or a representation the model lacks.
+      RunError: features that are not finite.
+    """
+    train, test, num_classes, facts = self._splits.extract(params)
+    if self._k[-1] > len(train.x):
+      _log.warning(
+        'knn: only %d training images can vote, fewer than k=%d',
+        len(train.x),
+        self._k[-1],
+      )
+    # A chunk is fetched after the next one was dispatched.
+    answers = itertools.chain(self._answers(train, test, num_classes), [None])
+    answer_KM = np.concatenate(
+      [jax.device_get(chunk) for chunk, _ in itertools.pairwise(answers)],
+      axis=1,
+    )
+    hit_KN = answer_KM[:, : len(test.label)] == test.label
+    accuracies = hit_KN.mean(axis=1)
+    result = {
+      f'{k}nn': float(accuracy)
+      for k, accuracy in zip(self._k, accuracies, strict=True)
+    }
+    return result | facts
+
+  def _answers(self, train, test, num_classes: int) -> Iterator[jax.Array]:
+    """Yields `[len(k), Q]` for Q test images at a time, at last padded."""
+    train_MD = _unit(_features.put_rows(train.x, self._mesh))
+    label_M = _features.put_rows(train.label, self._mesh)
+    known_M = _features.put_rows(np.ones(len(train.x), bool), self._mesh)
+    per_device = train_MD.sharding.shard_shape(train_MD.shape)[0]
+    num_queries = min(
+      max(1, _MAX_SIMILARITIES // per_device), _MAX_QUERIES, len(test.x)
+    )
+    for start in range(0, len(test.x), num_queries):
+      query_QD = test.x[start : start + num_queries]
+      padding = num_queries - len(query_QD)
+      query_QD = np.pad(query_QD, ((0, padding), (0, 0)))
+      yield _vote(
+        train_MD,
+        label_M,
+        known_M,
+        _features.put(query_QD, self._mesh),
+        k=self._k,
+        temperature=self._temperature,
+        num_classes=num_classes,
+        mesh=self._mesh,
+      )
+
+
+@jax.jit
+def _unit(x_ND):
+  norm_N1 = jnp.linalg.norm(x_ND, axis=-1, keepdims=True)
+  return x_ND / jnp.maximum(norm_N1, 1e-12)  # torch's F.normalize
+
+
+@functools.partial(
+  jax.jit, static_argnames=('k', 'temperature', 'num_classes', 'mesh')
+)
+def _vote(
+  train_MD, label_M, known_M, query_QD, *, k, temperature, num_classes, mesh
+):
+  """Returns the class of each query for each k, `[len(k), Q]`.
+
+  Every device finds the nearest of its own training images; only those travel.
+
+  Args:
+    train_MD: training images, of norm 1.
+    label_M: of them.
+    known_M: False for padding.
+    query_QD: of any norm.
+    k: ascending.
+    temperature: of the votes.
+    num_classes: C.
+    mesh: of the rows.
+  """
+  by_rows = sharding.batch_sharding(mesh).spec
+  # Under plain jit XLA 0.10 gathers all similarities before it sorts them.
+  near_QK, label_QK = jax.shard_map(
+    functools.partial(_nearest, k=k[-1]),
+    mesh=mesh,
+    in_specs=(by_rows, by_rows, by_rows, P()),
+    out_specs=P(None, *by_rows),
+  )(train_MD, label_M, known_M, _unit(query_QD))
+  # The devices' lists side by side are in the order of the source: of equals
+  # the earlier image comes first here too.
+  near_QK, label_QK = _top(near_QK, label_QK, k[-1])
+  # Divided by the nearest one's vote, which no sum notices, none overflows.
+  vote_QK = jnp.exp((near_QK - near_QK[:, :1]) / temperature)
+  answers = []
+  for number in k:
+    votes_QKC = jnp.where(
+      label_QK[:, :number, None] == jnp.arange(num_classes)[None, None],
+      vote_QK[:, :number, None],
+      0.0,
+    )
+    answers.append(jnp.argmax(jnp.sum(votes_QKC, axis=1), axis=-1))
+  return jax.lax.with_sharding_constraint(
+    jnp.stack(answers), sharding.replicated(mesh)
+  )
+
+
+def _nearest(train_ND, label_N, known_N, query_QD, *, k):
+  """Returns similarities and labels `[Q, K]` of the nearest, in order."""
+  similarity_QN = jnp.matmul(
+    query_QD,
+    train_ND.T,
+    # TPUs and recent GPUs multiply in fewer digits unless told otherwise.
+    precision=jax.lax.Precision.HIGHEST,
+  )
+  similarity_QN = jnp.where(known_N[None], similarity_QN, -jnp.inf)
+  label_QN = jnp.broadcast_to(label_N[None], similarity_QN.shape)
+  return _top(similarity_QN, label_QN, k)
+
+
+def _top(near_QN, label_QN, k):
+  """Returns the k largest, or all of fewer, and their labels."""
+  near_QK, index_QK = jax.lax.top_k(near_QN, min(k, near_QN.shape[-1]))
+  return near_QK, jnp.take_along_axis(label_QN, index_QK, axis=-1)

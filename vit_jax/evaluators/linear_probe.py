@@ -1,0 +1,249 @@
+"""What a linear classifier finds in frozen features, trained on all labels.
+
+Two protocols. `solver='lbfgs'` is CLIP's (Radford et al. 2021,
+arXiv:2103.00020, appendix A.3): logistic regression to its minimum, the
+strength of its penalty searched on held-out images. `solver='sgd'` is DINO's
+(`eval_linear.py`): SGD with momentum, the learning rate swept.
+
+Features are computed once, from images as they are evaluated. DINO trains its
+classifier on random crops and flips instead, which cannot be precomputed: the
+published numbers of its protocol are somewhat higher for it.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from vit_jax import lookup
+from vit_jax.errors import UserError
+from vit_jax.evaluators import _features, _logistic
+
+# DINOv2's sweep (`eval/linear.py`): 1e-5, 2e-5, 5e-5, ..., 5e-2, 0.1.
+_LEARNING_RATES = (
+  *(x * 10.0**power for power in range(-5, -1) for x in (1, 2, 5)),
+  0.1,
+)
+# CLIP's search: 8 steps a decade from 1e-6 to 1e6.
+_STEPS_PER_DECADE = 8
+_DECADES = 6
+
+
+class Evaluator:
+  """Trains linear classifiers on a split and counts hits on another."""
+
+  def __init__(
+    self,
+    predict: _features.Predict,
+    mesh: jax.sharding.Mesh,
+    *,
+    data_train: Mapping[str, Any],
+    data_test: Mapping[str, Any],
+    ops: str,
+    batch_size: int,
+    solver: str = 'lbfgs',
+    held_out: float | None = None,
+    seed: int = 0,
+    l2: float | None = None,
+    max_iterations: int | None = None,
+    learning_rates: Sequence[float] | None = None,
+    epochs: int | None = None,
+    sgd_batch_size: int | None = None,
+    representation: str = 'features',
+    on_error: str = 'stop',
+    num_threads: int | None = None,
+  ):
+    """Opens the data.
+
+    Args:
+      predict: `(params, batch) -> {'features': [B, D], ...}`, jittable.
+      mesh: the devices; the features are split over them.
+      data_train: the source that the classifier is trained on.
+      data_test: the source that is judged.
+      ops: the host ops for both.
+      batch_size: of the forward pass; it does not change the result.
+      solver: 'lbfgs' or 'sgd'.
+      held_out: fraction of the training images on which l2 or the learning rate
+        is chosen, default 0.1; then the classifier is trained on all of them.
+      seed: of that fraction, and of SGD's first weights and order.
+      l2: only for 'lbfgs': CLIP's lambda, scikit-learn's 1 / C. None searches.
+      max_iterations: only for 'lbfgs'; default 1000.
+      learning_rates: only for 'sgd', for a batch of 256: the step has
+        learning_rate * sgd_batch_size / 256. Default the 13 of DINOv2 from 1e-5
+        to 0.1. A single one needs no choice; DINO's is `(1e-3,)`.
+      epochs: only for 'sgd'; default 100.
+      sgd_batch_size: only for 'sgd'; default 1024.
+      representation: see `_features.Splits`. CLIP probes what comes before the
+        projection into the common space.
+      on_error: 'stop' or 'skip' where an image cannot be read.
+      num_threads: see `pipeline.TrainInput`.
+
+    Raises:
+      UserError: an option or the data.
+    """
+    solvers = {'lbfgs': _with_lbfgs, 'sgd': _with_sgd}
+    if solver not in solvers:
+      raise UserError(
+        f'linear_probe: solver={solver!r}; expected one of {list(solvers)}'
+      )
+    options = dict(
+      l2=l2,
+      max_iterations=max_iterations,
+      learning_rates=learning_rates,
+      epochs=epochs,
+      sgd_batch_size=sgd_batch_size,
+    )
+    options = {key: x for key, x in options.items() if x is not None}
+    where = f'linear_probe with solver={solver!r}'
+    lookup.check_keys(solvers[solver], options, where, num_args=1)
+    problems = [
+      f'{key} is positive; got {x}'
+      for key, x in options.items()
+      if not np.size(x) or not np.min(x) > 0
+    ]
+    if held_out is not None and not 0 < held_out < 1:
+      problems.append(f'held_out lies between 0 and 1; got {held_out}')
+    if held_out is not None and (l2 or np.size(learning_rates or ()) == 1):
+      problems.append('held_out has no effect: there is nothing to choose')
+    if problems:
+      raise UserError(f'{where}: {"; ".join(problems)}')
+    self._solve = functools.partial(solvers[solver], **options)
+    self._held_out = 0.1 if held_out is None else held_out
+    self._seed, self._mesh = seed, mesh
+    self._splits = _features.Splits(
+      predict,
+      mesh,
+      data_train=data_train,
+      data_test=data_test,
+      ops=ops,
+      batch_size=batch_size,
+      representation=representation,
+      on_error=on_error,
+      num_threads=num_threads,
+    )
+
+  def run(self, params: Any) -> dict[str, float]:
+    """Returns what the classifier of all training images achieves.
+
+    `top1`, `top5`: fraction of the test images whose class is found, or is
+      among the best five (with 6 classes or more). NaN if SGD diverged.
+    `l2`, `learning_rate`: the one that was chosen, if there was a choice. It
+      has the best top-1 on held-out training images; of equals the largest l2
+      and the smallest rate. As CLIP does, l2 is tried at 1e-6, 1e-4, ... 1e6,
+      then around the best in ever smaller steps down to 1/8 of a decade.
+    `num_skipped` (with on_error='skip'): images that could not be read.
+
+    Raises:
+      UserError: labels out of range, a representation that the model lacks, or
+        too few images to hold some out.
+      RunError: features that are not finite.
+    """
+    train, test, num_classes, facts = self._splits.extract(params)
+    task = _Task(train, num_classes, self._held_out, self._seed, self._mesh)
+    heads, chosen = self._solve(task)
+    top = _logistic.accuracies(heads, test, self._mesh)
+    return {key: float(x[0]) for key, x in top.items()} | chosen | facts
+
+
+@dataclasses.dataclass(frozen=True)
+class _Task:
+  """What both solvers work on."""
+
+  train: _features.Features
+  num_classes: int
+  held_out: float
+  seed: int
+  mesh: jax.sharding.Mesh
+
+  def split(self) -> tuple[_features.Features, _features.Features]:
+    """Returns the training images without and with those held out."""
+    num_rows = len(self.train.x)
+    num_held_out = max(1, round(self.held_out * num_rows))
+    if num_held_out >= num_rows:
+      raise UserError(
+        f'linear_probe: {num_rows} training images are too few to hold out '
+        f'{self.held_out:.0%} of them'
+      )
+    order = np.random.default_rng(self.seed).permutation(num_rows)
+    return tuple(
+      _features.Features(self.train.x[part], self.train.label[part])
+      for part in np.split(order, [num_rows - num_held_out])
+    )
+
+
+def _with_lbfgs(
+  task: _Task, *, l2: float | None = None, max_iterations: int = 1000
+) -> tuple[_logistic.Heads, dict[str, float]]:
+  """Returns CLIP's classifier and what was chosen for it."""
+
+  def fit(images: _features.Features, l2: float) -> _logistic.Heads:
+    return _logistic.lbfgs(
+      images,
+      task.mesh,
+      num_classes=task.num_classes,
+      l2=l2,
+      max_iterations=max_iterations,
+    )
+
+  if l2 is not None:
+    return fit(task.train, l2), {}
+  part, held_out = task.split()
+
+  def score(l2: float) -> float:
+    return _logistic.accuracies(fit(part, l2), held_out, task.mesh)['top1'][0]
+
+  l2 = _search(score)
+  return fit(task.train, l2), {'l2': l2}
+
+
+def _search(score: Callable[[float], float]) -> float:
+  """Returns the best power of ten that CLIP's search meets."""
+  scores: dict[int, float] = {}
+  limit = _DECADES * _STEPS_PER_DECADE
+
+  def best() -> int:
+    return max(scores, key=lambda exponent: (scores[exponent], exponent))
+
+  step = 2 * _STEPS_PER_DECADE
+  exponents = range(-limit, limit + 1, step)
+  while step:
+    for exponent in exponents:
+      if exponent not in scores and abs(exponent) <= limit:
+        scores[exponent] = score(10 ** (exponent / _STEPS_PER_DECADE))
+    step //= 2
+    exponents = (best() - step, best() + step)
+  return 10 ** (best() / _STEPS_PER_DECADE)
+
+
+def _with_sgd(
+  task: _Task,
+  *,
+  learning_rates: Sequence[float] = _LEARNING_RATES,
+  epochs: int = 100,
+  sgd_batch_size: int = 1024,
+) -> tuple[_logistic.Heads, dict[str, float]]:
+  """Returns DINO's classifier and what was chosen for it."""
+
+  def fit(
+    images: _features.Features, rates: Sequence[float]
+  ) -> _logistic.Heads:
+    return _logistic.sgd(
+      images,
+      task.mesh,
+      num_classes=task.num_classes,
+      seed=task.seed,
+      learning_rates=rates,
+      epochs=epochs,
+      batch_size=sgd_batch_size,
+    )
+
+  rates = sorted(learning_rates)
+  if len(rates) == 1:
+    return fit(task.train, rates), {}
+  part, held_out = task.split()
+  top1_R = _logistic.accuracies(fit(part, rates), held_out, task.mesh)['top1']
+  rate = float(rates[np.nan_to_num(top1_R, nan=-1).argmax()])
+  return fit(task.train, [rate]), {'learning_rate': rate}

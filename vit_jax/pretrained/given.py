@@ -1,0 +1,41 @@
+"""Weights as the user asks for them, where that is not as they were found."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+# What a variant stands for.
+_SIZES = ('variant', 'patch_size', 'width', 'depth', 'mlp_dim', 'num_heads')
+
+
+def apply(
+  named: Mapping[str, np.ndarray],
+  section: Mapping[str, Any],
+  given: Mapping[str, Any] | None,
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+  """Returns parameters and model section with the keys of `given`, which win.
+
+  Where `given` names a variant or another model, the sizes in `section` give
+  way. `num_classes=None` drops the head. A pooling that reads no class token
+  drops the token, and `'token'` gives a model without one the zeros that
+  training would start from.
+
+  Args:
+    named: parameters by their names, with blocks apart.
+    section: of the model that was found.
+    given: keys of the section that is wanted.
+  """
+  named, given, kept = dict(named), dict(given or {}), dict(section)
+  if given.get('name', section['name']) != section['name']:
+    kept = {}
+  elif 'variant' in given:
+    kept = {key: value for key, value in kept.items() if key not in _SIZES}
+  if 'num_classes' in given and given['num_classes'] is None:
+    named = {k: v for k, v in named.items() if not k.startswith('head/')}
+  if given.get('pooling', 'token') != 'token':
+    named.pop('class_token', None)
+  elif 'pooling' in given and 'class_token' not in named:
+    width = named['patch_embedding/kernel'].shape[-1]
+    named['class_token'] = np.zeros((1, 1, width), np.float32)
+  return named, kept | given

@@ -1,0 +1,306 @@
+"""config.json and preprocessor_config.json of Hugging Face, in and out.
+
+Their models that a ViT of ours can be: ViT (class token), SigLIP's vision tower
+(mean and map pooling) and DINOv2 (registers and LayerScale).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from vit_jax.errors import UserError
+from vit_jax.models import vit
+from vit_jax.pretrained import torch_config
+from vit_jax.pretrained.torch_config import Evaluation, Facts
+from vit_jax.pretrained.torch_names import (
+  HUGGINGFACE_DINOV2,
+  HUGGINGFACE_SIGLIP,
+  HUGGINGFACE_VIT,
+  Dialect,
+)
+
+ACTIVATIONS = {
+  'gelu': 'gelu',
+  'gelu_pytorch_tanh': 'gelu_tanh',
+  'gelu_new': 'gelu_tanh',
+  'quick_gelu': 'gelu_quick',
+}
+# What transformers assumes where a config says nothing.
+DEFAULTS = {
+  'vit': dict(activation='gelu', norm_epsilon=1e-12),
+  'vit_mae': dict(activation='gelu', norm_epsilon=1e-12),
+  'dinov2': dict(activation='gelu', norm_epsilon=1e-6),
+  'dinov2_with_registers': dict(activation='gelu', norm_epsilon=1e-6),
+  'siglip_vision_model': dict(activation='gelu_tanh', norm_epsilon=1e-6),
+}
+_METHODS = ('nearest', 'lanczos', 'bilinear', 'bicubic', 'box', 'hamming')
+
+
+def read(
+  config: Mapping[str, Any], preprocessor: Mapping[str, Any] | None
+) -> Facts:
+  """Returns what the two JSON files of a model's folder say.
+
+  Raises:
+    UserError: a model that models/vit.py is not.
+  """
+  names = _class_names(config.get('id2label') or {})
+  kind = config.get('model_type')
+  if kind == 'siglip':
+    config, kind = config.get('vision_config', {}), 'siglip_vision_model'
+  if kind not in DEFAULTS:
+    raise UserError(
+      f'model_type={kind!r}: models/vit.py can read {list(DEFAULTS)}'
+    )
+  if config.get('use_swiglu_ffn'):
+    raise UserError('use_swiglu_ffn: models/vit.py has no gated MLP')
+  if config.get('pooler_act', 'tanh') != 'tanh':
+    raise UserError(
+      f'pooler_act={config["pooler_act"]!r}: models/vit.py has tanh'
+    )
+  model = dict(DEFAULTS[kind])
+  for theirs, ours in (
+    ('hidden_size', 'width'),
+    ('num_hidden_layers', 'depth'),
+    ('num_attention_heads', 'num_heads'),
+    ('intermediate_size', 'mlp_dim'),
+    ('layer_norm_eps', 'norm_epsilon'),
+    ('layerscale_value', 'layer_scale'),
+  ):
+    if config.get(theirs) is not None:
+      model[ours] = config[theirs]
+  activation = config.get('hidden_act')
+  if activation is not None:
+    if activation not in ACTIVATIONS:
+      raise UserError(
+        f'hidden_act={activation!r}: models/vit.py has {list(ACTIVATIONS)}'
+      )
+    model['activation'] = ACTIVATIONS[activation]
+  size = config.get('image_size')
+  size = (size, size) if isinstance(size, int) else size
+  return Facts(
+    model=model,
+    image_size=None if size is None else tuple(size),
+    preprocess=torch_config.to_ops(_evaluation(preprocessor or {})),
+    class_names=names,
+  )
+
+
+def choose(model: vit.ViT) -> tuple[Dialect, str]:
+  """Returns the dialect to write a model in, and its model_type.
+
+  Raises:
+    UserError: transformers has no class for such a model; the message has all
+      the reasons.
+  """
+  plain = model.layer_scale is None and not model.num_registers
+  problems = []
+  if model.qk_norm:
+    problems.append('qk_norm')
+  if model.final_norm != 'tokens':
+    problems.append(f'final_norm={model.final_norm!r}')
+  if model.pooling == 'none':
+    problems.append("pooling='none'")
+  if model.pooling == 'map' and not plain:
+    problems.append("pooling='map' with registers or layer_scale")
+  if model.pooling == 'map' and model.num_classes:
+    problems.append("pooling='map' with a head")
+  if model.pooling == 'mean' and not plain and not model.num_registers:
+    problems.append("pooling='mean' with layer_scale and no registers")
+  is_vit = model.pooling == 'token' and plain
+  if model.representation_size and (model.num_classes or not is_vit):
+    problems.append('representation_size, but in a ViT without a head')
+  if model.patch_size[0] != model.patch_size[1] and not is_vit:
+    problems.append(f'patch_size={model.patch_size} in other models than ViT')
+  if problems:
+    raise UserError('transformers has no model with ' + '; '.join(problems))
+  if is_vit:
+    return HUGGINGFACE_VIT, 'vit'
+  if plain:
+    return HUGGINGFACE_SIGLIP, 'siglip_vision_model'
+  if model.num_registers > (model.pooling == 'mean'):
+    return HUGGINGFACE_DINOV2, 'dinov2_with_registers'
+  return HUGGINGFACE_DINOV2, 'dinov2'
+
+
+def prefix(kind: str, has_head: bool) -> str:
+  """Returns what is before all names but the head's."""
+  if kind == 'siglip_vision_model':
+    return 'vision_model.'
+  return f'{kind}.' if has_head else ''
+
+
+def complete(
+  ours: Mapping[str, np.ndarray], kind: str
+) -> dict[str, np.ndarray]:
+  """Returns arrays with those that `kind` has and that change nothing."""
+  ours = dict(ours)
+  for name in list(ours):
+    block, _, rest = name.partition('/norm_mlp/scale')
+    if block == name or rest:
+      continue
+    width = ours[name].shape[0]
+    if kind.startswith('dinov2'):
+      for scale in ('scale_attention', 'scale_mlp'):
+        ours.setdefault(f'{block}/{scale}', np.ones(width, np.float32))
+    if kind == 'siglip_vision_model':
+      for part in ('query', 'key', 'value'):
+        heads = ours[f'{block}/attention/{part}/kernel'].shape[1:]
+        ours.setdefault(
+          f'{block}/attention/{part}/bias', np.zeros(heads, np.float32)
+        )
+  if kind == 'siglip_vision_model' and 'pooling/probe' in ours:
+    for part in ('query', 'key', 'value'):
+      heads = ours[f'pooling/attention/{part}/kernel'].shape[1:]
+      ours.setdefault(
+        f'pooling/attention/{part}/bias', np.zeros(heads, np.float32)
+      )
+  return ours
+
+
+def write(
+  model: vit.ViT,
+  kind: str,
+  *,
+  channels: int,
+  image_size: tuple[int, int],
+  class_names: list[str] | None,
+) -> dict[str, Any]:
+  """Returns the config.json with which `from_pretrained` builds the model.
+
+  Args:
+    model: ours.
+    kind: its model_type, from `choose`.
+    channels: of images.
+    image_size: (height, width) that the position table is for.
+    class_names: as in `Weights`.
+  """
+  if kind != 'vit' and image_size[0] != image_size[1]:
+    raise UserError(
+      f"transformers' {kind} takes square images only; the position table is"
+      f' for {image_size[0]}x{image_size[1]}: resample it first'
+    )
+  activations = {ours: name for name, ours in reversed(ACTIVATIONS.items())}
+  config = dict(
+    model_type=kind,
+    hidden_size=model.width,
+    num_hidden_layers=model.depth,
+    num_attention_heads=model.num_heads,
+    hidden_act=activations[model.activation],
+    layer_norm_eps=model.norm_epsilon,
+    image_size=_square(image_size),
+    patch_size=_square(model.patch_size),
+    num_channels=channels,
+    torch_dtype='float32',
+  )
+  if kind.startswith('dinov2'):
+    config |= dict(
+      mlp_ratio=model.mlp_dim / model.width,
+      qkv_bias=model.qkv_bias,
+      layerscale_value=model.layer_scale or 1.0,
+    )
+    if kind == 'dinov2_with_registers':
+      config['num_register_tokens'] = model.num_registers - (
+        model.pooling == 'mean'
+      )
+  else:
+    config['intermediate_size'] = model.mlp_dim
+  if kind == 'vit':
+    config['qkv_bias'] = model.qkv_bias
+    if model.representation_size:
+      size = model.representation_size
+      config['pooler_output_size'] = model.width if size is True else size
+  if kind == 'siglip_vision_model':
+    config['vision_use_head'] = model.pooling == 'map'
+    if model.num_classes:
+      config = dict(model_type='siglip', vision_config=config, text_config={})
+  config['architectures'] = [_architecture(kind, bool(model.num_classes))]
+  if model.num_classes:
+    names = class_names or [f'LABEL_{i}' for i in range(model.num_classes)]
+    config['id2label'] = {str(i): name for i, name in enumerate(names)}
+    config['label2id'] = {name: i for i, name in enumerate(names)}
+  return config
+
+
+def write_preprocessor(
+  preprocess: Mapping[str, Any], channels: int, image_size: tuple[int, int]
+) -> dict[str, Any]:
+  """Returns the preprocessor_config.json for our evaluation ops.
+
+  Raises:
+    UserError: ops that it cannot express.
+  """
+  evaluation = torch_config.from_ops(preprocess)
+  resize, crop = evaluation.resize, evaluation.crop
+  config = dict(
+    do_resize=resize is not None,
+    resample=_METHODS.index(evaluation.method),
+    do_rescale=True,
+    rescale_factor=1 / 255,
+    do_normalize=evaluation.mean is not None,
+  )
+  for key in ('mean', 'std'):
+    value = getattr(evaluation, key)
+    if value is not None:
+      value = [value] * channels if np.ndim(value) == 0 else list(value)
+      config[f'image_{key}'] = value
+  if isinstance(resize, int) or crop is not None:
+    # The one of their processors that crops.
+    config['image_processor_type'] = 'BitImageProcessor'
+    config['do_center_crop'] = crop is not None
+    config['size'] = _size(resize or image_size)
+    if crop is not None:
+      config['crop_size'] = _size(crop)
+  else:
+    config['image_processor_type'] = 'ViTImageProcessor'
+    config['size'] = _size(resize or image_size)
+  return config
+
+
+def _architecture(kind: str, has_head: bool) -> str:
+  names = {
+    'vit': 'ViT',
+    'dinov2': 'Dinov2',
+    'dinov2_with_registers': 'Dinov2WithRegisters',
+    'siglip_vision_model': 'Siglip' if has_head else 'SiglipVision',
+  }
+  return names[kind] + ('ForImageClassification' if has_head else 'Model')
+
+
+def _class_names(id2label: Mapping[str, str]) -> list[str] | None:
+  names = [id2label[key] for key in sorted(id2label, key=int)]
+  if names == [f'LABEL_{i}' for i in range(len(names))]:
+    return None
+  return names
+
+
+def _evaluation(config: Mapping[str, Any]) -> Evaluation:
+  fields = {}
+  if config.get('do_normalize', True) and config.get('image_mean'):
+    fields = dict(mean=config['image_mean'], std=config['image_std'])
+  size = config.get('size')
+  if isinstance(size, int):
+    # Before transformers 4.26: both sides, or the shorter if there is a crop.
+    both = not config.get('do_center_crop')
+    size = dict(height=size, width=size) if both else dict(shortest_edge=size)
+  if config.get('do_resize', True) and size and 'longest_edge' not in size:
+    side = size.get('shortest_edge')
+    fields['resize'] = side or (size['height'], size['width'])
+    fields['method'] = _METHODS[config.get('resample', 2)]
+  if config.get('do_center_crop') and config.get('crop_size'):
+    crop = config['crop_size']
+    crop = (crop, crop) if isinstance(crop, int) else crop
+    crop = (crop['height'], crop['width']) if isinstance(crop, dict) else crop
+    fields['crop'] = tuple(crop)
+  return Evaluation(**fields)
+
+
+def _size(size: int | tuple[int, int]) -> dict[str, int]:
+  if isinstance(size, int):
+    return dict(shortest_edge=size)
+  return dict(height=size[0], width=size[1])
+
+
+def _square(size: tuple[int, int]) -> int | list[int]:
+  return size[0] if size[0] == size[1] else list(size)

@@ -1,0 +1,248 @@
+"""Starting from weights: what `config.init_from` means."""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from vit_jax import lookup, trees
+from vit_jax.errors import UserError
+from vit_jax.pretrained import blocks, catalog, resample
+from vit_jax.pretrained.weights import Weights
+
+# Attributes of a model that change what its parameters mean, but not their
+# names and shapes.
+_MEANING = (
+  'activation',
+  'norm_epsilon',
+  'num_heads',
+  'position',
+  'final_norm',
+)
+
+
+def initialize(
+  tree: Mapping[str, Any],
+  init_from: Iterable[Mapping[str, Any]],
+  *,
+  model: Mapping[str, Any] | None = None,
+  weights_dir: str | None = None,
+  on_log: Callable[[str], Any] = print,
+) -> dict[str, Any]:
+  """Returns the tree with leaves replaced by pre-trained weights.
+
+  At the start of a run that restored nothing:
+
+      tree = initialize(
+        dict(params=state.params, frozen=state.frozen),
+        config.init_from, model=config.model, on_log=progress.log,
+      )
+      average = state.ema_params and jax.tree.map(jnp.copy, tree['params'])
+      state = state.replace(**tree, ema_params=average)
+
+  Every parameter under `into` must come from the weights, and every one of the
+  weights must have a place there, but for those that `take` and `skip` leave
+  out; otherwise nothing is initialized and the error lists them all. Positions,
+  patches and input channels are resized; blocks are stacked for a model with
+  `scan`.
+
+  Args:
+    tree: branches such as 'params' with arrays or numpy arrays as leaves;
+      an array's sharding and dtype are kept, and each device is sent its part
+      alone. `jax.ShapeDtypeStruct` leaves with a sharding do as well.
+    init_from: for each entry `weights` (see `catalog.load`) and, if need be:
+      `into`: the branch or folder to fill, 'params' unless said otherwise;
+      `take`: regular expressions for whole names below `into`; other names keep
+      their values; `skip`: likewise, names to leave out on either side;
+      `model`, `step`, `ema`: arguments of `catalog.load`; `resize`: a method of
+      `resample.METHODS` in place of that of the weights; `may_differ`: keys of
+      the model section in which model and weights may differ.
+    model: the section that built `params`. If it computes something else than
+      the weights were trained with (another activation), that is an error.
+    weights_dir: see `catalog.load`.
+    on_log: is given a line of text for every file and every resizing.
+
+  Raises:
+    UserError: an entry that is wrong, weights that are not to be had, or
+      parameters that do not fit.
+  """
+  tree = dict(tree)
+  for i, entry in enumerate(init_from):
+    where = f'config.init_from[{i}]'
+    lookup.check_keys(_fill, entry, where, num_args=5)
+    tree = _fill(tree, where, model, weights_dir, on_log, **entry)
+  return tree
+
+
+def _fill(
+  tree,
+  where: str,
+  target_model,
+  weights_dir,
+  on_log,
+  *,
+  weights: str | Weights,
+  into: str = 'params',
+  take: Sequence[str] = ('.*',),
+  skip: Sequence[str] = (),
+  model: Mapping[str, Any] | None = None,
+  step: int | None = None,
+  ema: bool | None = None,
+  resize: str | None = None,
+  may_differ: Sequence[str] = (),
+):
+  """Returns the tree with one entry of `initialize` done."""
+  leaves = trees.flatten(tree)
+  below = {
+    name.removeprefix(f'{into}/'): leaf
+    for name, leaf in leaves.items()
+    if name.startswith(f'{into}/')
+  }
+  if not below:
+    raise UserError(
+      f'{where}: nothing is in {into!r}; there are'
+      f' {", ".join(_folders(leaves))}'
+    )
+  if not isinstance(weights, Weights):
+    weights = catalog.load(
+      weights,
+      model=model,
+      step=step,
+      ema=ema,
+      weights_dir=weights_dir,
+      on_log=on_log,
+    )
+  if target_model is not None and into == 'params':
+    _check_meaning(target_model, weights.model, may_differ, where)
+  found = blocks.unstack(trees.flatten(weights.params))
+  if blocks.is_stacked(below):
+    found = blocks.stack(found)
+  names = _selected({**below, **found}, take, skip, where)
+  new, problems = {}, {}
+  method = resize or weights.source.get('resize', 'timm')
+  for name in names:
+    if name not in found:
+      problems[name] = f'the weights do not have it; {below[name].shape}'
+    elif name not in below:
+      problems[name] = f'the model does not have it; {found[name].shape}'
+    else:
+      array = _fit(name, found[name], below[name].shape, method, on_log)
+      if array.shape == below[name].shape:
+        new[f'{into}/{name}'] = array
+      else:
+        problems[name] = (
+          f'{found[name].shape} in the weights, {below[name].shape} in the'
+          ' model'
+        )
+  _refuse(problems, where, weights)
+  on_log(f'{into}: {len(new)} arrays from {_describe(weights)}')
+  return trees.map_named(
+    lambda name, leaf: _place(new[name], leaf) if name in new else leaf, tree
+  )
+
+
+def _selected(names: Iterable[str], take, skip, where: str) -> list[str]:
+  """Returns the names that `take` takes and `skip` does not."""
+  names, problems = list(names), []
+  matches = {}
+  for pattern in (*take, *skip):
+    try:
+      regex = re.compile(pattern)
+    except re.error as e:
+      problems.append(f'{pattern!r} is not a regular expression: {e}')
+      continue
+    matches[pattern] = {name for name in names if regex.fullmatch(name)}
+    if not matches[pattern]:
+      problems.append(
+        f'{pattern!r} matches no name of the model or the weights'
+      )
+  if problems:
+    raise UserError(
+      f'{where}: take and skip are regular expressions for whole names such as'
+      f' {names[0]}: ' + '; '.join(problems)
+    )
+  taken = set().union(*(matches[pattern] for pattern in take))
+  skipped = set().union(*(matches[pattern] for pattern in skip))
+  return [name for name in names if name in taken - skipped]
+
+
+def _fit(name: str, array, shape, method: str, on_log) -> np.ndarray:
+  """Returns the array resized to the shape, if it is one that can be."""
+  old = array.shape
+  if old == shape or len(old) != len(shape) or old[-1] != shape[-1]:
+    return array
+  if name.endswith('position_embedding') and len(old) == 3:
+    array = resample.resize_position(array, shape[:2], method=method)
+  elif name.endswith('patch_embedding/kernel') and len(old) == 4:
+    array = resample.adapt_channels(array, shape[2])
+    array = resample.resize_patch_kernel(array, shape[:2])
+  if array.shape != old:
+    on_log(f'{name}: resized from {old} to {array.shape}')
+  return array
+
+
+def _place(array: np.ndarray, leaf: Any) -> Any:
+  """Returns the array in the dtype and sharding of the leaf."""
+  array = np.asarray(array).astype(leaf.dtype, copy=False)
+  sharding = getattr(leaf, 'sharding', None)
+  if sharding is None:
+    return array
+  # Every process has the whole array, and sends its devices their parts.
+  return jax.make_array_from_callback(
+    array.shape, sharding, lambda index: array[index]
+  )
+
+
+def _check_meaning(target, found, may_differ, where: str) -> None:
+  models = [
+    lookup.build('models', section, 'Model', where=what)
+    for section, what in (
+      (target, 'config.model'),
+      (found, f'the model of the weights ({where})'),
+    )
+  ]
+  different = []
+  for key in _MEANING:
+    ours, theirs = (getattr(m, key, None) for m in models)
+    if None not in (ours, theirs) and ours != theirs and key not in may_differ:
+      different.append(f'{key}={ours!r}, but the weights were trained with')
+      different[-1] += f' {theirs!r}'
+  if different:
+    raise UserError(
+      f'{where}: config.model has {"; ".join(different)}. Set it so, or name it'
+      ' in may_differ'
+    )
+
+
+def _refuse(problems: dict[str, str], where: str, weights: Weights) -> None:
+  if not problems:
+    return
+  hint = ''
+  folders = {name.split('/')[0] for name in problems}
+  if not folders & {'encoder', 'patch_embedding'}:
+    names = [name if name in problems else f'{name}/.*' for name in folders]
+    hint = (
+      '\nTo leave them at their initial values, or out of the model, add'
+      f' skip={sorted(names)}'
+    )
+  raise UserError(
+    f'{where}: {_describe(weights)} and the model do not have the same'
+    ' parameters:\n  '
+    + '\n  '.join(f'{name}: {text}' for name, text in problems.items())
+    + hint
+  )
+
+
+def _describe(weights: Weights) -> str:
+  return str(weights.source.get('path', 'the weights'))
+
+
+def _folders(names: Iterable[str]) -> list[str]:
+  """Returns what `into` may be: the first two levels of the names."""
+  parts = [name.split('/')[:-1] for name in names]
+  folders = {
+    '/'.join(p[:depth]) for p in parts for depth in (1, 2) if p[:depth]
+  }
+  return sorted(folders)

@@ -1,0 +1,135 @@
+"""Our own weight files: .safetensors with all the rest as JSON in the header.
+
+Any reader of safetensors finds the arrays under our names. The header's
+metadata has one more entry, `vit_jax`: the model section, preprocessing, class
+names and source, so that the file alone gives the model back.
+"""
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from vit_jax import trees
+from vit_jax.errors import UserError
+from vit_jax.pretrained import blocks, files, given, model_section
+from vit_jax.pretrained.weights import Weights
+
+_KEY = 'vit_jax'
+_VERSION = 1
+# Before the arrays of `Weights.source`, which are no parameters.
+_ASIDE = 'source:'
+
+
+def is_ours(path: str | os.PathLike) -> bool:
+  """Whether a .safetensors file was written by `write`.
+
+  Raises:
+    UserError: it cannot be read.
+  """
+  return _KEY in _metadata(pathlib.Path(path).expanduser())
+
+
+def read(
+  path: str | os.PathLike, *, model: Mapping[str, Any] | None = None
+) -> Weights:
+  """Returns the weights in a file that `write` wrote.
+
+  Args:
+    path: of the file.
+    model: keys of the model section that win; see `given.apply`.
+
+  Raises:
+    UserError: it cannot be read, was not written by `write`, or does not hold
+      exactly the parameters of its model.
+  """
+  path = pathlib.Path(path).expanduser()
+  metadata = _metadata(path)
+  if _KEY not in metadata:
+    raise UserError(f'{path} was not written by vit_jax')
+  said = json.loads(metadata[_KEY])
+  if said['version'] > _VERSION:
+    raise UserError(
+      f'{path} is of version {said["version"]} of the format, and this vit_jax'
+      f' knows those up to {_VERSION}: update it'
+    )
+  arrays = safetensors.numpy.load_file(path)
+  named = {k: x for k, x in arrays.items() if not k.startswith(_ASIDE)}
+  named, section = given.apply(named, said['model'], model)
+  if section['name'] == 'vit':
+    if problems := model_section.problems(named, section):
+      raise UserError(
+        f'{path} does not hold exactly the parameters of its model:\n  '
+        + '\n  '.join(problems)
+      )
+  preprocess = said['preprocess']
+  if preprocess.get('image_size'):
+    preprocess['image_size'] = tuple(preprocess['image_size'])
+  return Weights(
+    params=trees.unflatten(named),
+    model=section,
+    preprocess=preprocess,
+    class_names=said['class_names'],
+    source=_with_arrays(said['source'], arrays),
+  )
+
+
+def write(weights: Weights, path: str | os.PathLike) -> None:
+  """Writes weights with all that is known about them.
+
+  Where they are from is written too, so that they can later be written as they
+  were in their first format. Exact: arrays keep their bits and dtypes.
+
+  Raises:
+    UserError: the file cannot be written.
+  """
+  aside: dict[str, np.ndarray] = {}
+  said = dict(
+    version=_VERSION,
+    model=weights.model,
+    preprocess=weights.preprocess,
+    class_names=weights.class_names,
+    source=_without_arrays(dict(weights.source), aside),
+  )
+  named = blocks.unstack(trees.flatten(weights.params))
+  arrays = {name: np.ascontiguousarray(x) for name, x in named.items()}
+  with files.writing(path) as part:
+    safetensors.numpy.save_file(
+      arrays | aside, part, metadata={_KEY: json.dumps(said)}
+    )
+
+
+def _metadata(path: pathlib.Path) -> dict[str, str]:
+  try:
+    with safetensors.safe_open(path, framework='numpy') as file:
+      return file.metadata() or {}
+  except (OSError, safetensors.SafetensorError) as e:
+    raise UserError(f'cannot read {path} as .safetensors: {e}') from e
+
+
+def _without_arrays(value: Any, aside: dict[str, np.ndarray]) -> Any:
+  """Returns `value` for JSON; its arrays go into `aside` and leave a name."""
+  if isinstance(value, Mapping):
+    return {key: _without_arrays(v, aside) for key, v in value.items()}
+  if isinstance(value, list | tuple):
+    return [_without_arrays(v, aside) for v in value]
+  if isinstance(value, np.ndarray):
+    name = f'{_ASIDE}{len(aside)}'
+    aside[name] = np.ascontiguousarray(value)
+    return name
+  return value
+
+
+def _with_arrays(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
+  if isinstance(value, dict):
+    return {key: _with_arrays(v, arrays) for key, v in value.items()}
+  if isinstance(value, list):
+    return [_with_arrays(v, arrays) for v in value]
+  if isinstance(value, str) and value.startswith(_ASIDE):
+    return arrays[value]
+  return value

@@ -1,0 +1,122 @@
+"""Weights out of one of our training runs."""
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from vit_jax import checkpoint_format, trees
+from vit_jax.errors import UserError
+from vit_jax.pretrained import blocks, given
+from vit_jax.pretrained.weights import Weights
+
+# Keys of a model section that say how it is computed, not what.
+_HOW = ('scan', 'remat', 'attention')
+_CLASS_NAMES = 'class_names.json'
+
+
+def is_run(path: str | os.PathLike) -> bool:
+  """Whether `read` can read this path."""
+  return _find(path) is not None
+
+
+def read(
+  path: str | os.PathLike,
+  *,
+  step: int | None = None,
+  ema: bool | None = None,
+  model: Mapping[str, Any] | None = None,
+  on_log: Callable[[str], Any] = print,
+) -> Weights:
+  """Returns the weights of a checkpoint; the run itself may be going on.
+
+  Preprocessing is that of the run's first evaluation; images are normalised as
+  in training. Class names come from `write_class_names`.
+
+  Args:
+    path: of a run (the workdir), of its folder of checkpoints, or of one of the
+      checkpoints in there.
+    step: which checkpoint; None is the newest good one.
+    ema: whether to read the averaged weights; None reads them if the run kept
+      an average.
+    model: keys of the model section that win; see `given.apply`.
+    on_log: is given a line of text for every damaged checkpoint.
+
+  Raises:
+    UserError: no good checkpoint, or no average in it.
+  """
+  found = _find(path)
+  if found is None:
+    raise UserError(f'{os.fspath(path)} is not a run and has no checkpoints')
+  directory, only = found
+  step = only if step is None else step
+  if ema is None:
+    ema = _kept_average(directory, step)
+  params, meta = checkpoint_format.load_params(
+    directory, step, ema=ema, on_log=on_log
+  )
+  config = meta['config']
+  section = {k: v for k, v in config['model'].items() if k not in _HOW}
+  named = blocks.unstack(trees.flatten(params))
+  named, section = given.apply(named, section, model)
+  return Weights(
+    params=trees.unflatten(named),
+    model=section,
+    preprocess=_preprocess(config, named),
+    class_names=_read_class_names(directory.parent),
+    source=dict(format='run', path=os.fspath(path), step=meta['step'], ema=ema),
+  )
+
+
+def write_class_names(
+  workdir: str | os.PathLike, class_names: Sequence[str] | None
+) -> None:
+  """Keeps the names of the classes with a run, for those who use its model."""
+  if class_names is not None:
+    path = epath.Path(workdir) / _CLASS_NAMES
+    path.write_text(json.dumps(list(class_names), indent=1) + '\n')
+
+
+def _find(path: str | os.PathLike) -> tuple[epath.Path, int | None] | None:
+  """Returns the folder of checkpoints and the step that the path names."""
+  path = checkpoint_format.absolute(path)
+  for directory in (path / 'checkpoints', path):
+    if checkpoint_format.steps(directory):
+      return directory, None
+  if path.name.isdecimal():
+    if int(path.name) in checkpoint_format.steps(path.parent):
+      return path.parent, int(path.name)
+  return None
+
+
+def _kept_average(directory: epath.Path, step: int | None) -> bool:
+  steps = checkpoint_format.steps(directory) if step is None else [step]
+  for candidate in steps:
+    try:
+      leaves = checkpoint_format.read_meta(directory, candidate)['leaves']
+    except checkpoint_format.DamagedError:
+      continue  # load_params, which is next, tells of it.
+    return any(name.startswith('ema_params/') for name in leaves)
+  return False
+
+
+def _preprocess(config: Mapping[str, Any], named) -> dict[str, Any]:
+  preprocess = {'device_ops': config['input'].get('device_ops', '')}
+  evals = (config.get('evals') or {}).values()
+  ops = [section['ops'] for section in evals if 'ops' in section]
+  if ops:
+    preprocess['ops'] = ops[0]
+  table = named.get('position_embedding')
+  kernel = named.get('patch_embedding/kernel')
+  if table is not None and kernel is not None:
+    preprocess['image_size'] = tuple(
+      table.shape[i] * kernel.shape[i] for i in range(2)
+    )
+  return preprocess
+
+
+def _read_class_names(workdir: epath.Path) -> list[str] | None:
+  path = workdir / _CLASS_NAMES
+  return json.loads(path.read_text()) if path.exists() else None

@@ -1,0 +1,267 @@
+"""The config.json of a timm model, in and out.
+
+timm keeps the architecture's name there, constructor arguments that differ from
+that architecture, and the preprocessing. What an architecture's name means is
+in timm's code: the table here has what our ViT must know of it and the arrays
+do not show.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from vit_jax.errors import UserError
+from vit_jax.models import vit
+from vit_jax.pretrained import torch_config
+from vit_jax.pretrained.torch_config import Evaluation, Facts
+
+DEFAULTS = {'activation': 'gelu', 'norm_epsilon': 1e-6}
+ACTIVATIONS = {
+  'gelu': 'gelu',
+  'gelu_tanh': 'gelu_tanh',
+  'quick_gelu': 'gelu_quick',
+}
+_POOLINGS = {'token': 'token', 'avg': 'mean', 'map': 'map'}
+
+# The first of these whose regex matches an architecture's name is used.
+_ARCHITECTURES: tuple[tuple[str, dict[str, Any]], ...] = (
+  (r'vit_.*quickgelu_.*', dict(activation='gelu_quick', norm_epsilon=1e-5)),
+  (r'vit_.*_clip_.*', dict(norm_epsilon=1e-5)),
+  # Those that timm gives the GELU of the code that trained them.
+  (
+    r'vit_(base_patch32_siglip(_gap)?_256|large_patch16_siglip(_gap)?_512'
+    r'|so400m_patch16_siglip.*|giantopt_patch16_siglip.*)',
+    dict(activation='gelu_tanh'),
+  ),
+  (r'vit_base_patch16_gap_224', dict(num_heads=16)),
+)
+_OTHER_BLOCKS = (
+  (r'.*_rpn_.*', 'norms after attention and MLP'),
+  (r'.*_xp_.*|.*(pwee|pd?little|dpwee|dwee|dlittle).*', 'parallel blocks'),
+)
+_PREFIXED_ARGUMENTS = (
+  'block_fn',
+  'mlp_layer',
+  'attn_layer',
+  'embed_layer',
+  'norm_layer',
+  'pool_include_prefix',
+  'pre_norm',
+)
+
+
+def read(config: Mapping[str, Any]) -> Facts:
+  """Returns what a timm config.json says.
+
+  Raises:
+    UserError: a model that models/vit.py is not.
+  """
+  evaluation_config = config.get('pretrained_cfg', config)
+  name = config.get('architecture', '')
+  arguments = config.get('model_args') or {}
+  _check_supported(name, arguments)
+  model = dict(DEFAULTS)
+  model |= next((v for k, v in _ARCHITECTURES if re.fullmatch(k, name)), {})
+  for theirs, ours in (
+    ('embed_dim', 'width'),
+    ('depth', 'depth'),
+    ('num_heads', 'num_heads'),
+    ('init_values', 'layer_scale'),
+  ):
+    if arguments.get(theirs) is not None:
+      model[ours] = arguments[theirs]
+  activation = arguments.get('act_layer')
+  if activation is not None:
+    if activation not in ACTIVATIONS:
+      raise UserError(
+        f'act_layer={activation!r}: models/vit.py has {list(ACTIVATIONS)}'
+      )
+    model['activation'] = ACTIVATIONS[activation]
+  pool = [c.get('global_pool') for c in (arguments, config, evaluation_config)]
+  pool = next((p for p in pool if p), None)
+  if pool is not None:
+    if pool not in _POOLINGS:
+      raise UserError(
+        f'global_pool={pool!r}: models/vit.py pools by {list(_POOLINGS)}'
+      )
+    model['pooling'] = _POOLINGS[pool]
+
+  size = arguments.get('img_size') or evaluation_config.get('input_size')
+  size = (size, size) if isinstance(size, int) else size
+  image_size = None if size is None else tuple(size[-2:])
+  names = config.get('label_names', evaluation_config.get('label_names'))
+  if isinstance(names, Mapping):
+    names = [names[key] for key in sorted(names, key=int)]
+  return Facts(
+    model=model,
+    image_size=image_size,
+    preprocess=torch_config.to_ops(_evaluation(evaluation_config)),
+    class_names=list(names) if names else None,
+  )
+
+
+def write(
+  model: vit.ViT,
+  theirs: Mapping[str, np.ndarray],
+  *,
+  image_size: tuple[int, int],
+  preprocess: Mapping[str, Any],
+  class_names: list[str] | None,
+) -> dict[str, Any]:
+  """Returns the config.json with which timm builds a model for a state dict.
+
+  `timm.create_model('local-dir:<folder>', pretrained=True)` reads it.
+
+  Args:
+    model: ours.
+    theirs: the state dict in timm's names.
+    image_size: (height, width) that the position table is for.
+    preprocess: as in `Weights`.
+    class_names: as in `Weights`.
+
+  Raises:
+    UserError: an option or preprocessing that timm cannot express.
+  """
+  check_writable(model)
+  channels = theirs['patch_embed.proj.weight'].shape[1]
+  activations = {ours: name for name, ours in ACTIVATIONS.items()}
+  arguments = dict(
+    img_size=list(image_size),
+    patch_size=list(model.patch_size),
+    in_chans=channels,
+    embed_dim=model.width,
+    depth=model.depth,
+    num_heads=model.num_heads,
+    mlp_ratio=_ratio(model.mlp_dim, model.width),
+    qkv_bias=model.qkv_bias,
+    qk_norm=model.qk_norm,
+    init_values=model.layer_scale,
+    class_token='cls_token' in theirs,
+    reg_tokens=theirs.get('reg_token', np.zeros((1, 0))).shape[1],
+    pos_embed='learn' if 'pos_embed' in theirs else 'none',
+    no_embed_class=_no_embed_class(model, theirs, image_size),
+    global_pool={v: k for k, v in _POOLINGS.items()}[model.pooling],
+    fc_norm=model.final_norm == 'features',
+    act_layer=activations[model.activation],
+    pre_norm=False,
+  )
+  # The one way to say another epsilon is another architecture.
+  clip = model.norm_epsilon == 1e-5
+  config = dict(
+    architecture='vit_base_patch16_' + ('clip_224' if clip else '224'),
+    num_classes=model.num_classes or 0,
+    num_features=model.width,
+    global_pool=arguments['global_pool'],
+    model_args={k: v for k, v in arguments.items() if v is not None},
+    pretrained_cfg=_pretrained_cfg(preprocess, channels, image_size)
+    | dict(
+      num_classes=model.num_classes or 0,
+      fixed_input_size=True,
+      pool_size=None,
+      first_conv='patch_embed.proj',
+      classifier='head',
+    ),
+  )
+  if class_names is not None:
+    config['label_names'] = class_names
+  return config
+
+
+def check_writable(model: vit.ViT) -> None:
+  """Raises UserError for options that timm's ViT does not have."""
+  problems = []
+  if model.pooling not in _POOLINGS.values():
+    problems.append(f'pooling={model.pooling!r}')
+  if model.representation_size:
+    problems.append(f'representation_size={model.representation_size}')
+  if model.norm_epsilon not in (1e-6, 1e-5):
+    problems.append(
+      f'norm_epsilon={model.norm_epsilon:g} (timm knows 1e-6 and 1e-5; give'
+      " model={'norm_epsilon': 1e-6} when loading, if so small a difference"
+      ' does not matter)'
+    )
+  if problems:
+    raise UserError(
+      "timm's VisionTransformer cannot express " + ', '.join(problems)
+    )
+
+
+def _check_supported(name: str, arguments: Mapping[str, Any]) -> None:
+  for pattern, what in _OTHER_BLOCKS:
+    if re.fullmatch(pattern, name):
+      raise UserError(f'{name} has {what}, which models/vit.py does not have')
+  unknown = [k for k in _PREFIXED_ARGUMENTS if arguments.get(k)]
+  if unknown:
+    raise UserError(
+      f'{name}: models/vit.py has nothing like the model_args {unknown}'
+    )
+
+
+def _no_embed_class(model, theirs, image_size) -> bool:
+  if 'pos_embed' not in theirs:
+    return False
+  patches = math.prod(
+    side // patch
+    for side, patch in zip(image_size, model.patch_size, strict=True)
+  )
+  return theirs['pos_embed'].shape[1] == patches
+
+
+def _ratio(mlp_dim: int, width: int) -> float:
+  """Returns the ratio with which timm's int(width * ratio) is the MLP's."""
+  ratio = mlp_dim / width
+  while int(width * ratio) < mlp_dim:
+    ratio = math.nextafter(ratio, math.inf)
+  return ratio
+
+
+def _evaluation(config: Mapping[str, Any]) -> Evaluation:
+  """Returns the evaluation transform that timm makes of a pretrained_cfg."""
+  fields = dict(mean=config.get('mean'), std=config.get('std'))
+  size, share = config.get('input_size'), config.get('crop_pct')
+  mode = config.get('crop_mode') or 'center'
+  if size is None or share is None or mode not in ('center', 'squash'):
+    return Evaluation(**fields)
+  crop = tuple(size[-2:])
+  large = tuple(math.floor(side / share) for side in crop)
+  if mode == 'center' and crop[0] != crop[1]:
+    return Evaluation(**fields)  # timm fits the sides, no op of ours does.
+  return Evaluation(
+    resize=large[0] if mode == 'center' else large,
+    crop=crop,
+    method=config.get('interpolation', 'bicubic'),
+    **fields,
+  )
+
+
+def _pretrained_cfg(preprocess, channels, image_size) -> dict[str, Any]:
+  evaluation = torch_config.from_ops(preprocess)
+  crop, resize = evaluation.crop, evaluation.resize
+  squash = not isinstance(resize, int)
+  large = image_size if resize is None else resize
+  large = (large, large) if isinstance(large, int) else large
+  crop = crop or large
+  config = dict(
+    input_size=[channels, *image_size],
+    interpolation=evaluation.method,
+    crop_pct=_share(crop[0], large[0]),
+    crop_mode='squash' if squash else 'center',
+  )
+  for key in ('mean', 'std'):
+    value = getattr(evaluation, key)
+    if value is not None:
+      value = [value] * channels if np.ndim(value) == 0 else list(value)
+      config[key] = value
+  return config
+
+
+def _share(crop: int, large: int) -> float:
+  """Returns the shortest p with floor(crop / p) == large, as timm computes."""
+  for digits in range(1, 17):
+    share = round(crop / large, digits)
+    if share and math.floor(crop / share) == large:
+      return share
+  return crop / large

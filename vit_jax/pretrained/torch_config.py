@@ -1,0 +1,145 @@
+"""What the config files beside torch weights say, in our words.
+
+Preprocessing travels there as numbers, ours as text of the op languages
+(`data/ops/language.py`, `data/device_ops.py`): both ways are here.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from vit_jax.data import device_ops
+from vit_jax.data.ops import language
+from vit_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+  """What is known of weights beyond their arrays.
+
+  Attributes:
+    model: fields of `models/vit.ViT`, those that are known.
+    image_size: (height, width) that the position table is for, or None.
+    preprocess: as in `Weights`.
+    class_names: as in `Weights`.
+  """
+
+  model: dict[str, Any] = dataclasses.field(default_factory=dict)
+  image_size: tuple[int, int] | None = None
+  preprocess: dict[str, Any] = dataclasses.field(default_factory=dict)
+  class_names: list[str] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """How an image becomes what a model takes.
+
+  Attributes:
+    resize: to what an image is resized first: the length of the shorter side
+      or, as (height, width), both sides whatever the aspect ratio was.
+    crop: (height, width) of the centre that is cut out then, or None.
+    method: of resizing, as `data/ops/resize.METHODS` has it.
+    mean: per channel, of pixels in 0 .. 1.
+    std: likewise.
+  """
+
+  resize: int | tuple[int, int] | None = None
+  crop: tuple[int, int] | None = None
+  method: str = 'bicubic'
+  mean: Sequence[float] | None = None
+  std: Sequence[float] | None = None
+
+
+def to_ops(evaluation: Evaluation) -> dict[str, str]:
+  """Returns 'ops' and 'device_ops' as in `Weights.preprocess`, where known."""
+  ops = {}
+  if evaluation.resize is not None:
+    name = 'resize_small' if isinstance(evaluation.resize, int) else 'resize'
+    size = _text(evaluation.resize)
+    ops['ops'] = f'decode|{name}({size}, method={evaluation.method!r})'
+    if evaluation.crop not in (None, evaluation.resize):
+      ops['ops'] += f'|central_crop({_text(evaluation.crop)})'
+  if evaluation.mean is not None and evaluation.std is not None:
+    ops['device_ops'] = _normalize(tuple(evaluation.mean), evaluation.std)
+  return ops
+
+
+def from_ops(preprocess: Mapping[str, Any]) -> Evaluation:
+  """Returns what ops say as numbers: the inverse of `to_ops`.
+
+  Raises:
+    UserError: ops that are not a resize, a central crop and a normalize, and
+      that these config files cannot express.
+  """
+  fields = {}
+  for segment in language.segments(preprocess.get('ops', '')):
+    arguments = {**dict(enumerate(segment.args)), **segment.kwargs}
+    size = arguments.pop(0, arguments.pop('size', None))
+    method = arguments.pop('method', 'bilinear')
+    antialias = arguments.pop('antialias', True)
+    if segment.name in ('decode', 'keep') or segment.name == 'onehot':
+      continue
+    if arguments or not antialias or size is None:
+      raise _inexpressible(segment)
+    if segment.name == 'resize_small' and not fields:
+      fields = dict(resize=size, method=method)
+    elif segment.name == 'resize' and not fields:
+      fields = dict(resize=_pair(size), method=method)
+    elif segment.name == 'central_crop' and 'crop' not in fields:
+      fields['crop'] = _pair(size)
+    else:
+      raise _inexpressible(segment)
+  for segment in language.segments(preprocess.get('device_ops', '')):
+    if segment.name != 'normalize' or 'mean' in fields:
+      raise _inexpressible(segment)
+    fields |= _statistics(segment)
+  return Evaluation(**fields)
+
+
+def _statistics(segment) -> dict[str, Any]:
+  """Returns mean and std of `normalize(...)`, numbers or one per channel."""
+  kwargs = dict(segment.kwargs)
+  if kwargs.pop('max_value', None) not in (None, 255):
+    raise _inexpressible(segment)
+  if 'mean' in kwargs:
+    return dict(mean=kwargs['mean'], std=kwargs['std'])
+  low, high = (*segment.args, None)[:2]
+  low, high = kwargs.get('low', low), kwargs.get('high', high)
+  if isinstance(low, str):
+    mean, std = device_ops.STATISTICS[low]
+    return dict(mean=mean, std=std)
+  return dict(mean=-low / (high - low), std=1 / (high - low))
+
+
+def _normalize(mean: tuple[float, ...], std: Sequence[float]) -> str:
+  std = tuple(std)
+  if set(mean) == set(std) == {0.5}:
+    return 'normalize(-1, 1)'
+  for name, statistics in device_ops.STATISTICS.items():
+    known = sum(statistics, ())
+    if len(known) == len(mean + std) and np.allclose(
+      mean + std, known, rtol=0, atol=1e-6
+    ):
+      return f'normalize({name!r})'
+  return f'normalize(mean={list(mean)}, std={list(std)})'
+
+
+def _inexpressible(segment) -> UserError:
+  return UserError(
+    f'the config files of timm and Hugging Face cannot express {segment.text!r}'
+    ' in the preprocessing; they know resize, resize_small and central_crop,'
+    ' then normalize. Give other evaluation ops, or none, with'
+    ' dataclasses.replace(weights, preprocess=...)'
+  )
+
+
+def _pair(size: int | Sequence[int]) -> tuple[int, int]:
+  return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def _text(size: int | tuple[int, int]) -> str:
+  if isinstance(size, tuple) and size[0] == size[1]:
+    size = size[0]
+  return str(size)

@@ -1,0 +1,283 @@
+"""Weights of torch models in and out: timm, DeiT, DINO, MAE, Hugging Face.
+
+What is read and what is not: the encoder and its classifier are; a decoder
+(MAE), a projection head (DINO) and mask tokens are left behind. Distilled DeiT,
+gated MLPs, CLIP and BEiT are no models that `models/vit.py` can be: an error.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from vit_jax import lookup, trees
+from vit_jax.errors import UserError
+from vit_jax.models import vit
+from vit_jax.pretrained import (
+  blocks,
+  given,
+  google_position,
+  huggingface_config,
+  model_section,
+  timm_config,
+  torch_arrays,
+  torch_dialect,
+  torch_names,
+  torch_storage,
+  torch_tokens,
+)
+from vit_jax.pretrained.torch_config import Facts
+from vit_jax.pretrained.torch_names import Dialect
+from vit_jax.pretrained.weights import Weights
+
+FORMATS = ('timm', 'huggingface')
+_IMAGENET = {'device_ops': "normalize('imagenet')"}
+
+
+def read(
+  path: str | os.PathLike,
+  *,
+  model: Mapping[str, Any] | None = None,
+  grid: tuple[int, int] | None = None,
+  entry: str | None = None,
+) -> Weights:
+  """Returns the weights of a ViT from a torch model's file or folder.
+
+  A config.json beside them tells the activation, norm epsilon, heads and
+  preprocessing. Without it they are what is usual for the dialect: exact GELU,
+  1e-6 (1e-12 for Hugging Face's ViT), heads of 64 channels where no variant has
+  these sizes; what images need is then only known for some dialects.
+
+  Args:
+    path: of a .safetensors or .pth file, or of a folder as timm and Hugging
+      Face have them.
+    model: keys of the model section that win over what the files tell; see
+      `given.apply`.
+    grid: (rows, columns) of the position table if it is not square.
+    entry: which state dict of several; see `torch_storage.read`.
+
+  Raises:
+    UserError: no readable file, another kind of model, or names and shapes that
+      are not exactly those of the model; all of them in one message.
+  """
+  stored = torch_storage.read(path, entry)
+  dialect, prefix = torch_dialect.detect(stored.arrays)
+  theirs, unused = _strip(stored.arrays, dialect, prefix)
+  if model and 'num_classes' in model and model['num_classes'] is None:
+    theirs = {
+      k: v for k, v in theirs.items() if k.rpartition('.')[0] != dialect.head
+    }
+  facts = _facts(stored, dialect, unused)
+  if grid is None and facts.image_size is not None:
+    patch = theirs[dialect.anchor].shape[2:]
+    grid = tuple(n // p for n, p in zip(facts.image_size, patch, strict=True))
+  pooling = facts.model.get('pooling')
+  pooling = pooling or torch_arrays.guess_pooling(theirs, dialect)
+  converted = torch_arrays.read(
+    theirs,
+    dialect,
+    num_heads=_num_heads(theirs, dialect, facts, model or {}),
+    grid=torch_tokens.find_grid(theirs, dialect, grid),
+    pooling=pooling,
+  )
+  named, section = _section(converted, facts, model, path)
+  return Weights(
+    params=trees.unflatten(named),
+    model=section,
+    preprocess=facts.preprocess | _image_size(named),
+    class_names=facts.class_names,
+    source=dict(
+      format=FORMATS[dialect.name.startswith('huggingface')],
+      dialect=dialect.name,
+      path=os.fspath(path),
+      unused=unused,
+      aside=converted.aside,
+    ),
+  )
+
+
+def write(
+  weights: Weights, path: str | os.PathLike, *, format: str = 'huggingface'
+) -> None:
+  """Writes weights so that timm or transformers builds the same model.
+
+  A folder is what `timm.create_model('local-dir:<folder>', pretrained=True)`
+  and `transformers.AutoModelForImageClassification.from_pretrained(<folder>)`
+  take (`AutoModel` if there is no head).
+
+  Args:
+    weights: of a ViT.
+    path: of a folder, or of a single file if it ends in .safetensors.
+    format: 'timm' or 'huggingface'.
+
+  Raises:
+    UserError: the other side has no such model, or it cannot be written.
+  """
+  module = lookup.build('models', weights.model, 'Model')
+  if not isinstance(module, vit.ViT):
+    raise UserError(
+      f'{format} can be written for models/vit.py; got {weights.model}'
+    )
+  named = blocks.unstack(trees.flatten(weights.params))
+  named = {name: np.asarray(array) for name, array in named.items()}
+  if 'position_embedding' not in named and (
+    module.position != 'none' or format == 'huggingface'
+  ):
+    named['position_embedding'] = google_position.fixed_table(
+      module.position,
+      weights.preprocess.get('image_size'),
+      named['patch_embedding/kernel'],
+    )
+  image_size = _image_size(named)['image_size']
+  image_size = image_size or weights.preprocess.get('image_size')
+  if image_size is None:
+    raise UserError(
+      "nothing tells the size of images: set preprocess['image_size']"
+    )
+  make = {'timm': _timm, 'huggingface': _huggingface}
+  if format not in make:
+    raise UserError(
+      f'unknown format {format!r}; there are {", ".join(FORMATS)}'
+    )
+  theirs, configs = make[format](weights, module, named, tuple(image_size))
+  torch_storage.write(path, theirs, configs)
+
+
+def _timm(weights, module, named, image_size):
+  timm_config.check_writable(module)
+  theirs = _theirs(weights, module, named, torch_names.TIMM)
+  config = timm_config.write(
+    module,
+    theirs,
+    image_size=image_size,
+    preprocess=weights.preprocess,
+    class_names=weights.class_names,
+  )
+  return theirs, dict(config=config)
+
+
+def _huggingface(weights, module, named, image_size):
+  dialect, kind = huggingface_config.choose(module)
+  named = huggingface_config.complete(named, kind)
+  theirs = _theirs(weights, module, named, dialect)
+  channels = named['patch_embedding/kernel'].shape[2]
+  configs = dict(
+    config=huggingface_config.write(
+      module,
+      kind,
+      channels=channels,
+      image_size=image_size,
+      class_names=weights.class_names,
+    ),
+    preprocessor_config=huggingface_config.write_preprocessor(
+      weights.preprocess, channels, image_size
+    ),
+  )
+  prefix = huggingface_config.prefix(kind, bool(module.num_classes))
+  outside = (f'{dialect.head}.weight', f'{dialect.head}.bias')
+  theirs = {k if k in outside else prefix + k: v for k, v in theirs.items()}
+  return theirs, configs
+
+
+def _theirs(weights, module, named, dialect: Dialect) -> dict[str, np.ndarray]:
+  same = weights.source.get('dialect') == dialect.name
+  aside = weights.source.get('aside') if same else None
+  return torch_arrays.write(named, dialect, pooling=module.pooling, aside=aside)
+
+
+def _strip(arrays, dialect, prefix) -> tuple[dict[str, np.ndarray], list[str]]:
+  """Returns arrays by their names without prefix, and names of unused ones."""
+  theirs, unused = {}, []
+  for name, array in arrays.items():
+    short = name.removeprefix(prefix)
+    if short != dialect.mask_token and any(
+      re.fullmatch(pattern, name) for pattern in dialect.unused
+    ):
+      unused.append(name)
+    else:
+      # DINOv2 trains with its blocks in chunks: blocks.<chunk>.<block>.
+      theirs[re.sub(r'^blocks\.\d+\.(?=\d+\.)', 'blocks.', short)] = array
+  return theirs, unused
+
+
+def _facts(stored, dialect: Dialect, unused: list[str]) -> Facts:
+  if 'architecture' in stored.config:
+    return timm_config.read(stored.config)
+  if stored.config:
+    return huggingface_config.read(stored.config, stored.preprocessor)
+  name = dialect.name
+  if name.startswith('huggingface'):
+    kind = {'huggingface_siglip': 'siglip_vision_model'}
+    kind = kind.get(name, name.removeprefix('huggingface_'))
+    return Facts(model=huggingface_config.DEFAULTS[kind])
+  # All of Meta's models take images as torchvision normalizes them.
+  known = name in ('deit3', 'dinov2') or unused
+  preprocess = _IMAGENET if known else {}
+  return Facts(model=timm_config.DEFAULTS, preprocess=dict(preprocess))
+
+
+def _num_heads(theirs, dialect, facts: Facts, model: Mapping[str, Any]) -> int:
+  """Returns the number of heads, which no array of torch's shows."""
+  for known in (model, facts.model):
+    if 'num_heads' in known:
+      return known['num_heads']
+  variant = str(model.get('variant', '')).partition('/')[0]
+  if variant in vit.VARIANTS:
+    return vit.VARIANTS[variant]['num_heads']
+  depth, _ = torch_arrays.depth(theirs)
+  names = {v[0]: k for k, v in torch_names.expand(dialect, 1).items()}
+  width = theirs[dialect.anchor].shape[0]
+  mlp = theirs.get(names['encoder/block_00/mlp/up/kernel'])
+  sizes = dict(
+    width=width, depth=depth, mlp_dim=None if mlp is None else len(mlp)
+  )
+  for variant in vit.VARIANTS.values():
+    if sizes.items() <= variant.items():
+      return variant['num_heads']
+  if width % 64:
+    raise UserError(
+      f'nothing tells the number of heads of this model of width {width}: say'
+      " model={'num_heads': ...}"
+    )
+  return width // 64
+
+
+def _section(converted, facts, model, path):
+  """Returns named arrays and model section, if one fits the other exactly."""
+  named, problems = converted.params, list(converted.problems.values())
+  needed = (
+    'patch_embedding/kernel',
+    'encoder/block_00/attention/query/kernel',
+    'encoder/block_00/mlp/up/kernel',
+  )
+  labels = converted.labels
+  absent = [f'missing: {labels[n]}' for n in needed if n not in named]
+  section = {}
+  if not absent:
+    known = {k: v for k, v in facts.model.items() if k != 'pooling'}
+    fields = model_section.infer(named) | known
+    section = model_section.compact(fields)
+    named, section = given.apply(named, section, model)
+    told = tuple(f'missing: {name} ' for name in converted.problems)
+    absent = [
+      line
+      for line in model_section.problems(named, section, labels=labels)
+      if not line.startswith(told or '\n')
+    ]
+  if problems + absent:
+    raise UserError(
+      f'{os.fspath(path)} does not hold exactly the parameters of a ViT:\n  '
+      + '\n  '.join(problems + absent)
+    )
+  return named, section
+
+
+def _image_size(named) -> dict[str, tuple[int, int] | None]:
+  """Returns 'image_size', (height, width) that the position table is for."""
+  table = named.get('position_embedding')
+  if table is None:
+    return dict(image_size=None)
+  patch = named['patch_embedding/kernel'].shape
+  return dict(image_size=(table.shape[0] * patch[0], table.shape[1] * patch[1]))
