@@ -12,7 +12,12 @@ _VERSION = next(
 )
 
 _TEST = ['pytest>=8', 'ruff>=0.9']
-_PARITY = ['torch==2.13.0', 'transformers==4.57.6', 'safetensors>=0.4']
+_PARITY = [
+  'timm==1.0.31',
+  'torch==2.13.0',
+  'torchvision==0.28.0',
+  'transformers==4.57.6',
+]
 
 setuptools.setup(
   name='vit_jax',
@@ -36,6 +41,7 @@ setuptools.setup(
     'orbax-checkpoint>=0.12',
     'pillow>=10',
     'rich',
+    'safetensors>=0.4',
     'scikit-learn',
     'simplejpeg>=1.8',
     'tensorboardX>=2.6',

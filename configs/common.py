@@ -104,10 +104,10 @@ def smoke(config: ConfigDict, *, channels: int = 3) -> ConfigDict:
 def _shrink(section: ConfigDict, channels: int, split: str = 'test') -> None:
   """Shrinks the data of a section and of the sections in it."""
   for key, value in list(section.items()):
-    if key == 'data':
-      section.data = dict(
+    if key in ('data', 'data_train', 'data_test'):
+      section[key] = dict(
         name='synthetic',
-        split=split,
+        split=split if key == 'data' else key.removeprefix('data_'),
         # No multiple of the batch size: the last batch is filled up.
         num_examples=20,
         image_size=_SMOKE_PIXELS,

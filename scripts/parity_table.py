@@ -44,7 +44,10 @@ class Row:
 
 
 def measure(case: Case, folder: pathlib.Path) -> Row:
-  """Returns the differences of a case; uses `folder` for files."""
+  """Returns the differences of a case; uses `folder` for files.
+
+  What is written for a library that is not installed is not measured.
+  """
   image = np.random.default_rng(1).normal(size=(2, *case.image_size, 3))
   image = image.astype(np.float32)
   model = case.build()
@@ -53,7 +56,7 @@ def measure(case: Case, folder: pathlib.Path) -> Row:
   weights = torch_files.read(path, **options)
   ours, theirs = outputs(weights, image), reference(model, image)
   written = {}
-  for target in case.targets:
+  for target in filter(installed, case.targets):
     torch_files.write(weights, folder / target, format=target)
     loaded = reference(load(folder / target, target), image)
     written[target] = difference(ours, loaded)
@@ -156,6 +159,8 @@ def difference(ours, theirs) -> float:
 
 
 def installed(library: str) -> bool:
+  """Whether a library, or the one of a format, is there with torch."""
+  library = 'transformers' if library == 'huggingface' else library
   return all(importlib.util.find_spec(m) for m in ('torch', library))
 
 
@@ -164,9 +169,7 @@ def main():
   print('| source | model | read | to timm | to transformers |')
   print('|---|---|---|---|---|')
   for case in CASES:
-    libraries = {case.library, *case.targets}
-    libraries = {dict(huggingface='transformers').get(x, x) for x in libraries}
-    if not all(map(installed, libraries)):
+    if not installed(case.library):
       continue
     with tempfile.TemporaryDirectory() as folder:
       row = measure(case, pathlib.Path(folder))

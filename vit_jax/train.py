@@ -72,7 +72,8 @@ def train(
       of both: the first is logged as `val/...`, another as `val_ema/...`.
     checkpoint: `every_steps` or `every_epochs` and arguments of
       `checkpoint.Checkpointer`. The end of the run is always saved.
-    log_every_steps: cadence of the training metrics.
+    log_every_steps: cadence of the training metrics; the last step is always
+      logged.
     pictures: for each name: a file of `visualize/` and its arguments; drawn at
       the end of the run into `<workdir>/<name>.png`.
     on_nonfinite: `'stop'` or `'skip'`, see `train_step.make_train_step`.
@@ -123,7 +124,8 @@ def train(
     writer = stack.enter_context(
       metric_writer.MetricWriter(workdir, restored_step)
     )
-    metric_writer.write_config(workdir, config, restored_step)
+    if not (restored and evaluates_only):
+      metric_writer.write_config(workdir, config, restored_step)
     progress.log(
       f'continuing from step {first}' if restored else 'starting from scratch'
     )
@@ -149,7 +151,7 @@ def train(
       if on_nonfinite == 'stop':
         reporting.check_finite(step, metrics, good_step)
       progress.update(step)
-      if step % log_every_steps == 0 or step == run.total_steps:
+      if _divides(log_every_steps, step) or step == run.total_steps:
         metrics['train/epoch'] = step / per_epoch
         if run.input.skipped:
           metrics['train/skipped_examples'] = run.input.skipped
@@ -158,7 +160,7 @@ def train(
         eta = clock.eta_seconds(step, run.total_steps)
         progress.update(step, metrics, eta_seconds=eta)
 
-    results, step, pending = {}, first, None
+    step, pending, results = first, None, {}
     for step in range(first + 1, run.total_steps + 1):
       with clock.waiting():
         batch = next(batches)
@@ -191,7 +193,9 @@ def train(
         if saves:
           # First the rows: a checkpoint must never be ahead of the metrics.
           writer.flush()
-          checkpointer.save(step, state, config=config, metrics=results)
+          checkpointer.save(
+            step, state, config=config, metrics=results if due else {}
+          )
       if exit_code and not is_last:
         checkpointer.wait()
         progress.log(
@@ -248,7 +252,10 @@ def _evaluation_jobs(
     evaluator = lookup.build(
       'evaluators', section, 'Evaluator', run.predict, run.mesh, where=where
     )
-    run_lib.check_num_classes(config['model'], evaluator.input, where)
+    # Only evaluators that score the model's own classes have an input; few-shot,
+    # k-NN and probes bring classes of their own.
+    if hasattr(evaluator, 'input'):
+      run_lib.check_num_classes(config['model'], evaluator.input, where)
     jobs.append(_Job(name, evaluator, every_steps, weights))
   return jobs
 

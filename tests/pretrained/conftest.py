@@ -1,5 +1,10 @@
 """Small models with random parameters, and files of others' making."""
 
+import functools
+import importlib
+import importlib.util
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,18 +25,22 @@ def make_weights():
   def make(image_shape=(32, 32, 3), preprocess=None, **section):
     sizes = dict(width=24, depth=3, mlp_dim=40, num_heads=3, patch_size=8)
     section = dict(name='vit', num_classes=5) | sizes | section
-    model = lookup.build('models', section, 'Model')
-    shapes = jax.eval_shape(
-      model.init, jax.random.key(0), jnp.zeros((1, *image_shape))
-    )['params']
     rng = np.random.default_rng(0)
     params = jax.tree.map(
-      lambda x: rng.normal(0, 0.2, x.shape).astype(np.float32), shapes
+      lambda x: rng.normal(0, 0.2, x.shape).astype(np.float32),
+      shapes_of(tuple(section.items()), image_shape),
     )
     preprocess = preprocess or dict(image_size=image_shape[:2])
     return Weights(params=params, model=section, preprocess=preprocess)
 
   return make
+
+
+@functools.cache
+def shapes_of(section, image_shape):
+  model = lookup.build('models', dict(section), 'Model')
+  image = jnp.zeros((1, *image_shape))
+  return jax.eval_shape(model.init, jax.random.key(0), image)['params']
 
 
 @pytest.fixture
@@ -69,12 +78,12 @@ def google_arrays(
   """
   rng = np.random.default_rng(0)
   attention, norm, mlp = numbers
+  width, depth, heads = 24, 2, (3, 8)
 
   def layer(name, *shape, bias=None, leaf='kernel'):
     return {f'{name}/{leaf}': shape, f'{name}/bias': bias or shape[-1:]}
 
   def parts(name, attention, norm, mlp):
-    heads = (heads_, width // heads_)
     return {
       **layer(f'{name}LayerNorm_{norm}', width, leaf='scale'),
       **{
@@ -118,3 +127,28 @@ def google_arrays(
       each = [arrays.pop(f'{block}_{i}/{rest}') for i in range(depth)]
       arrays[f'{block}/{rest}'] = np.stack(each)
   return {prefix + name: array for name, array in arrays.items()}
+
+
+@pytest.fixture
+def timm():
+  """Returns timm, which wants torchvision, which wants its own torch."""
+  torch = pytest.importorskip('torch')
+  if importlib.util.find_spec('timm') is None:
+    pytest.skip('timm is not installed')
+  if importlib.util.find_spec('torchvision') is None:
+    pytest.skip('torchvision is not installed')
+  try:
+    importlib.import_module('torchvision')
+  except RuntimeError:  # Made for a torch with CUDA: say what it looks for.
+    for name in [n for n in sys.modules if n.startswith('torchvision')]:
+      del sys.modules[name]
+    if not hasattr(torch.ops.torchvision, 'nms'):
+      library = torch.library.Library('torchvision', 'DEF')
+      for name in ('nms', 'qnms'):
+        boxes = '(Tensor dets, Tensor scores, float iou_threshold) -> Tensor'
+        library.define(name + boxes)
+      KEPT.append(library)
+  return importlib.import_module('timm')
+
+
+KEPT = []  # What a library defines goes away with it.

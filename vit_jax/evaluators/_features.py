@@ -94,8 +94,9 @@ class Splits:
     """Returns features of train and test, the number of classes, and facts.
 
     The number of classes is what the sources say or else the largest label of
-    the two plus 1. The facts are `num_skipped`, the number of images that could
-    not be read, with on_error='skip' and else nothing.
+    the two plus 1. The facts are `num_examples`, the number of test images that
+    count, and with on_error='skip' `num_skipped`, the number of images of both
+    that could not be read.
 
     Raises:
       UserError: a representation the model lacks, or labels out of range.
@@ -113,7 +114,7 @@ class Splits:
           f'{where} has the labels {sorted(set(outside.tolist()))[:5]}, which '
           f'are not among the {num_classes} classes 0..{num_classes - 1}'
         )
-    facts = {}
+    facts = {'num_examples': float(len(test.x))}
     if self._skips:
       total = sum(x.num_examples for x in self._inputs.values())
       facts['num_skipped'] = float(total - len(train.x) - len(test.x))

@@ -118,21 +118,20 @@ def lbfgs(
   )
 
 
-def accuracies(
+def scores(
   heads: Heads, test: _features.Features, mesh: jax.sharding.Mesh
 ) -> dict[str, np.ndarray]:
-  """Returns `top1`, and with 6 classes or more `top5`, of each head: `[R]`.
+  """Returns `top1`, `loss`, and with 6 classes or more `top5`, each `[R]`.
 
-  They are NaN for a head that is not finite.
+  They are the fractions of hits and the mean cross-entropy in nats; NaN for a
+  head that is not finite.
   """
-  hits = jax.device_get(
-    _hits(heads, *_rows(test, mesh), out_sharding=sharding.replicated(mesh))
+  sums = jax.device_get(
+    _sums(heads, *_rows(test, mesh), out_sharding=sharding.replicated(mesh))
   )
-  finite_R = hits.pop('finite')
-  return {
-    key: np.where(finite_R, hits_R / len(test.x), np.nan)
-    for key, hits_R in hits.items()
-  }
+  finite_R = sums.pop('finite')
+  means = {key: sum_R / len(test.x) for key, sum_R in sums.items()}
+  return {key: np.where(finite_R, x, np.nan) for key, x in means.items()}
 
 
 def _rows(features: _features.Features, mesh) -> list[jax.Array]:
@@ -149,11 +148,15 @@ def _logits(head, x_MD):
   return logits_MC + head['bias'][None]
 
 
-def _mean_loss(head, x_MD, label_M, counted_M):
-  logits_MC = _logits(head, x_MD)
+def _summed_loss(logits_MC, label_M, counted_M):
   targets_MC = jax.nn.one_hot(label_M, logits_MC.shape[-1])
   loss_M = losses.softmax_cross_entropy(logits_MC, targets_MC)
-  return jnp.sum(jnp.where(counted_M, loss_M, 0)) / jnp.sum(counted_M)
+  return jnp.sum(jnp.where(counted_M, loss_M, 0))
+
+
+def _mean_loss(head, x_MD, label_M, counted_M):
+  loss = _summed_loss(_logits(head, x_MD), label_M, counted_M)
+  return loss / jnp.sum(counted_M)
 
 
 @functools.partial(
@@ -234,21 +237,22 @@ def _lbfgs(
 
 
 @functools.partial(jax.jit, static_argnames='out_sharding')
-def _hits(heads, x_MD, label_M, counted_M, *, out_sharding):
-  """Returns numbers of hits and which heads are finite, each `[R]`."""
+def _sums(heads, x_MD, label_M, counted_M, *, out_sharding):
+  """Returns hits, summed losses and which heads are finite, each `[R]`."""
 
   def of_head(head):
     logits_MC = _logits(head, x_MD)
     hit_M = jnp.argmax(logits_MC, axis=-1) == label_M
-    hits = {'top1': jnp.sum(hit_M & counted_M)}
+    sums = {'top1': jnp.sum(hit_M & counted_M)}
+    sums['loss'] = _summed_loss(logits_MC, label_M, counted_M)
     if logits_MC.shape[-1] > 5:
       best_M5 = jax.lax.top_k(logits_MC, 5)[1]
       hit_M = jnp.any(best_M5 == label_M[:, None], axis=-1)
-      hits['top5'] = jnp.sum(hit_M & counted_M)
+      sums['top5'] = jnp.sum(hit_M & counted_M)
     leaves = jax.tree.leaves(head)
     finite = jnp.stack([jnp.isfinite(x).all() for x in leaves]).all()
-    return hits | {'finite': finite}
+    return sums | {'finite': finite}
 
   # One after the other: their logits together may be too large.
-  hits = jax.lax.map(of_head, heads)
-  return jax.lax.with_sharding_constraint(hits, out_sharding)
+  sums = jax.lax.map(of_head, heads)
+  return jax.lax.with_sharding_constraint(sums, out_sharding)

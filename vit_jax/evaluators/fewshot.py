@@ -111,6 +111,7 @@ class Evaluator:
       are, for every seed and class, the images that come next in the
       permutation after the largest number of shots. The choice thus sees more
       labels than k, but none of the test images.
+    `num_examples`: the number of test images behind these numbers.
     `num_skipped` (with on_error='skip'): images that could not be read.
 
     Raises:

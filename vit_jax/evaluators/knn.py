@@ -91,6 +91,7 @@ class Evaluator:
       exp(similarity / temperature) over the k most similar training images. Of
       equally similar images the earlier counts as nearer, of equal sums the
       lower class wins.
+    `num_examples`: the number of test images behind these numbers.
     `num_skipped` (with on_error='skip'): images that could not be read.
 
     Raises:

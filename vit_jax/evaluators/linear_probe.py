@@ -129,11 +129,13 @@ class Evaluator:
     """Returns what the classifier of all training images achieves.
 
     `top1`, `top5`: fraction of the test images whose class is found, or is
-      among the best five (with 6 classes or more). NaN if SGD diverged.
+      among the best five (with 6 classes or more).
+    `loss`: their mean cross-entropy in nats. All are NaN if SGD diverged.
     `l2`, `learning_rate`: the one that was chosen, if there was a choice. It
-      has the best top-1 on held-out training images; of equals the largest l2
-      and the smallest rate. As CLIP does, l2 is tried at 1e-6, 1e-4, ... 1e6,
-      then around the best in ever smaller steps down to 1/8 of a decade.
+      has the best top-1 on held-out training images, and of equals the lowest
+      loss there. As CLIP does, l2 is tried at 1e-6, 1e-4, ... 1e6, then around
+      the best in ever smaller steps down to 1/8 of a decade.
+    `num_examples`: the number of test images behind these numbers.
     `num_skipped` (with on_error='skip'): images that could not be read.
 
     Raises:
@@ -144,8 +146,8 @@ class Evaluator:
     train, test, num_classes, facts = self._splits.extract(params)
     task = _Task(train, num_classes, self._held_out, self._seed, self._mesh)
     heads, chosen = self._solve(task)
-    top = _logistic.accuracies(heads, test, self._mesh)
-    return {key: float(x[0]) for key, x in top.items()} | chosen | facts
+    scores = _logistic.scores(heads, test, self._mesh)
+    return {key: float(x[0]) for key, x in scores.items()} | chosen | facts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,20 +194,17 @@ def _with_lbfgs(
     return fit(task.train, l2), {}
   part, held_out = task.split()
 
-  def score(l2: float) -> float:
-    return _logistic.accuracies(fit(part, l2), held_out, task.mesh)['top1'][0]
+  def score(l2: float) -> tuple[float, float]:
+    return _ranks(fit(part, l2), held_out, task.mesh)[0]
 
   l2 = _search(score)
   return fit(task.train, l2), {'l2': l2}
 
 
-def _search(score: Callable[[float], float]) -> float:
-  """Returns the best power of ten that CLIP's search meets."""
-  scores: dict[int, float] = {}
+def _search(score: Callable[[float], Any]) -> float:
+  """Returns the power of ten with the highest score that CLIP's search meets."""
+  scores: dict[int, Any] = {}
   limit = _DECADES * _STEPS_PER_DECADE
-
-  def best() -> int:
-    return max(scores, key=lambda exponent: (scores[exponent], exponent))
 
   step = 2 * _STEPS_PER_DECADE
   exponents = range(-limit, limit + 1, step)
@@ -213,9 +212,10 @@ def _search(score: Callable[[float], float]) -> float:
     for exponent in exponents:
       if exponent not in scores and abs(exponent) <= limit:
         scores[exponent] = score(10 ** (exponent / _STEPS_PER_DECADE))
+    best = max(scores, key=scores.get)
     step //= 2
-    exponents = (best() - step, best() + step)
-  return 10 ** (best() / _STEPS_PER_DECADE)
+    exponents = (best - step, best + step)
+  return 10 ** (best / _STEPS_PER_DECADE)
 
 
 def _with_sgd(
@@ -244,6 +244,15 @@ def _with_sgd(
   if len(rates) == 1:
     return fit(task.train, rates), {}
   part, held_out = task.split()
-  top1_R = _logistic.accuracies(fit(part, rates), held_out, task.mesh)['top1']
-  rate = float(rates[np.nan_to_num(top1_R, nan=-1).argmax()])
+  ranks = _ranks(fit(part, rates), held_out, task.mesh)
+  rate = float(rates[ranks.index(max(ranks))])
   return fit(task.train, [rate]), {'learning_rate': rate}
+
+
+def _ranks(
+  heads: _logistic.Heads, held_out: _features.Features, mesh
+) -> list[tuple[float, float]]:
+  """Returns what each head is compared by; one that diverged comes last."""
+  scores = _logistic.scores(heads, held_out, mesh)
+  pairs = zip(scores['top1'], -scores['loss'], strict=True)
+  return [(-1.0, 0.0) if np.isnan(pair).any() else pair for pair in pairs]

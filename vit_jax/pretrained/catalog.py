@@ -67,9 +67,10 @@ def load(
   path = pathlib.Path(text).expanduser()
   if not path.exists():
     path = download.folder(weights_dir) / text
-  if path.exists() or ('://' in text and run_weights.is_run(text)):
-    place = path if path.exists() else text
-    return _read(place, model=model, on_log=on_log, **options)
+  if path.exists():
+    return _read(path, model=model, on_log=on_log, **options)
+  if '://' in text and not pathlib.PurePath(text).suffix:  # A run far away.
+    return _read(text, model=model, on_log=on_log, **options)
   if text in PUBLISHED:
     return _load_published(text, model, weights_dir, on_log, options)
   if '://' in text:
@@ -114,13 +115,13 @@ def save(
 
 def _read(path: str | os.PathLike, **options) -> Weights:
   """Reads what is there, in whatever format it is."""
-  path_, read = pathlib.Path(path), torch_files.read
-  if run_weights.is_run(path):
-    read = run_weights.read
-  elif path_.suffix == '.npz':
+  suffix, read = pathlib.PurePath(path).suffix, torch_files.read
+  if suffix == '.npz':
     read = google_npz.read
-  elif path_.suffix == '.safetensors' and our_files.is_ours(path):
+  elif suffix == '.safetensors' and our_files.is_ours(path):
     read = our_files.read
+  elif '://' in os.fspath(path) or run_weights.is_run(path):
+    read = run_weights.read
   takes = inspect.signature(read).parameters
   on_log = options.pop('on_log')
   if 'on_log' in takes:

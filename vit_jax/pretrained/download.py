@@ -17,6 +17,7 @@ from vit_jax.errors import UserError
 from vit_jax.pretrained import files
 
 FOLDER_VARIABLE = 'VIT_JAX_WEIGHTS'
+_STORAGE = 'https://storage.googleapis.com/'
 _TIMEOUT_SECONDS = 30
 _CHUNK_BYTES = 1 << 20
 
@@ -30,18 +31,22 @@ class Remote:
       for a file on the Hugging Face hub.
     checksum: `sha256:...` or `md5:...` in hexadecimal, or as much of its start
       as was published; None if nothing was.
+    name: of the local file, below the folder of weights; None for the usual.
   """
 
   url: str
   checksum: str | None = None
+  name: str | None = None
 
   @property
   def file_name(self) -> str:
     """Under which the file is kept.
 
-    The last part of the address. On the hub, where most are called
-    'model.safetensors', the repository's name with that suffix.
+    If no other is given, the last part of the address. On the hub, where most
+    are called 'model.safetensors', the repository's name with that suffix.
     """
+    if self.name is not None:
+      return self.name
     last = self.url.rstrip('/').rpartition('/')[2]
     if self.url.startswith('hf://') and last.startswith('model.'):
       _, repository, *_ = self.url.removeprefix('hf://').split('/')
@@ -182,7 +187,7 @@ def _address(url: str) -> str:
     owner, repository, path = url.removeprefix('hf://').split('/', 2)
     return f'{_hub()}/{owner}/{repository}/resolve/main/{path}'
   if url.startswith('gs://'):
-    return url.replace('gs://', 'https://storage.googleapis.com/', 1)
+    return url.replace('gs://', _STORAGE, 1)
   return url
 
 

@@ -27,4 +27,5 @@ def writing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
   except OSError as e:
     raise UserError(f'cannot write {path}: {e.strerror or e}') from e
   finally:
-    part.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # It is there only if something failed.
+      part.unlink()

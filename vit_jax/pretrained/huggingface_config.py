@@ -34,7 +34,8 @@ DEFAULTS = {
   'dinov2_with_registers': dict(activation='gelu', norm_epsilon=1e-6),
   'siglip_vision_model': dict(activation='gelu_tanh', norm_epsilon=1e-6),
 }
-_METHODS = ('nearest', 'lanczos', 'bilinear', 'bicubic', 'box', 'hamming')
+# Pillow's numbers of its methods.
+_METHODS = ('nearest', 'lanczos', 'bilinear', 'bicubic', 'area', None)
 
 
 def read(
@@ -284,10 +285,12 @@ def _evaluation(config: Mapping[str, Any]) -> Evaluation:
     # Before transformers 4.26: both sides, or the shorter if there is a crop.
     both = not config.get('do_center_crop')
     size = dict(height=size, width=size) if both else dict(shortest_edge=size)
-  if config.get('do_resize', True) and size and 'longest_edge' not in size:
-    side = size.get('shortest_edge')
-    fields['resize'] = side or (size['height'], size['width'])
-    fields['method'] = _METHODS[config.get('resample', 2)]
+  method = _METHODS[config.get('resample', 2)]
+  if method and size and config.get('do_resize', True):
+    if 'longest_edge' not in size:
+      side = size.get('shortest_edge')
+      fields['resize'] = side or (size['height'], size['width'])
+      fields['method'] = method
   if config.get('do_center_crop') and config.get('crop_size'):
     crop = config['crop_size']
     crop = (crop, crop) if isinstance(crop, int) else crop

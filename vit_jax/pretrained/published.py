@@ -63,8 +63,11 @@ def _cropped(small: int, crop: int) -> dict[str, str]:
 
 
 def _google(path, variant, num_classes, size, mirror='') -> Published:
+  # Files of other folders share their names: they keep the folder.
+  name = None if path.startswith('augreg/') else f'{path}.npz'
+  remote = Remote(f'{_GOOGLE}/vit_models/{path}.npz', name=name)
   return Published(
-    remotes=(Remote(f'{_GOOGLE}/vit_models/{path}.npz'), *_mirror(mirror)),
+    remotes=(remote, *_mirror(mirror)),
     model=_model(variant, num_classes, _TANH),
     preprocess=_squeezed(size),
     resize='google',

@@ -82,9 +82,12 @@ def write_class_names(
 def _find(path: str | os.PathLike) -> tuple[epath.Path, int | None] | None:
   """Returns the folder of checkpoints and the step that the path names."""
   path = checkpoint_format.absolute(path)
-  for directory in (path / 'checkpoints', path):
-    if checkpoint_format.steps(directory):
-      return directory, None
+  try:
+    for directory in (path / 'checkpoints', path):
+      if checkpoint_format.steps(directory):
+        return directory, None
+  except ImportError as e:  # The client of a cloud is missing.
+    raise UserError(f'cannot look into {path}: {e}') from e
   if path.name.isdecimal():
     if int(path.name) in checkpoint_format.steps(path.parent):
       return path.parent, int(path.name)
@@ -92,8 +95,9 @@ def _find(path: str | os.PathLike) -> tuple[epath.Path, int | None] | None:
 
 
 def _kept_average(directory: epath.Path, step: int | None) -> bool:
-  steps = checkpoint_format.steps(directory) if step is None else [step]
-  for candidate in steps:
+  for candidate in checkpoint_format.steps(directory):
+    if step not in (None, candidate):
+      continue
     try:
       leaves = checkpoint_format.read_meta(directory, candidate)['leaves']
     except checkpoint_format.DamagedError:

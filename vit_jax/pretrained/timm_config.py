@@ -36,13 +36,18 @@ _ARCHITECTURES: tuple[tuple[str, dict[str, Any]], ...] = (
     r'|so400m_patch16_siglip.*|giantopt_patch16_siglip.*)',
     dict(activation='gelu_tanh'),
   ),
+  # Where heads do not have 64 channels.
   (r'vit_base_patch16_gap_224', dict(num_heads=16)),
+  (r'test_vit2?', dict(num_heads=2)),
+  (r'test_vit[34]', dict(num_heads=3)),
 )
+# Models with blocks that are not ours, though some have the same names, and
+# arguments that make such models.
 _OTHER_BLOCKS = (
   (r'.*_rpn_.*', 'norms after attention and MLP'),
   (r'.*_xp_.*|.*(pwee|pd?little|dpwee|dwee|dlittle).*', 'parallel blocks'),
 )
-_PREFIXED_ARGUMENTS = (
+_OTHER_ARGUMENTS = (
   'block_fn',
   'mlp_layer',
   'attn_layer',
@@ -193,7 +198,7 @@ def _check_supported(name: str, arguments: Mapping[str, Any]) -> None:
   for pattern, what in _OTHER_BLOCKS:
     if re.fullmatch(pattern, name):
       raise UserError(f'{name} has {what}, which models/vit.py does not have')
-  unknown = [k for k in _PREFIXED_ARGUMENTS if arguments.get(k)]
+  unknown = [k for k in _OTHER_ARGUMENTS if arguments.get(k)]
   if unknown:
     raise UserError(
       f'{name}: models/vit.py has nothing like the model_args {unknown}'
@@ -229,27 +234,30 @@ def _evaluation(config: Mapping[str, Any]) -> Evaluation:
   large = tuple(math.floor(side / share) for side in crop)
   if mode == 'center' and crop[0] != crop[1]:
     return Evaluation(**fields)  # timm fits the sides, no op of ours does.
+  method = torch_config.METHODS.get(config.get('interpolation', 'bicubic'))
+  if method is None:
+    return Evaluation(**fields)
   return Evaluation(
     resize=large[0] if mode == 'center' else large,
     crop=crop,
-    method=config.get('interpolation', 'bicubic'),
+    method=method,
     **fields,
   )
 
 
 def _pretrained_cfg(preprocess, channels, image_size) -> dict[str, Any]:
   evaluation = torch_config.from_ops(preprocess)
-  crop, resize = evaluation.crop, evaluation.resize
-  squash = not isinstance(resize, int)
-  large = image_size if resize is None else resize
-  large = (large, large) if isinstance(large, int) else large
-  crop = crop or large
-  config = dict(
-    input_size=[channels, *image_size],
-    interpolation=evaluation.method,
-    crop_pct=_share(crop[0], large[0]),
-    crop_mode='squash' if squash else 'center',
-  )
+  config = dict(input_size=[channels, *image_size])
+  if 'ops' in preprocess:
+    resize = evaluation.resize or image_size
+    large = (resize, resize) if isinstance(resize, int) else resize
+    crop = evaluation.crop or large
+    methods = {ours: name for name, ours in torch_config.METHODS.items()}
+    config |= dict(
+      interpolation=methods[evaluation.method],
+      crop_pct=_share(crop[0], large[0]),
+      crop_mode='center' if isinstance(resize, int) else 'squash',
+    )
   for key in ('mean', 'std'):
     value = getattr(evaluation, key)
     if value is not None:

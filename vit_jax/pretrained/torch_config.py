@@ -14,6 +14,15 @@ from vit_jax.data import device_ops
 from vit_jax.data.ops import language
 from vit_jax.errors import UserError
 
+# Of resizing, by Pillow's names, which both sides write.
+METHODS = {
+  'nearest': 'nearest',
+  'box': 'area',
+  'bilinear': 'bilinear',
+  'bicubic': 'bicubic',
+  'lanczos': 'lanczos',
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
@@ -69,6 +78,8 @@ def to_ops(evaluation: Evaluation) -> dict[str, str]:
 def from_ops(preprocess: Mapping[str, Any]) -> Evaluation:
   """Returns what ops say as numbers: the inverse of `to_ops`.
 
+  Whether resizing antialiases is left out: timm and Hugging Face always do.
+
   Raises:
     UserError: ops that are not a resize, a central crop and a normalize, and
       that these config files cannot express.
@@ -78,10 +89,10 @@ def from_ops(preprocess: Mapping[str, Any]) -> Evaluation:
     arguments = {**dict(enumerate(segment.args)), **segment.kwargs}
     size = arguments.pop(0, arguments.pop('size', None))
     method = arguments.pop('method', 'bilinear')
-    antialias = arguments.pop('antialias', True)
-    if segment.name in ('decode', 'keep') or segment.name == 'onehot':
+    arguments.pop('antialias', None)
+    if segment.name in ('decode', 'onehot'):
       continue
-    if arguments or not antialias or size is None:
+    if arguments or size is None:
       raise _inexpressible(segment)
     if segment.name == 'resize_small' and not fields:
       fields = dict(resize=size, method=method)

@@ -1,7 +1,9 @@
 """Which dialect the names of a torch state dict are in."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Mapping
+
+import numpy as np
 
 from vit_jax.errors import UserError
 from vit_jax.pretrained.torch_names import (
@@ -34,17 +36,18 @@ _UNSUPPORTED = (
   ),
   (r'.*\.?rope\..*', 'rotary positions'),
   (r'(.*\.)?layers\.\d+\.blocks\..*', 'windows (Swin)'),
+  (r'(.*\.)?patch_embed\.backbone\..*', 'a convolutional stem (hybrid)'),
 )
 
 
-def detect(names: Iterable[str]) -> tuple[Dialect, str]:
+def detect(arrays: Mapping[str, np.ndarray]) -> tuple[Dialect, str]:
   """Returns the dialect that a state dict is in, and the prefix of its names.
 
   Raises:
     UserError: the names are of no known dialect, of a model that our ViT is
       not, or of two models at once.
   """
-  names = list(names)
+  names = list(arrays)
   for pattern, what in _UNSUPPORTED:
     seen = [name for name in names if re.fullmatch(pattern, name)]
     if seen:
@@ -52,6 +55,7 @@ def detect(names: Iterable[str]) -> tuple[Dialect, str]:
         f'these weights are of a model with {what}, which models/vit.py does '
         f'not have: {", ".join(seen[:3])}'
       )
+  _check_mlp(arrays)
   for dialect in (HUGGINGFACE_SIGLIP, HUGGINGFACE_VIT, TIMM):
     found = [
       name for name in names if f'.{name}'.endswith(f'.{dialect.anchor}')
@@ -89,3 +93,15 @@ def _refine(dialect: Dialect, names: list[str]) -> Dialect:
   ):
     return DINOV2
   return dialect
+
+
+def _check_mlp(arrays) -> None:
+  """Raises UserError for timm's packed SwiGLU, which has the plain names."""
+  for name, array in arrays.items():
+    if name.endswith('blocks.0.mlp.fc1.weight'):
+      down = arrays.get(name.replace('fc1', 'fc2'))
+      if down is not None and down.shape[-1] * 2 == len(array):
+        raise UserError(
+          'these weights are of a model with a gated MLP (SwiGLU: DINOv2'
+          f' giant), which models/vit.py does not have: {name} {array.shape}'
+        )

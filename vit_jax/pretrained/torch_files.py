@@ -34,6 +34,15 @@ from vit_jax.pretrained.weights import Weights
 
 FORMATS = ('timm', 'huggingface')
 _IMAGENET = {'device_ops': "normalize('imagenet')"}
+# How each code base resizes positions: keys of `resample.METHODS`.
+_RESIZE = {
+  'timm': 'timm',
+  'deit3': 'torch',
+  'dinov2': 'dino',
+  'huggingface_vit': 'torch',
+  'huggingface_dinov2': 'torch',
+  'huggingface_siglip': 'torch',
+}
 
 
 def read(
@@ -86,12 +95,14 @@ def read(
   return Weights(
     params=trees.unflatten(named),
     model=section,
-    preprocess=facts.preprocess | _image_size(named),
-    class_names=facts.class_names,
+    preprocess=facts.preprocess
+    | dict(image_size=_image_size(named) or facts.image_size),
+    class_names=facts.class_names if 'head/kernel' in named else None,
     source=dict(
       format=FORMATS[dialect.name.startswith('huggingface')],
       dialect=dialect.name,
       path=os.fspath(path),
+      resize=_RESIZE[dialect.name],
       unused=unused,
       aside=converted.aside,
     ),
@@ -105,7 +116,8 @@ def write(
 
   A folder is what `timm.create_model('local-dir:<folder>', pretrained=True)`
   and `transformers.AutoModelForImageClassification.from_pretrained(<folder>)`
-  take (`AutoModel` if there is no head).
+  take (`AutoModel` if there is no head). Preprocessing goes with them where it
+  is known, but for antialiasing, which both always do.
 
   Args:
     weights: of a ViT.
@@ -130,8 +142,7 @@ def write(
       weights.preprocess.get('image_size'),
       named['patch_embedding/kernel'],
     )
-  image_size = _image_size(named)['image_size']
-  image_size = image_size or weights.preprocess.get('image_size')
+  image_size = _image_size(named) or weights.preprocess.get('image_size')
   if image_size is None:
     raise UserError(
       "nothing tells the size of images: set preprocess['image_size']"
@@ -170,11 +181,12 @@ def _huggingface(weights, module, named, image_size):
       channels=channels,
       image_size=image_size,
       class_names=weights.class_names,
-    ),
-    preprocessor_config=huggingface_config.write_preprocessor(
-      weights.preprocess, channels, image_size
-    ),
+    )
   )
+  if {'ops', 'device_ops'} <= weights.preprocess.keys():
+    configs['preprocessor_config'] = huggingface_config.write_preprocessor(
+      weights.preprocess, channels, image_size
+    )
   prefix = huggingface_config.prefix(kind, bool(module.num_classes))
   outside = (f'{dialect.head}.weight', f'{dialect.head}.bias')
   theirs = {k if k in outside else prefix + k: v for k, v in theirs.items()}
@@ -274,10 +286,10 @@ def _section(converted, facts, model, path):
   return named, section
 
 
-def _image_size(named) -> dict[str, tuple[int, int] | None]:
-  """Returns 'image_size', (height, width) that the position table is for."""
+def _image_size(named) -> tuple[int, int] | None:
+  """Returns (height, width) that the position table is for, if there is one."""
   table = named.get('position_embedding')
   if table is None:
-    return dict(image_size=None)
+    return None
   patch = named['patch_embedding/kernel'].shape
-  return dict(image_size=(table.shape[0] * patch[0], table.shape[1] * patch[1]))
+  return table.shape[0] * patch[0], table.shape[1] * patch[1]

@@ -1,0 +1,230 @@
+"""One line to load anything, and one to save it."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+
+from vit_jax import trees
+from vit_jax.data import device_ops
+from vit_jax.data.ops import language
+from vit_jax.errors import UserError
+from vit_jax.models import vit
+from vit_jax.pretrained import (
+  augreg,
+  catalog,
+  download,
+  google_npz,
+  our_files,
+  published,
+  resample,
+  torch_files,
+)
+
+NAME = 'mu_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0'
+
+
+def assert_same(found, expected):
+  found, expected = trees.flatten(found.params), trees.flatten(expected.params)
+  assert set(found) == set(expected)
+  for name in expected:
+    np.testing.assert_array_equal(found[name], expected[name])
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch, tmp_path):
+  def refuse(url, part):
+    raise download._FailedError('no network')
+
+  monkeypatch.setattr(download, '_download', refuse)
+  monkeypatch.setenv(download.FOLDER_VARIABLE, str(tmp_path / 'weights'))
+
+
+@pytest.fixture
+def shelf(tmp_path):
+  """Returns the folder of weights."""
+  (tmp_path / 'weights').mkdir()
+  return tmp_path / 'weights'
+
+
+@pytest.mark.parametrize('format', ['vit_jax', 'google_npz', 'big_vision_npz'])
+def test_what_is_saved_can_be_loaded(format, make_weights, tmp_path):
+  weights = make_weights(pooling='mean')
+  path = tmp_path / ('x.npz' if 'npz' in format else 'x.safetensors')
+  catalog.save(weights, path, format=format)
+  found = catalog.load(path)
+  assert_same(found, weights)
+  assert found.source.get('dialect', {}).get('prefix', '') == (
+    'params/' if format == 'big_vision_npz' else ''
+  )
+
+
+@pytest.mark.parametrize('format', ['timm', 'huggingface'])
+def test_formats_of_torch_are_folders(format, make_weights, tmp_path):
+  weights = make_weights(activation='gelu', layer_scale=None)
+  catalog.save(weights, tmp_path / 'x', format=format)
+  found = catalog.load(tmp_path / 'x')
+  assert_same(found, weights)
+  assert found.source['format'] == format
+
+
+def test_the_suffix_says_the_format(make_weights, google_file, tmp_path):
+  weights = make_weights()
+  catalog.save(weights, tmp_path / 'x.safetensors')
+  assert our_files.is_ours(tmp_path / 'x.safetensors')
+  # What was read from .npz goes back in its own dialect.
+  np.savez(tmp_path / 'in.npz', **google_file(prefix='opt/target/'))
+  catalog.save(catalog.load(tmp_path / 'in.npz'), tmp_path / 'out.npz')
+  with np.load(tmp_path / 'out.npz') as file:
+    assert 'opt/target/cls' in file.files
+  for path, format in (('x', None), ('x.npz', 'numpy'), ('x.bin', None)):
+    with pytest.raises(UserError, match='vit_jax, google_npz'):
+      catalog.save(weights, tmp_path / path, format=format)
+
+
+def test_names_are_found_in_the_folder_of_weights(make_weights, shelf):
+  weights = make_weights()
+  google_npz.write(weights, shelf / 'mine.npz')
+  assert_same(catalog.load('mine.npz'), weights)
+  google_npz.write(weights, shelf / f'{NAME}.npz')
+  assert_same(catalog.load(NAME), weights)
+  assert_same(catalog.load(f'gs://bucket/folder/{NAME}.npz'), weights)
+
+
+def test_a_path_comes_before_the_folder(make_weights, shelf, tmp_path):
+  google_npz.write(make_weights(num_classes=3), shelf / 'x.npz')
+  google_npz.write(make_weights(num_classes=4), tmp_path / 'x.npz')
+  assert catalog.load(tmp_path / 'x.npz').model['num_classes'] == 4
+  assert catalog.load('x.npz').model['num_classes'] == 3
+  assert catalog.load('x.npz', weights_dir=tmp_path).model['num_classes'] == 4
+
+
+@pytest.fixture
+def tiny(monkeypatch, make_weights, shelf):
+  """Publishes a tiny model, whose mirror lies in the folder of weights."""
+  weights = make_weights(width=32, depth=1, mlp_dim=128, num_heads=2)
+  torch_files.write(weights, shelf / 'mirror.safetensors', format='timm')
+  entry = published.Published(
+    remotes=(
+      download.Remote('http://127.0.0.1:9/mu.npz'),
+      download.Remote('hf://timm/mirror/model.safetensors'),
+    ),
+    model=published._model('mu/8', 5, published._TANH),
+    preprocess=published._squeezed(32),
+    resize='google',
+  )
+  monkeypatch.setitem(catalog.PUBLISHED, 'tiny-mu/8', entry)
+  return weights
+
+
+def test_a_short_name_knows_what_the_file_does_not_tell(tiny):
+  found = catalog.load('tiny-mu/8')
+  assert_same(found, tiny)
+  assert found.model['activation'] == 'gelu_tanh'  # timm's would be 'gelu'.
+  assert found.preprocess == dict(
+    image_size=(32, 32),
+    ops='decode|resize(32, antialias=False)',
+    device_ops='normalize(-1, 1)',
+  )
+  assert found.source['resize'] == 'google'
+  assert found.source['name'] == 'tiny-mu/8'
+
+
+def test_the_user_wins_over_the_catalog(tiny):
+  found = catalog.load(
+    'tiny-mu/8', model=dict(activation='gelu', num_classes=None)
+  )
+  assert found.model['activation'] == 'gelu'
+  assert 'head' not in found.params
+
+
+def test_a_file_of_another_model_is_not_taken_for_it(tiny, make_weights, shelf):
+  google_npz.write(make_weights(num_classes=4), shelf / 'mu.npz')
+  with pytest.raises(UserError) as e:
+    catalog.load('tiny-mu/8')
+  assert 'mu.npz is not tiny-mu/8' in str(e.value)
+  assert 'num_classes=4, expected 5' in str(e.value)
+  assert "variant=None, expected 'mu/8'" in str(e.value)
+
+
+def test_offline_the_error_says_which_file_to_put_where(shelf):
+  with pytest.raises(UserError) as e:
+    catalog.load('augreg-B/16', on_log=lambda line: None)
+  file = 'B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0.npz'
+  assert (
+    f'put {file} (from https://storage.googleapis.com/vit_models/augreg/{file})'
+    ' or vit_base_patch16_224.augreg_in21k.safetensors (from'
+    ' https://huggingface.co/timm/vit_base_patch16_224.augreg_in21k/resolve/'
+    f'main/model.safetensors) into {shelf}'
+  ) in str(e.value)
+  with pytest.raises(UserError, match=f'put {NAME}.npz'):
+    catalog.load(NAME, on_log=lambda line: None)
+
+
+@pytest.mark.parametrize(
+  ('source', 'message'),
+  [
+    ('augreg-B16', 'did you mean augreg-B/16'),
+    ('dino-S/9', 'did you mean dino-S/'),
+    ('something', 'Names start with augreg, bv, '),
+    ('runs/absent/x.npz', 'there is no file or folder runs/absent/x.npz'),
+  ],
+)
+def test_what_cannot_be_found(source, message):
+  with pytest.raises(UserError, match=message):
+    catalog.load(source)
+
+
+def test_a_run_in_a_cloud_without_its_client_is_an_error_that_says_so():
+  pytest.importorskip('fsspec')
+  if importlib.util.find_spec('gcsfs') is not None:
+    pytest.skip('the client is installed')
+  with pytest.raises(UserError, match=r'gs://bucket/runs/x.*install gcsfs'):
+    catalog.load('gs://bucket/runs/x')
+
+
+def test_options_without_effect_are_refused(make_weights, tmp_path):
+  catalog.save(make_weights(), tmp_path / 'x.npz')
+  with pytest.raises(UserError, match='ema, step has no effect'):
+    catalog.load(tmp_path / 'x.npz', step=3, ema=True)
+  assert catalog.load(tmp_path / 'x.npz', step=None, grid=(4, 4))
+
+
+@pytest.mark.parametrize('name', published.PUBLISHED)
+def test_published_weights_are_described_completely(name):
+  entry = published.PUBLISHED[name]
+  section = dict(entry.model)
+  assert section.pop('name') == 'vit'
+  model = vit.Model(**section)
+  assert name.split('-')[1] == section['variant']
+  files = [remote.file_name for remote in entry.remotes]
+  assert len(set(files)) == len(files)
+  for remote in entry.remotes:
+    suffixes = ('.npz', '.pth', '.safetensors')
+    assert remote.file_name.endswith(suffixes)
+    scheme = remote.url.split('://')[0]
+    assert scheme in ('https', 'hf')
+  assert entry.resize in resample.METHODS
+  language.parse(entry.preprocess.get('ops', ''))
+  device_ops.parse(entry.preprocess.get('device_ops', ''))
+  assert {'activation', 'norm_epsilon'} <= set(entry.model)
+  assert model.pooling == section['pooling']
+
+
+def test_files_of_different_models_have_different_names():
+  seen = {}
+  for name, entry in published.PUBLISHED.items():
+    for remote in entry.remotes:
+      assert seen.setdefault(remote.file_name, name) == name
+  assert seen['imagenet21k/ViT-B_16.npz'] == 'vit-B/16'
+
+
+def test_augregs_names_follow_its_grammar():
+  found = 0
+  for name, entry in published.PUBLISHED.items():
+    if name.startswith('augreg'):
+      recipe = augreg.parse(entry.remotes[0].file_name)
+      assert recipe.variant == entry.model['variant']
+      assert (recipe.adapt_resolution == 384) == name.endswith('-384')
+      found += 1
+  assert found == 12

@@ -1,0 +1,174 @@
+"""What goes out as Google's .npz: any of our ViTs, read by us and by timm."""
+
+import dataclasses
+import zipfile
+
+import numpy as np
+import pytest
+
+from vit_jax import trees
+from vit_jax.errors import UserError
+from vit_jax.pretrained import google_npz
+
+DIALECTS = ('pre_linen', 'linen', 'big_vision')
+MODELS = {
+  'token': dict(pooling='token'),
+  'mean': dict(pooling='mean', representation_size=8),
+  'map': dict(pooling='map', num_classes=None),
+  'dense': dict(pooling='none'),
+}
+
+
+def assert_same(found, expected):
+  found, expected = trees.flatten(found), trees.flatten(expected)
+  assert set(found) == set(expected)
+  for name in expected:
+    assert found[name].tobytes() == expected[name].tobytes(), name
+
+
+@pytest.mark.parametrize('dialect', DIALECTS)
+@pytest.mark.parametrize('model', MODELS)
+def test_a_model_comes_back_as_it_was(model, dialect, make_weights, tmp_path):
+  weights = make_weights(**MODELS[model])
+  google_npz.write(weights, tmp_path / 'x.npz', dialect=dialect)
+  found = google_npz.read(tmp_path / 'x.npz')
+  assert_same(found.params, weights.params)
+  assert found.model | weights.model == found.model
+
+
+def test_what_readers_would_guess_wrong_is_in_the_comment(
+  make_weights, tmp_path
+):
+  weights = make_weights(
+    image_shape=(16, 64, 1),
+    pooling='none',
+    activation='gelu',
+    norm_epsilon=1e-5,
+    preprocess=dict(
+      image_size=(16, 64), ops='decode(1)', device_ops="normalize('clip')"
+    ),
+  )
+  weights = dataclasses.replace(weights, class_names=['a', 'ü', 'c', 'd', 'e'])
+  path = tmp_path / 'x.npz'
+  google_npz.write(weights, path)
+  found = google_npz.read(path)
+  assert found.model | weights.model == found.model
+  assert found.preprocess == weights.preprocess
+  assert found.class_names == weights.class_names
+  assert_same(found.params, weights.params)
+  with np.load(path) as file:  # No other reader sees it.
+    assert all(file[name].dtype == np.float32 for name in file.files)
+
+
+def test_there_is_no_comment_where_readers_guess_right(make_weights, tmp_path):
+  weights = make_weights(activation='gelu_tanh')
+  google_npz.write(weights, tmp_path / 'x.npz')
+  weights = google_npz.read(tmp_path / 'x.npz')
+  google_npz.write(weights, tmp_path / 'y.npz')
+  with zipfile.ZipFile(tmp_path / 'y.npz') as archive:
+    assert archive.comment == b''
+
+
+def test_class_names_that_are_too_many_are_left_out(make_weights, tmp_path):
+  weights = make_weights(activation='gelu')
+  weights = dataclasses.replace(weights, class_names=['x' * 20_000] * 5)
+  google_npz.write(weights, tmp_path / 'x.npz')
+  found = google_npz.read(tmp_path / 'x.npz')
+  assert found.class_names is None
+  assert found.model['activation'] == 'gelu'
+
+
+def test_parameters_without_a_name_are_refused(make_weights, tmp_path):
+  weights = make_weights(num_registers=2, layer_scale=0.1)
+  with pytest.raises(UserError) as e:
+    google_npz.write(weights, tmp_path / 'x.npz')
+  for name in ('registers', 'block_00/scale_mlp', 'block_02/scale_attention'):
+    assert name in str(e.value)
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_a_class_token_that_was_trained_gets_a_row_of_zeros(
+  google_file, tmp_path
+):
+  path = tmp_path / 'x.npz'
+  np.savez(path, **google_file())
+  weights = google_npz.read(path)
+  weights.params['class_token'] = weights.params['class_token'] + 1
+  google_npz.write(weights, path)
+  with np.load(path) as file:
+    np.testing.assert_array_equal(file['cls'], weights.params['class_token'])
+    row = file['Transformer/posembed_input/pos_embedding'][:, :1]
+  np.testing.assert_array_equal(row, np.zeros_like(row))
+  assert_same(google_npz.read(path).params, weights.params)
+
+
+@pytest.mark.parametrize('position', ['sincos2d', 'sincos2d_moco', 'none'])
+@pytest.mark.parametrize('dialect', ['pre_linen', 'big_vision'])
+def test_a_fixed_position_table_is_written_out_if_need_be(
+  position, dialect, make_weights, outputs, tmp_path
+):
+  weights = make_weights(pooling='token', position=position)
+  google_npz.write(weights, tmp_path / 'x.npz', dialect=dialect)
+  found = google_npz.read(tmp_path / 'x.npz')
+  native = position == 'sincos2d' and dialect == 'big_vision'
+  assert ('position_embedding' in found.params) != native
+  image = np.random.default_rng(0).normal(size=(2, 32, 32, 3))
+  image = image.astype(np.float32)
+  np.testing.assert_array_equal(
+    outputs(found, image)['logits'], outputs(weights, image)['logits']
+  )
+
+
+def test_a_table_for_images_of_unknown_size_cannot_be_written(
+  make_weights, tmp_path
+):
+  weights = make_weights(position='sincos2d', preprocess={'ops': 'decode'})
+  with pytest.raises(UserError, match='image_size'):
+    google_npz.write(weights, tmp_path / 'x.npz')
+
+
+def test_what_was_read_in_one_dialect_can_be_written_in_another(
+  google_file, outputs, tmp_path
+):
+  np.savez(tmp_path / 'old.npz', **google_file())
+  old = google_npz.read(tmp_path / 'old.npz')
+  google_npz.write(old, tmp_path / 'new.npz', dialect='big_vision')
+  new = google_npz.read(tmp_path / 'new.npz')
+  assert_same(new.params, old.params)
+  with np.load(tmp_path / 'new.npz') as file:
+    assert file['params/pos_embedding'].shape == (1, 16, 24)
+  with pytest.raises(UserError, match='pre_linen, linen, big_vision'):
+    google_npz.write(old, tmp_path / 'new.npz', dialect='torch')
+
+
+@pytest.mark.parametrize('dialect', ['pre_linen', 'big_vision'])
+@pytest.mark.parametrize('pooling', ['token', 'mean', 'map'])
+def test_timm_reads_what_we_write_and_computes_the_same(
+  pooling, dialect, timm, make_weights, outputs, tmp_path
+):
+  import torch
+  from timm.models.vision_transformer import VisionTransformer
+
+  weights = make_weights(pooling=pooling, activation='gelu')
+  google_npz.write(weights, tmp_path / 'x.npz', dialect=dialect)
+  model = VisionTransformer(
+    img_size=32,
+    patch_size=8,
+    embed_dim=24,
+    depth=3,
+    num_heads=3,
+    mlp_ratio=40 / 24,
+    num_classes=5,
+    class_token=pooling == 'token',
+    # big_vision adds positions before the class token is there.
+    no_embed_class=dialect == 'big_vision',
+    global_pool={'mean': 'avg'}.get(pooling, pooling),
+    fc_norm=False,
+  ).eval()
+  model.load_pretrained(str(tmp_path / 'x.npz'))
+  image = np.random.default_rng(0).normal(size=(2, 32, 32, 3))
+  image = image.astype(np.float32)
+  with torch.no_grad():
+    theirs = model(torch.from_numpy(image).permute(0, 3, 1, 2)).numpy()
+  ours = outputs(weights, image)['logits']
+  np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-6)

@@ -1,0 +1,106 @@
+"""Weights out of training runs."""
+
+import jax
+import numpy as np
+import pytest
+
+from vit_jax import checkpoint, trees
+from vit_jax.errors import UserError
+from vit_jax.pretrained import blocks, run_weights
+
+
+@pytest.fixture
+def run(make_weights, tmp_path):
+  """Returns a workdir with checkpoints of steps 1 and 2, and its weights."""
+  weights = make_weights(pooling='mean')
+  stacked = trees.unflatten(blocks.stack(trees.flatten(weights.params)))
+  config = dict(
+    model=weights.model | dict(scan=True, remat='full', attention='xla'),
+    input=dict(device_ops='normalize(-1, 1)', ops='random_crop(32)'),
+    evals=dict(
+      few=dict(name='fewshot'),
+      val=dict(ops='decode|resize(32)'),
+      b=dict(ops=''),
+    ),
+  )
+  checkpointer = checkpoint.Checkpointer(tmp_path / 'checkpoints')
+  for step in (1, 2):
+    params = jax.tree.map(lambda x, s=step: jax.numpy.asarray(x + s), stacked)
+    average = jax.tree.map(lambda x: x - 100, params)
+    state = dict(params=params, ema_params=average)
+    checkpointer.save(step, state, config=config, wait=True)
+  checkpointer.close()
+  return tmp_path, weights
+
+
+def first(weights):
+  return weights.params['head']['bias'][0]
+
+
+def test_a_run_is_read_with_blocks_apart_and_its_preprocessing(run):
+  workdir, weights = run
+  found = run_weights.read(workdir, ema=False)
+  before, after = trees.flatten(weights.params), trees.flatten(found.params)
+  assert set(before) == set(after)
+  for name, array in before.items():
+    np.testing.assert_array_equal(after[name], array + np.float32(2))
+  assert found.model == weights.model
+  assert found.preprocess == dict(
+    image_size=(32, 32), ops='decode|resize(32)', device_ops='normalize(-1, 1)'
+  )
+  assert found.source['step'] == 2
+  assert found.class_names is None
+
+
+def test_the_average_is_what_is_read_if_there_is_one(run):
+  workdir, weights = run
+  assert (
+    first(run_weights.read(workdir)) == first(weights) + np.float32(2) - 100
+  )
+  assert first(run_weights.read(workdir, ema=False)) > 0
+
+
+def test_a_run_without_an_average(make_weights, tmp_path):
+  weights = make_weights()
+  checkpointer = checkpoint.Checkpointer(tmp_path / 'checkpoints')
+  config = dict(model=weights.model, input={})
+  state = dict(params=jax.tree.map(jax.numpy.asarray, weights.params))
+  checkpointer.save(1, state, config=config, wait=True)
+  checkpointer.close()
+  found = run_weights.read(tmp_path)
+  assert first(found) == first(weights)
+  assert 'ops' not in found.preprocess
+  with pytest.raises(UserError, match='kept no average'):
+    run_weights.read(tmp_path, ema=True)
+
+
+def test_one_checkpoint_can_be_named_in_several_ways(run):
+  workdir, weights = run
+  expected = first(weights) + np.float32(1) - 100
+  for path, step in (
+    (workdir, 1),
+    (workdir / 'checkpoints', 1),
+    (workdir / 'checkpoints' / '1', None),
+    (str(workdir / 'checkpoints' / '1') + '/', None),
+  ):
+    assert first(run_weights.read(path, step=step)) == expected, path
+  with pytest.raises(UserError, match='no checkpoint of step 3'):
+    run_weights.read(workdir, step=3)
+
+
+def test_what_is_a_run(run, tmp_path):
+  workdir, _ = run
+  assert run_weights.is_run(workdir)
+  assert run_weights.is_run(str(workdir / 'checkpoints' / '2'))
+  for path in (workdir / 'checkpoints' / '3', workdir / 'absent', '/', '.'):
+    assert not run_weights.is_run(path)
+  with pytest.raises(UserError, match='is not a run'):
+    run_weights.read(workdir / 'absent')
+
+
+def test_class_names_stay_with_the_run(run):
+  workdir, _ = run
+  run_weights.write_class_names(workdir, None)
+  assert run_weights.read(workdir).class_names is None
+  run_weights.write_class_names(workdir, ('cat', 'dög'))
+  assert run_weights.read(workdir).class_names == ['cat', 'dög']

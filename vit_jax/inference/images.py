@@ -1,0 +1,167 @@
+"""Images as users have them: found in folders, read, prepared by the host ops."""
+
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+from PIL import Image, ImageOps
+
+from vit_jax.data.ops import label as label_ops, language
+from vit_jax.data.ops.decode import decode
+from vit_jax.errors import UserError
+
+# In folders only these are taken for images; a file that is named is opened
+# whatever it is called.
+SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff')
+_MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}
+
+
+class Reader:
+  """Reads one image of any kind and puts it through the host ops."""
+
+  def __init__(self, ops: str, num_channels: int):
+    """Parses the ops.
+
+    Args:
+      ops: host ops as an evaluation has them. Those of `data/ops/label.py` are
+        left out: there are no labels.
+      num_channels: of the images that the model takes. Images that have 1, 3
+        or 4 become RGB or grey where the model takes that.
+
+    Raises:
+      UserError: ops that do not parse.
+    """
+    skipped = language.public_functions(label_ops)
+    segments = [s for s in language.segments(ops) if s.name not in skipped]
+    self._ops = language.parse('|'.join(s.text for s in segments))
+    # Also of a user's own decoder, such as my_project.ops.decode_dicom.
+    decoders = [s for s in segments if 'decode' in s.name.rpartition('.')[2]]
+    self._ops_decode = bool(decoders)
+    self._upright = any(s.kwargs.get('exif_orientation') for s in decoders)
+    self._num_channels = num_channels
+    channels = num_channels if num_channels in (1, 3) else None
+    self._decode = decode(channels)
+
+  def read(self, image: Any) -> np.ndarray:
+    """Returns `[H, W, C]` as the device ops take it.
+
+    Args:
+      image: a path, the bytes of a file, a PIL image, or an array `[H, W]` or
+        `[H, W, C]`, numpy's or what it can convert.
+
+    Raises:
+      UserError: it cannot be read, or has other channels than the model takes;
+        the message begins with the path, if there is one.
+    """
+    where = ''
+    if isinstance(image, str | os.PathLike):
+      where = f'{os.fspath(image)}: '
+    rng = np.random.default_rng(0)  # Ops of an evaluation have no use for it.
+    try:
+      example = {'image': self._content(image)}
+      # A decoder among the ops is given the bytes: it may be the user's own.
+      if isinstance(example['image'], np.ndarray) or not self._ops_decode:
+        example = self._decode(example, rng)
+      array = self._ops(example, rng)['image']
+      self._check(array)
+    except UserError as e:
+      raise UserError(f'{where}{e}') from e
+    except Exception as e:
+      e.add_note(f'{where}while the image was read')
+      raise
+    return array
+
+  def _content(self, image: Any) -> bytes | np.ndarray:
+    if isinstance(image, bytes | bytearray | memoryview):
+      return bytes(image)
+    if isinstance(image, str | os.PathLike):
+      try:
+        return epath.Path(image).expanduser().read_bytes()
+      except OSError as e:
+        raise UserError(f'cannot be read: {e.strerror or e}') from e
+    if isinstance(image, Image.Image):
+      return self._from_pillow(image)
+    array = np.asarray(image)
+    if array.ndim not in (2, 3) or array.dtype.kind not in 'uif':
+      raise UserError(
+        'an image is a path, the bytes of a file, a PIL image or an array'
+        f' [H, W, C] of numbers; got {type(image).__name__} of shape'
+        f' {array.shape}, {array.dtype}'
+      )
+    return array
+
+  def _from_pillow(self, image: Image.Image) -> np.ndarray:
+    if image.mode.startswith('I') or image.mode == 'F':
+      raise UserError(
+        f'a PIL image of mode {image.mode} has no known range: convert it to 8'
+        ' bits, or give the path of its file'
+      )
+    if self._upright:
+      image = ImageOps.exif_transpose(image)
+    array = np.asarray(image.convert(_MODES.get(self._num_channels, 'RGB')))
+    return array[:, :, None] if array.ndim == 2 else array
+
+  def _check(self, array: Any) -> None:
+    if not isinstance(array, np.ndarray) or array.ndim != 3:
+      raise UserError(
+        'the ops made no array [H, W, C] of it; ops for encoded images begin'
+        ' with decode'
+      )
+    if array.shape[2] != self._num_channels:
+      raise UserError(
+        f'it has {array.shape[2]} channels ({list(array.shape)}), and the model'
+        f' takes {self._num_channels}'
+      )
+
+
+def as_list(images: Any) -> tuple[Sequence[Any], bool]:
+  """Returns images as a sequence, and whether it was a single one.
+
+  A list or tuple is several, and so is an array of rank 4.
+  """
+  if isinstance(images, list | tuple):
+    return images, False
+  if getattr(images, 'ndim', 0) == 4:
+    return list(np.asarray(images)), False
+  return [images], True
+
+
+def find(paths: Iterable[str | os.PathLike]) -> list[str]:
+  """Returns the files that are meant: folders give all images below them.
+
+  Files keep the order in which they are given; those of a folder are sorted.
+  Hidden files and folders are left out, and links to folders not followed.
+
+  Raises:
+    UserError: a path that does not exist, or a folder without images; all of
+      them in one message.
+  """
+  found, problems = [], []
+  for path in map(os.fspath, paths):
+    path = os.path.expanduser(path)
+    if os.path.isdir(path):
+      inside = _below(path)
+      found += inside
+      if not inside:
+        problems.append(f'{path} holds no images (*{", *".join(SUFFIXES)})')
+    elif os.path.exists(path):
+      found.append(path)
+    else:
+      problems.append(f'there is no file or folder {path}')
+  if problems:
+    raise UserError('\n'.join(problems))
+  return found
+
+
+def _below(folder: str) -> list[str]:
+  found = []
+  for parent, folders, files in os.walk(folder):
+    folders[:] = sorted(f for f in folders if not f.startswith('.'))
+    found += [
+      os.path.join(parent, name)
+      for name in files
+      if name.lower().endswith(SUFFIXES) and not name.startswith('.')
+    ]
+  return sorted(found)
