@@ -22,6 +22,7 @@ LEVELS = [
   ['evaluators', 'checkpoint', 'train_state', 'reporting'],
   ['inference', 'visualize', 'train_step'],
   ['run'],
+  ['evaluation'],
   ['train'],
   ['main', 'aot', 'benchmark'],
 ]

@@ -208,7 +208,7 @@ def test_a_finished_run_says_so_and_evaluates_nothing_twice(
   results = train.train(tmp_path, **_config())
   before = _rows(tmp_path)
   monkeypatch.setattr(
-    train, '_evaluate', lambda *_: pytest.fail('evaluated again')
+    train.evaluation, 'evaluate', lambda *_: pytest.fail('evaluated again')
   )
   capsys.readouterr()
   assert train.train(tmp_path, **_config()) == pytest.approx(results)

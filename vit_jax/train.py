@@ -5,27 +5,28 @@ alone is the same loop with `total_steps=0`.
 """
 
 import contextlib
-import dataclasses
 import inspect
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from vit_jax import (
   checkpoint as checkpoint_lib,
+  evaluation,
   flops,
-  lookup,
   metric_writer,
   preemption,
   progress as progress_lib,
   reporting,
   run as run_lib,
   sharding as sharding_lib,
+  train_state,
 )
 from vit_jax.data import pipeline
-from vit_jax.errors import UserError
+from vit_jax.pretrained import initialize as initialize_lib, run_weights
 
 
 def train(
@@ -39,6 +40,7 @@ def train(
   total_epochs: float | None = None,
   seed: int = 0,
   ema: Mapping[str, Any] | None = None,
+  init_from: Sequence[Mapping[str, Any]] = (),
   mesh: Mapping[str, int] | None = None,
   sharding: Mapping[str, Any] | None = None,
   evals: Mapping[str, Mapping[str, Any]] | None = None,
@@ -64,6 +66,8 @@ def train(
     seed: of the weights, the order of the data and everything random in a step.
     ema: `decay` and other arguments of `train_state.ema_update`; None keeps no
       average of the weights.
+    init_from: weights to start from, see `pretrained.initialize`; a run that
+      continues from a checkpoint does not read them again.
     mesh: arguments of `sharding.make_mesh`; None is pure data parallelism.
     sharding: further arguments of `train_state.create`, such as rules.
     evals: for each name: `name` of a file in `evaluators/`, `every_steps` or
@@ -88,8 +92,10 @@ def train(
     **{key: config[key] for key in inspect.signature(run_lib.build).parameters}
   )
   per_epoch = run.input.steps_per_epoch
-  jobs = _evaluation_jobs(evals or {}, run, config)
-  drawings = _drawings(pictures or {}, run)
+  jobs = evaluation.make_jobs(
+    evals or {}, run, model=model, has_ema=ema is not None
+  )
+  drawings = evaluation.make_pictures(pictures or {}, run)
   checkpoint = run_lib.in_steps(
     checkpoint or {}, per_epoch, 'config.checkpoint'
   )
@@ -126,10 +132,13 @@ def train(
     )
     if not (restored and evaluates_only):
       metric_writer.write_config(workdir, config, restored_step)
+      if jax.process_index() == 0:
+        run_weights.write_class_names(workdir, run.input.class_names)
     progress.log(
       f'continuing from step {first}' if restored else 'starting from scratch'
     )
-    state = run.init() if state is None else state
+    if state is None:
+      state = _initialize(run, model, init_from, progress.log)
     clock = _make_clock(run, first)
     batches = pipeline.prefetch_to_device(
       run.input.batches(first), sharding_lib.batch_sharding(run.mesh)
@@ -184,12 +193,12 @@ def train(
       pending = None
       with clock.pause():
         if due:
-          results = _evaluate(due, state, step, progress)
+          results = evaluation.evaluate(due, state, step, progress)
           writer.write(step, results)
           progress.update(step, {} if is_last else results)
-          progress.log(_one_line(step, results))
+          progress.log(evaluation.one_line(step, results))
         if is_last:
-          _draw(drawings, state, step, workdir, writer)
+          evaluation.draw(drawings, state, step, workdir, writer)
         if saves:
           # First the rows: a checkpoint must never be ahead of the metrics.
           writer.flush()
@@ -204,101 +213,39 @@ def train(
         raise SystemExit(exit_code)
 
     if evaluates_only:
-      results = _evaluate(jobs, state, step, progress)
+      results = evaluation.evaluate(jobs, state, step, progress)
       writer.write(step, results)
-      _draw(drawings, state, step, workdir, writer)
+      evaluation.draw(drawings, state, step, workdir, writer)
     checkpointer.wait()
-  _print_results(results, step, workdir)
-  for name in run.input.skipped_names:
-    print(f'skipped {name}')
+  if jax.process_index() == 0:
+    evaluation.print_results(results, step)
+    for name in run.input.skipped_names:
+      print(f'skipped {name}')
+    print(f'results, curves and checkpoints: {workdir}')
   return results
 
 
-@dataclasses.dataclass(frozen=True)
-class _Job:
-  """An evaluator, when it runs and on which weights."""
-
-  name: str
-  evaluator: Any
-  every_steps: int | None
-  weights: tuple[str, ...]
-
-  def is_due(self, step: int) -> bool:
-    return _divides(self.every_steps, step)
-
-
-_WEIGHTS = ('params', 'ema')
-
-
-def _evaluation_jobs(
-  evals: Mapping[str, Mapping[str, Any]],
+def _initialize(
   run: run_lib.Run,
-  config: Mapping[str, Any],
-) -> list[_Job]:
-  jobs = []
-  for name, section in evals.items():
-    where = f'config.evals.{name}'
-    section = run_lib.in_steps(section, run.input.steps_per_epoch, where)
-    section.setdefault('batch_size', run.input.batch_size)
-    every_steps = section.pop('every_steps', None)
-    weights = section.pop('weights', 'params')
-    weights = (weights,) if isinstance(weights, str) else tuple(weights)
-    unknown = sorted(set(weights) - set(_WEIGHTS))
-    if unknown or ('ema' in weights and config['ema'] is None):
-      raise UserError(
-        f"{where}.weights={weights}: expected 'params', or 'ema' with "
-        'config.ema set'
-      )
-    evaluator = lookup.build(
-      'evaluators', section, 'Evaluator', run.predict, run.mesh, where=where
-    )
-    # Only evaluators that score the model's own classes have an input; few-shot,
-    # k-NN and probes bring classes of their own.
-    if hasattr(evaluator, 'input'):
-      run_lib.check_num_classes(config['model'], evaluator.input, where)
-    jobs.append(_Job(name, evaluator, every_steps, weights))
-  return jobs
-
-
-def _evaluate(jobs, state, step: int, progress) -> dict[str, float]:
-  """Returns `{'val/top1': ...}`; of further weights `val_ema/top1`."""
-  results = {}
-  for job in jobs:
-    for weights in job.weights:
-      params = state.ema_params if weights == 'ema' else state.params
-      first = weights == job.weights[0]
-      prefix = job.name if first else f'{job.name}_{weights}'
-      try:
-        with progress.status(f'evaluating {prefix}'):
-          numbers = job.evaluator.run(params)
-      except Exception as e:
-        e.add_note(f'in the evaluator {job.name} at step {step}')
-        raise
-      results |= {f'{prefix}/{key}': value for key, value in numbers.items()}
-  return results
-
-
-def _drawings(
-  pictures: Mapping[str, Mapping[str, Any]], run: run_lib.Run
-) -> dict[str, Any]:
-  return {
-    name: lookup.build(
-      'visualize',
-      section,
-      'Picture',
-      run.predict,
-      run.mesh,
-      where=f'config.pictures.{name}',
-    )
-    for name, section in pictures.items()
-  }
-
-
-def _draw(drawings, state, step: int, workdir: pathlib.Path, writer) -> None:
-  params = state.params if state.ema_params is None else state.ema_params
-  for name, picture in drawings.items():
-    path = picture.draw(params, workdir / f'{name}.png')
-    writer.write_image(step, name, path)
+  model: Mapping[str, Any],
+  init_from: Sequence[Mapping[str, Any]],
+  log: Callable[[str], None],
+) -> train_state.TrainState:
+  """Returns the state of step 0."""
+  state = run.init()
+  if not init_from:
+    return state
+  tree = initialize_lib.initialize(
+    dict(params=state.params, frozen=state.frozen),
+    init_from,
+    model=model,
+    on_log=log,
+  )
+  average = state.ema_params
+  if average is not None:
+    # A copy: the state is donated, and no buffer may be donated twice.
+    average = jax.tree.map(jnp.copy, tree['params'])
+  return state.replace(**tree, ema_params=average)
 
 
 def _make_clock(run: run_lib.Run, step: int) -> reporting.Clock:
@@ -329,26 +276,6 @@ def _describe(run: run_lib.Run) -> str:
     f'{run.total_steps:,} steps of {run.input.batch_size:,} images '
     f'({epochs:.3g} epochs)'
   )
-
-
-def _print_results(
-  results: Mapping[str, float], step: int, workdir: pathlib.Path
-) -> None:
-  if jax.process_index() != 0:
-    return
-  rows: dict[str, dict[str, float]] = {}
-  for name, value in results.items():
-    row, _, metric = name.partition('/')
-    rows.setdefault(row, {})[metric] = value
-  if rows:
-    reporting.print_table(f'step {step:,}', rows)
-  print(f'results, curves and checkpoints: {workdir}')
-
-
-def _one_line(step: int, results: Mapping[str, float]) -> str:
-  shown = [k for k in results if k.rpartition('/')[2] in ('top1', 'loss')]
-  facts = (f'{k} {results[k]:.4f}' for k in shown or list(results)[:4])
-  return '  '.join([f'step {step:,}:', *facts])
 
 
 def _divides(every_steps: int | None, step: int) -> bool:

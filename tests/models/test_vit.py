@@ -252,6 +252,7 @@ def test_attention_weights_are_sown_for_blocks_and_pool():
     (('B/16',), dict(parent=None), ['no parent']),
     (('B/16',), dict(patch_size=(1, 2, 3)), ['patch_size=(1, 2, 3)']),
     (('B/16',), dict(pooling='gap'), ["pooling='gap'", "'mean', 'map'"]),
+    (('B/16',), dict(final_norm='none'), ["final_norm='none'", "'features'"]),
     (('B/16',), dict(position='rope'), ["position='rope'", "'sincos2d_moco'"]),
     (('B/16',), dict(activation='relu'), ["activation='relu'", "'gelu_quick'"]),
     (('B/16',), dict(attention='flash'), ["attention='flash'", "'cudnn'"]),
@@ -297,3 +298,15 @@ def test_images_of_another_size_than_the_position_table_are_named():
   model, params = _tiny()
   with pytest.raises(UserError, match=r'for 2x3 patches.*images have 4x4'):
     _apply(model, params, np.zeros((1, 64, 64, 3), np.float32))
+
+
+def test_the_final_norm_can_be_one_of_features():
+  model, params = _tiny(pooling='mean', final_norm='features')
+  outputs = _apply(model, params)
+  x = np.asarray(outputs['tokens']).mean(axis=1)
+  centred = x - x.mean(axis=-1, keepdims=True)
+  x = centred / np.sqrt(centred.var(axis=-1, keepdims=True) + 1e-6)
+  norm = params['norm']
+  x = x * norm['scale'][None] + norm['bias'][None]
+  np.testing.assert_allclose(outputs['features'], x, atol=1e-5)
+  assert 'norm' not in params['encoder']

@@ -1,9 +1,6 @@
 """Small models with random parameters, and files of others' making."""
 
 import functools
-import importlib
-import importlib.util
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -131,24 +128,5 @@ def google_arrays(
 
 @pytest.fixture
 def timm():
-  """Returns timm, which wants torchvision, which wants its own torch."""
-  torch = pytest.importorskip('torch')
-  if importlib.util.find_spec('timm') is None:
-    pytest.skip('timm is not installed')
-  if importlib.util.find_spec('torchvision') is None:
-    pytest.skip('torchvision is not installed')
-  try:
-    importlib.import_module('torchvision')
-  except RuntimeError:  # Made for a torch with CUDA: say what it looks for.
-    for name in [n for n in sys.modules if n.startswith('torchvision')]:
-      del sys.modules[name]
-    if not hasattr(torch.ops.torchvision, 'nms'):
-      library = torch.library.Library('torchvision', 'DEF')
-      for name in ('nms', 'qnms'):
-        boxes = '(Tensor dets, Tensor scores, float iou_threshold) -> Tensor'
-        library.define(name + boxes)
-      KEPT.append(library)
-  return importlib.import_module('timm')
-
-
-KEPT = []  # What a library defines goes away with it.
+  """Returns timm; tests/conftest.py mends torchvision, which it imports."""
+  return pytest.importorskip('timm')

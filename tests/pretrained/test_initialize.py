@@ -57,6 +57,8 @@ def test_what_is_skipped_keeps_its_initial_value(make_weights, start):
   params = start(entry, num_classes=3)
   np.testing.assert_array_equal(params['head']['kernel'], np.full((24, 3), -1))
   assert 'representation' not in params
+  entry = dict(weights=weights, skip='(head|representation)/.*')
+  assert_same(start(entry, num_classes=3), params)
   del params['head']
   expected = dict(weights.params)
   del expected['head'], expected['representation']

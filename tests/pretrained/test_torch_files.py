@@ -10,7 +10,6 @@ import pytest
 import safetensors.numpy
 
 from vit_jax import trees
-from vit_jax.errors import UserError
 from vit_jax.pretrained import torch_arrays, torch_files, torch_names
 
 WIDTH, HEADS, MLP, PATCH, GRID, CLASSES, DEPTH = 24, 3, 40, 8, 4, 5, 2

@@ -19,7 +19,6 @@ from vit_jax.evaluators import _features
 Heads = dict[str, jax.Array]
 
 _MOMENTUM = 0.9
-_BASE_BATCH_SIZE = 256  # What learning rates are given for.
 _TOLERANCE = 1e-4  # scikit-learn's, of the largest gradient.
 
 
@@ -52,7 +51,7 @@ def sgd(
   num_rows, width = train.x.shape
   x_MD = _features.put_rows(train.x, mesh)
   label_N = _features.put(train.label, mesh)
-  rates = np.float32(learning_rates) * batch_size / _BASE_BATCH_SIZE
+  rates = np.float32(learning_rates) * np.float32(batch_size / 256)
   rng = np.random.default_rng(seed)
   kernel_DC = 0.01 * rng.standard_normal((width, num_classes))
   shape = (len(rates), width, num_classes)

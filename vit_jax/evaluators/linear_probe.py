@@ -202,7 +202,7 @@ def _with_lbfgs(
 
 
 def _search(score: Callable[[float], Any]) -> float:
-  """Returns the power of ten with the highest score that CLIP's search meets."""
+  """Returns the power of ten with the best score that CLIP's search meets."""
   scores: dict[int, Any] = {}
   limit = _DECADES * _STEPS_PER_DECADE
 

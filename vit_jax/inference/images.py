@@ -1,4 +1,4 @@
-"""Images as users have them: found in folders, read, prepared by the host ops."""
+"""Images as users have them: found in folders, read, put through host ops."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -55,9 +55,6 @@ class Reader:
       UserError: it cannot be read, or has other channels than the model takes;
         the message begins with the path, if there is one.
     """
-    where = ''
-    if isinstance(image, str | os.PathLike):
-      where = f'{os.fspath(image)}: '
     rng = np.random.default_rng(0)  # Ops of an evaluation have no use for it.
     try:
       example = {'image': self._content(image)}
@@ -67,9 +64,9 @@ class Reader:
       array = self._ops(example, rng)['image']
       self._check(array)
     except UserError as e:
-      raise UserError(f'{where}{e}') from e
+      raise UserError(f'{where(image)}{e}') from e
     except Exception as e:
-      e.add_note(f'{where}while the image was read')
+      e.add_note(f'{where(image)}while the image was read')
       raise
     return array
 
@@ -126,6 +123,12 @@ def as_list(images: Any) -> tuple[Sequence[Any], bool]:
   if getattr(images, 'ndim', 0) == 4:
     return list(np.asarray(images)), False
   return [images], True
+
+
+def where(image: Any) -> str:
+  """Returns the path of an image and a colon, or nothing, for messages."""
+  is_path = isinstance(image, str | os.PathLike)
+  return f'{os.fspath(image)}: ' if is_path else ''
 
 
 def find(paths: Iterable[str | os.PathLike]) -> list[str]:

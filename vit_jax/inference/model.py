@@ -6,26 +6,19 @@ model(images)['features']        # [B, D]
 model.save('pets.safetensors')
 """
 
-import concurrent.futures
 import dataclasses
-import itertools
-import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import lookup, sharding, trees
-from vit_jax.data import device_ops as device_ops_language
+from vit_jax import sharding
 from vit_jax.errors import UserError
-from vit_jax.inference import classes, images as images_lib
-from vit_jax.pretrained import blocks, catalog
+from vit_jax.inference import classes, forward, images as images_lib
+from vit_jax.pretrained import catalog
 from vit_jax.pretrained.weights import Weights
-
-_MAX_THREADS = 16
 
 
 def load(
@@ -122,45 +115,23 @@ class Model:
     """
     if mesh is None:
       mesh = sharding.make_mesh(devices=jax.local_devices())
-    if not isinstance(batch_size, int) or batch_size < 1:
-      raise UserError(f'batch_size is at least 1; got {batch_size!r}')
-    parts = mesh.shape['data'] * mesh.shape['fsdp']
     self.weights = weights
     self.config = dict(weights.model)
     self.class_names = weights.class_names
     self.loss = classes.loss_of(weights, None)
-    self.batch_size = math.ceil(batch_size / parts) * parts
-    self._module = lookup.build('models', self.config, 'Model')
-    named = trees.flatten(weights.params)
-    if self.config.get('scan'):
-      named = blocks.stack(named)
-    params = trees.unflatten({k: _float32(x) for k, x in named.items()})
-    self.num_params = sum(x.size for x in jax.tree.leaves(params))
-    shardings = sharding.state_shardings({'params': params}, mesh)['params']
-    self.params = jax.device_put(params, shardings)
-    self._sharding = sharding.batch_sharding(mesh)
-    preprocess = weights.preprocess
-    self._read = self._normalize = None
-    if 'ops' in preprocess:
-      kernel = named.get('patch_embedding/kernel')
-      num_channels = 3 if kernel is None else kernel.shape[-2]
-      self._read = images_lib.Reader(preprocess['ops'], num_channels).read
-    if 'device_ops' in preprocess:
-      self._normalize = device_ops_language.parse(preprocess['device_ops'])
-    # A learned table of positions is for images of one size only.
-    fixed = 'position_embedding' in named and preprocess.get('image_size')
-    self._image_size = tuple(fixed) if fixed else None
-    self._apply = jax.jit(self._outputs)
+    self._forward = forward.Forward(weights, batch_size=batch_size, mesh=mesh)
+    self.batch_size = self._forward.batch_size
+    self.params = self._forward.params
+    self.num_params = sum(x.size for x in jax.tree.leaves(self.params))
 
   def __repr__(self) -> str:
-    name = self.weights.source.get('name', self.weights.source.get('path'))
     num_classes = self.config.get('num_classes')
     parts = [
       self.config.get('variant', self.config['name']),
       f'{self.num_params:,} parameters',
       f'{num_classes:,} classes' if num_classes else 'no head',
     ]
-    return f'Model({", ".join(parts)}; {name or "made here"})'
+    return f'Model({", ".join(parts)})'
 
   def __call__(
     self, images: Any, *, outputs: Sequence[str] | None = None
@@ -185,7 +156,7 @@ class Model:
     items, single = images_lib.as_list(images)
     if not items:
       raise UserError('no images were given')
-    rows = [_good(row) for row in self.stream(items, outputs=outputs)]
+    rows = list(_good(self.stream(items, outputs=outputs), single))
     if single:
       return rows[0]
     return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
@@ -203,8 +174,8 @@ class Model:
       UserError: as a call of the model; a model without a head.
     """
     items, single = images_lib.as_list(images)
-    rows = self.stream(items, outputs=('logits',))
-    answers = [self.best(_good(row)['logits'], top_k=top_k) for row in rows]
+    rows = _good(self.stream(items, outputs=('logits',)), single)
+    answers = [self.best(row['logits'], top_k=top_k) for row in rows]
     return answers[0] if single else answers
 
   def stream(
@@ -219,24 +190,7 @@ class Model:
       images: as in a call of the model, any iterable of them.
       outputs: likewise.
     """
-    self._check_preprocess()
-    images, size = iter(images), self._image_size
-    num_threads = min(_MAX_THREADS, os.cpu_count() or 1)
-    with concurrent.futures.ThreadPoolExecutor(num_threads) as pool:
-      pending = None
-      while chunk := list(itertools.islice(images, self.batch_size)):
-        arrays = list(pool.map(self._read_or_error, chunk))
-        if size is None:  # All are as large as the first.
-          shapes = (a.shape[:2] for a in arrays if isinstance(a, np.ndarray))
-          size = next(shapes, None)
-        arrays = [self._of_size(array, size) for array in arrays]
-        current = arrays, self._dispatch(arrays)
-        # Fetched only now: the devices have the next batch already.
-        if pending is not None:
-          yield from self._rows(*pending, outputs)
-        pending = current
-      if pending is not None:
-        yield from self._rows(*pending, outputs)
+    yield from self._forward.stream(images, outputs)
 
   def best(
     self, logits_Y: np.ndarray, *, top_k: int = 5
@@ -267,82 +221,12 @@ class Model:
     """
     catalog.save(self.weights, path, format=format)
 
-  def _outputs(self, params, image) -> dict[str, jax.Array]:
-    # Evaluation draws nothing, so that there is no key.
-    batch = self._normalize({'image': image}, None, train=False)
-    return self._module.apply({'params': params}, batch['image'], train=False)
 
-  def _dispatch(self, arrays: list) -> dict[str, jax.Array] | None:
-    """Starts the devices on those that are arrays; None if there are none."""
-    good = [a for a in arrays if isinstance(a, np.ndarray)]
-    if not good:
-      return None
-    batch = np.zeros((self.batch_size, *good[0].shape), good[0].dtype)
-    for i, array in enumerate(good):
-      batch[i] = array
-    return self._apply(self.params, jax.device_put(batch, self._sharding))
-
-  def _rows(self, arrays, found, outputs) -> Iterator[dict | UserError]:
-    if found is not None:
-      if unknown := sorted(set(outputs or ()) - set(found)):
-        raise UserError(
-          f'the model has no {", ".join(unknown)}; it has {", ".join(found)}'
-          + (
-            '' if 'logits' in found else '. Without a head there are no classes'
-          )
-        )
-      found = jax.device_get({k: found[k] for k in outputs or found})
-    good = 0
-    for array in arrays:
-      if isinstance(array, UserError):
-        yield array
-      else:
-        yield {key: value[good] for key, value in found.items()}
-        good += 1
-
-  def _read_or_error(self, image: Any) -> np.ndarray | UserError:
-    try:
-      return self._read(image)
-    except UserError as e:
-      return e
-
-  def _of_size(self, array, size) -> np.ndarray | UserError:
-    if isinstance(array, UserError) or array.shape[:2] == size:
-      return array
-    height, width = size
-    what = 'others here are' if self._image_size is None else 'the model takes'
-    return UserError(
-      f'an image is {array.shape[0]}x{array.shape[1]} after the ops'
-      f' {self.weights.preprocess["ops"]!r}; {what} {height}x{width}. Ops that'
-      f' resize help: ops={f"decode|resize({size})"!r}'
-    )
-
-  def _check_preprocess(self) -> None:
-    if self._read is not None and self._normalize is not None:
-      return
-    size = self._image_size or (224, 224)
-    examples = {
-      'ops': f"'decode|resize({size})'",
-      'device_ops': "'normalize(-1, 1)' or \"normalize('imagenet')\"",
-    }
-    missing = [
-      f'{key}={example}'
-      for key, example in examples.items()
-      if key not in self.weights.preprocess
-    ]
-    raise UserError(
-      'nothing tells how images were prepared for these weights, and the answers'
-      ' depend on it; when loading, say what it was, such as '
-      + ', '.join(missing)
-    )
-
-
-def _float32(array: np.ndarray) -> np.ndarray:
-  floating = jnp.issubdtype(array.dtype, jnp.floating)
-  return np.asarray(array, np.float32) if floating else array
-
-
-def _good(row: dict | UserError) -> dict[str, np.ndarray]:
-  if isinstance(row, UserError):
-    raise row
-  return row
+def _good(
+  rows: Iterable[dict | UserError], single: bool
+) -> Iterator[dict[str, np.ndarray]]:
+  """Yields rows until one is an error, which is raised."""
+  for i, row in enumerate(rows):
+    if isinstance(row, UserError):
+      raise row if single else UserError(f'image {i}: {row}')
+    yield row

@@ -104,6 +104,8 @@ def best(
 ) -> str:
   """Returns the file name (without .npz) of the best checkpoint of a model.
 
+  `catalog.load` takes such names.
+
   Without `adapt_dataset` that is the pre-trained one with the highest accuracy
   in upstream validation (`final_val`), which is how the paper recommends to
   choose and what vision_transformer does; of equals, the last in the file. With

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import secrets
 from collections.abc import Iterator
 
 from vit_jax.errors import UserError
@@ -19,7 +20,8 @@ def writing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     UserError: the file cannot be written.
   """
   path = pathlib.Path(path).expanduser()
-  part = path.with_name(f'.{path.name}.{os.getpid()}.part')
+  # Processes on several machines may be at it in one folder.
+  part = path.with_name(f'.{path.name}.{secrets.token_hex(4)}.part')
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     yield part

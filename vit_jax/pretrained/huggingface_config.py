@@ -1,4 +1,4 @@
-"""config.json and preprocessor_config.json of Hugging Face, in and out.
+"""The config.json of a model of Hugging Face, in and out.
 
 Their models that a ViT of ours can be: ViT (class token), SigLIP's vision tower
 (mean and map pooling) and DINOv2 (registers and LayerScale).
@@ -11,8 +11,8 @@ import numpy as np
 
 from vit_jax.errors import UserError
 from vit_jax.models import vit
-from vit_jax.pretrained import torch_config
-from vit_jax.pretrained.torch_config import Evaluation, Facts
+from vit_jax.pretrained import huggingface_preprocessor, torch_config
+from vit_jax.pretrained.torch_config import Facts
 from vit_jax.pretrained.torch_names import (
   HUGGINGFACE_DINOV2,
   HUGGINGFACE_SIGLIP,
@@ -34,8 +34,6 @@ DEFAULTS = {
   'dinov2_with_registers': dict(activation='gelu', norm_epsilon=1e-6),
   'siglip_vision_model': dict(activation='gelu_tanh', norm_epsilon=1e-6),
 }
-# Pillow's numbers of its methods.
-_METHODS = ('nearest', 'lanczos', 'bilinear', 'bicubic', 'area', None)
 
 
 def read(
@@ -83,7 +81,9 @@ def read(
   return Facts(
     model=model,
     image_size=None if size is None else tuple(size),
-    preprocess=torch_config.to_ops(_evaluation(preprocessor or {})),
+    preprocess=torch_config.to_ops(
+      huggingface_preprocessor.read(preprocessor or {})
+    ),
     class_names=names,
   )
 
@@ -224,41 +224,6 @@ def write(
   return config
 
 
-def write_preprocessor(
-  preprocess: Mapping[str, Any], channels: int, image_size: tuple[int, int]
-) -> dict[str, Any]:
-  """Returns the preprocessor_config.json for our evaluation ops.
-
-  Raises:
-    UserError: ops that it cannot express.
-  """
-  evaluation = torch_config.from_ops(preprocess)
-  resize, crop = evaluation.resize, evaluation.crop
-  config = dict(
-    do_resize=resize is not None,
-    resample=_METHODS.index(evaluation.method),
-    do_rescale=True,
-    rescale_factor=1 / 255,
-    do_normalize=evaluation.mean is not None,
-  )
-  for key in ('mean', 'std'):
-    value = getattr(evaluation, key)
-    if value is not None:
-      value = [value] * channels if np.ndim(value) == 0 else list(value)
-      config[f'image_{key}'] = value
-  if isinstance(resize, int) or crop is not None:
-    # The one of their processors that crops.
-    config['image_processor_type'] = 'BitImageProcessor'
-    config['do_center_crop'] = crop is not None
-    config['size'] = _size(resize or image_size)
-    if crop is not None:
-      config['crop_size'] = _size(crop)
-  else:
-    config['image_processor_type'] = 'ViTImageProcessor'
-    config['size'] = _size(resize or image_size)
-  return config
-
-
 def _architecture(kind: str, has_head: bool) -> str:
   names = {
     'vit': 'ViT',
@@ -274,35 +239,6 @@ def _class_names(id2label: Mapping[str, str]) -> list[str] | None:
   if names == [f'LABEL_{i}' for i in range(len(names))]:
     return None
   return names
-
-
-def _evaluation(config: Mapping[str, Any]) -> Evaluation:
-  fields = {}
-  if config.get('do_normalize', True) and config.get('image_mean'):
-    fields = dict(mean=config['image_mean'], std=config['image_std'])
-  size = config.get('size')
-  if isinstance(size, int):
-    # Before transformers 4.26: both sides, or the shorter if there is a crop.
-    both = not config.get('do_center_crop')
-    size = dict(height=size, width=size) if both else dict(shortest_edge=size)
-  method = _METHODS[config.get('resample', 2)]
-  if method and size and config.get('do_resize', True):
-    if 'longest_edge' not in size:
-      side = size.get('shortest_edge')
-      fields['resize'] = side or (size['height'], size['width'])
-      fields['method'] = method
-  if config.get('do_center_crop') and config.get('crop_size'):
-    crop = config['crop_size']
-    crop = (crop, crop) if isinstance(crop, int) else crop
-    crop = (crop['height'], crop['width']) if isinstance(crop, dict) else crop
-    fields['crop'] = tuple(crop)
-  return Evaluation(**fields)
-
-
-def _size(size: int | tuple[int, int]) -> dict[str, int]:
-  if isinstance(size, int):
-    return dict(shortest_edge=size)
-  return dict(height=size[0], width=size[1])
 
 
 def _square(size: tuple[int, int]) -> int | list[int]:

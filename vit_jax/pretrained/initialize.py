@@ -54,8 +54,9 @@ def initialize(
       alone. `jax.ShapeDtypeStruct` leaves with a sharding do as well.
     init_from: for each entry `weights` (see `catalog.load`) and, if need be:
       `into`: the branch or folder to fill, 'params' unless said otherwise;
-      `take`: regular expressions for whole names below `into`; other names keep
-      their values; `skip`: likewise, names to leave out on either side;
+      `take`: regular expressions (or one) for whole names below `into`; other
+      names keep their values; `skip`: likewise, names to leave out on either
+      side;
       `model`, `step`, `ema`: arguments of `catalog.load`; `resize`: a method of
       `resample.METHODS` in place of that of the weights; `may_differ`: keys of
       the model section in which model and weights may differ.
@@ -85,8 +86,8 @@ def _fill(
   *,
   weights: str | Weights,
   into: str = 'params',
-  take: Sequence[str] = ('.*',),
-  skip: Sequence[str] = (),
+  take: str | Sequence[str] = '.*',
+  skip: str | Sequence[str] = (),
   model: Mapping[str, Any] | None = None,
   step: int | None = None,
   ema: bool | None = None,
@@ -145,6 +146,7 @@ def _fill(
 
 def _selected(names: Iterable[str], take, skip, where: str) -> list[str]:
   """Returns the names that `take` takes and `skip` does not."""
+  take, skip = ((x,) if isinstance(x, str) else x for x in (take, skip))
   names, problems = list(names), []
   matches = {}
   for pattern in (*take, *skip):

@@ -61,12 +61,15 @@ def read(
   section = {k: v for k, v in config['model'].items() if k not in _HOW}
   named = blocks.unstack(trees.flatten(params))
   named, section = given.apply(named, section, model)
+  source = dict(format='run', path=os.fspath(path), step=meta['step'], ema=ema)
+  if 'loss' in config.get('objective', {}):
+    source['loss'] = config['objective']['loss']
   return Weights(
     params=trees.unflatten(named),
     model=section,
     preprocess=_preprocess(config, named),
     class_names=_read_class_names(directory.parent),
-    source=dict(format='run', path=os.fspath(path), step=meta['step'], ema=ema),
+    source=source,
   )
 
 

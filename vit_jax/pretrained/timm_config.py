@@ -258,6 +258,14 @@ def _pretrained_cfg(preprocess, channels, image_size) -> dict[str, Any]:
       crop_pct=_share(crop[0], large[0]),
       crop_mode='center' if isinstance(resize, int) else 'squash',
     )
+    back = _evaluation(config)
+    crop_alone = evaluation.crop and not evaluation.resize
+    if crop_alone or (back.resize, back.crop) != (resize, crop):
+      raise UserError(
+        f'timm cannot make images of {image_size[0]}x{image_size[1]} as'
+        f' {preprocess["ops"]!r} does: give other evaluation ops, or none, with'
+        ' dataclasses.replace(weights, preprocess=...)'
+      )
   for key in ('mean', 'std'):
     value = getattr(evaluation, key)
     if value is not None:

@@ -73,7 +73,10 @@ def read(
       try:
         if name == f'{dialect.head}.weight' and dialect.head_reads:
           array = _read_head(array, dialect, pooling)
-        parts = np.split(array, len(table[name]))
+        number = len(table[name])
+        if len(array) % number:
+          raise ValueError(f'{len(array)} rows are not {number} equal parts')
+        parts = np.split(array, number)
         for ours, part in zip(table[name], parts, strict=True):
           params[ours] = _to_ours(ours, part, num_heads)
       except ValueError as e:
@@ -134,19 +137,19 @@ def write(
 
 def guess_pooling(theirs: Mapping[str, np.ndarray], dialect: Dialect) -> str:
   """Returns the pooling that the arrays speak of, for lack of a config."""
-  if any('pooling/probe' == ours for ours in _leaves(theirs, dialect)):
+  if any('pooling/probe' == dialect.leaves.get(name) for name in theirs):
     return 'map'
-  if dialect.class_token not in theirs or 'fc_norm.weight' in theirs:
+  # Where positions have a row for a class token, there must be one.
+  can_lack = dialect.position_rows != 'class'
+  if 'fc_norm.weight' in theirs or (
+    can_lack and dialect.class_token not in theirs
+  ):
     return 'mean'
   head = theirs.get(f'{dialect.head}.weight')
   if dialect.head_reads and head is not None and head.shape[1] % 2 == 0:
     token, mean = np.split(head, 2, axis=1)
     return 'mean' if np.any(mean) and not np.any(token) else 'token'
   return 'token'
-
-
-def _leaves(theirs, dialect: Dialect):
-  return [v for k, v in dialect.leaves.items() if k in theirs]
 
 
 def _read_head(array, dialect, pooling):

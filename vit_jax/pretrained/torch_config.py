@@ -50,15 +50,15 @@ class Evaluation:
       or, as (height, width), both sides whatever the aspect ratio was.
     crop: (height, width) of the centre that is cut out then, or None.
     method: of resizing, as `data/ops/resize.METHODS` has it.
-    mean: per channel, of pixels in 0 .. 1.
+    mean: per channel or for all, of pixels in 0 .. 1.
     std: likewise.
   """
 
   resize: int | tuple[int, int] | None = None
   crop: tuple[int, int] | None = None
   method: str = 'bicubic'
-  mean: Sequence[float] | None = None
-  std: Sequence[float] | None = None
+  mean: float | Sequence[float] | None = None
+  std: float | Sequence[float] | None = None
 
 
 def to_ops(evaluation: Evaluation) -> dict[str, str]:
@@ -71,7 +71,7 @@ def to_ops(evaluation: Evaluation) -> dict[str, str]:
     if evaluation.crop not in (None, evaluation.resize):
       ops['ops'] += f'|central_crop({_text(evaluation.crop)})'
   if evaluation.mean is not None and evaluation.std is not None:
-    ops['device_ops'] = _normalize(tuple(evaluation.mean), evaluation.std)
+    ops['device_ops'] = _normalize(evaluation.mean, evaluation.std)
   return ops
 
 
@@ -124,17 +124,17 @@ def _statistics(segment) -> dict[str, Any]:
   return dict(mean=-low / (high - low), std=1 / (high - low))
 
 
-def _normalize(mean: tuple[float, ...], std: Sequence[float]) -> str:
-  std = tuple(std)
-  if set(mean) == set(std) == {0.5}:
+def _normalize(mean, std) -> str:
+  given = np.array([mean, std]).reshape(2, -1)
+  if np.all(given == 0.5):
     return 'normalize(-1, 1)'
-  for name, statistics in device_ops.STATISTICS.items():
-    known = sum(statistics, ())
-    if len(known) == len(mean + std) and np.allclose(
-      mean + std, known, rtol=0, atol=1e-6
+  for name, known in device_ops.STATISTICS.items():
+    if given.shape == np.shape(known) and np.allclose(
+      given, known, rtol=0, atol=1e-6
     ):
       return f'normalize({name!r})'
-  return f'normalize(mean={list(mean)}, std={list(std)})'
+  mean, std = np.array([mean, std]).tolist()
+  return f'normalize(mean={mean}, std={std})'
 
 
 def _inexpressible(segment) -> UserError:

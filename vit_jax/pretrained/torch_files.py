@@ -20,29 +20,23 @@ from vit_jax.pretrained import (
   given,
   google_position,
   huggingface_config,
+  huggingface_preprocessor,
   model_section,
   timm_config,
   torch_arrays,
   torch_dialect,
+  torch_facts,
   torch_names,
   torch_storage,
   torch_tokens,
 )
-from vit_jax.pretrained.torch_config import Facts
 from vit_jax.pretrained.torch_names import Dialect
 from vit_jax.pretrained.weights import Weights
 
 FORMATS = ('timm', 'huggingface')
-_IMAGENET = {'device_ops': "normalize('imagenet')"}
-# How each code base resizes positions: keys of `resample.METHODS`.
-_RESIZE = {
-  'timm': 'timm',
-  'deit3': 'torch',
-  'dinov2': 'dino',
-  'huggingface_vit': 'torch',
-  'huggingface_dinov2': 'torch',
-  'huggingface_siglip': 'torch',
-}
+# How code bases resize positions, 'torch' where it is not here: keys of
+# `resample.METHODS`. With registers, DINOv2 does as timm.
+_RESIZE = {'timm': 'timm', 'dinov2': 'dino'}
 
 
 def read(
@@ -72,41 +66,10 @@ def read(
       are not exactly those of the model; all of them in one message.
   """
   stored = torch_storage.read(path, entry)
-  dialect, prefix = torch_dialect.detect(stored.arrays)
-  theirs, unused = _strip(stored.arrays, dialect, prefix)
-  if model and 'num_classes' in model and model['num_classes'] is None:
-    theirs = {
-      k: v for k, v in theirs.items() if k.rpartition('.')[0] != dialect.head
-    }
-  facts = _facts(stored, dialect, unused)
-  if grid is None and facts.image_size is not None:
-    patch = theirs[dialect.anchor].shape[2:]
-    grid = tuple(n // p for n, p in zip(facts.image_size, patch, strict=True))
-  pooling = facts.model.get('pooling')
-  pooling = pooling or torch_arrays.guess_pooling(theirs, dialect)
-  converted = torch_arrays.read(
-    theirs,
-    dialect,
-    num_heads=_num_heads(theirs, dialect, facts, model or {}),
-    grid=torch_tokens.find_grid(theirs, dialect, grid),
-    pooling=pooling,
-  )
-  named, section = _section(converted, facts, model, path)
-  return Weights(
-    params=trees.unflatten(named),
-    model=section,
-    preprocess=facts.preprocess
-    | dict(image_size=_image_size(named) or facts.image_size),
-    class_names=facts.class_names if 'head/kernel' in named else None,
-    source=dict(
-      format=FORMATS[dialect.name.startswith('huggingface')],
-      dialect=dialect.name,
-      path=os.fspath(path),
-      resize=_RESIZE[dialect.name],
-      unused=unused,
-      aside=converted.aside,
-    ),
-  )
+  try:
+    return _weights(stored, os.fspath(path), dict(model or {}), grid)
+  except UserError as e:
+    raise UserError(f'{os.fspath(path)}: {e}') from e
 
 
 def write(
@@ -184,7 +147,7 @@ def _huggingface(weights, module, named, image_size):
     )
   )
   if {'ops', 'device_ops'} <= weights.preprocess.keys():
-    configs['preprocessor_config'] = huggingface_config.write_preprocessor(
+    configs['preprocessor_config'] = huggingface_preprocessor.write(
       weights.preprocess, channels, image_size
     )
   prefix = huggingface_config.prefix(kind, bool(module.num_classes))
@@ -197,6 +160,48 @@ def _theirs(weights, module, named, dialect: Dialect) -> dict[str, np.ndarray]:
   same = weights.source.get('dialect') == dialect.name
   aside = weights.source.get('aside') if same else None
   return torch_arrays.write(named, dialect, pooling=module.pooling, aside=aside)
+
+
+def _weights(stored, path, model, grid) -> Weights:
+  dialect, prefix = torch_dialect.detect(stored.arrays)
+  theirs, unused = _strip(stored.arrays, dialect, prefix)
+  if model.get('num_classes', 'as it is') is None:
+    head = (f'{dialect.head}.weight', f'{dialect.head}.bias')
+    theirs = {k: v for k, v in theirs.items() if k not in head}
+  torch_tokens.check(theirs, dialect)
+  facts = torch_facts.of(stored, dialect, unused)
+  if grid is None and facts.image_size is not None:
+    patch = theirs[dialect.anchor].shape[2:]
+    grid = tuple(n // p for n, p in zip(facts.image_size, patch, strict=True))
+  pooling = facts.model.get('pooling')
+  pooling = pooling or torch_arrays.guess_pooling(theirs, dialect)
+  converted = torch_arrays.read(
+    theirs,
+    dialect,
+    num_heads=torch_facts.num_heads(theirs, dialect, facts, model),
+    grid=torch_tokens.find_grid(theirs, dialect, grid),
+    pooling=pooling,
+  )
+  known = facts.model | dict(pooling=pooling)
+  named, section = _section(converted, known, facts.class_names, model)
+  resize = _RESIZE.get(dialect.name, 'torch')
+  if 'dinov2' in dialect.name and 'registers' in named:
+    resize = 'timm'
+  return Weights(
+    params=trees.unflatten(named),
+    model=section,
+    preprocess=facts.preprocess
+    | dict(image_size=_image_size(named) or facts.image_size),
+    class_names=facts.class_names if 'head/kernel' in named else None,
+    source=dict(
+      format=FORMATS[dialect.name.startswith('huggingface')],
+      dialect=dialect.name,
+      path=path,
+      resize=resize,
+      unused=unused,
+      aside=converted.aside,
+    ),
+  )
 
 
 def _strip(arrays, dialect, prefix) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -214,74 +219,35 @@ def _strip(arrays, dialect, prefix) -> tuple[dict[str, np.ndarray], list[str]]:
   return theirs, unused
 
 
-def _facts(stored, dialect: Dialect, unused: list[str]) -> Facts:
-  if 'architecture' in stored.config:
-    return timm_config.read(stored.config)
-  if stored.config:
-    return huggingface_config.read(stored.config, stored.preprocessor)
-  name = dialect.name
-  if name.startswith('huggingface'):
-    kind = {'huggingface_siglip': 'siglip_vision_model'}
-    kind = kind.get(name, name.removeprefix('huggingface_'))
-    return Facts(model=huggingface_config.DEFAULTS[kind])
-  # All of Meta's models take images as torchvision normalizes them.
-  known = name in ('deit3', 'dinov2') or unused
-  preprocess = _IMAGENET if known else {}
-  return Facts(model=timm_config.DEFAULTS, preprocess=dict(preprocess))
-
-
-def _num_heads(theirs, dialect, facts: Facts, model: Mapping[str, Any]) -> int:
-  """Returns the number of heads, which no array of torch's shows."""
-  for known in (model, facts.model):
-    if 'num_heads' in known:
-      return known['num_heads']
-  variant = str(model.get('variant', '')).partition('/')[0]
-  if variant in vit.VARIANTS:
-    return vit.VARIANTS[variant]['num_heads']
-  depth, _ = torch_arrays.depth(theirs)
-  names = {v[0]: k for k, v in torch_names.expand(dialect, 1).items()}
-  width = theirs[dialect.anchor].shape[0]
-  mlp = theirs.get(names['encoder/block_00/mlp/up/kernel'])
-  sizes = dict(
-    width=width, depth=depth, mlp_dim=None if mlp is None else len(mlp)
-  )
-  for variant in vit.VARIANTS.values():
-    if sizes.items() <= variant.items():
-      return variant['num_heads']
-  if width % 64:
-    raise UserError(
-      f'nothing tells the number of heads of this model of width {width}: say'
-      " model={'num_heads': ...}"
-    )
-  return width // 64
-
-
-def _section(converted, facts, model, path):
+def _section(converted, known, class_names, model):
   """Returns named arrays and model section, if one fits the other exactly."""
-  named, problems = converted.params, list(converted.problems.values())
+  named, labels = converted.params, converted.labels
+  problems = list(converted.problems.values())
+  told = set(converted.problems)
   needed = (
     'patch_embedding/kernel',
     'encoder/block_00/attention/query/kernel',
     'encoder/block_00/mlp/up/kernel',
   )
-  labels = converted.labels
-  absent = [f'missing: {labels[n]}' for n in needed if n not in named]
+  absent = [labels.get(name, name) for name in needed if name not in named]
+  problems += [f'missing: {name}' for name in absent if name not in told]
   section = {}
   if not absent:
-    known = {k: v for k, v in facts.model.items() if k != 'pooling'}
-    fields = model_section.infer(named) | known
-    section = model_section.compact(fields)
+    section = model_section.compact(model_section.infer(named) | known)
     named, section = given.apply(named, section, model)
-    told = tuple(f'missing: {name} ' for name in converted.problems)
-    absent = [
+    told = tuple(f'missing: {name} ' for name in told)
+    problems += [
       line
       for line in model_section.problems(named, section, labels=labels)
-      if not line.startswith(told or '\n')
+      if not (told and line.startswith(told))
     ]
-  if problems + absent:
+    classes = section.get('num_classes')
+    if classes and class_names and classes != len(class_names):
+      problems.append(f'{len(class_names)} class names for {classes} classes')
+  if problems:
     raise UserError(
-      f'{os.fspath(path)} does not hold exactly the parameters of a ViT:\n  '
-      + '\n  '.join(problems + absent)
+      'these are not exactly the parameters of a ViT:\n  '
+      + '\n  '.join(problems)
     )
   return named, section
 

@@ -20,6 +20,26 @@ from vit_jax.pretrained.torch_names import Dialect
 Arrays = dict[str, np.ndarray]
 
 
+def check(theirs: Mapping[str, np.ndarray], dialect: Dialect) -> None:
+  """Raises UserError if patches, tokens or positions are no such arrays."""
+  token = (3, '(1, tokens, width)')
+  expected = {
+    dialect.anchor: (4, '(width, channels, rows, columns)'),
+    dialect.class_token: token,
+    dialect.registers: token,
+    dialect.position: token,
+  }
+  if dialect.position_rows == 'none':
+    expected[dialect.position] = (2, '(tokens, width)')
+  problems = [
+    f'{name} {theirs[name].shape}: expected {shape}'
+    for name, (ndim, shape) in expected.items()
+    if name in theirs and theirs[name].ndim != ndim
+  ]
+  if problems:
+    raise UserError('; '.join(problems))
+
+
 def find_grid(
   theirs: Mapping[str, np.ndarray],
   dialect: Dialect,
@@ -92,7 +112,7 @@ def read(
     params['position_embedding'] = table[split:].reshape(*grid, -1)
   if names:
     prefix = _fold(aside, names)
-    if pooling == 'token':
+    if pooling == 'token' and dialect.class_token in theirs:
       params['class_token'], prefix = prefix[:, :1], prefix[:, 1:]
     if prefix.shape[1]:
       params['registers'] = prefix

@@ -1,0 +1,165 @@
+"""What every evaluator must do; a new file in evaluators/ needs a case here."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vit_jax import lookup, sharding, train
+
+CLASSES = 7
+TWO_SPLITS = dict(data_train='train', data_test='test')
+
+# (evaluator, its options, which split each of its data sections is).
+CASES = [
+  ('classification', dict(), dict(data='test')),
+  ('classification', dict(loss='sigmoid', per_class=True), dict(data='test')),
+  ('fewshot', dict(shots=(1, 4)), TWO_SPLITS),
+  ('fewshot', dict(shots=(2,), l2=(1.0, 1e3)), TWO_SPLITS),
+  ('knn', dict(k=(1, 10)), TWO_SPLITS),
+  ('linear_probe', dict(l2=1.0), TWO_SPLITS),
+  (
+    'linear_probe',
+    dict(solver='sgd', epochs=3, learning_rates=(0.1, 0.5), sgd_batch_size=32),
+    TWO_SPLITS,
+  ),
+]
+each_case = pytest.mark.parametrize(
+  'case', CASES, ids=lambda case: f'{case[0]}-{"-".join(case[1])}'
+)
+
+
+def test_every_evaluator_has_a_case():
+  assert {name for name, *_ in CASES} == set(lookup.names('evaluators'))
+
+
+def predict(params, batch):
+  x = batch['image'].reshape(len(batch['image']), -1).astype(jnp.float32) / 255
+  # Two numbers do not tell 7 classes apart: no evaluator reaches 100 %.
+  return {'features': jnp.tanh(x @ params)[:, :2], 'logits': x @ params}
+
+
+def _params():
+  # Directions of the classes' patterns, so that there is something to find.
+  source = lookup.build('data/sources', _data('train', 70), 'Source')
+  kernel = np.zeros((16, CLASSES), np.float32)
+  for i in range(len(source)):
+    example = source[i]
+    kernel[:, example['label']] += example['image'].ravel() / 255 - 0.5
+  return kernel / 10
+
+
+def _data(split, num_examples):
+  return dict(
+    name='synthetic',
+    split=split,
+    num_examples=num_examples,
+    image_size=4,
+    channels=1,
+    num_classes=CLASSES,
+    seed=3,
+  )
+
+
+def _evaluator(case, *, devices=8, num_test=45, batch_size=16):
+  name, options, data = case
+  sizes = dict(train=70, test=num_test)
+  sections = {key: _data(split, sizes[split]) for key, split in data.items()}
+  section = dict(name=name, ops='', batch_size=batch_size, num_threads=0)
+  mesh = sharding.make_mesh(devices=jax.devices()[:devices])
+  evaluator = lookup.build(
+    'evaluators', section | sections | options, 'Evaluator', predict, mesh
+  )
+  params = jax.device_put(_params(), sharding.replicated(mesh))
+
+  def run():
+    with jax.transfer_guard('disallow'):
+      return evaluator.run(params)
+
+  return run
+
+
+@each_case
+def test_the_numbers_are_named_finite_floats(case):
+  result = _evaluator(case)()
+  assert result['num_examples'] == 45
+  for name, value in result.items():
+    assert type(name) is str and type(value) is float
+    assert np.isfinite(value)
+  # Neither chance nor perfection: other answers would be other numbers.
+  accuracies = [v for k, v in result.items() if 0.2 < v < 1]
+  assert accuracies
+
+
+@each_case
+def test_one_and_eight_devices_agree_for_any_batch_size(case):
+  one = _evaluator(case, devices=1, batch_size=45)()
+  eight = _evaluator(case, devices=8, batch_size=5)()
+  assert one.keys() == eight.keys()
+  for name, value in one.items():
+    # Losses are sums in float32, or minima found in float32.
+    tolerance = 1e-3 if name.endswith(('loss', 'error')) else 1e-12
+    assert eight[name] == pytest.approx(value, rel=tolerance), name
+
+
+@each_case
+def test_a_second_run_gives_the_same_bits(case):
+  run = _evaluator(case)
+  assert run() == run()
+
+
+@each_case
+def test_one_more_test_image_is_at_most_one_more_hit(case):
+  hits = []
+  for num_test in (1, 15, 16, 17):
+    result = _evaluator(case, num_test=num_test)()
+    assert result['num_examples'] == num_test
+    shots = [k for k in result if k.endswith('shot')]
+    names = shots or [k for k in result if k.endswith('nn')] or ['top1']
+    hits.append([num_test * (3 if shots else 1) * result[k] for k in names])
+  whole = np.round(hits).astype(int)
+  np.testing.assert_allclose(hits, whole, atol=1e-9)
+  more = np.diff(whole, axis=0, prepend=0)
+  num_answers = np.array([[1], [14], [1], [1]]) * (3 if shots else 1)
+  assert (more >= 0).all() and (more <= num_answers).all()
+
+
+def test_training_runs_them_on_data_with_other_classes(tmp_path):
+  evals = {
+    name: dict(
+      name=name,
+      data_train=dict(name='digits', split='train[:100]'),
+      data_test=dict(name='digits', split='test[:50]'),
+      ops='',
+      batch_size=56,
+    )
+    for name in ('fewshot', 'knn', 'linear_probe')
+  }
+  evals['fewshot'] |= dict(shots=(5,), every_steps=1)
+  evals['knn'] |= dict(k=(5,), representation='tokens')
+  evals['linear_probe'] |= dict(l2=1.0)
+  result = train.train(
+    tmp_path,
+    model=dict(name='vit', variant='mu/4', num_classes=3),
+    objective=dict(name='supervised'),
+    input=dict(
+      data=dict(
+        name='synthetic',
+        split='train',
+        num_examples=16,
+        image_size=8,
+        channels=1,
+        num_classes=3,
+      ),
+      ops='',
+      device_ops='normalize(-1, 1)',
+      batch_size=8,
+      num_threads=0,
+    ),
+    optimizer=dict(name='adamw', learning_rate=1e-3),
+    evals=evals,
+    total_steps=2,
+  )
+  for name in ('fewshot/5shot', 'knn/5nn', 'linear_probe/top1'):
+    # The digits are told apart by untrained features, too.
+    assert result[name] > 0.4

@@ -1,0 +1,258 @@
+"""What config files say of preprocessing and models, against their authors'."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from vit_jax import lookup
+from vit_jax.data import device_ops
+from vit_jax.data.ops import language
+from vit_jax.errors import UserError
+from vit_jax.pretrained import (
+  huggingface_config,
+  timm_config,
+  torch_config,
+  torch_files,
+)
+
+IMAGE = np.random.default_rng(0).integers(0, 256, (60, 60, 3), np.uint8)
+PREPROCESS = [
+  dict(ops=ops, device_ops=device)
+  for ops, device in (
+    (
+      "decode|resize_small(36, method='bicubic')|central_crop(32)",
+      "normalize('imagenet')",
+    ),
+    (
+      "decode|resize_small(32, method='bilinear')|central_crop(32)",
+      'normalize(-1, 1)',
+    ),
+    ("decode|resize(32, method='bilinear')", "normalize('clip')"),
+    (
+      "decode|resize(40, method='lanczos')|central_crop(32)",
+      'normalize(mean=[0.1, 0.2, 0.3], std=[0.3, 0.2, 0.1])',
+    ),
+  )
+]
+
+
+def pixels(preprocess):
+  """Returns our [H, W, C] of IMAGE."""
+  example = language.parse(preprocess['ops'])(
+    {'image': IMAGE}, np.random.default_rng(0)
+  )
+  batch = {'image': example['image'][None]}
+  normalize = device_ops.parse(preprocess['device_ops'])
+  return np.asarray(normalize(batch, None, train=False)['image'][0])
+
+
+@pytest.mark.parametrize('preprocess', PREPROCESS)
+def test_ops_become_numbers_and_ops_again(preprocess):
+  evaluation = torch_config.from_ops(preprocess)
+  assert torch_config.to_ops(evaluation) == preprocess
+
+
+def test_ranges_are_means_and_deviations():
+  evaluation = torch_config.from_ops(dict(device_ops='normalize(-1, 1)'))
+  assert (evaluation.mean, evaluation.std) == (0.5, 0.5)
+  evaluation = torch_config.from_ops(dict(device_ops='normalize(0, 1)'))
+  assert (evaluation.mean, evaluation.std) == (0, 1)
+
+
+@pytest.mark.parametrize(
+  'ops', ['decode|random_crop(32)', 'decode|central_crop(9)|resize(32)']
+)
+def test_ops_that_config_files_do_not_know_are_an_error(ops):
+  with pytest.raises(UserError, match='cannot express'):
+    torch_config.from_ops(dict(ops=ops))
+
+
+@pytest.mark.parametrize('preprocess', PREPROCESS)
+def test_transformers_makes_the_same_pixels(preprocess, make_weights, tmp_path):
+  transformers = pytest.importorskip('transformers')
+  weights = make_weights(preprocess=preprocess | dict(image_size=(32, 32)))
+  torch_files.write(weights, tmp_path, format='huggingface')
+  processor = transformers.AutoImageProcessor.from_pretrained(
+    tmp_path, use_fast=False
+  )
+  theirs = processor(IMAGE, return_tensors='np')['pixel_values'][0]
+  ours = pixels(preprocess)
+  np.testing.assert_allclose(theirs.transpose(1, 2, 0), ours, atol=1e-5)
+  again = torch_files.read(tmp_path).preprocess
+  assert {k: again[k] for k in preprocess} == preprocess
+
+
+@pytest.mark.parametrize('preprocess', PREPROCESS)
+def test_timm_makes_the_same_pixels(preprocess, make_weights, tmp_path):
+  timm = pytest.importorskip('timm')
+  from PIL import Image
+
+  weights = make_weights(preprocess=preprocess | dict(image_size=(32, 32)))
+  torch_files.write(weights, tmp_path, format='timm')
+  model = timm.create_model(f'local-dir:{tmp_path}')
+  transform = timm.data.create_transform(
+    **timm.data.resolve_model_data_config(model)
+  )
+  theirs = transform(Image.fromarray(IMAGE)).numpy().transpose(1, 2, 0)
+  np.testing.assert_allclose(theirs, pixels(preprocess), atol=1e-5)
+  again = torch_files.read(tmp_path).preprocess
+  assert {k: again[k] for k in preprocess} == preprocess
+
+
+def test_unknown_preprocessing_is_not_made_up(make_weights, tmp_path):
+  torch_files.write(make_weights(), tmp_path / 'hf', format='huggingface')
+  assert not (tmp_path / 'hf/preprocessor_config.json').exists()
+  torch_files.write(make_weights(), tmp_path / 'timm', format='timm')
+  config = json.loads((tmp_path / 'timm/config.json').read_text())
+  assert not {'mean', 'crop_pct'} & config['pretrained_cfg'].keys()
+  assert torch_files.read(tmp_path / 'timm').preprocess == dict(
+    image_size=(32, 32)
+  )
+
+
+@pytest.mark.parametrize(
+  'ops',
+  [
+    'decode|central_crop(32)',  # timm always resizes,
+    'decode|resize_small(64)|central_crop(48)',  # to the size of the table,
+    'decode|resize((40, 50))|central_crop(32)',  # and both sides alike.
+  ],
+)
+def test_preprocessing_that_timm_does_not_do_is_an_error(
+  ops, make_weights, tmp_path
+):
+  weights = make_weights(preprocess=dict(image_size=(32, 32), ops=ops))
+  with pytest.raises(UserError, match='timm cannot make images of 32x32'):
+    torch_files.write(weights, tmp_path / 'x', format='timm')
+
+
+def test_timm_configs_of_the_hub_are_understood():
+  """The older form, of one dict, and the newer."""
+  cfg = dict(
+    num_classes=3,
+    input_size=[3, 224, 224],
+    crop_pct=0.9,
+    interpolation='bicubic',
+    mean=[0.5, 0.5, 0.5],
+    std=[0.5, 0.5, 0.5],
+  )
+  ops = "decode|resize_small(248, method='bicubic')|central_crop(224)"
+  names = dict(label_names=['a', 'b', 'c'])
+  for config in (
+    dict(architecture='vit_base_patch16_224', **cfg, **names),
+    dict(architecture='vit_base_patch16_224', pretrained_cfg=cfg, **names),
+  ):
+    facts = timm_config.read(config)
+    assert facts.preprocess == dict(ops=ops, device_ops='normalize(-1, 1)')
+    assert facts.image_size == (224, 224)
+    assert facts.class_names == ['a', 'b', 'c']
+    assert facts.model == dict(activation='gelu', norm_epsilon=1e-6)
+
+
+@pytest.mark.parametrize(
+  'processor, ops',
+  [
+    (
+      dict(size=dict(height=224, width=224), resample=2),
+      "decode|resize(224, method='bilinear')",
+    ),
+    (
+      dict(size=dict(shortest_edge=256), resample=3, crop_size=224),
+      "decode|resize_small(256, method='bicubic')",
+    ),
+    (
+      dict(
+        size=dict(shortest_edge=256),
+        resample=3,
+        do_center_crop=True,
+        crop_size=dict(height=224, width=224),
+      ),
+      "decode|resize_small(256, method='bicubic')|central_crop(224)",
+    ),
+    (dict(size=224), "decode|resize(224, method='bilinear')"),
+    (
+      dict(size=256, do_center_crop=True, crop_size=224, resample=3),
+      "decode|resize_small(256, method='bicubic')|central_crop(224)",
+    ),
+  ],
+)
+def test_hugging_face_processors_of_the_hub_are_understood(processor, ops):
+  facts = huggingface_config.read(
+    dict(model_type='vit', id2label={'1': 'b', '0': 'a'}),
+    processor | dict(image_mean=[0.5] * 3, image_std=[0.5] * 3),
+  )
+  assert facts.preprocess == dict(ops=ops, device_ops='normalize(-1, 1)')
+  assert facts.class_names == ['a', 'b']
+  # transformers' own default, far from what others use.
+  assert facts.model['norm_epsilon'] == 1e-12
+
+
+def test_models_that_a_config_speaks_of_and_ours_is_not_are_named():
+  for config, words in (
+    (dict(model_type='swin'), "model_type='swin'"),
+    (dict(model_type='dinov2', use_swiglu_ffn=True), 'gated MLP'),
+    (dict(model_type='vit', hidden_act='relu'), "hidden_act='relu'"),
+    (dict(model_type='vit', pooler_act='relu'), "pooler_act='relu'"),
+  ):
+    with pytest.raises(UserError, match=words):
+      huggingface_config.read(config, None)
+  for config, words in (
+    (dict(architecture='vit_base_patch16_rpn_224'), 'norms after attention'),
+    (dict(architecture='x', model_args=dict(act_layer='silu')), 'act_layer'),
+    (dict(architecture='x', global_pool='avgmax'), "global_pool='avgmax'"),
+    (dict(architecture='x', model_args=dict(pre_norm=True)), 'pre_norm'),
+  ):
+    with pytest.raises(UserError, match=words):
+      timm_config.read(config)
+
+
+@pytest.mark.parametrize(
+  'crop, large', [(224, 248), (224, 256), (32, 32), (518, 592), (378, 384)]
+)
+def test_timms_crop_share_gives_the_size_back(crop, large):
+  share = timm_config._share(crop, large)
+  assert int(crop / share) == large
+  assert len(str(share)) <= 6
+
+
+ARCHITECTURES = (
+  'deit3_small_patch16_224',
+  'flexivit_small',
+  'test_vit2',
+  'vit_base_patch16_224_miil',
+  'vit_base_patch16_gap_224',
+  'vit_base_patch16_siglip_224',
+  'vit_base_patch32_siglip_256',
+  'vit_little_patch16_reg4_gap_256',
+  'vit_so400m_patch16_siglip_256',
+  'vit_small_patch14_reg4_dinov2',
+)
+
+
+@pytest.mark.parametrize('name', ARCHITECTURES)
+def test_what_a_name_means_in_timm_is_known(name, tmp_path):
+  timm = pytest.importorskip('timm')
+  import torch
+
+  model = timm.create_model(name, depth=2)
+  timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
+  path = tmp_path / 'config.json'
+  config = json.loads(path.read_text())
+  del config['model_args']  # As most of the hub's are.
+  path.write_text(json.dumps(config))
+  ours = lookup.build('models', torch_files.read(tmp_path).model, 'Model')
+  block = model.blocks[0]
+  assert ours.num_heads == block.attn.num_heads
+  assert ours.norm_epsilon == block.norm1.eps
+  x = torch.linspace(-3, 3, 7)
+  activation = dict(
+    gelu=lambda x: jax.nn.gelu(x, approximate=False),
+    gelu_tanh=lambda x: jax.nn.gelu(x, approximate=True),
+  )[ours.activation]
+  np.testing.assert_allclose(
+    activation(x.numpy()), block.mlp.act(x).numpy(), atol=1e-6
+  )
+  pooling = dict(avg='mean', token='token', map='map')
+  assert ours.pooling == pooling[model.global_pool]

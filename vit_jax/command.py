@@ -1,0 +1,107 @@
+"""What the small commands share: how they fail, and how they name weights."""
+
+import argparse
+import ast
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from vit_jax.errors import RunError, UserError
+
+
+def run(
+  command: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None
+) -> int:
+  """Runs a command and returns its exit code; its errors become one message.
+
+  Codes: what the command returns, 0 for None; 1 it failed; 2 the user can mend
+  it; 130 Ctrl-C. With `--traceback` errors are raised as they are.
+
+  Args:
+    command: takes the arguments; its parser knows `--traceback`.
+    argv: the arguments; None reads those of the process.
+  """
+  argv = sys.argv[1:] if argv is None else argv
+  try:
+    return command(argv) or 0
+  except (UserError, RunError) as e:
+    if '--traceback' in argv:
+      raise
+    notes = getattr(e, '__notes__', [])
+    print('\n'.join([f'error: {e}', *notes]), file=sys.stderr)
+    return 2 if isinstance(e, UserError) else 1
+  except KeyboardInterrupt:
+    return 130
+  except BrokenPipeError:
+    # Who reads our output has enough, as in `... | head`. Python must not find
+    # the pipe broken once more when it flushes at the end.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
+
+
+def parser(module: str, doc: str) -> argparse.ArgumentParser:
+  """Returns a parser for `python -m vit_jax.<module>`.
+
+  Args:
+    module: the command.
+    doc: its docstring, shown by `--help`.
+  """
+  out = argparse.ArgumentParser(
+    f'python -m vit_jax.{module}',
+    description=doc,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  out.add_argument(
+    '--traceback', action='store_true', help='show where an error came from'
+  )
+  return out
+
+
+def add_weights_options(parser: argparse.ArgumentParser) -> None:
+  """Adds the options that say how weights are read; see `weights_options`."""
+  group = parser.add_argument_group('how weights are read')
+  group.add_argument(
+    '--model',
+    type=_dict,
+    metavar='DICT',
+    help="keys of the model section that win, as in {'num_classes': None}",
+  )
+  group.add_argument('--step', type=int, help='checkpoint of a run; the newest')
+  group.add_argument(
+    '--ema',
+    action=argparse.BooleanOptionalAction,
+    help='averaged weights of a run, or not; those if there are any',
+  )
+  group.add_argument('--weights_dir', help='where weights lie and are kept')
+
+
+def weights_options(args: argparse.Namespace) -> dict[str, Any]:
+  """Returns the keyword arguments for `pretrained.catalog.load`.
+
+  What it tells (downloads, damage) goes to stderr: stdout is for results.
+  """
+  keys = ('model', 'step', 'ema', 'weights_dir')
+  options = {key: getattr(args, key) for key in keys}
+  return options | dict(on_log=lambda line: print(line, file=sys.stderr))
+
+
+def size(text: str) -> tuple[int, int]:
+  """Returns (height, width) for '224' or '224,160'; for argparse."""
+  sides = [int(side) for side in text.split(',')]
+  if len(sides) > 2 or min(sides) < 1:
+    raise ValueError(text)
+  return (sides[0], sides[-1])
+
+
+def _dict(text: str) -> dict[str, Any]:
+  try:
+    value = ast.literal_eval(text)
+  except (ValueError, SyntaxError):
+    value = None
+  if not isinstance(value, dict):
+    raise argparse.ArgumentTypeError(
+      f"expected a dict such as {{'num_classes': None}}; got {text}"
+    )
+  return value

@@ -1,0 +1,193 @@
+"""Reads weights in one format and writes them in another, strictly.
+
+python -m vit_jax.convert runs/pets pets.safetensors
+python -m vit_jax.convert augreg-B/16 folder/ --format=huggingface
+
+Every parameter must have its place on both sides. What was written is read
+again, and every array must have the same bits. Exit code 1: it has not.
+"""
+
+import argparse
+import dataclasses
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from vit_jax import command
+from vit_jax.errors import RunError, UserError
+
+# Attributes of a model that say how it is computed or trained, not what.
+_HOW = (
+  'dtype',
+  'scan',
+  'remat',
+  'attention',
+  'stochastic_depth_rate',
+  'dropout_rate',
+  'attention_dropout_rate',
+  'head_bias_init',
+  'head_zero_init',
+  'layer_scale',  # Its initial value; the factors are parameters.
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Converts weights and says what was done; returns the exit code."""
+  return command.run(_main, argv)
+
+
+def _main(argv: Sequence[str]) -> None:
+  args = _parser().parse_args(argv)
+  # Importing jax takes seconds: a mistyped command should not wait for it.
+  from vit_jax.pretrained import catalog
+
+  suffix = pathlib.Path(args.target).suffix
+  known = (
+    suffix in ('.safetensors', '.npz')
+    if args.format is None
+    else (args.format in catalog.FORMATS)
+  )
+  if not known:  # `save` would say so, but only when all is read.
+    raise UserError(
+      f'{args.target}: give --format as one of {", ".join(catalog.FORMATS)};'
+      f' got {args.format!r}'
+    )
+  weights = catalog.load(args.source, **command.weights_options(args))
+  print(f'read     {args.source}: {_kind(weights)}')
+  for name, fact in _facts(weights):
+    print(f'{name:8} {fact}')
+  catalog.save(weights, args.target, format=args.format)
+  try:
+    found = catalog.load(args.target)
+  except UserError as e:
+    raise RunError(
+      f'{args.target} was written but cannot be read again: {e}'
+    ) from e
+  print(f'written  {args.target}: {args.format or suffix}')
+  print(f'checked  {_compare(weights, found)}')
+  for line in _unsaid(weights, found):
+    print(f'note     {line}')
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = command.parser('convert', __doc__)
+  parser.add_argument('source', metavar='SOURCE', help='as vit_jax.load takes')
+  parser.add_argument(
+    'target', metavar='TARGET', help='file, or folder for others than us'
+  )
+  parser.add_argument(
+    '--format',
+    help='vit_jax, google_npz, big_vision_npz, timm or huggingface; the suffix'
+    ' of a file tells (.safetensors is ours)',
+  )
+  command.add_weights_options(parser)
+  return parser
+
+
+def _kind(weights: Any) -> str:
+  """Returns the format, the dialect of it, and for a run the step."""
+  source = weights.source
+  dialect = source.get('dialect')
+  parts = [source.get('format', 'vit_jax')]
+  if isinstance(dialect, str) and dialect not in parts:
+    parts.append(dialect)
+  if 'step' in source:
+    average = ', averaged weights' if source.get('ema') else ''
+    parts.append(f'step {source["step"]:,}{average}')
+  return ' '.join(parts)
+
+
+def _facts(weights: Any) -> list[tuple[str, str]]:
+  import numpy as np
+
+  from vit_jax import trees
+
+  named = trees.flatten(weights.params)
+  arrays = [np.asarray(array) for array in named.values()]
+  dtypes = sorted({str(array.dtype) for array in arrays})
+  section = ', '.join(f'{k}={v}' for k, v in weights.model.items())
+  ops, device_ops = (
+    weights.preprocess.get(key, 'unknown') or 'nothing'
+    for key in ('ops', 'device_ops')
+  )
+  facts = [
+    ('model', section),
+    (
+      'params',
+      f'{sum(a.size for a in arrays):,} in {len(arrays)} arrays,'
+      f' {", ".join(dtypes)}, {sum(a.nbytes for a in arrays) / 1e6:,.1f} MB',
+    ),
+    ('images', f'on the host {ops}; on the device {device_ops}'),
+  ]
+  if weights.class_names is not None:
+    first = ', '.join(weights.class_names[:3])
+    facts.append(('classes', f'{len(weights.class_names):,}: {first}, ...'))
+  if unused := weights.source.get('unused'):
+    listed = ', '.join(unused[:5]) + (', ...' if len(unused) > 5 else '')
+    facts.append(('left', f'{len(unused)} arrays of no encoder: {listed}'))
+  return facts
+
+
+def _compare(before: Any, after: Any) -> str:
+  """Returns that all arrays came back; raises RunError where they did not."""
+  import numpy as np
+
+  from vit_jax import trees
+  from vit_jax.pretrained import blocks
+
+  old, new = (blocks.unstack(trees.flatten(w.params)) for w in (before, after))
+  problems = [f'missing: {name}' for name in old if name not in new]
+  for name in set(old) & set(new):
+    ours, theirs = np.asarray(old[name]), np.asarray(new[name])
+    if ours.dtype != theirs.dtype or ours.shape != theirs.shape:
+      problems.append(
+        f'{name}: was {ours.dtype}{list(ours.shape)}, is'
+        f' {theirs.dtype}{list(theirs.shape)}'
+      )
+    elif ours.tobytes() != theirs.tobytes():
+      error = np.max(np.abs(ours.astype(float) - theirs.astype(float)))
+      problems.append(f'{name}: differs by up to {error:.3g}')
+  if problems:
+    raise RunError(
+      'what was written is not what was read:\n  '
+      + '\n  '.join(sorted(problems))
+    )
+  added = sorted(set(new) - set(old))
+  more = f'; added: {", ".join(added)}' if added else ''
+  return f'read again, {len(old)} arrays have the same bits{more}'
+
+
+def _unsaid(before: Any, after: Any) -> list[str]:
+  """Returns what the target does not tell those who read it."""
+  from vit_jax import lookup
+
+  modules = [lookup.build('models', w.model, 'Model') for w in (before, after)]
+  fields = [f.name for f in dataclasses.fields(modules[0])]
+  lines = []
+  for field in fields:
+    old, new = (getattr(module, field, None) for module in modules)
+    if field in (*_HOW, 'parent', 'name') or old == new:
+      continue
+    lines.append(
+      f'the target reads as {field}={new!r}: load it with'
+      f' model={ {field: old}!r}'
+    )
+  for key in ('ops', 'device_ops'):
+    old, new = (w.preprocess.get(key) for w in (before, after))
+    if old is not None and old != new:
+      lines.append(f'the target reads as {key}={new!r}: it was {old!r}')
+  if before.class_names is not None and after.class_names is None:
+    lines.append('the target does not hold the names of the classes')
+  if before.source.get('loss', 'softmax') != after.source.get(
+    'loss', 'softmax'
+  ):
+    lines.append(
+      f'the target does not tell the loss: load it with'
+      f' loss={before.source["loss"]!r}'
+    )
+  return lines
+
+
+if __name__ == '__main__':
+  sys.exit(main())

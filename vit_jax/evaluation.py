@@ -1,0 +1,159 @@
+"""When a run evaluates what, with which weights, and what it shows of it."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vit_jax import (
+  lookup,
+  metric_writer,
+  progress as progress_lib,
+  reporting,
+  run as run_lib,
+  train_state,
+)
+from vit_jax.errors import UserError
+
+
+_WEIGHTS = ('params', 'ema')
+_MOST_CLASSES = 50  # Lines of a table on the terminal.
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """An evaluator, when it runs and on which weights."""
+
+  name: str
+  evaluator: Any
+  every_steps: int | None  # None is only at the end of the run.
+  weights: tuple[str, ...]
+
+  def is_due(self, step: int) -> bool:
+    return bool(self.every_steps) and step % self.every_steps == 0
+
+
+def make_jobs(
+  evals: Mapping[str, Mapping[str, Any]],
+  run: run_lib.Run,
+  *,
+  model: Mapping[str, Any],
+  has_ema: bool,
+) -> list[Job]:
+  """Builds the evaluators of a config.
+
+  Args:
+    evals: `config.evals`, see `train.train`.
+    run: whose predictions are evaluated.
+    model: `config.model`, for its number of classes.
+    has_ema: whether the run averages its weights.
+
+  Raises:
+    UserError: a section that does not fit its evaluator, the model or the run.
+  """
+  jobs = []
+  for name, section in evals.items():
+    where = f'config.evals.{name}'
+    section = run_lib.in_steps(section, run.input.steps_per_epoch, where)
+    section.setdefault('batch_size', run.input.batch_size)
+    every_steps = section.pop('every_steps', None)
+    weights = section.pop('weights', 'params')
+    weights = (weights,) if isinstance(weights, str) else tuple(weights)
+    unknown = sorted(set(weights) - set(_WEIGHTS))
+    if unknown or ('ema' in weights and not has_ema):
+      raise UserError(
+        f"{where}.weights={weights}: expected 'params', or 'ema' with "
+        'config.ema set'
+      )
+    evaluator = lookup.build(
+      'evaluators', section, 'Evaluator', run.predict, run.mesh, where=where
+    )
+    # Evaluators that score the model's own classes have an input; few-shot,
+    # k-NN and probes bring classes of their own.
+    if hasattr(evaluator, 'input'):
+      run_lib.check_num_classes(model, evaluator.input, where)
+    jobs.append(Job(name, evaluator, every_steps, weights))
+  return jobs
+
+
+def evaluate(
+  jobs: Sequence[Job],
+  state: train_state.TrainState,
+  step: int,
+  progress: progress_lib.Progress,
+) -> dict[str, float]:
+  """Returns `{'val/top1': ...}`; of a job's second weights `val_ema/top1`."""
+  results = {}
+  for job in jobs:
+    for weights in job.weights:
+      params = state.ema_params if weights == 'ema' else state.params
+      first = weights == job.weights[0]
+      prefix = job.name if first else f'{job.name}_{weights}'
+      try:
+        with progress.status(f'evaluating {prefix}'):
+          numbers = job.evaluator.run(params)
+      except Exception as e:
+        e.add_note(f'in the evaluator {job.name} at step {step}')
+        raise
+      results |= {f'{prefix}/{key}': value for key, value in numbers.items()}
+  return results
+
+
+def make_pictures(
+  pictures: Mapping[str, Mapping[str, Any]], run: run_lib.Run
+) -> dict[str, Any]:
+  """Builds the pictures of a config by name."""
+  return {
+    name: lookup.build(
+      'visualize',
+      section,
+      'Picture',
+      run.predict,
+      run.mesh,
+      where=f'config.pictures.{name}',
+    )
+    for name, section in pictures.items()
+  }
+
+
+def draw(
+  pictures: Mapping[str, Any],
+  state: train_state.TrainState,
+  step: int,
+  workdir: pathlib.Path,
+  writer: metric_writer.MetricWriter,
+) -> None:
+  """Draws with the averaged weights, if there are any, for eye and events."""
+  params = state.params if state.ema_params is None else state.ema_params
+  for name, picture in pictures.items():
+    path = picture.draw(params, workdir / f'{name}.png')
+    writer.write_image(step, name, path)
+
+
+def one_line(step: int, results: Mapping[str, float]) -> str:
+  """Returns what the log says of an evaluation."""
+  shown = [k for k in results if k.rpartition('/')[2] in ('top1', 'loss')]
+  facts = (f'{k} {results[k]:.4f}' for k in shown or list(results)[:4])
+  return '  '.join([f'step {step:,}:', *facts])
+
+
+def print_results(results: Mapping[str, float], step: int) -> None:
+  """Prints a line for each evaluator and a table of classes if there is one."""
+  rows: dict[str, dict[str, float]] = {}
+  classes: dict[str, dict[str, dict[str, float]]] = {}
+  for name, value in results.items():
+    row, _, metric = name.partition('/')
+    metric, _, label = metric.partition('/')
+    if label:
+      classes.setdefault(row, {})[label] = {metric: value}
+    else:
+      rows.setdefault(row, {})[metric] = value
+  if rows:
+    reporting.print_table(f'step {step:,}', rows)
+  for row, labels in classes.items():
+    worst = sorted(labels, key=lambda label: min(labels[label].values()))
+    title = f'{row}, {len(worst)} classes'
+    if len(worst) > _MOST_CLASSES:
+      title += f', the worst {_MOST_CLASSES}'
+    shown = {label: labels[label] for label in worst[:_MOST_CLASSES]}
+    reporting.print_table(title, shown)

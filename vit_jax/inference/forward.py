@@ -1,0 +1,172 @@
+"""Any number of images through one compiled program of a fixed batch size."""
+
+import concurrent.futures
+import itertools
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vit_jax import lookup, sharding, trees
+from vit_jax.data import device_ops
+from vit_jax.errors import UserError
+from vit_jax.inference import images as images_lib
+from vit_jax.pretrained import blocks
+from vit_jax.pretrained.weights import Weights
+
+_MAX_THREADS = 16
+
+
+class Forward:
+  """Reads images, fills batches up, and keeps host and devices busy.
+
+  Attributes:
+    batch_size: of the program, a multiple of the devices that share a batch.
+    params: float32, on the devices.
+  """
+
+  def __init__(
+    self, weights: Weights, *, batch_size: int, mesh: jax.sharding.Mesh
+  ):
+    """Sends the parameters to the devices; compiles nothing yet.
+
+    Args:
+      weights: with the preprocessing; it may be missing until images come.
+      batch_size: rounded up to the devices.
+      mesh: from `sharding.make_mesh`.
+
+    Raises:
+      UserError: a section or ops that do not fit what they name.
+    """
+    if not isinstance(batch_size, int) or batch_size < 1:
+      raise UserError(f'batch_size is at least 1; got {batch_size!r}')
+    parts = mesh.shape['data'] * mesh.shape['fsdp']
+    self.batch_size = math.ceil(batch_size / parts) * parts
+    self._module = lookup.build('models', weights.model, 'Model')
+    named = trees.flatten(weights.params)
+    if weights.model.get('scan'):
+      named = blocks.stack(named)
+    params = trees.unflatten({k: _float32(x) for k, x in named.items()})
+    shardings = sharding.state_shardings({'params': params}, mesh)['params']
+    self.params = jax.device_put(params, shardings)
+    self._sharding = sharding.batch_sharding(mesh)
+
+    preprocess = self._preprocess = weights.preprocess
+    self._read = self._normalize = None
+    if 'ops' in preprocess:
+      kernel = named.get('patch_embedding/kernel')
+      num_channels = 3 if kernel is None else kernel.shape[-2]
+      self._read = images_lib.Reader(preprocess['ops'], num_channels).read
+    if 'device_ops' in preprocess:
+      self._normalize = device_ops.parse(preprocess['device_ops'])
+    # A learned table of positions is for images of one size only.
+    fixed = 'position_embedding' in named and preprocess.get('image_size')
+    self._image_size = tuple(fixed) if fixed else None
+    self._apply = jax.jit(self._outputs)
+
+  def stream(
+    self, images: Iterable[Any], outputs: Sequence[str] | None
+  ) -> Iterator[dict[str, np.ndarray] | UserError]:
+    """Yields the outputs, or the error, for each image; see `Model.stream`."""
+    self._check_preprocess()
+    images, first = iter(images), None
+    num_threads = min(_MAX_THREADS, os.cpu_count() or 1)
+    with concurrent.futures.ThreadPoolExecutor(num_threads) as pool:
+      pending = None
+      while chunk := list(itertools.islice(images, self.batch_size)):
+        arrays = list(pool.map(self._read_or_error, chunk))
+        good = (a for a in arrays if isinstance(a, np.ndarray))
+        first = next(good, None) if first is None else first
+        arrays = [
+          self._alike(array, first, image)
+          for array, image in zip(arrays, chunk, strict=True)
+        ]
+        current = arrays, self._dispatch(arrays)
+        # Fetched only now: the devices have the next batch already.
+        if pending is not None:
+          yield from _rows(*pending, outputs)
+        pending = current
+      if pending is not None:
+        yield from _rows(*pending, outputs)
+
+  def _outputs(self, params, image) -> dict[str, jax.Array]:
+    # Evaluation draws nothing, so that there is no key.
+    batch = self._normalize({'image': image}, None, train=False)
+    return self._module.apply({'params': params}, batch['image'], train=False)
+
+  def _dispatch(self, arrays: list) -> dict[str, jax.Array] | None:
+    """Starts the devices on those that are arrays; None if there are none."""
+    good = [a for a in arrays if isinstance(a, np.ndarray)]
+    if not good:
+      return None
+    batch = np.zeros((self.batch_size, *good[0].shape), good[0].dtype)
+    for i, array in enumerate(good):
+      batch[i] = array
+    return self._apply(self.params, jax.device_put(batch, self._sharding))
+
+  def _read_or_error(self, image: Any) -> np.ndarray | UserError:
+    try:
+      return self._read(image)
+    except UserError as e:
+      return e
+
+  def _alike(self, array, first, image) -> np.ndarray | UserError:
+    """Returns what can share a batch with the first image, or an error."""
+    if isinstance(array, UserError):
+      return array
+    size = self._image_size or first.shape[:2]
+    if array.shape[:2] == size and array.dtype == first.dtype:
+      return array
+    what = f'{array.shape[0]}x{array.shape[1]} {array.dtype}'
+    return UserError(
+      f'{images_lib.where(image)}an image is {what} after the ops'
+      f' {self._preprocess["ops"]!r}; expected {size[0]}x{size[1]}'
+      f' {first.dtype}. Other ops may help, such as'
+      f' ops={f"decode|resize({size})"!r}'
+    )
+
+  def _check_preprocess(self) -> None:
+    size = self._image_size or (224, 224)
+    examples = {
+      'ops': f"'decode|resize({size})'",
+      'device_ops': "'normalize(-1, 1)' or \"normalize('imagenet')\"",
+    }
+    missing = [
+      f'{key}={example}'
+      for key, example in examples.items()
+      if key not in self._preprocess
+    ]
+    if missing:
+      raise UserError(
+        'nothing tells how images were prepared for these weights, and the'
+        ' answers depend on it; when loading, say what it was, such as '
+        + ', '.join(missing)
+      )
+
+
+def _rows(arrays, found, outputs) -> Iterator[dict | UserError]:
+  """Yields for each image its error, or its row of what was found."""
+  if found is not None:
+    if unknown := sorted(set(outputs or ()) - set(found)):
+      headless = '' if 'logits' in found else ' (there is no head)'
+      raise UserError(
+        f'the model has no output {", ".join(unknown)}{headless}; it has'
+        f' {", ".join(found)}'
+      )
+    found = jax.device_get({key: found[key] for key in outputs or found})
+  row = 0
+  for array in arrays:
+    if isinstance(array, UserError):
+      yield array
+    else:
+      yield {key: value[row] for key, value in found.items()}
+      row += 1
+
+
+def _float32(array: np.ndarray) -> np.ndarray:
+  floating = jnp.issubdtype(array.dtype, jnp.floating)
+  return np.asarray(array, np.float32) if floating else array

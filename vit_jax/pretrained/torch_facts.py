@@ -1,0 +1,78 @@
+"""What is known of a torch model's weights beyond their arrays."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from vit_jax.errors import UserError
+from vit_jax.models import vit
+from vit_jax.pretrained import huggingface_config, timm_config, torch_names
+from vit_jax.pretrained.torch_config import Facts
+from vit_jax.pretrained.torch_names import Dialect
+from vit_jax.pretrained.torch_storage import Stored
+
+_IMAGENET = {'device_ops': "normalize('imagenet')"}
+
+
+def of(stored: Stored, dialect: Dialect, unused: list[str]) -> Facts:
+  """Returns what the configs say or, without one, what the dialect implies.
+
+  Args:
+    stored: with the configs.
+    dialect: of its names.
+    unused: names in it that are no part of the encoder.
+
+  Raises:
+    UserError: a model that models/vit.py is not.
+  """
+  if 'architecture' in stored.config:
+    return timm_config.read(stored.config)
+  if stored.config:
+    return huggingface_config.read(stored.config, stored.preprocessor)
+  name = dialect.name
+  if name.startswith('huggingface'):
+    kind = {'huggingface_siglip': 'siglip_vision_model'}
+    kind = kind.get(name, name.removeprefix('huggingface_'))
+    return Facts(model=huggingface_config.DEFAULTS[kind])
+  # All of Meta's models take images as torchvision normalizes them.
+  known = name in ('deit3', 'dinov2') or unused
+  preprocess = _IMAGENET if known else {}
+  return Facts(model=timm_config.DEFAULTS, preprocess=dict(preprocess))
+
+
+def num_heads(
+  theirs: Mapping[str, np.ndarray],
+  dialect: Dialect,
+  facts: Facts,
+  model: Mapping[str, Any],
+) -> int:
+  """Returns the number of heads, which no array of torch's shows.
+
+  Args:
+    theirs: names without prefix.
+    dialect: of the names.
+    facts: what is known besides.
+    model: keys of the model section that the user gives.
+
+  Raises:
+    UserError: nothing tells it, and no variant nor heads of 64 channels fit.
+  """
+  for known in (model, facts.model):
+    if 'num_heads' in known:
+      return known['num_heads']
+  variant = str(model.get('variant', '')).partition('/')[0]
+  if variant in vit.VARIANTS:
+    return vit.VARIANTS[variant]['num_heads']
+  names = {v[0]: k for k, v in torch_names.expand(dialect, 1).items()}
+  width = theirs[dialect.anchor].shape[0]
+  mlp = theirs.get(names['encoder/block_00/mlp/up/kernel'], ())
+  for sizes in vit.VARIANTS.values():
+    if (sizes['width'], sizes['mlp_dim']) == (width, len(mlp)):
+      return sizes['num_heads']
+  if width % 64:
+    raise UserError(
+      f'nothing tells the number of heads of this model of width {width}: say'
+      " model={'num_heads': ...}"
+    )
+  return width // 64

@@ -1,0 +1,229 @@
+"""Shows a model's layers, parameters, multiply-adds and memory.
+
+python -m vit_jax.summary --config=configs/vit_s16_i1k.py
+python -m vit_jax.summary --weights=augreg-B/16 --format=json
+
+Nothing is computed or trained. A value of a config is changed as for
+vit_jax.main, with --config.section.key=value.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vit_jax import command, config_file
+from vit_jax.errors import UserError
+
+# Durations decide nothing that is shown here: long enough for any warm-up.
+_TOTAL_STEPS, _STEPS_PER_EPOCH = 10**9, 1000
+_UNITS = ('B', 'kB', 'MB', 'GB', 'TB')
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Prints the summary of a config or of weights; returns the exit code."""
+  return command.run(_main, argv)
+
+
+def _main(argv: Sequence[str]) -> None:
+  parser = _parser()
+  if any(arg.startswith('--weights') for arg in argv):
+    parser.add_argument('--weights', required=True, metavar='WHAT')
+    config, args = None, parser.parse_args(argv)
+  else:
+    config, args = config_file.parse(parser, argv)
+  # Importing jax takes seconds: a mistyped command should not wait for it.
+  if config is None:
+    summary = _of_weights(args)
+  else:
+    summary = _of_config(config.to_dict(), args)
+  if args.format == 'json':
+    print(json.dumps(summary, indent=2))
+  else:
+    _print(summary)
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = command.parser('summary', __doc__)
+  parser.usage = (
+    '%(prog)s [-h] (--config=FILE[:ARG] | --weights=WHAT) [options]'
+  )
+  parser.add_argument('--format', choices=('table', 'json'), default='table')
+  parser.add_argument(
+    '--image_size',
+    type=command.size,
+    metavar='H[,W]',
+    help='that of the config or weights unless given',
+  )
+  parser.add_argument('--channels', type=int, help='likewise')
+  command.add_weights_options(parser)
+  return parser
+
+
+def _of_config(config: Mapping[str, Any], args) -> dict[str, Any]:
+  import jax
+
+  from vit_jax import lookup, optimizer, run
+  from vit_jax.inference import anatomy
+
+  module = lookup.build('models', config['model'], 'Model')
+  image_shape = _given_shape(args) or _config_shape(config, args.channels)
+  params = anatomy.abstract_params(module, image_shape)
+  section = run.in_steps(
+    config['optimizer'], _STEPS_PER_EPOCH, 'config.optimizer'
+  )
+  where = 'config.optimizer'
+  tx, _ = run.call(
+    optimizer.make, section, where, params, total_steps=_TOTAL_STEPS
+  )
+  trained = optimizer.trained_names(params, section.get('freeze', ()))
+  memory = {
+    'params': anatomy.bytes_of(params),
+    'gradients': anatomy.bytes_of(
+      [x for name, x in _flat(params).items() if trained[name]]
+    ),
+    'optimizer state': anatomy.bytes_of(jax.eval_shape(tx.init, params)),
+  }
+  if config.get('ema') is not None:
+    memory['average of params'] = memory['params']
+  batch_size = config['input']['batch_size']
+  activations = anatomy.activation_bytes(module, image_shape)
+  memory[f'activations of {batch_size:,} images'] = batch_size * activations
+  return _summary(module, config['model'], image_shape, memory)
+
+
+def _of_weights(args) -> dict[str, Any]:
+  from vit_jax import lookup
+  from vit_jax.inference import anatomy
+  from vit_jax.pretrained import catalog
+
+  weights = catalog.load(args.weights, **command.weights_options(args))
+  module = lookup.build('models', weights.model, 'Model')
+  kernel = _flat(weights.params).get('patch_embedding/kernel')
+  channels = args.channels or (3 if kernel is None else kernel.shape[-2])
+  size = args.image_size or weights.preprocess.get('image_size')
+  if size is None:
+    size = (_shape_of_ops(weights.preprocess.get('ops', '')) or (None,))[:2]
+  if None in size:
+    raise UserError(
+      f'{args.weights} does not tell the size of images: give --image_size'
+    )
+  memory = {
+    'params as stored': anatomy.bytes_of(weights.params),
+    'params': 4 * sum(x.size for x in _flat(weights.params).values()),
+  }
+  return _summary(module, weights.model, (*size, channels), memory)
+
+
+def _summary(module, section, image_shape, memory) -> dict[str, Any]:
+  from vit_jax.inference import anatomy
+
+  found = anatomy.layers(module, image_shape)
+  return dict(
+    model=dict(section),
+    image_shape=list(image_shape),
+    layers=[dataclasses.asdict(layer) for layer in found],
+    num_params=sum(layer.num_params for layer in found),
+    gmacs_per_image=anatomy.macs(module, image_shape) / 1e9,
+    activation_bytes_per_image=anatomy.activation_bytes(module, image_shape),
+    memory_bytes=memory,
+  )
+
+
+def _given_shape(args) -> tuple[int, int, int] | None:
+  if args.image_size is None:
+    return None
+  return (*args.image_size, args.channels or 3)
+
+
+def _config_shape(
+  config: Mapping[str, Any], channels: int | None
+) -> tuple[int, int, int]:
+  """Returns the shape of the images that the model trains on.
+
+  The host ops tell it where they decode and resize; else an example is read.
+  """
+  from vit_jax import run
+  from vit_jax.data import pipeline
+
+  shape = _shape_of_ops(config['input']['ops'])
+  if shape is None:
+    try:
+      train_input = run.call(
+        pipeline.TrainInput, config['input'], 'config.input', seed=0
+      )
+    except UserError as e:
+      e.add_note('with --image_size and --channels no image is needed')
+      raise
+    shape = train_input.element_spec()['image'].shape[1:]
+  return (*shape[:2], channels or shape[2])
+
+
+def _shape_of_ops(text: str) -> tuple[int, int, int] | None:
+  """Returns [H, W, C] after the ops, if it is so for images of any size."""
+  import numpy as np
+
+  from vit_jax.data.ops import language
+
+  if not any(s.name == 'decode' for s in language.segments(text)):
+    return None  # The number of channels is then up to the source.
+  ops, shapes = language.parse(text), set()
+  for size in ((600, 800), (900, 700)):
+    example = {'image': np.zeros((*size, 3), np.uint8), 'label': 0}
+    try:
+      shapes.add(ops(example, np.random.default_rng(0))['image'].shape)
+    except (ValueError, LookupError):  # They need more than an image.
+      return None
+  return shapes.pop() if len(shapes) == 1 else None
+
+
+def _flat(tree: Any) -> dict[str, Any]:
+  from vit_jax import trees
+
+  return trees.flatten(tree)
+
+
+def _print(summary: Mapping[str, Any]) -> None:
+  import rich.box
+  import rich.console
+  import rich.table
+
+  table = rich.table.Table(box=rich.box.SIMPLE_HEAD)
+  table.add_column('layer', overflow='fold')
+  table.add_column('output', justify='right')
+  table.add_column('parameters')
+  table.add_column('number', justify='right')
+  for layer in summary['layers']:
+    times = f' x {layer["repeats"]}' if layer['repeats'] > 1 else ''
+    output = '' if layer['output'] is None else str(list(layer['output']))
+    shapes = [f'{k} {list(v)}' for k, v in sorted(layer['shapes'].items())]
+    if layer['output'] is None:
+      shapes = [str(list(shape)) for shape in layer['shapes'].values()]
+    number = f'{layer["num_params"]:,}'
+    table.add_row(layer['name'] + times, output, ', '.join(shapes), number)
+  width = None if sys.stdout.isatty() else 200
+  rich.console.Console(width=width, markup=False).print(table)
+  height, width, channels = summary['image_shape']
+  print(f'{summary["num_params"]:,} parameters')
+  print(
+    f'{summary["gmacs_per_image"]:.4g} GMACs for an image of {height}x{width},'
+    f' {channels} channels'
+  )
+  kept = _size(summary['activation_bytes_per_image'])
+  print(f'{kept} kept for the backward pass of an image, before fusion')
+  print('memory of all devices together:')
+  for name, num_bytes in summary['memory_bytes'].items():
+    print(f'  {_size(num_bytes):>9}  {name}')
+
+
+def _size(num_bytes: float) -> str:
+  exponent = 0
+  while num_bytes >= 1000 and exponent < len(_UNITS) - 1:
+    num_bytes, exponent = num_bytes / 1000, exponent + 1
+  return f'{num_bytes:.3g} {_UNITS[exponent]}'
+
+
+if __name__ == '__main__':
+  sys.exit(main())
