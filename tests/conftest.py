@@ -21,7 +21,9 @@ os.environ |= {
 # Eight devices whose LAPACK calls each start threads are 200 times slower.
 os.environ['OPENBLAS_NUM_THREADS'] = '1'
 
-import jax
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
@@ -32,3 +34,34 @@ sys.path.append(str(pathlib.Path(__file__).parents[1] / 'scripts'))
 import mend_torchvision  # noqa: E402
 
 mend_torchvision.mend()
+
+
+@pytest.fixture
+def tiny_weights():
+  """Returns `make(num_classes=5, **section) -> Weights` for 16x16 images.
+
+  A ViT with random parameters, so that answers differ between images.
+  """
+  from vit_jax import lookup
+  from vit_jax.pretrained.weights import Weights
+
+  def make(num_classes=5, channels=3, **section):
+    section = (
+      dict(name='vit', variant='mu/8', num_classes=num_classes) | section
+    )
+    model = lookup.build('models', section, 'Model')
+    image = jax.ShapeDtypeStruct((1, 16, 16, channels), 'float32')
+    shapes = jax.eval_shape(model.init, jax.random.key(0), image)['params']
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+      lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), shapes
+    )
+    preprocess = dict(
+      image_size=(16, 16),
+      ops='decode|resize(16)',
+      device_ops='normalize(-1, 1)',
+    )
+    names = ['ant', 'bee', 'cat', 'dog', 'eel'][:num_classes]
+    return Weights(params, section, preprocess, names)
+
+  return make

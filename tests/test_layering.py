@@ -15,7 +15,7 @@ PACKAGE = ROOT / 'vit_jax'
 LEVELS = [
   ['__init__', 'errors'],
   ['lookup', 'losses', 'trees', 'schedules', 'config_file', 'event_file'],
-  ['fingerprint', 'orbax_noise'],
+  ['fingerprint', 'orbax_noise', 'command', 'layer_decay'],
   ['models', 'data', 'sharding', 'flops', 'metric_writer', 'checkpoint_format'],
   ['objectives', 'pretrained', 'optimizer', 'progress'],
   ['resume', 'preemption'],
@@ -24,7 +24,7 @@ LEVELS = [
   ['run'],
   ['evaluation'],
   ['train'],
-  ['main', 'aot', 'benchmark'],
+  ['main', 'sweep', 'predict', 'convert', 'summary', 'aot', 'benchmark'],
 ]
 LEVEL = {unit: i for i, units in enumerate(LEVELS) for unit in units}
 FILES = sorted(PACKAGE.rglob('*.py'))

@@ -28,7 +28,8 @@ def run(
   except (UserError, RunError) as e:
     if '--traceback' in argv:
       raise
-    notes = getattr(e, '__notes__', [])
+    # JAX notes that it shortened a stack trace, which is not shown.
+    notes = [n for n in getattr(e, '__notes__', []) if 'JAX has rem' not in n]
     print('\n'.join([f'error: {e}', *notes]), file=sys.stderr)
     return 2 if isinstance(e, UserError) else 1
   except KeyboardInterrupt:

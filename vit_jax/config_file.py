@@ -13,6 +13,7 @@ import ast
 import importlib.util
 import pathlib
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
@@ -40,7 +41,7 @@ def parse(
     help='recipe; change a value with --config.section.key=value',
   )
   argv = list(sys.argv[1:] if argv is None else argv)
-  changes, rest = _split(argv)
+  changes, rest = split(argv, '--config.')
   args = parser.parse_args(rest)
   config = load(args.config)
   for name, text in changes:
@@ -106,22 +107,31 @@ def change(config: ml_collections.ConfigDict, name: str, text: str) -> None:
     section[key] = float(value) if _widens(value, old) else value
 
 
-def _split(argv: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
-  """Returns the `--config.name=text` changes and the other arguments."""
-  changes, rest, i = [], [], 0
+def split(
+  argv: Sequence[str], prefix: str
+) -> tuple[list[tuple[str, str]], list[str]]:
+  """Takes `<prefix>name=text` and `<prefix>name text` out of the arguments.
+
+  Returns:
+    The pairs (name, text) and the other arguments.
+
+  Raises:
+    UserError: the last name has no text.
+  """
+  pairs, rest, i = [], [], 0
   while i < len(argv):
-    if argv[i].startswith('--config.'):
-      name, equals, text = argv[i].removeprefix('--config.').partition('=')
+    if argv[i].startswith(prefix):
+      name, equals, text = argv[i].removeprefix(prefix).partition('=')
       if not equals:
         i += 1
         if i == len(argv):
-          raise UserError(f'--config.{name} needs a value')
+          raise UserError(f'{prefix}{name} needs a value')
         text = argv[i]
-      changes.append((name, text))
+      pairs.append((name, text))
     else:
       rest.append(argv[i])
     i += 1
-  return changes, rest
+  return pairs, rest
 
 
 def _literal(text: str) -> Any:

@@ -8,7 +8,6 @@ again, and every array must have the same bits. Exit code 1: it has not.
 """
 
 import argparse
-import dataclasses
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -17,19 +16,8 @@ from typing import Any
 from vit_jax import command
 from vit_jax.errors import RunError, UserError
 
-# Attributes of a model that say how it is computed or trained, not what.
-_HOW = (
-  'dtype',
-  'scan',
-  'remat',
-  'attention',
-  'stochastic_depth_rate',
-  'dropout_rate',
-  'attention_dropout_rate',
-  'head_bias_init',
-  'head_zero_init',
-  'layer_scale',  # Its initial value; the factors are parameters.
-)
+# What a model computes and its parameters do not show.
+_UNSEEN = ('activation', 'norm_epsilon', 'num_heads', 'pooling', 'final_norm')
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,13 +41,14 @@ def _main(argv: Sequence[str]) -> None:
       f'{args.target}: give --format as one of {", ".join(catalog.FORMATS)};'
       f' got {args.format!r}'
     )
-  weights = catalog.load(args.source, **command.weights_options(args))
+  options = command.weights_options(args)
+  weights = catalog.load(args.source, **options)
   print(f'read     {args.source}: {_kind(weights)}')
   for name, fact in _facts(weights):
     print(f'{name:8} {fact}')
   catalog.save(weights, args.target, format=args.format)
   try:
-    found = catalog.load(args.target)
+    found = catalog.load(args.target, on_log=options['on_log'])
   except UserError as e:
     raise RunError(
       f'{args.target} was written but cannot be read again: {e}'
@@ -161,13 +150,13 @@ def _compare(before: Any, after: Any) -> str:
 def _unsaid(before: Any, after: Any) -> list[str]:
   """Returns what the target does not tell those who read it."""
   from vit_jax import lookup
+  from vit_jax.inference import classes
 
   modules = [lookup.build('models', w.model, 'Model') for w in (before, after)]
-  fields = [f.name for f in dataclasses.fields(modules[0])]
   lines = []
-  for field in fields:
+  for field in _UNSEEN:
     old, new = (getattr(module, field, None) for module in modules)
-    if field in (*_HOW, 'parent', 'name') or old == new:
+    if old == new:
       continue
     lines.append(
       f'the target reads as {field}={new!r}: load it with'
@@ -179,12 +168,10 @@ def _unsaid(before: Any, after: Any) -> list[str]:
       lines.append(f'the target reads as {key}={new!r}: it was {old!r}')
   if before.class_names is not None and after.class_names is None:
     lines.append('the target does not hold the names of the classes')
-  if before.source.get('loss', 'softmax') != after.source.get(
-    'loss', 'softmax'
-  ):
+  old, new = (classes.loss_of(w, None) for w in (before, after))
+  if old != new:
     lines.append(
-      f'the target does not tell the loss: load it with'
-      f' loss={before.source["loss"]!r}'
+      f'the target does not tell the loss: load it with loss={old!r}'
     )
   return lines
 

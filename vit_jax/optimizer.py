@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vit_jax import schedules, trees
+from vit_jax import layer_decay as layer_decay_lib, schedules, trees
 from vit_jax.errors import UserError
 
 Rules = Sequence[tuple[str, float]]
@@ -38,6 +38,7 @@ def make(
   weight_decay: float = 0.0,
   weight_decay_mults: Rules | None = None,
   learning_rate_mults: Rules | None = None,
+  layer_decay: float | None = None,
   freeze: Sequence[str] = (),
   grad_clip_norm: float | None = None,
 ) -> tuple[optax.GradientTransformation, Callable[[jax.Array], jax.Array]]:
@@ -48,7 +49,7 @@ def make(
     2. moments: Adam's quotient or SGD's momentum;
     3. `weight_decay * mult * parameter` is added (decoupled, not in the
        moments);
-    4. `learning_rate_mults`;
+    4. `learning_rate_mults` and `layer_decay`;
     5. minus the learning rate: update number k (from 1) uses `schedule(k)`.
   So the decay per step is learning_rate * weight_decay, as in torch's and
   optax's AdamW. big_vision's `wd` is not multiplied by its `lr`: its wd is
@@ -71,6 +72,9 @@ def make(
       default `DECAY_KERNELS`.
     learning_rate_mults: pairs (regex, multiplier > 0). Parameters without a
       rule keep 1.
+    layer_decay: in (0, 1]: multiplies the learning rate of every layer by this
+      once more than that of the layer above it, see `layer_decay.multipliers`.
+      Not for models with `scan`.
     freeze: regexes of parameters that stay as they are: they have no optimizer
       state and no part in the clipped norm.
     grad_clip_norm: largest global gradient norm; None for no clipping.
@@ -104,6 +108,8 @@ def make(
   problems += _decay_problems(name, weight_decay, weight_decay_mults)
   if grad_clip_norm is not None and not _in(grad_clip_norm, above=0):
     problems.append(f'grad_clip_norm={grad_clip_norm!r} must be a number > 0')
+  if layer_decay is not None and not _in(layer_decay, above=0, most=1):
+    problems.append(f'layer_decay={layer_decay!r} must be a number in (0, 1]')
   if problems:
     raise UserError('optimizer: ' + '; '.join(problems))
 
@@ -120,6 +126,9 @@ def make(
   if learning_rate_mults:
     rules = [*learning_rate_mults, ('.*', 1.0)]
     mults = _multipliers('learning_rate_mults', rules, names, above=0)
+    transforms.append(_scale_by_name(mults))
+  if layer_decay is not None:
+    mults = layer_decay_lib.multipliers(names, layer_decay)
     transforms.append(_scale_by_name(mults))
   # optax counts updates from 0.
   transforms.append(optax.scale_by_schedule(lambda count: -rate(count + 1)))
@@ -272,11 +281,12 @@ def _decay_problems(name, weight_decay, mults) -> list[str]:
   return problems
 
 
-def _in(value: Any, *, above=None, least=None, below=None) -> bool:
+def _in(value: Any, *, above=None, least=None, below=None, most=None) -> bool:
   """Says whether a value is a number in a range."""
   return (
     schedules.is_number(value)
     and (above is None or value > above)
     and (least is None or value >= least)
     and (below is None or value < below)
+    and (most is None or value <= most)
   )

@@ -31,6 +31,7 @@ def _main(argv: Sequence[str]) -> None:
   parser = _parser()
   if any(arg.startswith('--weights') for arg in argv):
     parser.add_argument('--weights', required=True, metavar='WHAT')
+    command.add_weights_options(parser)
     config, args = None, parser.parse_args(argv)
   else:
     config, args = config_file.parse(parser, argv)
@@ -58,7 +59,6 @@ def _parser() -> argparse.ArgumentParser:
     help='that of the config or weights unless given',
   )
   parser.add_argument('--channels', type=int, help='likewise')
-  command.add_weights_options(parser)
   return parser
 
 
@@ -88,10 +88,11 @@ def _of_config(config: Mapping[str, Any], args) -> dict[str, Any]:
   }
   if config.get('ema') is not None:
     memory['average of params'] = memory['params']
+  summary = _summary(module, config['model'], image_shape, memory)
   batch_size = config['input']['batch_size']
-  activations = anatomy.activation_bytes(module, image_shape)
-  memory[f'activations of {batch_size:,} images'] = batch_size * activations
-  return _summary(module, config['model'], image_shape, memory)
+  kept = batch_size * summary['activation_bytes_per_image']
+  memory[f'activations of {batch_size:,} images'] = kept
+  return summary
 
 
 def _of_weights(args) -> dict[str, Any]:
@@ -205,12 +206,9 @@ def _print(summary: Mapping[str, Any]) -> None:
     table.add_row(layer['name'] + times, output, ', '.join(shapes), number)
   width = None if sys.stdout.isatty() else 200
   rich.console.Console(width=width, markup=False).print(table)
-  height, width, channels = summary['image_shape']
+  shape = 'x'.join(str(side) for side in summary['image_shape'])
   print(f'{summary["num_params"]:,} parameters')
-  print(
-    f'{summary["gmacs_per_image"]:.4g} GMACs for an image of {height}x{width},'
-    f' {channels} channels'
-  )
+  print(f'{summary["gmacs_per_image"]:.4g} GMACs for an image of {shape}')
   kept = _size(summary['activation_bytes_per_image'])
   print(f'{kept} kept for the backward pass of an image, before fusion')
   print('memory of all devices together:')

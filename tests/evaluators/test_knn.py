@@ -104,13 +104,25 @@ def test_of_equals_the_earlier_image_and_the_lower_class_win(evaluate):
 
 
 def test_cold_votes_do_not_overflow(evaluate):
-  # exp(1 / 0.001) is beyond float32.
-  train = _on_circle(0, 1, 90), [1, 1, 0]
-  test = _on_circle(0, 90), [1, 0]
+  # Similarities 1 and 0.99985: of exp(1000) and exp(999.85), both beyond
+  # float32, the former is larger.
+  train = _on_circle(0, 1), [1, 0]
   result = evaluate(
-    'knn', train, test, num_classes=2, k=(3,), temperature=0.001
+    'knn',
+    train,
+    (_on_circle(0), [1]),
+    num_classes=2,
+    k=(2,),
+    temperature=0.001,
   )
-  assert result['3nn'] == 1.0
+  assert result['2nn'] == 1.0
+
+
+def test_padding_is_no_neighbour(evaluate):
+  # Every image is opposite to the query; rows of zeros would be nearer.
+  train = _on_circle(170, 180, 190), [1, 1, 1]
+  result = evaluate('knn', train, (_on_circle(0), [1]), num_classes=2, k=(1, 9))
+  assert result['1nn'] == result['9nn'] == 1.0
 
 
 def test_more_neighbours_than_images_are_all_images(evaluate, caplog):
@@ -122,8 +134,8 @@ def test_more_neighbours_than_images_are_all_images(evaluate, caplog):
   assert 'only 21 training images can vote, fewer than k=200' in caplog.text
 
 
-def test_a_feature_of_zeros_is_equally_far_from_all(evaluate):
-  train = np.concatenate([np.zeros((1, 2)), _on_circle(5)]), [0, 1]
+def test_a_feature_of_zeros_has_similarity_zero(evaluate):
+  train = np.concatenate([_on_circle(120), np.zeros((1, 2))]), [0, 1]
   result = evaluate('knn', train, (_on_circle(0), [1]), num_classes=2, k=(1,))
   assert result['1nn'] == 1.0
 

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+import scipy.special
 from sklearn import linear_model
 
 from vit_jax import sharding
@@ -221,8 +222,19 @@ def test_the_learning_rate_is_chosen_and_a_diverged_one_is_not(evaluate):
   kernel, bias = _numpy_sgd(
     train, seed=1, rate=0.1, epochs=5, batch_size=256, num_classes=4
   )
-  answers = np.argmax(test[0] @ kernel + bias, axis=1)
-  assert result['top1'] == np.mean(answers == test[1])
+  logits = test[0] @ kernel + bias
+  assert result['top1'] == np.mean(np.argmax(logits, axis=1) == test[1])
+  # Trained on all images, those that were held out included.
+  losses = scipy.special.logsumexp(logits, axis=1) - logits[range(300), test[1]]
+  assert result['loss'] == pytest.approx(losses.mean(), rel=1e-5)
+
+
+def test_a_diverged_head_is_worse_than_any_other():
+  kernel = np.float32([[[np.nan, 0]], [[1, -1]], [[np.inf, 0]], [[-1, 1]]])
+  heads = {'kernel': kernel, 'bias': np.zeros((4, 2), np.float32)}
+  held_out = _features.Features(np.ones((3, 1), 'f'), np.zeros(3, np.int32))
+  ranks = linear_probe._ranks(heads, held_out, _mesh(8))
+  assert sorted(range(4), key=lambda i: ranks[i]) == [0, 2, 3, 1]
 
 
 def test_a_diverged_classifier_has_no_accuracy(evaluate):

@@ -147,12 +147,16 @@ def test_of_two_models_one_must_be_chosen(arrays, read):
 
 def test_a_grid_that_is_not_square_must_be_said(arrays, read):
   arrays['pos_embed'] = zeros(1, 15, 24)
-  with pytest.raises(UserError, match=r'say grid=\(rows, columns\)'):
+  with pytest.raises(UserError, match=r'those of 0 squares.*say grid=\(rows, columns\)'):
     read(arrays)
   with pytest.raises(UserError, match='not those of 4x4 patches'):
     read(arrays, grid=(4, 4))
   table = read(arrays, grid=(3, 5)).params['position_embedding']
   assert table.shape == (3, 5, 24)
+  # 3x3 patches, or 2x2 and a row for each of the tokens.
+  arrays |= {'reg_token': zeros(1, 4, 24), 'pos_embed': zeros(1, 9, 24)}
+  with pytest.raises(UserError, match='those of 2 squares of patches'):
+    read(arrays)
 
 
 def test_heads_that_cannot_be_known_must_be_said(arrays, read):

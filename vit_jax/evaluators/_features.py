@@ -85,7 +85,6 @@ class Splits:
     self._predict, self._mesh = predict, mesh
     self._representation = representation
     self._skips = on_error == 'skip'
-    self.num_train = self._inputs['data_train'].num_examples
     self._check()
 
   def extract(

@@ -19,7 +19,6 @@ from vit_jax.errors import UserError
 from vit_jax.evaluators import _features
 
 _BIAS = 100.0  # The constant feature: so large that l2 hardly reaches it.
-_REFINEMENTS = 2
 
 
 class Evaluator:
@@ -233,20 +232,19 @@ def _ridge(
 
   big_vision solves the N equations of the dual form if there are fewer images
   than features; the solution is the same one. Forming X'X in float32 loses
-  digits, which the refinement by residuals of X itself brings back: the
+  digits, which one step of refinement by residuals of X itself brings back: the
   corrected seminormal equations (Bjorck 1987,
   https://doi.org/10.1016/0024-3795(87)90101-7).
   """
   used_M1 = used_M[:, None].astype(jnp.float32)
   x_ME = _design(x_MD, mean_D, std_D) * used_M1
-  y_MC = jax.nn.one_hot(label_M, num_classes) * used_M1
+  y_MC = jax.nn.one_hot(label_M, num_classes)
   x_EM = x_ME.T
   gram_EE = _matmul(x_EM, x_ME) + l2 * jnp.eye(len(x_EM))
   factor = jax.scipy.linalg.cho_factor(gram_EE)
   w_EC = jax.scipy.linalg.cho_solve(factor, _matmul(x_EM, y_MC))
-  for _ in range(_REFINEMENTS):
-    residual_EC = _matmul(x_EM, y_MC - _matmul(x_ME, w_EC)) - l2 * w_EC
-    w_EC += jax.scipy.linalg.cho_solve(factor, residual_EC)
+  residual_EC = _matmul(x_EM, y_MC - _matmul(x_ME, w_EC)) - l2 * w_EC
+  w_EC += jax.scipy.linalg.cho_solve(factor, residual_EC)
   return jax.lax.with_sharding_constraint(w_EC, out_sharding)
 
 

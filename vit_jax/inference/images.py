@@ -57,9 +57,14 @@ class Reader:
     """
     rng = np.random.default_rng(0)  # Ops of an evaluation have no use for it.
     try:
-      example = {'image': self._content(image)}
-      # A decoder among the ops is given the bytes: it may be the user's own.
-      if isinstance(example['image'], np.ndarray) or not self._ops_decode:
+      content = self._content(image)
+      example = {'image': content}
+      if isinstance(content, np.ndarray):
+        converts = content.ndim == 2 or content.shape[2] in _MODES
+      else:
+        # A decoder among the ops is given the bytes: it may be the user's own.
+        converts = not self._ops_decode
+      if converts:
         example = self._decode(example, rng)
       array = self._ops(example, rng)['image']
       self._check(array)

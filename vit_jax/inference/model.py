@@ -156,7 +156,7 @@ class Model:
     items, single = images_lib.as_list(images)
     if not items:
       raise UserError('no images were given')
-    rows = list(_good(self.stream(items, outputs=outputs), single))
+    rows = list(_good(items, self.stream(items, outputs=outputs), single))
     if single:
       return rows[0]
     return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
@@ -174,7 +174,7 @@ class Model:
       UserError: as a call of the model; a model without a head.
     """
     items, single = images_lib.as_list(images)
-    rows = _good(self.stream(items, outputs=('logits',)), single)
+    rows = _good(items, self.stream(items, outputs=('logits',)), single)
     answers = [self.best(row['logits'], top_k=top_k) for row in rows]
     return answers[0] if single else answers
 
@@ -223,10 +223,11 @@ class Model:
 
 
 def _good(
-  rows: Iterable[dict | UserError], single: bool
+  items: Sequence[Any], rows: Iterable[dict | UserError], single: bool
 ) -> Iterator[dict[str, np.ndarray]]:
   """Yields rows until one is an error, which is raised."""
-  for i, row in enumerate(rows):
+  for i, (item, row) in enumerate(zip(items, rows, strict=True)):
     if isinstance(row, UserError):
-      raise row if single else UserError(f'image {i}: {row}')
+      named = single or images_lib.where(item)
+      raise row if named else UserError(f'image {i}: {row}')
     yield row

@@ -1,0 +1,35 @@
+"""One parameter of a model, on the host, wherever its parts are."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from vit_jax import trees
+from vit_jax.errors import UserError
+
+
+def fetch(params: Any, name: str, hint: str) -> np.ndarray:
+  """Returns the parameter of this name; all processes call it.
+
+  Args:
+    params: a tree of arrays, on the devices or not.
+    name: as in `encoder/block_03/mlp/up/kernel`.
+    hint: why a model may lack it, for the message.
+
+  Raises:
+    UserError: there is none.
+  """
+  named = trees.flatten(params)
+  if name not in named:
+    tops = sorted({key.split('/')[0] for key in named})
+    raise UserError(
+      f'the model has no parameter {name!r}: {hint}; it has {", ".join(tops)}'
+    )
+  leaf = named[name]
+  if isinstance(leaf, jax.Array) and not leaf.is_fully_replicated:
+    whole = jax.sharding.NamedSharding(
+      leaf.sharding.mesh, jax.sharding.PartitionSpec()
+    )
+    leaf = jax.jit(lambda x: x, out_shardings=whole)(leaf)
+  return np.asarray(jax.device_get(leaf))

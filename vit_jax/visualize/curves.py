@@ -1,0 +1,168 @@
+"""A picture of how runs went: their curves from metrics.jsonl."""
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from vit_jax.errors import UserError
+from vit_jax.visualize import _figure
+
+METRICS = ('loss', 'top1', 'learning_rate')
+
+# Inches.
+_MARGIN, _TITLE, _TICKS_LEFT, _TICKS_BELOW = 0.25, 0.3, 0.55, 0.5
+_WIDTH, _HEIGHT, _GAP = 3.3, 2.4, 0.3
+_COLORS = ('#0969da', '#cf222e', '#1a7f37', '#8250df', '#bc4c00', '#6e7781')
+_FRACTIONS = ('top1', 'top5')
+_MOST_POINTS = 60  # Longer training curves are smoothed, over a 20th of them.
+
+Curve = tuple[np.ndarray, np.ndarray]
+
+
+class Picture:
+  """The curves of the run that draws it; `draw` below compares several runs."""
+
+  def __init__(
+    self,
+    predict: Any,
+    mesh: jax.sharding.Mesh,
+    *,
+    metrics: Sequence[str] = METRICS,
+  ):
+    """Keeps the options.
+
+    Args:
+      predict: as every picture gets it; not used.
+      mesh: likewise.
+      metrics: see `draw`.
+    """
+    del predict, mesh
+    self._metrics = metrics
+
+  def draw(self, params: Any, path: str | os.PathLike[str]) -> pathlib.Path:
+    """Writes a PNG file of the run in whose folder `path` is; returns `path`.
+
+    With several processes all call this and process 0 writes.
+
+    Raises:
+      UserError: the run has none of the metrics.
+    """
+    del params
+    path = pathlib.Path(path)
+    if jax.process_index() == 0:
+      draw({path.parent.name: path.parent}, path, metrics=self._metrics)
+    return path
+
+
+def read(workdir: str | os.PathLike[str]) -> dict[str, Curve]:
+  """Returns the steps and values of every metric of a run, by name.
+
+  A value that was not finite is NaN.
+
+  Args:
+    workdir: of the run; or its file metrics.jsonl.
+
+  Raises:
+    UserError: there is none, or it is damaged.
+  """
+  path = pathlib.Path(workdir).expanduser()
+  path = path / 'metrics.jsonl' if path.is_dir() else path
+  points: dict[str, list[tuple[int, float]]] = {}
+  number = 0
+  try:
+    with path.open() as file:
+      for number, line in enumerate(file, 1):
+        row = json.loads(line)
+        step = row.pop('step')
+        for name, value in row.items():
+          value = np.nan if value is None else float(value)
+          points.setdefault(name, []).append((step, value))
+  except OSError as e:
+    raise UserError(f'no metrics of a run in {workdir}: {e}') from e
+  except (ValueError, KeyError, TypeError, AttributeError) as e:
+    raise UserError(f'{path}, line {number}: not a row of metrics: {e}') from e
+  return {name: _columns(pairs) for name, pairs in points.items()}
+
+
+def draw(
+  runs: Mapping[str, str | os.PathLike[str]],
+  path: str | os.PathLike[str],
+  *,
+  metrics: Sequence[str] = METRICS,
+) -> pathlib.Path:
+  """Writes the picture as a PNG file, atomically, and returns its path.
+
+  There is a panel for each metric, with the curves of that name of training,
+  thin, and of evaluations, with a dot at each. Of a single run these differ in
+  colour; of several each run has its colour. Long training curves are pale
+  behind their running means.
+
+  Args:
+    runs: the folders of the runs (or their metrics.jsonl) by what to call them.
+    path: of the PNG file.
+    metrics: the last parts of names in metrics.jsonl, as in 'loss' for
+      `train/loss` and `val/loss`. What no run has is left out.
+
+  Raises:
+    UserError: a run has no metrics, or none of the runs has any of these.
+  """
+  curves = {label: read(workdir) for label, workdir in runs.items()}
+  panels = {metric: _of_panel(curves, metric) for metric in metrics}
+  panels = {metric: lines for metric, lines in panels.items() if lines}
+  if not panels:
+    known = sorted({_last(name) for run in curves.values() for name in run})
+    raise UserError(
+      f'no curves of {", ".join(metrics)} in {", ".join(map(str, runs.values()))}'
+      f'; there are {", ".join(known) or "none at all"}'
+    )
+  step_right = _TICKS_LEFT + _WIDTH + _GAP
+  figure = _figure.new(
+    2 * _MARGIN + len(panels) * step_right - _GAP,
+    2 * _MARGIN + _TITLE + _HEIGHT + _TICKS_BELOW,
+  )
+  for i, (metric, lines) in enumerate(panels.items()):
+    x, y = _MARGIN + i * step_right + _TICKS_LEFT, _MARGIN + _TITLE
+    axes = _figure.axes(figure, x, y, _WIDTH, _HEIGHT)
+    _draw_panel(axes, metric, lines, several=len(runs) > 1)
+  return _figure.save(figure, path)
+
+
+def _columns(pairs: list[tuple[int, float]]) -> Curve:
+  steps, values = zip(*pairs, strict=True)
+  return np.asarray(steps), np.asarray(values)
+
+
+def _last(name: str) -> str:
+  return name.rpartition('/')[2]
+
+
+def _of_panel(
+  curves: Mapping[str, Mapping[str, Curve]], metric: str
+) -> list[tuple[str, str, Curve]]:
+  """Returns run, prefix and curve of every line of a panel."""
+  return [
+    (label, name.rpartition('/')[0], curve)
+    for label, run in curves.items()
+    for name, curve in run.items()
+    # A metric of one class, `val/top1/cat`, ends otherwise.
+    if _last(name) == metric
+  ]
+
+
+def _draw_panel(
+  axes: Any, metric: str, lines: list[tuple[str, str, Curve]], several: bool
+) -> None:
+  # Evaluations in front of training.
+  for run, prefix, (steps, values) in sorted(
+    lines, key=lambda line: line[1] != 'train'
+  ):
+    index = 0 if several else 1
+    groups = list(dict.fromkeys(line[1 - index] for line in lines))
+    del index, groups
+  del steps, values, run, prefix
+  axes.set_title(metric)

@@ -1,0 +1,165 @@
+"""A picture of what the first layer of a ViT sees in a patch.
+
+As in figure 7 of "An Image is Worth 16x16 Words" (arXiv:2010.11929).
+"""
+
+import math
+import os
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from vit_jax.errors import UserError
+from vit_jax.visualize import _figure, _parameter
+
+# Inches.
+_MARGIN, _TITLE, _TILE, _GAP, _CAPTION = 0.25, 0.65, 0.9, 0.12, 0.2
+
+
+class Picture:
+  """The principal components of the filters, each with its share of variance.
+
+  For `config.pictures`; `draw` below is for a kernel at hand.
+  """
+
+  def __init__(
+    self,
+    predict: Any,
+    mesh: jax.sharding.Mesh,
+    *,
+    parameter: str = 'patch_embedding/kernel',
+    count: int = 28,
+    columns: int = 7,
+  ):
+    """Keeps the options.
+
+    Args:
+      predict: as every picture gets it; not used.
+      mesh: likewise.
+      parameter: name of the kernel `[height, width, C, D]`.
+      count: see `draw`.
+      columns: likewise.
+
+    Raises:
+      UserError: `count` or `columns` below 1.
+    """
+    del predict, mesh
+    _check(count, columns)
+    self._parameter, self._count, self._columns = parameter, count, columns
+
+  def draw(self, params: Any, path: str | os.PathLike[str]) -> pathlib.Path:
+    """Writes the picture as a PNG file, atomically, and returns its path.
+
+    With several processes all call this and process 0 writes.
+
+    Raises:
+      UserError: the model has no such kernel.
+    """
+    kernel = _parameter.fetch(
+      params, self._parameter, 'its first layer has another name'
+    )
+    path = pathlib.Path(path)
+    if jax.process_index() == 0:
+      draw(kernel, path, count=self._count, columns=self._columns)
+    return path
+
+
+def components(kernel_HWCD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the principal components of D filters, and their shares.
+
+  Components are float32 `[N, H, W, C]` of length 1, the one with the largest
+  share of the variance between filters first; N is the smaller of D and the
+  numbers in a patch. Of the two signs each has the one that makes its largest
+  number positive. Shares sum to 1.
+
+  Args:
+    kernel_HWCD: of a patch embedding; H and W are the sides of a patch.
+  """
+  shape, dim = kernel_HWCD.shape[:-1], kernel_HWCD.shape[-1]
+  x_DP = np.asarray(kernel_HWCD, np.float64).reshape(-1, dim).T
+  _, scale_N, found_NP = np.linalg.svd(x_DP - x_DP.mean(0), full_matrices=False)
+  index_N1 = np.argmax(np.abs(found_NP), axis=1, keepdims=True)
+  found_NP *= np.sign(np.take_along_axis(found_NP, index_N1, axis=1))
+  share_N = scale_N**2 / max(np.sum(scale_N**2), np.finfo(float).tiny)
+  return np.float32(found_NP).reshape(-1, *shape), np.float32(share_N)
+
+
+def draw(
+  kernel_HWCD: np.ndarray,
+  path: str | os.PathLike[str],
+  *,
+  count: int = 28,
+  columns: int = 7,
+) -> pathlib.Path:
+  """Writes the picture as a PNG file, atomically, and returns its path.
+
+  Each component has a scale of its own, on which zero is grey. Three channels
+  are red, green and blue; of more channels the first three are shown, of two
+  the first.
+
+  Args:
+    kernel_HWCD: of a patch embedding; H and W are the sides of a patch.
+    path: of the PNG file.
+    count: how many components; all of them where there are fewer.
+    columns: components in a row.
+
+  Raises:
+    UserError: no kernel, or `count` or `columns` below 1.
+  """
+  _check(count, columns)
+  if np.ndim(kernel_HWCD) != 4:
+    raise UserError(
+      'a picture of filters needs a kernel [height, width, C, D]; got '
+      f'{np.shape(kernel_HWCD)}'
+    )
+  found, share = components(kernel_HWCD)
+  found, share = found[:count], share[:count]
+  columns = min(columns, len(found))
+  rows = math.ceil(len(found) / columns)
+  height, width, _, dim = kernel_HWCD.shape
+  # The longer side of a patch is _TILE.
+  tile_height = _TILE * height / max(height, width)
+  tile_width = _TILE * width / max(height, width)
+  step_right, step_down = tile_width + _GAP, tile_height + _CAPTION + _GAP
+  figure = _figure.new(
+    2 * _MARGIN + max(columns * step_right - _GAP, 4.5),
+    2 * _MARGIN + _TITLE + rows * step_down - _GAP,
+  )
+  title = f'First layer: {dim} filters of {height} x {width} pixels'
+  _figure.text(figure, _MARGIN, _MARGIN, title, size=13, weight='bold')
+  label = dict(size=9, color=_figure.PALE)
+  what = f'{len(found)} principal components, {share.sum():.0%} of the variance'
+  _figure.text(figure, _MARGIN, _MARGIN + 0.28, what, **label)
+  for i, component in enumerate(found):
+    row, column = divmod(i, columns)
+    x, y = _MARGIN + column * step_right, _MARGIN + _TITLE + row * step_down
+    axes = _figure.axes(figure, x, y, tile_width, tile_height)
+    axes.imshow(
+      _displayable(component),
+      'gray',
+      vmin=0,
+      vmax=1,
+      interpolation='nearest',
+      aspect='auto',
+    )
+    axes.spines[:].set(color='#d0d7de', linewidth=0.8)
+    y += tile_height + 0.05
+    _figure.text(figure, x, y, f'{share[i]:.1%}', **label)
+  return _figure.save(figure, path)
+
+
+def _displayable(component_HWC: np.ndarray) -> np.ndarray:
+  """Returns `[H, W]` or `[H, W, 3]` in 0 to 1, where zero became 0.5."""
+  channels = 3 if component_HWC.shape[-1] >= 3 else 1
+  shown = component_HWC[..., :channels]
+  shown = 0.5 + 0.5 * shown / max(np.abs(shown).max(), 1e-12)
+  return shown if channels == 3 else shown[..., 0]
+
+
+def _check(count: int, columns: int) -> None:
+  if count < 1 or columns < 1:
+    raise UserError(
+      f'count and columns are at least 1; got {count} and {columns}'
+    )
