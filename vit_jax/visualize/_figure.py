@@ -23,14 +23,14 @@ def new(width: float, height: float) -> Any:
 def axes(
   figure: Any, x: float, y: float, width: float, height: float, **options
 ) -> Any:
-  """Adds axes without ticks; x and y in inches from the top left."""
+  """Adds axes; x and y are those of its top left corner, all in inches."""
   across, down = figure.get_size_inches()
   box = (x / across, 1 - (y + height) / down, width / across, height / down)
-  return figure.add_axes(box, **dict(xticks=[], yticks=[]) | options)
+  return figure.add_axes(box, **options)
 
 
 def text(figure: Any, x: float, y: float, words: str, **style) -> Any:
-  """Writes words; x and y in inches from the top left, as in `axes`."""
+  """Writes words; x and y in inches from the top left of the figure."""
   across, down = figure.get_size_inches()
   style = dict(va='top', color=INK) | style
   return figure.text(x / across, 1 - y / down, words, **style)

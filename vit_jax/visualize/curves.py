@@ -157,12 +157,54 @@ def _of_panel(
 def _draw_panel(
   axes: Any, metric: str, lines: list[tuple[str, str, Curve]], several: bool
 ) -> None:
-  # Evaluations in front of training.
-  for run, prefix, (steps, values) in sorted(
-    lines, key=lambda line: line[1] != 'train'
-  ):
-    index = 0 if several else 1
-    groups = list(dict.fromkeys(line[1 - index] for line in lines))
-    del index, groups
-  del steps, values, run, prefix
-  axes.set_title(metric)
+  """Draws the lines `(run, prefix, curve)` of a metric."""
+  runs = list(dict.fromkeys(run for run, _, _ in lines))
+  # Training first: evaluations lie on top of it.
+  prefixes = sorted({prefix for _, prefix, _ in lines}, key=_evaluates)
+  for prefix in prefixes:
+    for run in runs:
+      found = [c for r, p, c in lines if (r, p) == (run, prefix)]
+      for steps, values in found:
+        place = runs.index(run) if several else prefixes.index(prefix)
+        color = _COLORS[place % len(_COLORS)]
+        words = [run] * several + [prefix] * (len(prefixes) > 1)
+        style = dict(color=color, label=' '.join(words))
+        if _evaluates(prefix):
+          dashes = max(0, [p for p in prefixes if _evaluates(p)].index(prefix))
+          style |= dict(linestyle=('-', '--', ':')[min(dashes, 2)])
+          axes.plot(steps, values, marker='o', markersize=3.5, **style)
+          continue
+        window = len(values) // 20 if len(values) > _MOST_POINTS else 1
+        if window > 1:
+          axes.plot(steps, values, color=color, alpha=0.2, linewidth=0.8)
+        means = _running_mean(values, window)
+        axes.plot(steps[len(steps) - len(means) :], means, linewidth=1, **style)
+  _decorate(axes, metric)
+  if len(runs) > 1 or len(prefixes) > 1:
+    axes.legend(fontsize=8, frameon=False)
+
+
+def _evaluates(prefix: str) -> bool:
+  return prefix != 'train'
+
+
+def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
+  """Returns the means of every `window` values in a row."""
+  return np.convolve(values, np.full(window, 1 / window), 'valid')
+
+
+def _decorate(axes: Any, metric: str) -> None:
+  title = metric.replace('_', ' ')
+  axes.set_title(title, loc='left', size=11, weight='bold', color=_figure.INK)
+  axes.set_xlabel('step', size=9, color=_figure.PALE)
+  axes.tick_params(colors=_figure.PALE, labelsize=8.5)
+  axes.spines[['top', 'right']].set_visible(False)
+  axes.spines[['left', 'bottom']].set_color('#d0d7de')
+  axes.grid(axis='y', color='#eaeef2')
+  axes.set_axisbelow(True)
+  axes.set_xlim(left=0)
+  axes.xaxis.set_major_formatter('{x:,.0f}')
+  if metric in _FRACTIONS or metric.endswith('shot'):
+    axes.yaxis.set_major_formatter(lambda y, _: f'{100 * y:.4g}%')
+  else:
+    axes.yaxis.set_major_formatter('{x:g}')

@@ -135,7 +135,9 @@ def draw(
   for i, component in enumerate(found):
     row, column = divmod(i, columns)
     x, y = _MARGIN + column * step_right, _MARGIN + _TITLE + row * step_down
-    axes = _figure.axes(figure, x, y, tile_width, tile_height)
+    axes = _figure.axes(
+      figure, x, y, tile_width, tile_height, xticks=[], yticks=[]
+    )
     axes.imshow(
       _displayable(component),
       'gray',

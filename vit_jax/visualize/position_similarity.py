@@ -122,7 +122,9 @@ def draw(
   for i, row in enumerate(rows):
     for j, column in enumerate(columns):
       x, y = left + j * step_right, top + i * step_down
-      axes = _figure.axes(figure, x, y, tile_width, tile_height)
+      axes = _figure.axes(
+        figure, x, y, tile_width, tile_height, xticks=[], yticks=[]
+      )
       axes.spines[:].set_visible(False)
       image = axes.imshow(
         cosine_HWHW[row, column],
