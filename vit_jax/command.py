@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from vit_jax import host_memory
 from vit_jax.errors import RunError, UserError
 
 
@@ -23,6 +24,7 @@ def run(
     argv: the arguments; None reads those of the process.
   """
   argv = sys.argv[1:] if argv is None else argv
+  host_memory.keep()
   try:
     return command(argv) or 0
   except (UserError, RunError) as e:

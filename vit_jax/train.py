@@ -197,14 +197,15 @@ def train(
           writer.write(step, results)
           progress.update(step, {} if is_last else results)
           progress.log(evaluation.one_line(step, results))
-        if is_last:
-          evaluation.draw(drawings, state, step, workdir, writer)
         if saves:
           # First the rows: a checkpoint must never be ahead of the metrics.
           writer.flush()
           checkpointer.save(
             step, state, config=config, metrics=results if due else {}
           )
+        if is_last:
+          # Now that all is saved: a picture that fails costs no training.
+          evaluation.draw(drawings, state, step, workdir, writer)
       if exit_code and not is_last:
         checkpointer.wait()
         progress.log(
@@ -215,6 +216,7 @@ def train(
     if evaluates_only:
       results = evaluation.evaluate(jobs, state, step, progress)
       writer.write(step, results)
+      writer.flush()
       evaluation.draw(drawings, state, step, workdir, writer)
     checkpointer.wait()
   if jax.process_index() == 0:

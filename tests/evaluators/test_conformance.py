@@ -17,7 +17,7 @@ CASES = [
   ('fewshot', dict(shots=(1, 4)), TWO_SPLITS),
   ('fewshot', dict(shots=(2,), l2=(1.0, 1e3)), TWO_SPLITS),
   ('knn', dict(k=(1, 10)), TWO_SPLITS),
-  ('linear_probe', dict(l2=1.0), TWO_SPLITS),
+  ('linear_probe', dict(l2=10.0), TWO_SPLITS),
   (
     'linear_probe',
     dict(solver='sgd', epochs=3, learning_rates=(0.1, 0.5), sgd_batch_size=32),
@@ -137,7 +137,7 @@ def test_training_runs_them_on_data_with_other_classes(tmp_path):
   }
   evals['fewshot'] |= dict(shots=(5,), every_steps=1)
   evals['knn'] |= dict(k=(5,), representation='tokens')
-  evals['linear_probe'] |= dict(l2=1.0)
+  evals['linear_probe'] |= dict(l2=1.0, max_iterations=20)
   result = train.train(
     tmp_path,
     model=dict(name='vit', variant='mu/4', num_classes=3),

@@ -233,8 +233,8 @@ def _ridge(
   big_vision solves the N equations of the dual form if there are fewer images
   than features; the solution is the same one. Forming X'X in float32 loses
   digits, which one step of refinement by residuals of X itself brings back: the
-  corrected seminormal equations (Bjorck 1987,
-  https://doi.org/10.1016/0024-3795(87)90101-7).
+  corrected seminormal equations (Björck 1987, Linear Algebra and its
+  Applications 88/89).
   """
   used_M1 = used_M[:, None].astype(jnp.float32)
   x_ME = _design(x_MD, mean_D, std_D) * used_M1

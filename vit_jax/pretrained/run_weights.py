@@ -91,7 +91,8 @@ def _find(path: str | os.PathLike) -> tuple[epath.Path, int | None] | None:
         return directory, None
   except ImportError as e:  # The client of a cloud is missing.
     raise UserError(f'cannot look into {path}: {e}') from e
-  if path.name.isdecimal():
+  # A folder of timm or Hugging Face may have a number for a name.
+  if path.name.isdecimal() and not (path / 'config.json').exists():
     if int(path.name) in checkpoint_format.steps(path.parent):
       return path.parent, int(path.name)
   return None

@@ -76,7 +76,8 @@ def read(workdir: str | os.PathLike[str]) -> dict[str, Curve]:
   number = 0
   try:
     with path.open() as file:
-      for number, line in enumerate(file, 1):
+      for line in file:
+        number += 1
         row = json.loads(line)
         step = row.pop('step')
         for name, value in row.items():
@@ -117,8 +118,8 @@ def draw(
   if not panels:
     known = sorted({_last(name) for run in curves.values() for name in run})
     raise UserError(
-      f'no curves of {", ".join(metrics)} in {", ".join(map(str, runs.values()))}'
-      f'; there are {", ".join(known) or "none at all"}'
+      f'no curves of {", ".join(metrics)} in the metrics of {", ".join(runs)};'
+      f' there are {", ".join(known) or "none at all"}'
     )
   step_right = _TICKS_LEFT + _WIDTH + _GAP
   figure = _figure.new(
@@ -160,37 +161,39 @@ def _draw_panel(
   """Draws the lines `(run, prefix, curve)` of a metric."""
   runs = list(dict.fromkeys(run for run, _, _ in lines))
   # Training first: evaluations lie on top of it.
-  prefixes = sorted({prefix for _, prefix, _ in lines}, key=_evaluates)
-  for prefix in prefixes:
-    for run in runs:
-      found = [c for r, p, c in lines if (r, p) == (run, prefix)]
-      for steps, values in found:
-        place = runs.index(run) if several else prefixes.index(prefix)
-        color = _COLORS[place % len(_COLORS)]
-        words = [run] * several + [prefix] * (len(prefixes) > 1)
-        style = dict(color=color, label=' '.join(words))
-        if _evaluates(prefix):
-          dashes = max(0, [p for p in prefixes if _evaluates(p)].index(prefix))
-          style |= dict(linestyle=('-', '--', ':')[min(dashes, 2)])
-          axes.plot(steps, values, marker='o', markersize=3.5, **style)
-          continue
-        window = len(values) // 20 if len(values) > _MOST_POINTS else 1
-        if window > 1:
-          axes.plot(steps, values, color=color, alpha=0.2, linewidth=0.8)
-        means = _running_mean(values, window)
-        axes.plot(steps[len(steps) - len(means) :], means, linewidth=1, **style)
+  prefixes = sorted({p for _, p, _ in lines}, key=lambda p: (p != 'train', p))
+  evaluations = [prefix for prefix in prefixes if prefix != 'train']
+  lines = sorted(lines, key=lambda line: prefixes.index(line[1]))
+  for run, prefix, (steps, values) in lines:
+    place = runs.index(run) if several else prefixes.index(prefix)
+    color = _COLORS[place % len(_COLORS)]
+    words = [run] * several + [prefix] * (len(prefixes) > 1)
+    style = dict(color=color, label=' '.join(words))
+    if prefix in evaluations:
+      dashes = ('-', '--', ':')[evaluations.index(prefix) % 3 if several else 0]
+      style |= dict(marker='o', markersize=3.5, linestyle=dashes)
+    elif metric != 'learning_rate' and len(values) > _MOST_POINTS:
+      axes.plot(steps, values, color=color, alpha=0.2, linewidth=0.8)
+      values = _running_mean(values, len(values) // 20)
+    width = 1.6 if prefix in evaluations else 1.0
+    axes.plot(steps, values, linewidth=width, **style)
   _decorate(axes, metric)
-  if len(runs) > 1 or len(prefixes) > 1:
+  if len(lines) > 1:
     axes.legend(fontsize=8, frameon=False)
 
 
-def _evaluates(prefix: str) -> bool:
-  return prefix != 'train'
-
-
 def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
-  """Returns the means of every `window` values in a row."""
-  return np.convolve(values, np.full(window, 1 / window), 'valid')
+  """Returns the means of about `window` values around each, fewer at the ends.
+
+  Values that are not finite do not count.
+  """
+  kernel = np.ones(2 * (window // 2) + 1)
+  finite = np.isfinite(values)
+  sums = np.convolve(np.where(finite, values, 0), kernel, 'same')
+  counts = np.convolve(finite, kernel, 'same')
+  return np.divide(
+    sums, counts, out=np.full(len(values), np.nan), where=counts > 0.5
+  )
 
 
 def _decorate(axes: Any, metric: str) -> None:
@@ -203,6 +206,7 @@ def _decorate(axes: Any, metric: str) -> None:
   axes.grid(axis='y', color='#eaeef2')
   axes.set_axisbelow(True)
   axes.set_xlim(left=0)
+  axes.locator_params(nbins=5)
   axes.xaxis.set_major_formatter('{x:,.0f}')
   if metric in _FRACTIONS or metric.endswith('shot'):
     axes.yaxis.set_major_formatter(lambda y, _: f'{100 * y:.4g}%')

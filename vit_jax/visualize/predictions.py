@@ -14,10 +14,10 @@ import numpy as np
 from vit_jax import sharding
 from vit_jax.data import records
 from vit_jax.errors import UserError
+from vit_jax.visualize import _figure
 
-_RIGHT, _WRONG, _INK, _PALE = '#1a8a4a', '#d1242f', '#1f2328', '#6e7781'
-# Layout in inches; a picture of 100 dots per inch looks well in a README.
-_DPI = 100
+_RIGHT, _WRONG = '#1a8a4a', '#d1242f'
+# Inches.
 _IMAGE, _GAP, _CAPTION, _MARGIN, _TITLE = 1.3, 0.16, 0.42, 0.2, 0.45
 
 
@@ -156,42 +156,33 @@ def _score(params, batch, *, predict, loss, out_sharding):
 def _draw(
   cells: Sequence[_Cell], columns: int, num_examples: int, path: pathlib.Path
 ) -> None:
-  # Imported here: matplotlib takes 0.3 s. A Figure without pyplot has no
-  # global state, and its canvas (Agg) needs no display.
-  from matplotlib.backends.backend_agg import FigureCanvasAgg
-  from matplotlib.figure import Figure
-
   columns = min(columns, len(cells))
   rows = math.ceil(len(cells) / columns)
   width = 2 * _MARGIN + columns * (_IMAGE + _GAP) - _GAP
   height = 2 * _MARGIN + _TITLE + rows * (_IMAGE + _CAPTION + _GAP) - _GAP
-  figure = Figure(figsize=(width, height), dpi=_DPI, facecolor='white')
-  FigureCanvasAgg(figure)
+  figure = _figure.new(width, height)
   num_right = sum(cell.right for cell in cells)
   title = (
     f'{num_right} of {len(cells)} right ({num_right / len(cells):.1%}) '
     f'in a random sample of {num_examples:,} images'
   )
-  _text(figure, _MARGIN, _MARGIN, title, size=13, weight='bold', color=_INK)
+  _text(figure, _MARGIN, _MARGIN, title, size=13, weight='bold')
   for i, cell in enumerate(cells):
     row, column = divmod(i, columns)
     x = _MARGIN + column * (_IMAGE + _GAP)
     y = _MARGIN + _TITLE + row * (_IMAGE + _CAPTION + _GAP)
     _draw_cell(figure, cell, x, y)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  new = path.with_name(f'.{path.name}.new')
-  figure.savefig(new, format='png')
-  os.replace(new, path)
+  _figure.save(figure, path)
 
 
 def _draw_cell(figure: Any, cell: _Cell, x: float, y: float) -> None:
   """Draws an image and its caption; x and y in inches from the top left."""
   color = _RIGHT if cell.right else _WRONG
-  width, height = figure.get_size_inches()
-  box = (x / width, 1 - (y + _IMAGE) / height, _IMAGE / width, _IMAGE / height)
-  axes = figure.add_axes(box, xticks=[], yticks=[], facecolor='#f6f8fa')
+  axes = _figure.axes(
+    figure, x, y, _IMAGE, _IMAGE, xticks=[], yticks=[], facecolor='#f6f8fa'
+  )
   # Enlarged pixels stay sharp; shrunken images are smoothed.
-  small = max(cell.image.shape[:2]) <= _IMAGE * _DPI
+  small = max(cell.image.shape[:2]) <= _IMAGE * _figure.DPI
   smoothing = 'nearest' if small else 'hanning'
   axes.imshow(cell.image, 'gray', vmin=0, vmax=255, interpolation=smoothing)
   axes.spines[:].set(color=color, linewidth=2.5)
@@ -200,10 +191,10 @@ def _draw_cell(figure: Any, cell: _Cell, x: float, y: float) -> None:
   style = dict(size=8.5, color=color, weight='bold')
   percent = f'{cell.probability:.0%}'
   percent = _text(figure, x + _IMAGE, y, percent, ha='right', **style)
-  room = _IMAGE - percent.get_window_extent().width / _DPI - 0.05
+  room = _IMAGE - percent.get_window_extent().width / _figure.DPI - 0.05
   mark = '✓' if cell.right else '✗'
   _text(figure, x, y, f'{mark} {cell.predicted}', room, **style)
-  color = _PALE if cell.right else _INK
+  color = _figure.PALE if cell.right else _figure.INK
   _text(figure, x, y + 0.17, f'true: {cell.true}', _IMAGE, size=8, color=color)
 
 
@@ -211,9 +202,8 @@ def _text(
   figure: Any, x: float, y: float, words: str, room: float = math.inf, **style
 ) -> Any:
   """Writes words that end in an ellipsis where they would pass `room`."""
-  width, height = figure.get_size_inches()
-  text = figure.text(x / width, 1 - y / height, words, va='top', **style)
-  while len(words) > 1 and text.get_window_extent().width > room * _DPI:
+  text = _figure.text(figure, x, y, words, **style)
+  while len(words) > 1 and text.get_window_extent().width > room * _figure.DPI:
     words = words[:-1]
     text.set_text(words.rstrip() + '…')
   return text

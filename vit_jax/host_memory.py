@@ -1,0 +1,35 @@
+"""Keeps the memory of one training step for the next, on a CPU.
+
+XLA allocates the buffers of a step and frees them at its end. The C library
+gives large ones back to the system each time, which then clears the pages again
+for the next step: on two cores that took a third of the time of a small ViT on
+CIFAR-10 (about 310 against 450 images per second).
+"""
+
+import ctypes
+import sys
+
+# Of <malloc.h>.
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
+
+
+def keep() -> bool:
+  """Tells glibc to keep what is freed; says whether it could be told.
+
+  To be called before the first thread starts. The process then stays as large
+  as its largest step. Other systems and C libraries are left as they are.
+  """
+  if not sys.platform.startswith('linux'):
+    return False
+  try:
+    mallopt = ctypes.CDLL(None).mallopt
+  except (OSError, AttributeError):
+    return False
+  settings = {
+    _M_MMAP_MAX: 0,
+    _M_TRIM_THRESHOLD: 2**31 - 1,
+    _M_TOP_PAD: 2**28,
+    # Arenas of further threads cannot hold large buffers.
+    _M_ARENA_MAX: 1,
+  }
+  return all([mallopt(key, value) for key, value in settings.items()])
