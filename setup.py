@@ -30,9 +30,11 @@ setuptools.setup(
   python_requires='>=3.11',
   install_requires=[
     'absl-py',
+    'array_record',
     'etils[epath]',
     'flax>=0.12',
     'grain>=0.2.12',
+    'importlib_resources',  # tensorflow-datasets uses it undeclared.
     'jax>=0.10',
     'matplotlib',
     'ml-collections>=1.0',

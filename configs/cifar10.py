@@ -72,6 +72,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.checkpoint = dict(every_epochs=1.0)
   config.log_every_steps = 50
   config.pictures = dict(
-    predictions=dict(name='predictions', data=data('test'), ops='decode')
+    predictions=dict(name='predictions', data=data('test'), ops='decode'),
+    curves=dict(name='curves'),
   )
   return common.smoke(config) if options.smoke else config

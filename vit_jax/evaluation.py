@@ -15,7 +15,6 @@ from vit_jax import (
 )
 from vit_jax.errors import UserError
 
-
 _WEIGHTS = ('params', 'ema')
 _MOST_CLASSES = 50  # Lines of a table on the terminal.
 

@@ -1,4 +1,4 @@
-"""Layers: numeric traps, dropping, scanning and recomputing."""
+"""Layers: numeric traps, attention, dropping, and what gradients keep."""
 
 import jax
 import jax.numpy as jnp
@@ -21,12 +21,6 @@ def _noisy(params, seed=1):
   return jax.tree.map(
     lambda p: p + 0.1 * rng.normal(size=p.shape).astype(np.float32), params
   )
-
-
-def _stack(params, depth):
-  """Returns the parameters of a scanned encoder for those of a loop."""
-  blocks = [params.pop(f'block_{i:02d}') for i in range(depth)]
-  return params | {'blocks': jax.tree.map(lambda *p: np.stack(p), *blocks)}
 
 
 def test_patch_embedding_is_the_convolution_with_stride_of_its_window():
@@ -81,6 +75,19 @@ def test_layer_norm_epsilon_is_added_to_the_variance():
 def test_activations_have_their_values_at_one(name, at_one):
   np.testing.assert_allclose(layers.ACTIVATIONS[name](1.0), at_one, rtol=1e-6)
   assert layers.ACTIVATIONS[name](0.0) == 0
+
+
+@pytest.mark.parametrize('name', layers.ACTIVATIONS)
+def test_activations_keep_only_their_input_for_the_backward_pass(name):
+  x = _normal(3, 5)
+  _, backward = jax.vjp(layers.ACTIVATIONS[name], x)
+  kept = [leaf for leaf in jax.tree.leaves(backward) if leaf.shape == x.shape]
+  assert len(kept) == 1
+  np.testing.assert_array_equal(kept[0], x)
+  step = np.float32(1e-2)
+  f = layers.ACTIVATIONS[name]
+  slope = (f(x + step) - f(x - step)) / (2 * step)
+  np.testing.assert_allclose(backward(np.ones_like(x))[0], slope, atol=1e-4)
 
 
 def test_every_attention_with_a_cpu_implementation_gives_the_same():
@@ -227,138 +234,16 @@ def test_layer_scale_multiplies_each_branch():
   )
 
 
-def _encoder(depth=3, *, block=None, **options):
-  return layers.Encoder(depth, BLOCK | (block or {}), **options)
+def test_gradient_once_is_the_identity_in_both_modes_of_differentiation():
+  def f(x):
+    return (layers.gradient_once(x) ** 3).sum()
 
-
-def _params():
-  x = _normal(2, 5, 16)
-  return _noisy(_encoder().init(jax.random.key(0), x)['params']), x
-
-
-def test_a_scan_and_a_loop_give_the_same_values_and_gradients():
-  params, x = _params()
-
-  def loss(params, scan):
-    out = _encoder(scan=scan).apply({'params': params}, x)
-    assert out.dtype == jnp.float32
-    return (out**3).sum()
-
-  value_and_grad = jax.jit(jax.value_and_grad(loss), static_argnums=1)
-  value, grads = value_and_grad(params, False)
-  stacked = _stack(dict(params), 3)
-  scan_value, scan_grads = value_and_grad(stacked, True)
-  np.testing.assert_allclose(value, scan_value, rtol=1e-6)
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
-    _stack(grads, 3),
-    scan_grads,
-  )
-
-
-def test_scanned_blocks_start_from_different_values():
-  x = _normal(2, 5, 16)
-  params = _encoder(scan=True).init(jax.random.key(0), x)['params']
-  kernel = params['blocks']['mlp']['up']['kernel']
-  assert kernel.shape == (3, 16, 24)
-  assert np.abs(kernel[0] - kernel[1]).min() > 0
-
-
-@pytest.mark.parametrize('scan', [False, True])
-def test_stochastic_depth_grows_linearly_with_depth(scan, monkeypatch):
-  params, x = _params()
-  # In place of a draw, a factor that only depends on the rate.
-  monkeypatch.setattr(
-    layers, 'drop_examples', lambda rng, x, rate: x * (1 - rate)
-  )
-  expected = x
-  for i, rate in enumerate((0.0, 0.2, 0.4)):
-    block = layers.Block(**BLOCK)
-    variables = {'params': params[f'block_{i:02d}']}
-    rngs = {'dropout': jax.random.key(0)}
-    expected = block.apply(variables, expected, rate, True, rngs=rngs)
-  norm = layers.layer_norm(1e-6, 'float32', name=None)
-  expected = norm.apply({'params': params['norm']}, expected)
-
-  encoder = _encoder(scan=scan, stochastic_depth_rate=0.4)
-  if scan:
-    params = _stack(dict(params), 3)
-  out = encoder.apply({'params': params}, x, train=True, rngs=rngs)
-  np.testing.assert_allclose(out, expected, atol=1e-5)
-
-
-@pytest.mark.parametrize('remat', [None, 'full'])
-@pytest.mark.parametrize('scan', [False, True])
-def test_every_branch_of_every_block_draws_from_its_own_key(
-  scan, remat, monkeypatch
-):
-  params, x = _params()
-  keys = set()
-
-  def record(rng, x, rate):
-    data = jax.random.key_data(rng)
-    jax.debug.callback(lambda k: keys.add(tuple(np.asarray(k))), data)
-    return x
-
-  monkeypatch.setattr(layers, 'drop_examples', record)
-  if scan:
-    params = _stack(dict(params), 3)
-  encoder = _encoder(scan=scan, remat=remat, stochastic_depth_rate=0.1)
-  rngs = {'dropout': jax.random.key(0)}
-  apply = jax.jit(encoder.apply, static_argnames='train')
-  apply({'params': params}, x, train=True, rngs=rngs)
-  jax.effects_barrier()
-  assert len(keys) == 2 * 3
-
-
-@pytest.mark.parametrize('scan', [False, True])
-def test_recomputing_changes_the_work_and_not_the_gradients(scan):
-  params, x = _params()
-  if scan:
-    params = _stack(dict(params), 3)
-
-  def trace(remat):
-    encoder = _encoder(
-      block=dict(dropout_rate=0.3),
-      scan=scan,
-      remat=remat,
-      stochastic_depth_rate=0.3,
-    )
-    rngs = {'dropout': jax.random.key(0)}
-
-    def loss(params):
-      out = encoder.apply({'params': params}, x, train=True, rngs=rngs)
-      return (out**2).sum()
-
-    return jax.jit(jax.grad(loss)).trace(params)
-
-  traced = {remat: trace(remat) for remat in (None, *layers.REMAT_POLICIES)}
-  dots = {k: str(t.jaxpr).count('dot_general') for k, t in traced.items()}
-  assert dots['full'] == dots['nothing_saveable'] > dots[None]
-  assert dots['everything_saveable'] == dots['dots_saveable'] == dots[None]
-  # The two products inside attention have batch dimensions.
-  assert dots[None] < dots['dots_with_no_batch_dims_saveable'] < dots['full']
-
-  plain, full = (traced[k].lower().compile()(params) for k in (None, 'full'))
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
-    plain,
-    full,
-  )
-
-
-@pytest.mark.parametrize('scan', [False, True])
-def test_weights_are_sown_by_every_block(scan):
-  params, x = _params()
-  if scan:
-    params = _stack(dict(params), 3)
-  encoder = _encoder(scan=scan, block=dict(attention='xla'))
-  _, sown = encoder.apply({'params': params}, x, mutable=['intermediates'])
-  shapes = {k: v.shape for k, v in trees.flatten(sown['intermediates']).items()}
-  if scan:
-    assert shapes == {'blocks/attention/attention_weights/0': (3, 2, 2, 5, 5)}
-  else:
-    assert shapes == {
-      f'block_{i:02d}/attention/attention_weights/0': (2, 2, 5, 5)
-      for i in range(3)
-    }
+  x = _normal(4, 3)
+  np.testing.assert_array_equal(layers.gradient_once(x), x)
+  gradient = jax.vmap(jax.grad(f))(x)
+  np.testing.assert_allclose(gradient, 3 * x**2, rtol=1e-6)
+  _, change = jax.jvp(f, (x,), (np.ones_like(x),))
+  np.testing.assert_allclose(change, (3 * x**2).sum(), rtol=1e-6)
+  # Forward over reverse, as in a Hessian-vector product.
+  _, product = jax.jvp(jax.grad(f), (x,), (np.ones_like(x),))
+  np.testing.assert_allclose(product, 6 * x, rtol=1e-6)

@@ -48,10 +48,12 @@ def test_all_that_does_not_fit_is_in_one_message(arrays, read):
     'unexpected: head.scale (3,)',
   ]
   arrays['blocks.0.attn.qkv.weight'] = zeros(72, 24)
+  arrays['blocks.1.attn.qkv.weight'] = zeros(71, 24)
   with pytest.raises(UserError) as e:
     read(arrays)
   lines = str(e.value).splitlines()
   assert [line.strip() for line in lines[1:]] == [
+    'blocks.1.attn.qkv.weight (71, 24): 71 rows are not 3 equal parts',
     'unexpected: head.scale (3,)',
     'missing: blocks.1.mlp.fc1.bias (our encoder/block_01/mlp/up/bias)',
     'missing: norm.weight (our encoder/norm/scale)',
@@ -147,7 +149,9 @@ def test_of_two_models_one_must_be_chosen(arrays, read):
 
 def test_a_grid_that_is_not_square_must_be_said(arrays, read):
   arrays['pos_embed'] = zeros(1, 15, 24)
-  with pytest.raises(UserError, match=r'those of 0 squares.*say grid=\(rows, columns\)'):
+  with pytest.raises(
+    UserError, match=r'those of 0 squares.*say grid=\(rows, columns\)'
+  ):
     read(arrays)
   with pytest.raises(UserError, match='not those of 4x4 patches'):
     read(arrays, grid=(4, 4))

@@ -107,9 +107,9 @@ class ViT(nn.Module):
       read (https://arxiv.org/abs/2309.16588).
     position: what patches get added. 'learned': a table; 'sincos2d' and
       'sincos2d_moco': the fixed ones of `position`; or 'none'.
-    final_norm: what the last LayerNorm normalises. 'tokens': all of them, before
-      pooling; 'features': what pooling returns, as MAE's fine-tuned models and
-      timm's average-pooled ones do (`fc_norm`).
+    final_norm: what the last LayerNorm normalises. 'tokens': all of them,
+      before pooling; 'features': what pooling returns, as MAE's fine-tuned
+      models and timm's average-pooled ones do (`fc_norm`).
     representation_size: outputs of a tanh layer before the head; True for D.
     layer_scale: initial factor of every branch (CaiT), or None.
     stochastic_depth_rate: probability that an example skips a branch of the

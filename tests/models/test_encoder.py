@@ -1,0 +1,177 @@
+"""The stack of blocks: scanning, recomputing, dropping, sowing."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vit_jax import trees
+from vit_jax.models import layers
+
+BLOCK = dict(num_heads=2, mlp_dim=24, norm_epsilon=1e-6)
+
+
+def _normal(*shape, seed=0, dtype=np.float32):
+  return np.random.default_rng(seed).normal(size=shape).astype(dtype)
+
+
+def _noisy(params, seed=1):
+  """Returns parameters of which none is zero or one."""
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(
+    lambda p: p + 0.1 * rng.normal(size=p.shape).astype(np.float32), params
+  )
+
+
+def _stack(params, depth):
+  """Returns the parameters of a scanned encoder for those of a loop."""
+  blocks = [params.pop(f'block_{i:02d}') for i in range(depth)]
+  return params | {'blocks': jax.tree.map(lambda *p: np.stack(p), *blocks)}
+
+
+def _encoder(depth=3, *, block=None, **options):
+  return layers.Encoder(depth, BLOCK | (block or {}), **options)
+
+
+def _params():
+  x = _normal(2, 5, 16)
+  return _noisy(_encoder().init(jax.random.key(0), x)['params']), x
+
+
+def test_a_scan_and_a_loop_give_the_same_values_and_gradients():
+  params, x = _params()
+
+  def loss(params, scan):
+    out = _encoder(scan=scan).apply({'params': params}, x)
+    assert out.dtype == jnp.float32
+    return (out**3).sum()
+
+  value_and_grad = jax.jit(jax.value_and_grad(loss), static_argnums=1)
+  value, grads = value_and_grad(params, False)
+  stacked = _stack(dict(params), 3)
+  scan_value, scan_grads = value_and_grad(stacked, True)
+  np.testing.assert_allclose(value, scan_value, rtol=1e-6)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
+    _stack(grads, 3),
+    scan_grads,
+  )
+
+
+def test_scanned_blocks_start_from_different_values():
+  x = _normal(2, 5, 16)
+  params = _encoder(scan=True).init(jax.random.key(0), x)['params']
+  kernel = params['blocks']['mlp']['up']['kernel']
+  assert kernel.shape == (3, 16, 24)
+  assert np.abs(kernel[0] - kernel[1]).min() > 0
+
+
+@pytest.mark.parametrize('scan', [False, True])
+def test_stochastic_depth_grows_linearly_with_depth(scan, monkeypatch):
+  params, x = _params()
+  # In place of a draw, a factor that only depends on the rate.
+  monkeypatch.setattr(
+    layers, 'drop_examples', lambda rng, x, rate: x * (1 - rate)
+  )
+  expected = x
+  for i, rate in enumerate((0.0, 0.2, 0.4)):
+    block = layers.Block(**BLOCK)
+    variables = {'params': params[f'block_{i:02d}']}
+    rngs = {'dropout': jax.random.key(0)}
+    expected = block.apply(variables, expected, rate, True, rngs=rngs)
+  norm = layers.layer_norm(1e-6, 'float32', name=None)
+  expected = norm.apply({'params': params['norm']}, expected)
+
+  encoder = _encoder(scan=scan, stochastic_depth_rate=0.4)
+  if scan:
+    params = _stack(dict(params), 3)
+  out = encoder.apply({'params': params}, x, train=True, rngs=rngs)
+  np.testing.assert_allclose(out, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize('remat', [None, 'full'])
+@pytest.mark.parametrize('scan', [False, True])
+def test_every_branch_of_every_block_draws_from_its_own_key(
+  scan, remat, monkeypatch
+):
+  params, x = _params()
+  keys = set()
+
+  def record(rng, x, rate):
+    data = jax.random.key_data(rng)
+    jax.debug.callback(lambda k: keys.add(tuple(np.asarray(k))), data)
+    return x
+
+  monkeypatch.setattr(layers, 'drop_examples', record)
+  if scan:
+    params = _stack(dict(params), 3)
+  encoder = _encoder(scan=scan, remat=remat, stochastic_depth_rate=0.1)
+  rngs = {'dropout': jax.random.key(0)}
+  apply = jax.jit(encoder.apply, static_argnames='train')
+  apply({'params': params}, x, train=True, rngs=rngs)
+  jax.effects_barrier()
+  assert len(keys) == 2 * 3
+
+
+@pytest.mark.parametrize('scan', [False, True])
+def test_recomputing_changes_the_work_and_not_the_gradients(scan):
+  params, x = _params()
+  if scan:
+    params = _stack(dict(params), 3)
+
+  def trace(remat):
+    encoder = _encoder(
+      block=dict(dropout_rate=0.3),
+      scan=scan,
+      remat=remat,
+      stochastic_depth_rate=0.3,
+    )
+    rngs = {'dropout': jax.random.key(0)}
+
+    def loss(params):
+      out = encoder.apply({'params': params}, x, train=True, rngs=rngs)
+      return (out**2).sum()
+
+    return jax.jit(jax.grad(loss)).trace(params)
+
+  traced = {remat: trace(remat) for remat in (None, *layers.REMAT_POLICIES)}
+  dots = {k: str(t.jaxpr).count('dot_general') for k, t in traced.items()}
+  assert dots['full'] == dots['nothing_saveable'] > dots[None]
+  assert dots['everything_saveable'] == dots['dots_saveable'] == dots[None]
+  # The two products inside attention have batch dimensions.
+  assert dots[None] < dots['dots_with_no_batch_dims_saveable'] < dots['full']
+
+  plain, full = (traced[k].lower().compile()(params) for k in (None, 'full'))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+    plain,
+    full,
+  )
+
+
+def test_the_gradient_of_every_norm_is_computed_once():
+  params, x = _params()
+
+  def loss(params):
+    return (_encoder().apply({'params': params}, x) ** 2).sum()
+
+  jaxpr = str(jax.make_jaxpr(jax.grad(loss))(params))
+  # Two in each of three blocks, one at the end.
+  assert jaxpr.count('optimization_barrier') == 7
+
+
+@pytest.mark.parametrize('scan', [False, True])
+def test_weights_are_sown_by_every_block(scan):
+  params, x = _params()
+  if scan:
+    params = _stack(dict(params), 3)
+  encoder = _encoder(scan=scan, block=dict(attention='xla'))
+  _, sown = encoder.apply({'params': params}, x, mutable=['intermediates'])
+  shapes = {k: v.shape for k, v in trees.flatten(sown['intermediates']).items()}
+  if scan:
+    assert shapes == {'blocks/attention/attention_weights/0': (3, 2, 2, 5, 5)}
+  else:
+    assert shapes == {
+      f'block_{i:02d}/attention/attention_weights/0': (2, 2, 5, 5)
+      for i in range(3)
+    }
