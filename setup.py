@@ -22,7 +22,7 @@ _PARITY = [
 setuptools.setup(
   name='vit_jax',
   version=_VERSION,
-  description='Vision Transformers in JAX: pre-train, fine-tune, evaluate, ship',
+  description='Vision Transformers in JAX, from pre-training to shipping',
   long_description=(_ROOT / 'README.md').read_text(),
   long_description_content_type='text/markdown',
   license='Apache-2.0',
