@@ -256,7 +256,7 @@ def test_a_diverged_classifier_has_no_accuracy(evaluate):
 def test_separate_classes_are_told_apart_by_both_solvers(evaluate):
   train, test = _data(90, 200, spread=8.0)
   for options in (
-    dict(max_iterations=30),
+    dict(l2=1.0),
     dict(solver='sgd', epochs=10, sgd_batch_size=16),
   ):
     result = evaluate(
