@@ -149,6 +149,9 @@ def test_timm_configs_of_the_hub_are_understood():
     assert facts.image_size == (224, 224)
     assert facts.class_names == ['a', 'b', 'c']
     assert facts.model == dict(activation='gelu', norm_epsilon=1e-6)
+  # timm fits both sides of a rectangle, which none of our ops does.
+  wide = dict(architecture='x', **cfg | dict(input_size=[3, 32, 64]))
+  assert timm_config.read(wide).preprocess.keys() == {'device_ops'}
 
 
 @pytest.mark.parametrize(

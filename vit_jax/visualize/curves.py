@@ -167,7 +167,7 @@ def _draw_panel(
   for run, prefix, (steps, values) in lines:
     place = runs.index(run) if several else prefixes.index(prefix)
     color = _COLORS[place % len(_COLORS)]
-    words = [run] * several + [prefix] * (len(prefixes) > 1)
+    words = [run] * several + [prefix] * (len(prefixes) > 1 or not several)
     style = dict(color=color, label=' '.join(words))
     if prefix in evaluations:
       dashes = ('-', '--', ':')[evaluations.index(prefix) % 3 if several else 0]
