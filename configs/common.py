@@ -1,5 +1,6 @@
 """What recipes share: their options, where images lie, and the smoke run."""
 
+import pathlib
 import re
 
 import ml_collections
@@ -70,6 +71,16 @@ def images(dataset: str, split: str, data_dir: str | None = None) -> ConfigDict:
   return ConfigDict(
     dict(name='tfds', dataset=dataset, split=split, data_dir=data_dir)
   )
+
+
+def count_classes(dataset: str) -> int:
+  """Returns how many classes a folder of images has; 0 if it is none."""
+  kind, _, path = dataset.partition(':')
+  folder = pathlib.Path(path).expanduser() / 'train'
+  if kind != 'folder' or not folder.is_dir():
+    return 0
+  found = (x for x in folder.iterdir() if not x.name.startswith('.'))
+  return sum(x.is_dir() for x in found)
 
 
 def smoke(config: ConfigDict, *, channels: int = 3) -> ConfigDict:

@@ -4,15 +4,15 @@ r"""Fine-tunes any weights: SGD at 384 px as the ViT papers do, or AdamW.
     --config=configs/finetune.py:model=augreg-B/16,dataset=cifar100
 
   python -m vit_jax.main --workdir=runs/flowers \
-    --config=configs/finetune.py:dataset=folder:/data/flowers,num_classes=5
+    --config=configs/finetune.py:dataset=folder:/data/flowers
 
   model       what the weights are: a published name (pretrained/published.py
               lists them), the folder of a run of yours, or a .safetensors file
               of ours, which `python -m vit_jax.convert` makes of any others
   weights     where they lie, if `model` alone does not say it, as in
               model=dinov2-B/14,weights=/data/dinov2_vitb14.pth
-  dataset     one of the table below; or another of TFDS or folder:/path, which
-              has /path/train/<class>/*.jpg, both with num_classes
+  dataset     one of the table below; folder:/path, which has
+              /path/train/<class>/*.jpg; or another of TFDS with num_classes
   train, val, test    splits. `val` is for choices, and held out of `train` if
               not given; `test` is evaluated once, at the end
   steps, crop, resolution    crop is inception, resmall or resize. For a run
@@ -44,13 +44,9 @@ average of the weights besides. Not run here at this size; README.md has a
 smaller one that was.
 """
 
-import json
-import pathlib
-import re
-
 import ml_collections
 
-from configs import common
+from configs import common, common_weights
 
 # big_vision's configs/transfer.py.
 DATASETS = {
@@ -105,32 +101,6 @@ OTHERS = dict(
   splits=('train[:90%]', 'train[90%:]', None),
 )
 
-# What published names begin with: the model, the norm of the images.
-_GOOGLE = dict(pooling='token', activation='gelu_tanh', norm_epsilon=1e-6)
-_META = dict(pooling='token', activation='gelu', norm_epsilon=1e-6)
-_UNIT, _IMAGENET = 'normalize(-1, 1)', "normalize('imagenet')"
-FAMILIES = {
-  'augreg': (_GOOGLE, _UNIT),
-  'vit': (_GOOGLE, _UNIT),
-  'sam': (_GOOGLE, _UNIT),
-  'bv': (_GOOGLE | dict(pooling='mean', position='sincos2d'), _UNIT),
-  'siglip': (_GOOGLE | dict(pooling='map'), _UNIT),
-  'siglip2': (_GOOGLE | dict(pooling='map'), _UNIT),
-  'dino': (_META, _IMAGENET),
-  'dinov2': (_META | dict(layer_scale=1e-5), _IMAGENET),
-  'dinov2reg': (_META | dict(layer_scale=1e-5, num_registers=4), _IMAGENET),
-  'deit': (_META, _IMAGENET),
-  'deit3': (_META | dict(layer_scale=1e-5), _IMAGENET),
-  'mae': (_META, _IMAGENET),
-}
-_PUBLISHED = re.compile(r'(\w+)-([\w-]*?/\d+)(-.*)?')
-_AUGREG_FILE = re.compile(r'([A-Za-z]+)_(\d+)-.*-lr_.*')
-
-# What a model section says of the training before, or of its cost.
-_NOT_KEPT = ('num_classes', 'representation_size', 'head_bias_init')
-_NOT_KEPT += ('head_zero_init', 'dropout_rate', 'attention_dropout_rate')
-_NOT_KEPT += ('stochastic_depth_rate', 'scan', 'remat', 'attention')
-
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
   """Returns the config; options are in the header of this file."""
@@ -154,17 +124,19 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   )
   dataset = DATASETS.get(options.dataset, OTHERS)
   num_classes = options.num_classes or dataset['num_classes']
-  if num_classes is None:
+  num_classes = num_classes or common.count_classes(options.dataset)
+  if not num_classes:
     raise ValueError(
-      f'dataset={options.dataset} is not in the table ({", ".join(DATASETS)}): '
-      'add num_classes=, the number of its classes'
+      f'dataset={options.dataset} is neither in the table '
+      f'({", ".join(DATASETS)}) nor a folder with train/<class>/ in it: add '
+      'num_classes=, the number of its classes'
     )
   splits = (options.train, options.val, options.test)
   train, val, test = (
     a or b for a, b in zip(splits, dataset['splits'], strict=True)
   )
   steps = options.steps or dataset['steps']
-  model, device_ops, resolution = _model(options.model)
+  model, device_ops, resolution = common_weights.model_of(options.model)
   resolution = options.resolution or resolution
   if resolution is None:
     raise ValueError(f'model={options.model} needs resolution=, in pixels')
@@ -216,47 +188,6 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     config.init_from = []
     return common.smoke(config)
   return config
-
-
-def _model(model: str) -> tuple[dict, str, int | None]:
-  """Returns the model section, what normalises its images, a resolution."""
-  if match := _AUGREG_FILE.fullmatch(pathlib.PurePath(model).name):
-    model = f'augreg-{match[1]}/{match[2]}'
-  match = _PUBLISHED.fullmatch(model)
-  if match and match[1] in FAMILIES:
-    computed, device_ops = FAMILIES[match[1]]
-    section = dict(name='vit', variant=match[2], **computed, dtype='bfloat16')
-    patch = int(match[2].rpartition('/')[2])
-    return section, device_ops, round(384 / patch) * patch
-  path = pathlib.Path(model).expanduser()
-  try:
-    if path.suffix == '.safetensors':
-      section, device_ops = _read_file(path)
-    else:
-      run = json.loads((path / 'config.json').read_text())
-      section, device_ops = dict(run['model']), run['input']['device_ops']
-  except (OSError, ValueError, KeyError, TypeError) as e:
-    raise ValueError(
-      f'model={model} is neither a published name, which starts with one of '
-      f'{", ".join(FAMILIES)}, nor a run, nor a .safetensors file of ours. Of '
-      'weights in any other file either say what they are, as in '
-      f'model=augreg-B/16,weights={model}, or make a file of ours with '
-      f'`python -m vit_jax.convert {model} x.safetensors`'
-    ) from e
-  section = {k: v for k, v in section.items() if k not in _NOT_KEPT}
-  # The other ops that a run has on the device are for training alone.
-  parts = [part.strip() for part in device_ops.split('|')]
-  device_ops = '|'.join(p for p in parts if p.startswith('normalize'))
-  return section, device_ops, None
-
-
-def _read_file(path: pathlib.Path) -> tuple[dict, str]:
-  """Returns what the header of our .safetensors says of model and images."""
-  with path.open('rb') as file:
-    size = int.from_bytes(file.read(8), 'little')
-    said = json.loads(file.read(size))['__metadata__']['vit_jax']
-  said = json.loads(said)
-  return said['model'], said['preprocess'].get('device_ops', _UNIT)
 
 
 def _ops(crop: str, size: int) -> tuple[str, str]:

@@ -55,7 +55,7 @@ def main() -> None:
     (
       'from scratch',
       ',optimizer=adamw',
-      '0.0003,0.001,0.003',
+      '0.001,0.003,0.01',
       ['--config.init_from=[]'],
     ),
   ):

@@ -19,8 +19,15 @@ ROOT = pathlib.Path(__file__).parents[1]
 RECIPES = sorted(
   file.stem
   for file in (ROOT / 'configs').glob('*.py')
-  if file.stem not in ('__init__', 'common')
+  if file.stem != '__init__' and not file.stem.startswith('common')
 )
+
+METRICS = {
+  'classification': ('top1', 'loss'),
+  'fewshot': ('1shot', '5shot', '10shot', '25shot'),
+  'knn': ('10nn', '20nn', '100nn', '200nn'),
+  'linear_probe': ('top1',),
+}
 
 # What the papers and the authors' own configs say; headers name them. The
 # steps are round(epochs * images / batch size).
@@ -94,6 +101,7 @@ NUM_PARAMETERS = {
   # B/16 has 86,567,656 at 224 pixels, with 1000 classes and a position for the
   # class token; 24 x 24 positions, 100 classes.
   'finetune': 86_567_656 + 768 * (24**2 - 197) - 769 * 900,
+  'evaluate': 86_567_656 - 768 - 769 * 990,
   'vit_s16_i1k': 22_122_472,
   # B/16 has 86,567,656; a tanh layer.
   'vit_i1k': 86_567_656 - 768 + 768 * 769,
@@ -182,8 +190,9 @@ def test_a_recipe_trains_two_smoke_steps(recipe, tmp_path):
   config = load(recipe, 'smoke')
   results = train.train(str(tmp_path), **config.to_dict())
   assert len(config.evals) > 0
-  for name in config.evals:
-    assert {f'{name}/top1', f'{name}/loss'} <= results.keys()
+  for name, section in config.evals.items():
+    metrics = METRICS[section.name]
+    assert {f'{name}/{metric}' for metric in metrics} <= results.keys()
     assert results[f'{name}/num_examples'] == 20
   assert all(math.isfinite(value) for value in results.values())
   assert (tmp_path / 'checkpoints/2').is_dir()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import finetune
+from configs import common_weights
 from vit_jax import config_file, lookup, train, trees
 from vit_jax.errors import UserError
 from vit_jax.models import vit
@@ -116,6 +116,15 @@ def test_a_folder_has_free_settings():
   config = load('dataset=folder:/data/x,num_classes=7')
   assert config.input.data.split == 'train[:90%]'
   assert list(config.evals) == ['val'] and config.total_steps == 500
+
+
+def test_the_classes_of_a_folder_are_counted(tmp_path):
+  for name in ('train/cat', 'train/dog', 'train/.thumbs', 'test/cat'):
+    (tmp_path / name).mkdir(parents=True)
+  (tmp_path / 'train/readme.txt').touch()
+  assert load(f'dataset=folder:{tmp_path}').model.num_classes == 2
+  given = load(f'dataset=folder:{tmp_path},num_classes=7')
+  assert given.model.num_classes == 7
 
 
 def test_adamw_takes_the_place_of_sgd_and_what_belongs_to_it():
@@ -280,7 +289,7 @@ def test_a_model_section_that_does_not_fit_the_weights_is_refused(tune):
 
 def test_the_families_are_those_of_the_catalog():
   families = {name.partition('-')[0] for name in published.PUBLISHED}
-  assert families == set(finetune.FAMILIES)
+  assert families == set(common_weights.FAMILIES)
   variants = {
     config.model.variant.partition('/')[0]
     for config in (load(f'model={name}') for name in published.PUBLISHED)

@@ -4,37 +4,11 @@ import itertools
 
 import numpy as np
 import pytest
+from fewshot_oracle import ridge_classes, support_rows
 
 from vit_jax import sharding
 from vit_jax.errors import UserError
 from vit_jax.evaluators import _features, fewshot
-
-
-def _chosen(labels, num_classes, shots, seed):
-  """Returns the support set as big_vision's fewshot_lsr chooses it."""
-  rng = np.random.default_rng(seed)
-  orders = [
-    rng.permutation(np.where(labels == i)[0]) for i in range(num_classes)
-  ]
-  return np.concatenate([order[:shots] for order in orders])
-
-
-def _oracle(train, queries, num_classes, shots, *, seed=0, l2=2.0**10):
-  """Returns the classes of the queries: primal or dual form, by eigh."""
-  x, y = np.asarray(train[0], np.float64), train[1]
-  rows = _chosen(y, num_classes, shots, seed)
-  x, y = x[rows], y[rows]
-  mean, std = x.mean(axis=0), x.std(axis=0) + 1e-5
-  x, queries = (
-    np.pad((z - mean) / std, ((0, 0), (0, 1)), constant_values=100.0)
-    for z in (x, np.asarray(queries, np.float64))
-  )
-  targets = 2.0 * np.eye(num_classes)[y] - 1.0
-  primal = len(x) >= x.shape[1]
-  values, vectors = np.linalg.eigh(x.T @ x if primal else x @ x.T)
-  inverse = (vectors / (values + l2)) @ vectors.T
-  w = inverse @ (x.T @ targets) if primal else x.T @ (inverse @ targets)
-  return np.argmax(queries @ w, axis=1)
 
 
 def _data(num_train, num_test, width, num_classes, *, seed=0, spread=1.0):
@@ -54,10 +28,12 @@ def _data(num_train, num_test, width, num_classes, *, seed=0, spread=1.0):
 # Fewer images than features, as many, and more.
 @pytest.mark.parametrize('width', [8, 40, 300])
 @pytest.mark.parametrize('shots', [1, 5, 25])
-def test_every_prediction_is_that_of_the_float64_oracle(evaluate, width, shots):
+def test_every_prediction_is_that_of_the_float64ridge_classes(
+  evaluate, width, shots
+):
   train, (queries, _) = _data(800, 3000, width, 8)
   # Where the labels are the oracle's predictions, the accuracy is 1.
-  labels = _oracle(train, queries, 8, shots)
+  labels = ridge_classes(train, queries, 8, shots)
   assert len(set(labels.tolist())) > 4
   result = evaluate(
     'fewshot',
@@ -101,7 +77,7 @@ def test_constant_and_repeated_features_change_no_prediction(evaluate):
   train = wide(train[0]).astype(np.float32), train[1]
   queries = wide(queries).astype(np.float32)
   for shots in (2, 25):
-    labels = _oracle(train, queries, 5, shots)
+    labels = ridge_classes(train, queries, 5, shots)
     result = evaluate(
       'fewshot',
       train,
@@ -122,7 +98,7 @@ def test_mean_and_deviation_are_over_the_seeds(evaluate):
   ]
   for shots in (1, 5, 10, 25):
     accuracies = [
-      np.mean(_oracle(train, test[0], 6, shots, seed=seed) == test[1])
+      np.mean(ridge_classes(train, test[0], 6, shots, seed=seed) == test[1])
       for seed in range(3)
     ]
     assert result[f'{shots}shot'] == pytest.approx(np.mean(accuracies))
@@ -173,11 +149,13 @@ def test_the_swept_l2_is_the_best_on_held_out_images(evaluate, data_seed):
   for shots in (1, 5):
     hits, held_out_hits = np.zeros((2, 4, 2), int)
     for (i, l2), seed in itertools.product(enumerate(grid), (0, 1)):
-      support = _chosen(train[1], 5, 5, seed)
-      held_out = np.setdiff1d(_chosen(train[1], 5, 15, seed), support)
+      support = support_rows(train[1], 5, 5, seed)
+      held_out = np.setdiff1d(support_rows(train[1], 5, 15, seed), support)
       queries = np.concatenate([test[0], train[0][held_out]])
       labels = np.concatenate([test[1], train[1][held_out]])
-      right = _oracle(train, queries, 5, shots, seed=seed, l2=l2) == labels
+      right = (
+        ridge_classes(train, queries, 5, shots, seed=seed, l2=l2) == labels
+      )
       hits[i, seed] = right[:300].sum()
       held_out_hits[i, seed] = right[300:].sum()
     totals = held_out_hits.sum(axis=1)
