@@ -1,0 +1,59 @@
+"""What the input benchmark counts."""
+
+import time
+
+import pytest
+
+from vit_jax.data import pipeline, throughput
+
+
+def measure(ops, **data):
+  data = dict(name='synthetic_jpegs', split='train', image_size=(24, 32)) | data
+  train_input = pipeline.TrainInput(
+    data=data, ops=ops, batch_size=4, seed=0, num_threads=2
+  )
+  return throughput.measure(train_input, ops, seconds=0.3)
+
+
+def test_stages_add_up_to_the_cpu_time_of_an_image():
+  result = measure('decode|resize(8)|flip_lr|flip_lr')
+  assert list(result['stages']) == [
+    'read',
+    'decode',
+    'resize(8)',
+    'flip_lr',
+    'flip_lr (4)',
+    'batches',
+  ]
+  # 'batches' is the rest, unless the stages alone took longer by chance.
+  total = sum(result['stages'].values())
+  assert total >= 0.99e6 / result['images_per_cpu_second']
+  assert result['busy_cores'] == pytest.approx(
+    result['images_per_second'] / result['images_per_cpu_second']
+  )
+
+
+def wait(**_):
+  def op(example, rng):
+    time.sleep(0.01)
+    return example
+
+  return op
+
+
+def spin(**_):
+  def op(example, rng):
+    end = time.thread_time() + 0.01
+    while time.thread_time() < end:
+      pass
+    return example
+
+  return op
+
+
+def test_an_op_that_computes_costs_and_one_that_waits_does_not():
+  name = f'{__name__}.spin()'
+  result = measure(f'decode|resize(8)|{name}|{__name__}.wait()')
+  stages = result['stages']
+  assert stages[name] == pytest.approx(10_000, rel=0.3)
+  assert stages[f'{__name__}.wait()'] < 2_000

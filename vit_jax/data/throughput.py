@@ -1,0 +1,86 @@
+"""How fast an input pipeline is, and which stage takes the time.
+
+Counted in images per CPU-second (of all threads): what an accelerator needs is
+then a number of cores. Elapsed time alone would tell about this machine.
+"""
+
+import itertools
+import os
+import time
+from typing import Any
+
+import numpy as np
+
+from vit_jax.data import pipeline
+from vit_jax.data.ops import language
+
+
+def measure(
+  train_input: pipeline.TrainInput, ops: str, *, seconds: float = 10.0
+) -> dict[str, Any]:
+  """Returns the speed of an input, from opened source to whole batches.
+
+  `images_per_second` and `images_per_cpu_second` are of the batches that a run
+  would get, threads, hand-over and batch assembly included, over about
+  `seconds` after the first batches. `stages` is the CPU time of an image in
+  microseconds: 'read' and each op in one thread by themselves, and 'batches',
+  what the whole costs besides them.
+
+  Args:
+    train_input: as a run has it.
+    ops: its host ops, to be timed one by one.
+    seconds: how long each of the two measurements takes.
+  """
+  batches = train_input.batches()
+  try:
+    for _ in range(3):  # Threads start and buffers fill.
+      next(batches)
+    num, cpu, start = 0, _cpu_seconds(), time.monotonic()
+    while time.monotonic() - start < seconds:
+      num += len(next(batches)['image'])
+    elapsed = time.monotonic() - start
+    cpu = _cpu_seconds() - cpu
+  finally:
+    batches.close()
+  stages = _stages(train_input.source, ops, seconds)
+  stages['batches'] = max(0.0, 1e6 * cpu / num - sum(stages.values()))
+  return dict(
+    images_per_second=num / elapsed,
+    images_per_cpu_second=num / cpu,
+    busy_cores=cpu / elapsed,
+    stages=stages,
+  )
+
+
+def _stages(source: Any, ops: str, seconds: float) -> dict[str, float]:
+  """Returns microseconds of CPU time for an image by stage, in one thread."""
+  segments = [segment.text for segment in language.segments(ops)]
+  apply = [language.parse(text) for text in segments]
+  names = ['read', *segments]
+  spent = np.zeros(len(names))
+  end, num = time.monotonic() + seconds, 0
+  for num in itertools.count():
+    if num >= 8 and time.monotonic() > end:
+      break
+    rng = np.random.default_rng(num)
+    begin = time.thread_time()
+    example = source[num % len(source)]
+    times = [time.thread_time()]
+    for op in apply:
+      example = op(example, rng)
+      times.append(time.thread_time())
+    spent += np.diff([begin, *times])
+  return dict(zip(_distinct(names), (1e6 * spent / num).tolist(), strict=True))
+
+
+def _distinct(names: list[str]) -> list[str]:
+  """An op that occurs again gets its place behind its name."""
+  return [
+    name if name not in names[:i] else f'{name} ({i})'
+    for i, name in enumerate(names)
+  ]
+
+
+def _cpu_seconds() -> float:
+  times = os.times()
+  return times.user + times.system + times.children_user + times.children_system
