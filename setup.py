@@ -11,7 +11,10 @@ _VERSION = next(
   if line.startswith('__version__')
 )
 
-_TEST = ['pytest>=8', 'ruff>=0.9']
+# TPU's compiler, of the version that jax[tpu]==0.10.2 takes. Needs no TPU.
+_AOT = ['libtpu==0.0.42.1']
+# Later datasets exclude the huggingface_hub that transformers (parity) needs.
+_TEST = ['pytest>=8', 'ruff>=0.9', 'datasets>=3,<5.1', 'tifffile', *_AOT]
 _PARITY = [
   'timm==1.0.31',
   'torch==2.13.0',
@@ -50,8 +53,13 @@ setuptools.setup(
     'tensorflow-datasets>=4.9.7',
   ],
   extras_require={
+    'aot': _AOT,
     'test': _TEST,
     'parity': _PARITY,
+    # Reads what datasets.save_to_disk writes.
+    'huggingface': ['datasets>=3'],
+    # Reads images with many bands; imagecodecs unpacks LZW and others.
+    'tiff': ['tifffile', 'imagecodecs'],
     # Reads TFDS datasets that were prepared as TFRecord.
     'tensorflow': ['tensorflow-cpu>=2.20'],
   },

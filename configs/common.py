@@ -9,6 +9,17 @@ ConfigDict = ml_collections.ConfigDict
 
 _SMOKE_PIXELS = 16  # 2x2 patches of 8
 _SMOKE_CLASSES = 4
+# Strengths of regularization in "How to train your ViT?" (arXiv:2106.10270,
+# section 3.3): RandAugment's layers and magnitude, or none, and mixup's alpha.
+_AUGREG = {
+  'none': (None, 0.0),
+  'light1': ((2, 0), 0.0),
+  'light2': ((2, 10), 0.2),
+  'medium1': ((2, 15), 0.2),
+  'medium2': ((2, 15), 0.5),
+  'strong1': ((2, 20), 0.5),
+  'strong2': ((2, 20), 0.8),
+}
 _SIZE = re.compile(r'\b(resize\w*|\w*crop)\((\d+|[(\[][\d, ]*[)\]])')
 
 
@@ -53,24 +64,48 @@ def images(dataset: str, split: str, data_dir: str | None = None) -> ConfigDict:
   """Returns the data section for a dataset as a user names it.
 
   Args:
-    dataset: 'folder:/path' for images in /path/<split>/<class>/, or a dataset
-      of TFDS.
+    dataset: 'folder:/path' for images in /path/<split>/<class>/,
+      'records:/path' for what vit_jax.data.prepare wrote there, or a dataset of
+      TFDS.
     split: in TFDS's notation. TFDS's 'validation' is the folder 'val'.
     data_dir: where TFDS finds the dataset; None is $TFDS_DATA_DIR or else
       ~/tensorflow_datasets.
 
   Raises:
-    ValueError: a data_dir besides 'folder:/path', where it has no effect.
+    ValueError: a data_dir besides a '...:/path', where it has no effect.
   """
   kind, colon, path = dataset.partition(':')
-  if kind == 'folder' and colon:
+  sources = dict(folder='image_folder', records='array_record')
+  if kind in sources and colon:
     if data_dir is not None:
       raise ValueError(f'data_dir={data_dir!r} has no effect on {dataset!r}')
-    split = re.sub('^validation', 'val', split)
-    return ConfigDict(dict(name='image_folder', data_dir=path, split=split))
+    if kind == 'folder':
+      split = re.sub('^validation', 'val', split)
+    return ConfigDict(dict(name=sources[kind], data_dir=path, split=split))
   return ConfigDict(
     dict(name='tfds', dataset=dataset, split=split, data_dir=data_dir)
   )
+
+
+def augreg(strength: str, flavour: str = 'fixed') -> tuple[str, float]:
+  """Returns AugReg's host op of this strength and the alpha of its mixup.
+
+  `augreg('medium1')` is ('randaug(2, 15)', 0.2); 'none' is ('', 0.0).
+
+  Args:
+    strength: none, light1, light2, medium1, medium2, strong1 or strong2.
+    flavour: of `randaug`; 'compat' is what the published models had.
+
+  Raises:
+    ValueError: another strength.
+  """
+  if strength not in _AUGREG:
+    raise ValueError(f'strength is one of {list(_AUGREG)}; got {strength!r}')
+  layers, alpha = _AUGREG[strength]
+  if layers is None:
+    return '', alpha
+  more = '' if flavour == 'fixed' else f', flavour={flavour!r}'
+  return f'randaug({layers[0]}, {layers[1]}{more})', alpha
 
 
 def count_classes(dataset: str) -> int:
@@ -89,7 +124,8 @@ def smoke(config: ConfigDict, *, channels: int = 3) -> ConfigDict:
   The model becomes a 'mu' but keeps its options (pooling, position, ...); the
   data becomes made-up images of few classes, in the evaluations and pictures
   too; sizes in the ops shrink; evaluations and the checkpoint are made at the
-  end. What remains is the recipe's own: objective, optimizer, EMA, ops.
+  end; the mesh is what the machine has. What remains is the recipe's own:
+  objective, optimizer, EMA, ops.
 
   Args:
     config: what a recipe would return.
@@ -98,6 +134,8 @@ def smoke(config: ConfigDict, *, channels: int = 3) -> ConfigDict:
   with config.ignore_type(), config.unlocked():
     config.total_steps, config.total_epochs = 2, None
     config.log_every_steps = 1
+    if 'mesh' in config:
+      config.mesh = None  # Whatever there is here, each with all of the state.
     config.model.variant = 'mu/8'
     for key in ('width', 'depth', 'mlp_dim', 'num_heads', 'patch_size'):
       if key in config.model:
@@ -125,8 +163,8 @@ def _shrink(section: ConfigDict, channels: int, split: str = 'test') -> None:
         channels=channels,
         num_classes=_SMOKE_CLASSES,
       )
-    elif key == 'ops':
-      section.ops = _SIZE.sub(rf'\1({_SMOKE_PIXELS}', value)
+    elif key in ('ops', 'device_ops'):
+      section[key] = _SIZE.sub(rf'\1({_SMOKE_PIXELS}', value)
     elif key == 'batch_size':
       section.batch_size = 8
     elif key == 'num_classes':

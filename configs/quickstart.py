@@ -56,7 +56,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     test=dict(
       name='classification',
       every_epochs=30.0,
-      weights='ema',
+      weights=('ema',),
       data=data('test'),
       ops='',
     )

@@ -1,6 +1,7 @@
-"""Measures what each augmentation adds on CIFAR-10, at equal epochs.
+r"""Measures what each augmentation adds on CIFAR-10, at equal epochs.
 
-  python scripts/ablation.py --data=folder:/data/cifar10 --workdir=runs/ablation
+  python scripts/ablation.py --data=folder:/data/cifar10 \
+    --workdir=runs/ablation --split='train[:10%]' --epochs=20
 
 Trains the recipe configs/cifar10.py from scratch once for each row of the
 table, which it prints in Markdown at the end; each row has what the row before
@@ -36,6 +37,7 @@ def main() -> None:
   parser.add_argument('--data', required=True, help='as the recipe takes it')
   parser.add_argument('--workdir', required=True)
   parser.add_argument('--size', default='tiny', help='of the recipe')
+  parser.add_argument('--split', default='train', help='that is learned')
   parser.add_argument('--epochs', type=float, help='default: the recipe')
   args = parser.parse_args()
   lines = ['| augmentation | train loss | test top-1 |', '|---|---|---|']
@@ -44,9 +46,11 @@ def main() -> None:
     _run(
       f'--config=configs/cifar10.py:{args.data},size={args.size}',
       f'--workdir={workdir}',
+      f'--config.input.data.split={args.split}',
       f'--config.input.ops={ops}',
       f'--config.input.device_ops={device_ops}',
       "--config.evals.test.weights=('params', 'ema')",
+      '--config.evals.test.every_epochs=None',
       '--config.pictures={}',
       *([f'--config.total_epochs={args.epochs}'] if args.epochs else []),
     )

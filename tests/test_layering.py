@@ -15,15 +15,17 @@ PACKAGE = ROOT / 'vit_jax'
 LEVELS = [
   ['__init__', 'errors', 'host_memory'],
   ['lookup', 'losses', 'trees', 'schedules', 'config_file', 'event_file'],
-  ['fingerprint', 'orbax_noise', 'command', 'layer_decay'],
+  ['fingerprint', 'orbax_noise', 'command', 'layer_decay', 'moments'],
+  ['activation_sharding', 'accumulation', 'distributed', 'profiling'],
   ['models', 'data', 'sharding', 'flops', 'metric_writer', 'checkpoint_format'],
   ['objectives', 'pretrained', 'optimizer', 'progress'],
-  ['resume', 'preemption'],
+  ['resume', 'preemption', 'sharding_limits'],
   ['evaluators', 'checkpoint', 'train_state', 'reporting'],
-  ['inference', 'visualize', 'train_step'],
-  ['run'],
+  ['inference', 'visualize', 'train_step', 'tpu', 'hlo_collectives'],
+  ['run', 'hlo_estimate'],
   ['evaluation'],
   ['train'],
+  ['aot_compile'],
   ['main', 'sweep', 'predict', 'convert', 'summary', 'aot', 'benchmark'],
 ]
 LEVEL = {unit: i for i, units in enumerate(LEVELS) for unit in units}

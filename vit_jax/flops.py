@@ -46,6 +46,24 @@ def count(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
   return _count(jax.make_jaxpr(fn)(*args, **kwargs).jaxpr)
 
 
+def kernel_grids(jaxpr: core.Jaxpr) -> dict[str, int]:
+  """Returns the iterations of each Pallas kernel in a program, by its name.
+
+  Of kernels with one name that is the largest number.
+  """
+  grids: dict[str, int] = {}
+  for eqn in jaxpr.eqns:
+    if eqn.primitive.name == 'pallas_call':
+      name = str(eqn.params['name'])
+      size = math.prod(eqn.params['grid_mapping'].grid)
+      grids[name] = max(size, grids.get(name, 0))
+      continue
+    for inner in _jaxprs(eqn.params):
+      for name, size in kernel_grids(inner).items():
+        grids[name] = max(size, grids.get(name, 0))
+  return grids
+
+
 def peak_flops(device: jax.Device) -> float | None:
   """Returns the bfloat16 peak of one jax device in FLOP/s, None if unknown.
 

@@ -47,6 +47,34 @@ def test_a_slice_is_a_sample_of_all_classes_and_not_the_last_ones():
   assert set(labels[held_out]) == set(range(10))
 
 
+@pytest.mark.parametrize(('num', 'n'), [(10, 3), (9, 3), (7, 1), (5, 5)])
+def test_even_splits_share_nothing_miss_nothing_and_differ_by_one(num, n):
+  texts = splits.even_splits('train', n)
+  assert texts[0] == f'train[part 1 of {n}]'
+  parts = [splits.parse(text).records(num) for text in texts]
+  assert splits.parse(texts[0]).name == 'train'
+  np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(num))
+  sizes = [len(part) for part in parts]
+  assert max(sizes) - min(sizes) <= 1
+
+
+def test_parts_count_from_one():
+  for text in (
+    'train[part 0 of 3]',
+    'train[part 4 of 3]',
+    'train[part 1 of 0]',
+  ):
+    with pytest.raises(UserError, match='parts count from 1'):
+      splits.parse(text)
+  for split, n in (('train[:5]', 2), ('train', 0)):
+    with pytest.raises(
+      UserError, match='name of a split and a number of parts'
+    ):
+      splits.even_splits(split, n)
+  with pytest.raises(UserError, match='is empty'):
+    splits.parse('train[part 1 of 3]').records(2)
+
+
 @pytest.mark.parametrize(
   'text', ['', 'train[', 'train[5]', 'train[a:b]', 'train[:5%]+test', None]
 )

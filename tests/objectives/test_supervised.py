@@ -140,8 +140,59 @@ def test_a_model_with_running_statistics_is_an_error():
     (dict(loss='hinge'), "loss='hinge'; expected one of"),
     (dict(label_smoothing=1.0), r'label_smoothing=1\.0 must lie in \[0, 1\)'),
     (dict(label_smoothing=-0.1), r'label_smoothing=-0\.1 must lie'),
+    (dict(target_threshold=0.1), 'target_threshold=0.1 has no effect with'),
+    (dict(class_reduction='mean'), "class_reduction='mean' has no effect"),
+    (dict(loss='sigmoid', target_threshold=1), 'target_threshold=1: '),
+    (dict(loss='sigmoid', class_reduction='max'), "'max': 'sum' or 'mean'"),
   ],
 )
 def test_impossible_options_are_errors(options, message):
   with pytest.raises(UserError, match=message):
     Objective(Linear(), **options)
+
+
+MIXED = np.float32([[0.3, 0.7, 0], [1, 0, 0], [0, 0.05, 0.95], [0.1, 0, 0.9]])
+
+
+@pytest.mark.parametrize('threshold, smoothing', [(0.0, 0.0), (0.2, 0.3)])
+def test_a_threshold_makes_mixed_classes_right_or_wrong(threshold, smoothing):
+  loss, metrics, logits = _loss(
+    MIXED,
+    loss='sigmoid',
+    label_smoothing=smoothing,
+    target_threshold=threshold,
+    class_reduction='mean',
+  )
+  # Of DeiT-III both classes of a mixture; of 0.2 not what is almost unseen.
+  right = {
+    0.0: [[1, 1, 0], [1, 0, 0], [0, 1, 1], [1, 0, 1]],
+    0.2: [[1, 1, 0], [1, 0, 0], [0, 0, 1], [0, 0, 1]],
+  }[threshold]
+  want = _sigmoid_loss(logits, np.array(right)) / 3
+  np.testing.assert_allclose(loss, want, rtol=2e-6)
+  # The right answer is still the class with the larger weight.
+  best = logits.argmax(-1) == MIXED.argmax(-1)
+  np.testing.assert_allclose(metrics['top1'], best.mean())
+
+
+def test_a_label_without_a_class_is_nan_over_a_threshold_too():
+  loss, _, _ = _loss(
+    np.int32([0, 1, 3, 2]), loss='sigmoid', target_threshold=0.0
+  )
+  assert np.isnan(loss)
+
+
+def test_the_loss_with_a_threshold_equals_torch():
+  torch = pytest.importorskip('torch')
+  loss, _, logits = _loss(
+    MIXED, loss='sigmoid', target_threshold=0.0, class_reduction='mean'
+  )
+  want = torch.nn.functional.binary_cross_entropy_with_logits(
+    torch.tensor(logits), torch.tensor(MIXED).gt(0.0).to(torch.float64)
+  )
+  np.testing.assert_allclose(loss, want.item(), rtol=2e-6)
+
+
+def test_smoothing_over_the_threshold_is_an_error():
+  with pytest.raises(UserError, match='all targets would be 1'):
+    _loss(MIXED, loss='sigmoid', target_threshold=0.05, label_smoothing=0.3)

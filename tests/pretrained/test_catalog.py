@@ -16,6 +16,7 @@ from vit_jax.pretrained import (
   download,
   google_npz,
   our_files,
+  presets,
   published,
   resample,
   torch_files,
@@ -110,7 +111,7 @@ def tiny(monkeypatch, make_weights, shelf):
       download.Remote('hf://timm/mirror/model.safetensors'),
     ),
     model=published._model('mu/8', 5, published._TANH),
-    preprocess=published._squeezed(32),
+    preprocess=presets.preprocess('vision_transformer', 32),
     resize='google',
   )
   monkeypatch.setitem(catalog.PUBLISHED, 'tiny-mu/8', entry)

@@ -17,16 +17,20 @@ from vit_jax.pretrained import (
   torch_files,
 )
 
-IMAGE = np.random.default_rng(0).integers(0, 256, (60, 60, 3), np.uint8)
+# Resized to 36 x 39.6 and 32 x 35.2: the longer side is cut, and half of the
+# margin, 3.5 and 1.5, is rounded in another way by timm.
+IMAGE = np.random.default_rng(0).integers(0, 256, (60, 66, 3), np.uint8)
 PREPROCESS = [
   dict(ops=ops, device_ops=device)
   for ops, device in (
     (
-      "decode|resize_small(36, method='bicubic')|central_crop(32)",
+      "decode|resize_small(36, method='bicubic', rounding='down')"
+      '|central_crop(32)',
       "normalize('imagenet')",
     ),
     (
-      "decode|resize_small(32, method='bilinear')|central_crop(32)",
+      "decode|resize_small(32, method='bilinear', rounding='down')"
+      '|central_crop(32)',
       'normalize(-1, 1)',
     ),
     ("decode|resize(32, method='bilinear')", "normalize('clip')"),
@@ -48,7 +52,15 @@ def pixels(preprocess):
   return np.asarray(normalize(batch, None, train=False)['image'][0])
 
 
-@pytest.mark.parametrize('preprocess', PREPROCESS)
+# timm crops as torchvision does.
+OF_TIMM = [
+  preprocess
+  | dict(ops=preprocess['ops'].replace('crop(32)', "crop(32, rounding='even')"))
+  for preprocess in PREPROCESS
+]
+
+
+@pytest.mark.parametrize('preprocess', PREPROCESS + OF_TIMM)
 def test_ops_become_numbers_and_ops_again(preprocess):
   evaluation = torch_config.from_ops(preprocess)
   assert torch_config.to_ops(evaluation) == preprocess
@@ -84,7 +96,7 @@ def test_transformers_makes_the_same_pixels(preprocess, make_weights, tmp_path):
   assert {k: again[k] for k in preprocess} == preprocess
 
 
-@pytest.mark.parametrize('preprocess', PREPROCESS)
+@pytest.mark.parametrize('preprocess', OF_TIMM)
 def test_timm_makes_the_same_pixels(preprocess, make_weights, tmp_path):
   timm = pytest.importorskip('timm')
   from PIL import Image
@@ -138,7 +150,10 @@ def test_timm_configs_of_the_hub_are_understood():
     mean=[0.5, 0.5, 0.5],
     std=[0.5, 0.5, 0.5],
   )
-  ops = "decode|resize_small(248, method='bicubic')|central_crop(224)"
+  ops = (
+    "decode|resize_small(248, method='bicubic', rounding='down')"
+    "|central_crop(224, rounding='even')"
+  )
   names = dict(label_names=['a', 'b', 'c'])
   for config in (
     dict(architecture='vit_base_patch16_224', **cfg, **names),
@@ -163,7 +178,7 @@ def test_timm_configs_of_the_hub_are_understood():
     ),
     (
       dict(size=dict(shortest_edge=256), resample=3, crop_size=224),
-      "decode|resize_small(256, method='bicubic')",
+      "decode|resize_small(256, method='bicubic', rounding='down')",
     ),
     (
       dict(
@@ -172,12 +187,14 @@ def test_timm_configs_of_the_hub_are_understood():
         do_center_crop=True,
         crop_size=dict(height=224, width=224),
       ),
-      "decode|resize_small(256, method='bicubic')|central_crop(224)",
+      "decode|resize_small(256, method='bicubic', rounding='down')"
+      '|central_crop(224)',
     ),
     (dict(size=224), "decode|resize(224, method='bilinear')"),
     (
       dict(size=256, do_center_crop=True, crop_size=224, resample=3),
-      "decode|resize_small(256, method='bicubic')|central_crop(224)",
+      "decode|resize_small(256, method='bicubic', rounding='down')"
+      '|central_crop(224)',
     ),
   ],
 )

@@ -32,6 +32,7 @@ class Layout:
     prefetch: int,
     process_index: int | None,
     process_count: int | None,
+    sharding: jax.sharding.Sharding | None = None,
   ):
     if num_threads is None:
       num_threads = min(16, os.cpu_count() or 1)
@@ -49,7 +50,7 @@ class Layout:
       for name, value, minimum in least
       if not isinstance(value, int | np.integer) or value < minimum
     ]
-    if not bad and batch_size % process_count:
+    if not bad and sharding is None and batch_size % process_count:
       bad.append(
         f'batch_size={batch_size} does not divide among {process_count} '
         'processes'
@@ -57,50 +58,73 @@ class Layout:
     if bad:
       raise UserError('input: ' + '; '.join(bad))
     self._batch_size = batch_size
+    self._num_threads = num_threads
+    self._prefetch = prefetch
     self._process = (process_index, process_count)
-    self._local_size = batch_size // process_count
-    self._chunk = _chunk_size(self._local_size, num_threads)
-    chunks_ahead = prefetch * self._local_size // self._chunk
-    self._options = grain.ReadOptions(
-      num_threads=num_threads,
-      prefetch_buffer_size=max(chunks_ahead, num_threads),
-    )
+    self._sharding = sharding
 
   def batches(
     self, stream: grain.MapDataset, start_step: int
   ) -> Iterator[Batch]:
     """Yields this process's rows of the batches of a stream of examples."""
-    rows = _RowsOfProcess(stream, self._batch_size, *self._process)
+    rows = self._rows()
+    chunk = _chunk_size(len(rows), self._num_threads)
+    per_batch = len(rows) // chunk
+    options = grain.ReadOptions(
+      num_threads=self._num_threads,
+      prefetch_buffer_size=max(self._prefetch * per_batch, self._num_threads),
+    )
+    examples = _RowsOfProcess(stream, self._batch_size, rows)
     # Nothing is dropped; rounded up, the endless length would overflow.
-    chunks = rows.batch(self._chunk, drop_remainder=True)
-    chunks = chunks.to_iter_dataset(self._options)
-    per_batch = self._local_size // self._chunk
-    iterator = iter(chunks.batch(per_batch, batch_fn=_concatenate))
+    chunks = examples.batch(chunk, drop_remainder=True, batch_fn=list)
+    chunks = chunks.to_iter_dataset(options)
+    iterator = iter(chunks.batch(per_batch, batch_fn=_stack))
     try:
       grain.experimental.set_next_index(iterator, start_step)
       yield from iterator
     finally:
       iterator.close()
 
+  def _rows(self) -> np.ndarray:
+    """Returns which rows of a global batch are ours."""
+    if self._sharding is not None:
+      return rows_of_process(self._sharding, self._batch_size)
+    index, count = self._process
+    size = self._batch_size // count
+    return np.arange(index * size, (index + 1) * size)
+
+
+def rows_of_process(
+  sharding: jax.sharding.Sharding, batch_size: int
+) -> np.ndarray:
+  """Returns which rows of a global batch this process's devices hold.
+
+  Ascending and each once. On most meshes process p of P has the p-th part of
+  the rows. Where the devices are ordered for their network, or a tensor axis
+  spans processes, it has others, or several processes have the same.
+  """
+  slices = sharding.addressable_devices_indices_map((batch_size,)).values()
+  parts = sorted({rows.indices(batch_size)[:2] for (rows,) in slices})
+  return np.concatenate([np.arange(*part) for part in parts])
+
 
 class _RowsOfProcess(grain.MapDataset):
-  """The rows [p * B / P, (p + 1) * B / P) of every global batch of B."""
+  """Some rows of every global batch of B."""
 
-  def __init__(self, stream, batch_size: int, process: int, count: int):
+  def __init__(self, stream, batch_size: int, rows: np.ndarray):
     super().__init__(stream)
     self._num_batches = len(stream) // batch_size
     self._batch_size = batch_size
-    self._local_size = batch_size // count
-    self._start = process * self._local_size
+    self._rows = rows.tolist()
 
   def __len__(self) -> int:
-    return self._num_batches * self._local_size
+    return self._num_batches * len(self._rows)
 
   def __getitem__(self, index):
     if isinstance(index, slice):
       return self.slice(index)
-    batch, row = divmod(index, self._local_size)
-    return self._parent[batch * self._batch_size + self._start + row]
+    batch, row = divmod(index, len(self._rows))
+    return self._parent[batch * self._batch_size + self._rows[row]]
 
 
 def _chunk_size(local_size: int, num_threads: int) -> int:
@@ -109,7 +133,7 @@ def _chunk_size(local_size: int, num_threads: int) -> int:
   return max(size for size in range(1, most + 1) if local_size % size == 0)
 
 
-def _concatenate(chunks: list[Batch]) -> Batch:
-  if len(chunks) == 1:
-    return chunks[0]
-  return {k: np.concatenate([c[k] for c in chunks]) for k in chunks[0]}
+def _stack(chunks: list[list[Batch]]) -> Batch:
+  """Returns a batch; an image is copied once, from where an op has left it."""
+  rows = [row for chunk in chunks for row in chunk]
+  return {key: np.stack([row[key] for row in rows]) for key in rows[0]}

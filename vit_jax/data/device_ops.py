@@ -2,41 +2,47 @@
 
 Images travel from the host as uint8; what turns them into floats, and what
 mixes images of a batch, happens here. The text is that of the host ops
-(`data/ops/language.py`): `'normalize(-1, 1)'`. A name means a public function
-of this file or, with a dot in it, a factory of the user's own.
+(`data/ops/language.py`): `'normalize(-1, 1)|mixup(0.2)'`. A name means a public
+function of a file of `on_device/` (`FILES`) or, with a dot in it, a factory of
+the user's own.
 
-A factory takes the arguments once and returns `(batch, rng, *, train) ->
-batch`: jax code on a dict of `[B, ...]` arrays that keeps shapes and sharding.
-With `train=False` it must be deterministic and do without `rng`.
+A factory takes the arguments once and returns one of
+- `(batch, rng, *, train) -> batch`: jax code on a dict of `[B, ...]` arrays
+  that keeps shapes and sharding. With `train=False` it must be deterministic
+  and do without `rng`;
+- `per_image.PerImage`: a function of one image and its key;
+- `mixing.Mix`, one at most: rows are mixed with partners.
+
+Ops work in the order in which they are written, and there is one rule more:
+rows change places before all of them. The partners that a `Mix` needs are taken
+from the batch as it came, uint8, and what stands before the `Mix` is applied to
+the rows and again to their partners, with the draws that are the partners' own.
+So `normalize|random_erasing|mixup` is DeiT's order, with erased boxes that are
+mixed like the rest, and yet no image is ever sent in float32.
 """
 
 import collections
-import sys
+import contextlib
+import importlib
 import zlib
-from collections.abc import Sequence
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vit_jax.data.on_device import normalize as normalize_file
+from vit_jax.data.on_device.mixing import Mix
+from vit_jax.data.on_device.per_image import PerImage
 from vit_jax.data.ops import language
 from vit_jax.errors import UserError
 
 Batch = dict[str, Any]
 
-# Mean and standard deviation per channel of images in 0 .. 1.
-STATISTICS = {
-  # Of the ImageNet training set: torchvision, timm, DeiT, DINO, MAE, Swin.
-  'imagenet': ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-  # The range -1 .. 1: Inception, ViT, AugReg, big_vision, SigLIP.
-  'inception': ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-  # Of OpenAI's CLIP.
-  'clip': (
-    (0.48145466, 0.4578275, 0.40821073),
-    (0.26862954, 0.26130258, 0.27577711),
-  ),
-}
+# Those of `on_device/` whose public functions are ops.
+FILES = ('normalize', 'per_image', 'mixing', 'random_erasing')
+
+STATISTICS = normalize_file.STATISTICS
 
 
 class DeviceOp(Protocol):
@@ -47,15 +53,20 @@ class DeviceOp(Protocol):
   ) -> Batch: ...
 
 
-def parse(text: str) -> DeviceOp:
+def parse(text: str, num_classes: int | None = None) -> DeviceOp:
   """Returns the device ops that `text` names as one.
 
   Each op draws from a key of its own, folded from `rng`, its name and how many
   ops of this name came before it: to add, remove or move an op does not change
   what the others draw. `rng` may be None with `train=False`.
 
+  Args:
+    text: the ops.
+    num_classes: of the data, for ops that turn class ids into soft labels.
+
   Raises:
-    UserError: syntax, an unknown op or bad arguments, all in one message.
+    UserError: syntax, an unknown op or bad arguments, all in one message;
+      several ops that mix; classes that are not those of the data.
   """
   counts: collections.Counter[str] = collections.Counter()
   ops = []
@@ -63,115 +74,92 @@ def parse(text: str) -> DeviceOp:
     salt = zlib.crc32(f'{segment.name}#{counts[segment.name]}'.encode())
     counts[segment.name] += 1
     ops.append((segment, op, np.uint32(salt)))
+  mixing = [i for i, (_, op, _) in enumerate(ops) if isinstance(op, Mix)]
+  _check_mixing([ops[i][:2] for i in mixing], num_classes)
+
+  def run(some, batch, rng, train, row_B):
+    for segment, op, salt in some:
+      key = None if rng is None else jax.random.fold_in(rng, salt)
+      with _named(segment):
+        if isinstance(op, PerImage):
+          batch = op(batch, key, train=train, row_B=row_B)
+        else:
+          batch = op(batch, key, train=train)
+    return batch
 
   def apply(batch: Batch, rng: jax.Array | None, *, train: bool) -> Batch:
-    for segment, op, salt in ops:
-      key = None if rng is None else jax.random.fold_in(rng, salt)
-      try:
-        batch = op(batch, key, train=train)
-      except UserError as e:
-        raise UserError(f'{segment.text}: {e}') from e
-    return batch
+    if not (train and mixing):
+      return run(ops, batch, rng, train, None)
+    num_rows = len(next(iter(batch.values())))
+    row_B = jnp.arange(num_rows, dtype=jnp.int32)
+    i = mixing[0]
+    segment, mix, salt = ops[i]
+    with _named(segment):
+      partners = {name: mix.partners(rows) for name, rows in batch.items()}
+      partner_row_B = mix.partners(row_B)
+    batch = run(ops[:i], batch, rng, train, row_B)
+    partners = run(ops[:i], partners, rng, train, partner_row_B)
+    with _named(segment):
+      key = jax.random.fold_in(rng, salt)
+      batch = mix.apply(batch, partners, key, num_classes)
+    return run(ops[i + 1 :], batch, rng, train, row_B)
 
   return apply
 
 
-def normalize(
-  low: float | str | None = None,
-  high: float | None = None,
-  *,
-  mean: float | Sequence[float] | None = None,
-  std: float | Sequence[float] | None = None,
-  max_value: float | None = None,
-) -> DeviceOp:
-  """Makes the image float32, by range or by mean and standard deviation.
+def of_evaluation(text: str) -> str:
+  """Returns `text` without the ops that act in training alone.
 
-  `normalize(-1, 1)` maps 0 .. `max_value` onto low .. high, ends exact.
-  `normalize('imagenet')` is `(image / max_value - mean) / std` with the named
-  `STATISTICS`; `normalize(mean=0.5, std=0.25)` or one number per channel gives
-  them directly.
-
-  Args:
-    low: the value that 0 becomes, or the name of statistics.
-    high: the value that `max_value` becomes.
-    mean: per channel or for all, of images in 0 .. 1.
-    std: likewise.
-    max_value: the largest input; None is 255 and asks for uint8 images. Other
-      dtypes need it (65535 for uint16, 1 for floats that are in 0 .. 1).
+  Ops of the user's own stay; their modules are not imported.
 
   Raises:
-    UserError: not exactly one of the three forms; when tracing, another number
-      of channels, or images that are not uint8 and no `max_value`.
+    UserError: as `parse`.
   """
-  forms = (
-    isinstance(low, str) and high is None and mean is None and std is None,
-    _is_number(low) and _is_number(high) and mean is None and std is None,
-    low is None and high is None and mean is not None and std is not None,
-  )
-  if not any(forms):
+  kept = []
+  for segment in language.segments(text):
+    if '.' not in segment.name:
+      op = language.build(segment.text, _find)[0][1]
+      trains_only = isinstance(op, PerImage) and op.evaluate is None
+      if trains_only or isinstance(op, Mix):
+        continue
+    kept.append(segment.text)
+  return '|'.join(kept)
+
+
+@contextlib.contextmanager
+def _named(segment: language.Segment):
+  """Puts the text of an op before the errors that it raises for users."""
+  try:
+    yield
+  except UserError as e:
+    raise UserError(f'{segment.text}: {e}') from e
+
+
+def _check_mixing(
+  mixing: list[tuple[language.Segment, Mix]], num_classes: int | None
+) -> None:
+  if len(mixing) > 1:
+    texts = ' and '.join(segment.text for segment, _ in mixing)
     raise UserError(
-      "expected normalize(low, high), normalize('name') or "
-      f'normalize(mean=..., std=...); names are {list(STATISTICS)}'
+      f'{texts}: a batch is mixed once; mixup_cutmix chooses between the two '
+      'for each draw'
     )
-  if isinstance(low, str):
-    if low not in STATISTICS:
+  for segment, mix in mixing:
+    said = mix.num_classes
+    if said is not None and num_classes is not None and said != num_classes:
       raise UserError(
-        f'unknown statistics {low!r}; there are {list(STATISTICS)}'
+        f'{segment.text}: num_classes={said}, but the data has {num_classes} '
+        'classes: leave num_classes out'
       )
-    mean, std = STATISTICS[low]
-  elif low is not None:
-    # x * (high - low) + low, written so that both ends are exact.
-    return _on_image(lambda x: x * (high - low) + low, max_value)
-  mean, std = np.float32(mean), np.float32(std)
-  if not np.all(std > 0):
-    raise UserError(f'std must be positive; got {std}')
-
-  def standardize(x):
-    return (x - _per_channel(mean, x)) / _per_channel(std, x)
-
-  return _on_image(standardize, max_value)
-
-
-def _on_image(fn, max_value: float | None) -> DeviceOp:
-  """Returns the op that applies `fn` to the image in 0 .. 1, float32."""
-
-  def op(batch: Batch, rng: jax.Array | None, *, train: bool) -> Batch:
-    del rng, train
-    if 'image' not in batch:
-      raise UserError(f"the batch has no 'image'; it has {sorted(batch)}")
-    image = batch['image']
-    if max_value is None and image.dtype != jnp.uint8:
-      raise UserError(
-        f'the images are {image.dtype}, not uint8: are they normalized '
-        'already? Otherwise say max_value='
-      )
-    image = image.astype(jnp.float32) / (max_value or 255)
-    return batch | {'image': fn(image)}
-
-  return op
-
-
-def _per_channel(values: np.ndarray, image: jax.Array) -> jax.Array:
-  """Returns a scalar, or `[1, 1, 1, C]` for an image `[B, H, W, C]`."""
-  if values.ndim == 0:
-    return jnp.asarray(values)
-  if values.shape != image.shape[-1:]:
-    raise UserError(
-      f'mean and std {values.tolist()} are for {values.size} channels; the '
-      f'images have {image.shape[-1]}'
-    )
-  return jnp.asarray(values).reshape((1,) * (image.ndim - 1) + (-1,))
-
-
-def _is_number(value: Any) -> bool:
-  return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _find(name: str) -> Any:
   if '.' in name:
     return language.find_dotted(name)
-  choices = language.public_functions(sys.modules[__name__])
-  del choices['parse']
+  choices = {}
+  for file in FILES:
+    module = importlib.import_module(f'vit_jax.data.on_device.{file}')
+    choices |= language.public_functions(module)
   if name not in choices:
     raise language.unknown(name, choices)
   return choices[name]

@@ -14,7 +14,12 @@ import grain
 import jax
 import numpy as np
 
-from vit_jax.data import batching, device_ops as device_ops_language, records
+from vit_jax.data import (
+  batching,
+  device_ops as device_ops_language,
+  records,
+  repeats as repeats_file,
+)
 from vit_jax.errors import UserError
 
 _HOST_ONLY = ('index',)
@@ -36,6 +41,8 @@ class TrainInput:
     prefetch: int = 2,
     process_index: int | None = None,
     process_count: int | None = None,
+    sharding: jax.sharding.Sharding | None = None,
+    repeats: int = 1,
   ):
     """Opens the data and reads one example; starts no thread yet.
 
@@ -54,13 +61,22 @@ class TrainInput:
       prefetch: batches read ahead of the consumer.
       process_index: of this process; the default asks JAX.
       process_count: how many processes share a batch; the default asks JAX.
+      sharding: of the rows over the devices; this process then reads the rows
+        of its own devices. None is an equal part for each process, in order.
+      repeats: rows of a global batch that an image gets, each augmented anew;
+        3 in DeiT (`repeats.Repeated`). An epoch keeps its number of rows.
     """
     self._layout = batching.Layout(
-      batch_size, num_threads, prefetch, process_index, process_count
+      batch_size, num_threads, prefetch, process_index, process_count, sharding
     )
     if not isinstance(seed, int | np.integer) or seed < 0:
       raise UserError(f'seed is an integer of at least 0; got {seed!r}')
-    self.device_ops = device_ops_language.parse(device_ops)
+    if not isinstance(repeats, int) or not 1 <= repeats <= batch_size:
+      raise UserError(
+        f'repeats is an integer from 1 to batch_size={batch_size}; got '
+        f'{repeats!r}'
+      )
+    self._repeats = repeats
     self._reader = records.Reader(data, ops, on_error=on_error)
     self._seed = int(seed)
     self.source = self._reader.source
@@ -68,6 +84,9 @@ class TrainInput:
     self.num_examples = len(self.source)
     self.num_classes = self.source.num_classes
     self.class_names = self.source.class_names
+    self.device_ops = device_ops_language.parse(
+      device_ops, num_classes=self.num_classes
+    )
 
   @property
   def steps_per_epoch(self) -> float:
@@ -92,19 +111,24 @@ class TrainInput:
     """Yields this process's rows of the batches start_step, start_step + 1...
 
     Besides the example's fields a batch has `index`, int64: which record each
-    row is. Process p of P holds the rows [p * B / P, (p + 1) * B / P) of a
-    global batch. Close the iterator, or drop it, to stop its threads.
+    row is. Without a sharding, process p of P holds the rows
+    [p * B / P, (p + 1) * B / P) of a global batch. Close the iterator, or drop
+    it, to stop its threads.
     """
     stream = (
       grain.MapDataset.range(self.num_examples)
       .seed(self._seed)
       .shuffle()  # another permutation each epoch
-      .repeat()
-      .random_map(self._reader.read)
     )
+    if self._repeats > 1:
+      stream = stream[: -(-self.num_examples // self._repeats)].repeat()
+      stream = repeats_file.Repeated(stream, self.batch_size, self._repeats)
+    else:
+      stream = stream.repeat()
+    stream = stream.random_map(self._reader.read)
     if start_step < 0:
       raise UserError(f'start_step is at least 0; got {start_step}')
-    return self._layout.batches(stream, start_step)
+    return self._reader.watched(self._layout.batches(stream, start_step))
 
 
 class EvalInput:
@@ -125,6 +149,7 @@ class EvalInput:
     prefetch: int = 2,
     process_index: int | None = None,
     process_count: int | None = None,
+    sharding: jax.sharding.Sharding | None = None,
   ):
     """Opens the data and reads one example; the arguments of `TrainInput`.
 
@@ -132,7 +157,7 @@ class EvalInput:
     False, and the record is counted in `skipped`.
     """
     self._layout = batching.Layout(
-      batch_size, num_threads, prefetch, process_index, process_count
+      batch_size, num_threads, prefetch, process_index, process_count, sharding
     )
     self._reader = records.Reader(data, ops, on_error=on_error)
     self.source = self._reader.source
@@ -165,7 +190,7 @@ class EvalInput:
     rows = self.num_batches * self.batch_size
     stream = grain.MapDataset.range(rows).seed(0)  # for ops that ask for chance
     stream = stream.random_map(self._reader.read_or_blank)
-    return self._layout.batches(stream, start_step=0)
+    return self._reader.watched(self._layout.batches(stream, start_step=0))
 
 
 def to_global(
@@ -177,15 +202,17 @@ def to_global(
   field `index` stays on the host.
 
   Args:
-    batch: this process's rows; an equal number in every process.
+    batch: the rows of this process's devices, in order.
     sharding: of the rows, over all devices.
 
   Raises:
     UserError: the global batch does not divide among the devices.
   """
   rows = {k: v for k, v in batch.items() if k not in _HOST_ONLY}
-  num = jax.process_count()
-  shapes = {k: (len(v) * num, *v.shape[1:]) for k, v in rows.items()}
+  ours, all_parts = _num_parts(sharding)
+  shapes = {
+    k: (len(v) * all_parts // ours, *v.shape[1:]) for k, v in rows.items()
+  }
   try:
     for shape in shapes.values():
       sharding.shard_shape(shape)
@@ -240,6 +267,14 @@ def _prefetch(batches, sharding, size: int):
     close = getattr(batches, 'close', None)
     if close is not None:
       close()
+
+
+def _num_parts(sharding: jax.sharding.Sharding) -> tuple[int, int]:
+  """Returns into how many parts rows are split: this process's, and all."""
+  rows = sharding.num_devices  # Some number that they divide.
+  slices = sharding.addressable_devices_indices_map((rows,)).values()
+  ours = {part.indices(rows) for (part,) in slices}
+  return len(ours), rows // sharding.shard_shape((rows,))[0]
 
 
 def _batch_spec(spec, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:

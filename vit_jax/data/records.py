@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from vit_jax import lookup
+from vit_jax.data import watchdog
 from vit_jax.data.ops import language
 from vit_jax.errors import UserError
 
@@ -43,6 +44,8 @@ class Reader:
     self._ops = language.parse(ops)
     self._skip = on_error == 'skip'
     self._lock = threading.Lock()
+    self._watchdog = watchdog.Watchdog(self.source.describe)
+    self.watched = self._watchdog.watched
     self._broken: dict[int, str] = {}
     self._first, example = self._next_good(0, np.random.default_rng(0))
     self.spec = {
@@ -106,9 +109,13 @@ class Reader:
 
   def _try(self, index: int, rng: np.random.Generator) -> Example | None:
     """Returns an example, or None if the record is broken and skipped."""
+    self._watchdog.begin(index)
     try:
       return _arrays(self._ops(self.source[index], rng))
-    except Exception as e:
+    except KeyboardInterrupt:
+      raise
+    # A SystemExit would end the run without a word, and with code 0.
+    except BaseException as e:
       what = f'{self.source.describe(index)}: {_explain(e)}'
       if not self._skip:
         raise UserError(
@@ -118,6 +125,8 @@ class Reader:
       with self._lock:
         self._broken[index] = what
       return None
+    finally:
+      self._watchdog.end()
 
   def _checked(self, index: int, example: Example) -> Example:
     """Returns the example if it has the shapes and dtypes of the first one."""

@@ -2,7 +2,8 @@
 
 The grammar is that of TFDS: one slice of percentages or counts, either of them
 negative to count from the end; percentages round to the closest record, so
-`[:90%]` and `[90%:]` share nothing and miss nothing.
+`[:90%]` and `[90%:]` share nothing and miss nothing. What `tfds.even_splits`
+returns is text here: `'train[part 1 of 3]'` to `'train[part 3 of 3]'`.
 """
 
 import dataclasses
@@ -13,7 +14,9 @@ import numpy as np
 from vit_jax.errors import UserError
 
 _BOUND = r'-?\d+%?'
-_GRAMMAR = re.compile(rf'([^\[\]]+)(?:\[({_BOUND})?:({_BOUND})?\])?')
+_SLICE = rf'({_BOUND})?:({_BOUND})?'
+_PART = r'part (\d+) of (\d+)'
+_GRAMMAR = re.compile(rf'([^\[\]]+)(?:\[(?:{_SLICE}|{_PART})\])?')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +27,8 @@ class Split:
   name: str
   start: str | None
   stop: str | None
+  # (k, n): the k-th of n parts of equal size, k from 1.
+  part: tuple[int, int] | None = None
 
   def records(self, num_records: int) -> np.ndarray:
     """Returns the numbers of the records in this part, int64 and ascending.
@@ -36,10 +41,14 @@ class Split:
     Raises:
       UserError: a bound outside the split, or nothing left.
     """
-    if self.start is None and self.stop is None:
+    if self.start is None and self.stop is None and self.part is None:
       return np.arange(num_records)
-    start = self._position(self.start, 0, num_records)
-    stop = self._position(self.stop, num_records, num_records)
+    if self.part is None:
+      start = self._position(self.start, 0, num_records)
+      stop = self._position(self.stop, num_records, num_records)
+    else:
+      k, n = self.part
+      start, stop = (num_records * i // n for i in (k - 1, k))
     if start >= stop:
       raise UserError(
         f'split {self.text!r} is empty: records {start} to {stop} of '
@@ -68,12 +77,34 @@ def parse(split: str) -> Split:
   """Returns the parts of a split such as `'train[5%:-100]'`.
 
   Raises:
-    UserError: the text is not `name` or `name[from:to]`.
+    UserError: the text is not `name`, `name[from:to]` or `name[part k of n]`.
   """
   match = _GRAMMAR.fullmatch(split) if isinstance(split, str) else None
   if match is None:
     raise UserError(
       f'split {split!r} is not understood; expected a name such as "train" or '
-      'one slice of it such as "train[:90%]", "train[-1000:]", "train[10:20]"'
+      'one slice of it such as "train[:90%]", "train[-1000:]", "train[10:20]", '
+      '"train[part 1 of 3]"'
     )
-  return Split(split, match[1], match[2], match[3])
+  name, start, stop, k, n = match.groups()
+  part = None if k is None else (int(k), int(n))
+  if part is not None and not 1 <= part[0] <= part[1]:
+    raise UserError(f'split {split!r}: parts count from 1 to {n}')
+  return Split(split, name, start, stop, part)
+
+
+def even_splits(split: str, n: int) -> list[str]:
+  """Returns `n` splits that share nothing, miss nothing and differ by one.
+
+  For cross-validation: `even_splits('train', 3)` is `['train[part 1 of 3]',
+  ...]`. The sizes differ by at most one record, as in `tfds.even_splits`.
+
+  Raises:
+    UserError: `split` has a slice already, or `n` is below 1.
+  """
+  if parse(split).name != split or n < 1:
+    raise UserError(
+      f'even_splits takes the name of a split and a number of parts of at '
+      f'least 1; got {split!r} and {n!r}'
+    )
+  return [f'{split}[part {k} of {n}]' for k in range(1, n + 1)]

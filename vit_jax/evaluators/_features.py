@@ -79,6 +79,7 @@ class Splits:
         batch_size=math.ceil(batch_size / parts) * parts,
         on_error=on_error,
         num_threads=num_threads,
+        sharding=sharding.batch_sharding(mesh),
       )
       for where, data in (('data_train', data_train), ('data_test', data_test))
     }

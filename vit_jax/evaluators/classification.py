@@ -67,6 +67,7 @@ class Evaluator:
       batch_size=math.ceil(batch_size / shards) * shards,
       on_error=on_error,
       num_threads=num_threads,
+      sharding=sharding.batch_sharding(mesh),
     )
     self._predict, self._mesh, self._loss = predict, mesh, loss
     self._per_class, self._data = per_class, dict(data)

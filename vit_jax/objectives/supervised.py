@@ -14,12 +14,16 @@ from vit_jax.errors import UserError
 class Objective:
   """Mean cross-entropy between a model's logits and `batch['label']`."""
 
+  mean_over_examples = True  # See `accumulation`.
+
   def __init__(
     self,
     model: nn.Module,
     *,
     loss: str = 'softmax',
     label_smoothing: float = 0.0,
+    target_threshold: float | None = None,
+    class_reduction: str | None = None,
   ):
     """Keeps the model and checks the options.
 
@@ -27,12 +31,34 @@ class Objective:
       model: returns `{'logits': float32 [B, Y], ...}`.
       loss: 'softmax', or 'sigmoid' (a binary decision per class, summed over
         classes), which multi-hot labels need.
-      label_smoothing: in [0, 1); see `losses.smooth`.
+      label_smoothing: in [0, 1); see `losses.smooth`. Zero where the device ops
+        smooth already.
+      target_threshold: of 'sigmoid': smoothed, mixed targets above it become 1
+        and all others 0. DeiT-III has 0: both classes of a mixture are right;
+        "ResNet strikes back" (arXiv:2110.00476) 0.2.
+      class_reduction: of 'sigmoid': 'sum' over the classes (the default, as
+        big_vision) or their 'mean' (torch, timm, DeiT-III), which makes loss
+        and gradients smaller by the number of classes.
 
     Raises:
-      UserError: an option out of range.
+      UserError: an option out of range, or one without effect.
     """
     self.model = model
+    problems = []
+    for key, value in (
+      ('target_threshold', target_threshold),
+      ('class_reduction', class_reduction),
+    ):
+      if value is not None and loss != 'sigmoid':
+        problems.append(f'{key}={value!r} has no effect with loss={loss!r}')
+    if target_threshold is not None and not 0 <= target_threshold < 1:
+      problems.append(f'target_threshold={target_threshold!r}: [0, 1)')
+    if class_reduction not in (None, 'sum', 'mean'):
+      problems.append(f"class_reduction={class_reduction!r}: 'sum' or 'mean'")
+    if problems:
+      raise UserError('objective: ' + '; '.join(problems))
+    self._target_threshold = target_threshold
+    self._class_mean = class_reduction == 'mean'
     self._cross_entropy = losses.cross_entropy(loss)
     if not 0 <= label_smoothing < 1:
       raise UserError(
@@ -81,7 +107,8 @@ class Objective:
       rng: key of dropout and stochastic depth.
 
     Metrics: `loss`, and `top1` on this batch as it is, augmented, with dropout:
-    the fraction of the rows that have a label (`losses.hits`).
+    the fraction of the rows that have a label (`losses.hits`). Of a mixed row
+    the class with the larger weight is the right one.
     """
     logits_BY = _logits(
       self.model.apply(
@@ -92,7 +119,11 @@ class Objective:
     targets_BY = losses.targets(batch['label'], num_classes)
     hit_B, labelled_B = losses.hits(logits_BY, targets_BY)
     targets_BY = losses.smooth(targets_BY, self._label_smoothing)
+    if self._target_threshold is not None:
+      targets_BY = self._binarize(targets_BY)
     loss = jnp.mean(self._cross_entropy(logits_BY, targets_BY))
+    if self._class_mean:
+      loss /= num_classes
     top1 = jnp.sum(hit_B) / jnp.maximum(jnp.sum(labelled_B), 1)
     return loss, ({'loss': loss, 'top1': top1}, state.extra)
 
@@ -101,6 +132,18 @@ class Objective:
   ) -> dict[str, jax.Array]:
     """Returns the outputs of the model: `logits`, `features`, `tokens`."""
     return self.model.apply({'params': params}, batch['image'], train=False)
+
+  def _binarize(self, targets_BY: jax.Array) -> jax.Array:
+    """Returns 1 where a target is above the threshold; a NaN stays one."""
+    background = self._label_smoothing / targets_BY.shape[-1]
+    if background > self._target_threshold:
+      raise UserError(
+        f'objective: label_smoothing={self._label_smoothing} gives every class '
+        f'{background:.3g}, more than target_threshold='
+        f'{self._target_threshold}: all targets would be 1'
+      )
+    above_BY = (targets_BY > self._target_threshold).astype(targets_BY.dtype)
+    return jnp.where(jnp.isnan(targets_BY), targets_BY, above_BY)
 
 
 def _logits(outputs: Mapping[str, jax.Array]) -> jax.Array:

@@ -11,6 +11,7 @@ The MAE weights are licensed CC-BY-NC 4.0, not for commercial use.
 import dataclasses
 from typing import Any
 
+from vit_jax.pretrained import presets
 from vit_jax.pretrained.download import Remote
 
 _GOOGLE = 'https://storage.googleapis.com'
@@ -46,22 +47,6 @@ def _model(variant, num_classes, computed, **more) -> dict[str, Any]:
   return section | dict(pooling='token') | more | computed
 
 
-def _squeezed(size: int) -> dict[str, str]:
-  """As vision_transformer, SAM and SigLIP evaluate: no crop, [-1, 1]."""
-  return dict(
-    ops=f'decode|resize({size}, antialias=False)',
-    device_ops='normalize(-1, 1)',
-  )
-
-
-def _cropped(small: int, crop: int) -> dict[str, str]:
-  """As Meta's projects evaluate, with ImageNet's statistics."""
-  return dict(
-    ops=f"decode|resize_small({small}, method='bicubic')|central_crop({crop})",
-    device_ops="normalize('imagenet')",
-  )
-
-
 def _google(path, variant, num_classes, size, mirror='') -> Published:
   # Files of other folders share their names: they keep the folder.
   name = None if path.startswith('augreg/') else f'{path}.npz'
@@ -69,7 +54,7 @@ def _google(path, variant, num_classes, size, mirror='') -> Published:
   return Published(
     remotes=(remote, *_mirror(mirror)),
     model=_model(variant, num_classes, _TANH),
-    preprocess=_squeezed(size),
+    preprocess=presets.preprocess('vision_transformer', size),
     resize='google',
   )
 
@@ -168,7 +153,7 @@ def _siglip(file: str, variant: str, size: int) -> Published:
   return Published(
     remotes=(Remote(f'{_GOOGLE}/big_vision/{file}'),),
     model=_model(variant, None, _TANH, pooling='map'),
-    preprocess=_squeezed(size),
+    preprocess=presets.preprocess('siglip', size),
     resize='google',
   )
 
@@ -189,7 +174,7 @@ def _dino() -> dict[str, Published]:
         Remote(f'{_META}/dino/{file}/{file}.pth'),
       ),
       model=_model(variant, None, _EXACT),
-      preprocess=_cropped(256, 224),
+      preprocess=presets.preprocess('dino', 224),
       resize='dino',
     )
   for variant, size in (('S/14', 'small'), ('B/14', 'base'), ('L/14', 'large')):
@@ -206,7 +191,7 @@ def _dino() -> dict[str, Published]:
           Remote(f'{_META}/dinov2/{file}/{file}_{theirs}.pth'),
         ),
         model=_model(variant, None, _EXACT, layer_scale=1e-5, **more),
-        preprocess=_cropped(518, 518),
+        preprocess=presets.preprocess('dinov2', 518),
         # With registers it was antialiased and without the offset.
         resize='timm' if registers else 'dino',
       )
@@ -229,7 +214,7 @@ def _deit() -> dict[str, Published]:
         Remote(f'{_META}/deit/{name}-{start}.pth', f'sha256:{start}'),
       ),
       model=_model(variant, 1000, _EXACT),
-      preprocess=_cropped(int(resolution / 0.875), resolution),
+      preprocess=presets.preprocess('deit', resolution),
       resize='torch',
     )
   for variant, size, resolutions in (
@@ -245,7 +230,7 @@ def _deit() -> dict[str, Published]:
         out[f'deit3-{variant}-{resolution}-{data}'] = Published(
           remotes=(*_mirror(hub), Remote(f'{_META}/{file}')),
           model=_model(variant, 1000, _EXACT, layer_scale=1e-5),
-          preprocess=_cropped(resolution, resolution),
+          preprocess=presets.preprocess('deit3', resolution),
           resize='torch',
         )
   return out
@@ -267,7 +252,7 @@ def _mae() -> dict[str, Published]:
         ),
       ),
       model=_model(variant, None, _EXACT),
-      preprocess=_cropped(256, 224),
+      preprocess=presets.preprocess('mae', 224),
       resize='torch',
     )
   return out

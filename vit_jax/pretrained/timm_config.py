@@ -241,6 +241,7 @@ def _evaluation(config: Mapping[str, Any]) -> Evaluation:
     resize=large[0] if mode == 'center' else large,
     crop=crop,
     method=method,
+    crop_rounding='even',
     **fields,
   )
 

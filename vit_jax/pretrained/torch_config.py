@@ -50,6 +50,8 @@ class Evaluation:
       or, as (height, width), both sides whatever the aspect ratio was.
     crop: (height, width) of the centre that is cut out then, or None.
     method: of resizing, as `data/ops/resize.METHODS` has it.
+    crop_rounding: of half an odd margin, as `central_crop` has it: 'even' in
+      timm, 'down' in Hugging Face. Both round the longer side down.
     mean: per channel or for all, of pixels in 0 .. 1.
     std: likewise.
   """
@@ -57,6 +59,7 @@ class Evaluation:
   resize: int | tuple[int, int] | None = None
   crop: tuple[int, int] | None = None
   method: str = 'bicubic'
+  crop_rounding: str = 'down'
   mean: float | Sequence[float] | None = None
   std: float | Sequence[float] | None = None
 
@@ -65,11 +68,15 @@ def to_ops(evaluation: Evaluation) -> dict[str, str]:
   """Returns 'ops' and 'device_ops' as in `Weights.preprocess`, where known."""
   ops = {}
   if evaluation.resize is not None:
-    name = 'resize_small' if isinstance(evaluation.resize, int) else 'resize'
-    size = _text(evaluation.resize)
-    ops['ops'] = f'decode|{name}({size}, method={evaluation.method!r})'
+    arguments = f'{_text(evaluation.resize)}, method={evaluation.method!r}'
+    if isinstance(evaluation.resize, int):
+      ops['ops'] = f"decode|resize_small({arguments}, rounding='down')"
+    else:
+      ops['ops'] = f'decode|resize({arguments})'
     if evaluation.crop not in (None, evaluation.resize):
-      ops['ops'] += f'|central_crop({_text(evaluation.crop)})'
+      size, rounding = _text(evaluation.crop), evaluation.crop_rounding
+      even = '' if rounding == 'down' else f', rounding={rounding!r}'
+      ops['ops'] += f'|central_crop({size}{even})'
   if evaluation.mean is not None and evaluation.std is not None:
     ops['device_ops'] = _normalize(evaluation.mean, evaluation.std)
   return ops
@@ -78,7 +85,8 @@ def to_ops(evaluation: Evaluation) -> dict[str, str]:
 def from_ops(preprocess: Mapping[str, Any]) -> Evaluation:
   """Returns what ops say as numbers: the inverse of `to_ops`.
 
-  Whether resizing antialiases is left out: timm and Hugging Face always do.
+  Whether resizing antialiases is left out: timm and Hugging Face always do. So
+  is how the longer side is rounded: down, there.
 
   Raises:
     UserError: ops that are not a resize, a central crop and a normalize, and
@@ -90,6 +98,7 @@ def from_ops(preprocess: Mapping[str, Any]) -> Evaluation:
     size = arguments.pop(0, arguments.pop('size', None))
     method = arguments.pop('method', 'bilinear')
     arguments.pop('antialias', None)
+    rounding = arguments.pop('rounding', 'down')
     if segment.name in ('decode', 'onehot'):
       continue
     if arguments or size is None:
@@ -99,7 +108,7 @@ def from_ops(preprocess: Mapping[str, Any]) -> Evaluation:
     elif segment.name == 'resize' and not fields:
       fields = dict(resize=_pair(size), method=method)
     elif segment.name == 'central_crop' and 'crop' not in fields:
-      fields['crop'] = _pair(size)
+      fields |= dict(crop=_pair(size), crop_rounding=rounding)
     else:
       raise _inexpressible(segment)
   for segment in language.segments(preprocess.get('device_ops', '')):

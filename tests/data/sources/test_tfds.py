@@ -136,6 +136,14 @@ def test_our_own_slices_are_as_long_as_those_of_tfds(data_dir, part):
   assert len(splits.parse(f'train{part}').records(_NUM)) == theirs
 
 
+def test_even_splits_are_those_of_tfds(data_dir):
+  parts = [_source(data_dir, text) for text in splits.even_splits('train', 4)]
+  whole = _source(data_dir)
+  records = [part[i]['image'] for part in parts for i in range(len(part))]
+  assert records == [whole[i]['image'] for i in range(_NUM)]
+  assert sorted(len(part) for part in parts) == [5, 6, 6, 6]
+
+
 def test_several_labels_become_a_vector_with_the_op_onehot(data_dir):
   source = _source(data_dir, label_key='several')
   assert source.num_classes == 3
@@ -264,3 +272,10 @@ def test_a_converted_copy_is_read_without_tensorflow(tfrecord_dir, monkeypatch):
 def test_reading_array_record_needs_no_tensorflow(data_dir, monkeypatch):
   monkeypatch.setitem(sys.modules, 'tensorflow', None)  # import now raises
   assert _source(data_dir)[0]['label'] in range(3)
+
+
+def test_an_empty_record_of_a_file_cut_off_is_no_image(data_dir, monkeypatch):
+  source = _source(data_dir)
+  monkeypatch.setattr(source, '_records', [{'image': None, 'label': 0}])
+  with pytest.raises(UserError, match='the record is empty; was its file cut'):
+    source[0]

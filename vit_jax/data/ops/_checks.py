@@ -43,3 +43,32 @@ def size_of(size: Any) -> tuple[int, int]:
       f'a size is a positive int or a pair (height, width); got {size!r}'
     )
   return pair
+
+
+def probability(rate: Any) -> float:
+  """Returns `rate`.
+
+  Raises:
+    UserError: it is no number of 0 .. 1.
+  """
+  if not isinstance(rate, int | float) or not 0 <= rate <= 1:
+    raise UserError(f'rate is a probability, 0 to 1; got {rate!r}')
+  return rate
+
+
+def range_of(name: str, value: Any) -> tuple[float, float]:
+  """Returns the pair (smallest, largest) that `value` is.
+
+  Raises:
+    UserError: anything else; both are at least 0.
+  """
+  pair = tuple(value) if isinstance(value, tuple | list) else ()
+  if (
+    len(pair) != 2
+    or not all(isinstance(v, int | float) for v in pair)
+    or not 0 <= pair[0] <= pair[1]
+  ):
+    raise UserError(
+      f'{name} is a pair (smallest, largest) of at least 0; got {value!r}'
+    )
+  return pair

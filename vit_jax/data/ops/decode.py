@@ -103,6 +103,8 @@ def decode_image(
     reason = f'it begins with {bytes(data[:12])!r}: {e}'
     if isinstance(e, UnidentifiedImageError):
       reason = f'no known format begins with {bytes(data[:12])!r}'
+    if data[:6] == b'\x93NUMPY' or data[:4] in (b'II*\0', b'MM\0*'):
+      reason += '; the op decode_bands reads .npy and TIFF with many bands'
     if not data:
       reason = 'the file is empty'
     raise UserError(

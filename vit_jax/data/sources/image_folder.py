@@ -13,7 +13,10 @@ import numpy as np
 from vit_jax.data import splits
 from vit_jax.errors import UserError
 
-_SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp')  # in any case
+_SUFFIXES = (  # in any case
+  *('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif'),
+  *('.tif', '.tiff', '.npy'),
+)
 _LAYOUT = f'<data_dir>/<split>/<class>/*{{{",".join(_SUFFIXES)}}}'
 
 

@@ -8,7 +8,7 @@ import difflib
 import importlib.util
 import os
 
-from vit_jax.data import tfrecord
+from vit_jax.data import splits, tfrecord
 from vit_jax.errors import UserError
 
 _FORMAT = 'array_record'
@@ -34,7 +34,8 @@ class Source:
     """Opens a split.
 
     Args:
-      split: in TFDS's notation, for example `'train[:99%]'` or `'train+test'`.
+      split: in TFDS's notation, for example `'train[:99%]'` or `'train+test'`;
+        `'train[part 1 of 3]'` is the first of `tfds.even_splits`.
       dataset: name, or name/config, or name/config:version.
       data_dir: the folder that holds the datasets; TFDS's default if None.
       image_key: the feature that becomes `image`.
@@ -66,6 +67,9 @@ class Source:
 
   def __getitem__(self, index: int) -> dict:
     record = self._records[index]
+    if record[self._image_key] is None:
+      # A file that was cut off while open gives empty records and no error.
+      raise UserError('the record is empty; was its file cut off?')
     example = {'image': record[self._image_key]}
     if self._label_key is not None:
       example['label'] = record[self._label_key]
@@ -147,7 +151,12 @@ def _open(builder, split: str):
     if isinstance(features[key], tfds.features.Image)
   }
   try:
-    return builder.as_data_source(split, decoders=encoded or None)
+    wanted = split
+    if '[part ' in split:
+      parsed = splits.parse(split)
+      k, n = parsed.part
+      wanted = tfds.even_splits(parsed.name, n)[k - 1]
+    return builder.as_data_source(wanted, decoders=encoded or None)
   except ValueError as e:
     raise UserError(
       f'split {split!r} of {builder.info.full_name}: {e}; it has: '

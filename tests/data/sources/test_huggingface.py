@@ -1,0 +1,125 @@
+"""Hugging Face datasets on disk."""
+
+import io
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vit_jax.data.ops import language
+from vit_jax.data.sources import huggingface
+from vit_jax.errors import UserError
+
+_NAMES = ['cat', 'dog', 'eel']
+
+
+def _png(value):
+  file = io.BytesIO()
+  Image.new('RGB', (4, 3), (value, 0, 0)).save(file, 'PNG')
+  return file.getvalue()
+
+
+@pytest.fixture(scope='module')
+def path(tmp_path_factory):
+  datasets = pytest.importorskip('datasets')
+  folder = tmp_path_factory.mktemp('hf')
+  (folder / 'lies.png').write_bytes(_png(77))
+
+  def make(num):
+    return datasets.Dataset.from_dict(
+      {
+        'image': [{'bytes': _png(i), 'path': None} for i in range(num)],
+        'file': [str(folder / 'lies.png')] * num,
+        'label': [i % 3 for i in range(num)],
+        'tags': [[i % 3, 0] if i else [] for i in range(num)],
+        'number': [-1, *range(1, num)],
+        'word': ['cat'] * num,
+        'pixels': [[[0, 1], [2, 3]]] * num,
+      },
+      features=datasets.Features(
+        {
+          'image': datasets.Image(),
+          'file': datasets.Image(),
+          'label': datasets.ClassLabel(names=_NAMES),
+          'tags': datasets.Sequence(datasets.ClassLabel(names=_NAMES)),
+          'number': datasets.Value('int64'),
+          'word': datasets.Value('string'),
+          'pixels': datasets.Array2D((2, 2), 'uint8'),
+        }
+      ),
+    )
+
+  both = datasets.DatasetDict(train=make(9), test=make(2))
+  both.save_to_disk(str(folder / 'both'))
+  both['test'].save_to_disk(str(folder / 'one'))
+  return folder
+
+
+def _source(path, split='train', **kwargs):
+  return huggingface.Source(split, path=str(path / 'both'), **kwargs)
+
+
+def test_rows_come_with_their_encoded_image_and_label(path):
+  source = _source(path)
+  assert (len(source), source.num_classes) == (9, 3)
+  assert source.class_names == _NAMES
+  assert source[4] == {'image': _png(4), 'label': 1}
+  assert source.describe(4) == f"row 4 of 'train' in {path}/both"
+  decoded = language.parse('decode')(source[4], np.random.default_rng(0))
+  assert decoded['image'][0, 0].tolist() == [4, 0, 0]
+
+
+def test_an_image_can_be_a_file_or_an_array(path):
+  assert _source(path, image_key='file')[0]['image'] == _png(77)
+  array = _source(path, image_key='pixels')[0]['image']
+  np.testing.assert_array_equal(array, [[0, 1], [2, 3]])
+
+
+def test_several_labels_become_a_vector(path):
+  source = _source(path, label_key='tags')
+  np.testing.assert_array_equal(source[0]['label'], np.float32([0, 0, 0]))
+  np.testing.assert_array_equal(source[2]['label'], np.float32([1, 0, 1]))
+  assert source.num_classes == 3
+
+
+def test_integers_need_num_classes_and_minus_one_is_a_missing_label(path):
+  with pytest.raises(UserError, match=r"'number' is .*: say num_classes="):
+    _source(path, label_key='number')
+  source = _source(path, label_key='number', num_classes=9)
+  assert (source[3]['label'], source.num_classes) == (3, 9)
+  with pytest.raises(UserError, match='the label is missing: it is -1'):
+    source[0]
+  assert set(_source(path, label_key=None)[0]) == {'image'}
+
+
+def test_words_say_how_to_make_classes_of_them(path):
+  with pytest.raises(UserError, match=r"class_encode_column\('word'\)"):
+    _source(path, label_key='word')
+
+
+def test_splits_and_slices(path):
+  assert len(_source(path, 'test')) == 2
+  assert len(_source(path, 'train[:5]')) == 5
+  one = huggingface.Source('all', path=str(path / 'one'))
+  assert one[1] == {'image': _png(1), 'label': 1}
+  with pytest.raises(
+    UserError, match="no split 'val'; it has: 'train', 'test'"
+  ):
+    _source(path, 'val')
+
+
+def test_what_is_missing_is_named(path, tmp_path):
+  with pytest.raises(UserError, match="no column 'img'; it has: image, file"):
+    _source(path, image_key='img')
+  with pytest.raises(UserError, match=r'no folder .*\n.*\n.*save_to_disk'):
+    _source(tmp_path)
+  (tmp_path / 'both').mkdir()
+  with pytest.raises(UserError, match='is no dataset of save_to_disk'):
+    _source(tmp_path)
+
+
+def test_without_the_library_it_says_how_to_get_it(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'datasets', None)  # import now raises
+  with pytest.raises(UserError, match=r"pip install 'vit_jax\[huggingface\]'"):
+    _source(tmp_path)

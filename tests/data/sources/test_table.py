@@ -1,0 +1,177 @@
+"""CSV and JSONL files of paths and labels."""
+
+import json
+
+import numpy as np
+import pytest
+
+from vit_jax.data.sources import table
+from vit_jax.errors import UserError
+
+
+@pytest.fixture
+def write(tmp_path):
+  """Returns `write(name, rows)`: a table beside the images 0.jpg to 9.jpg."""
+  for i in range(10):
+    (tmp_path / f'{i}.jpg').write_bytes(b'image %d' % i)
+
+  def write(name, rows):
+    if name.endswith('l'):
+      text = '\n'.join(json.dumps(row) for row in rows) + '\n\n'
+    else:
+      text = '\n'.join(rows) + '\n'
+    (tmp_path / name).write_text(text)
+    return str(tmp_path / name)
+
+  return write
+
+
+def _csv(*labels):
+  rows = [f'{i}.jpg,{label}' for i, label in enumerate(labels)]
+  return ['image,label', *rows]
+
+
+def _labels(source):
+  return [source[i]['label'] for i in range(len(source))]
+
+
+def test_rows_are_examples_and_names_become_sorted_classes(write, tmp_path):
+  path = write('a.csv', _csv('dog', 'cat', 'dog'))
+  source = table.Source('all', path=path)
+  assert (source.num_classes, source.class_names) == (2, ['cat', 'dog'])
+  assert source[1] == {'image': b'image 1', 'label': 0}
+  assert _labels(source) == [1, 0, 1]
+  assert source.describe(1) == f'{tmp_path}/1.jpg (line 3 of {path})'
+
+
+def test_json_lines_say_the_same(write):
+  rows = [{'image': f'{i}.jpg', 'label': x} for i, x in enumerate(['b', 'a'])]
+  source = table.Source('all', path=write('a.jsonl', rows))
+  assert _labels(source) == [1, 0]
+  numbers = [{'file': '3.jpg', 'y': 2}, {'file': '4.jpg', 'y': 0}]
+  source = table.Source(
+    'all', path=write('b.jsonl', numbers), image_key='file', label_key='y'
+  )
+  assert (source.num_classes, source.class_names) == (3, None)
+  assert source[0] == {'image': b'image 3', 'label': 2}
+
+
+def test_numbers_in_a_csv_are_class_ids(write):
+  source = table.Source('all', path=write('a.csv', _csv(1, 0, 4)))
+  assert (source.num_classes, source.class_names) == (5, None)
+  assert _labels(source) == [1, 0, 4]
+
+
+@pytest.mark.parametrize('kind', ['csv', 'jsonl'])
+def test_several_labels_become_a_vector(write, kind):
+  labels = [['b', 'a'], ['c'], []]
+  if kind == 'csv':
+    path = write('a.csv', _csv('b; a', 'c', ''))
+  else:
+    rows = [{'image': f'{i}.jpg', 'label': x} for i, x in enumerate(labels)]
+    path = write('a.jsonl', rows)
+  source = table.Source(
+    'all', path=path, separator=';' if kind == 'csv' else None
+  )
+  assert source.class_names == ['a', 'b', 'c']
+  assert source[0]['label'].dtype == np.float32
+  expected = [[1, 1, 0], [0, 0, 1], [0, 0, 0]]
+  np.testing.assert_array_equal(_labels(source), expected)
+
+
+def test_splits_are_files_that_share_the_classes_of_training(write, tmp_path):
+  write('train.csv', _csv('ant', 'bee', 'cat'))
+  write('val.csv', _csv('cat'))
+  source = table.Source('val', path=f'{tmp_path}/{{split}}.csv')
+  assert (len(source), source[0]['label'], source.num_classes) == (1, 2, 3)
+  own = table.Source(
+    'val', path=f'{tmp_path}/{{split}}.csv', classes_from='val'
+  )
+  assert (own[0]['label'], own.num_classes) == (0, 1)
+
+
+def test_splits_can_be_a_column(write):
+  rows = ['image,label,set', '0.jpg,a,train', '1.jpg,b,train', '2.jpg,b,test']
+  path = write('a.csv', rows)
+  source = table.Source('test', path=path, split_key='set')
+  assert (len(source), source[0]['label'], source.num_classes) == (1, 1, 2)
+  with pytest.raises(UserError, match=r"no row with 'set' 'val'.*test, train"):
+    table.Source('val', path=path, split_key='set')
+
+
+def test_a_file_without_splits_is_not_two_splits(write):
+  path = write('a.csv', _csv('a', 'b', 'a', 'b'))
+  with pytest.raises(UserError, match="its split is 'all'"):
+    table.Source('test', path=path)
+  parts = [table.Source(f'all[{s}]', path=path) for s in (':50%', '50%:')]
+  assert len({p.describe(i) for p in parts for i in range(2)}) == 4
+
+
+def test_classes_can_be_given(write):
+  path = write('a.csv', _csv('dog', 'cat'))
+  names = ['eel', 'dog', 'cat']
+  source = table.Source('all', path=path, class_names=names)
+  assert _labels(source) == [1, 2]
+  path = write('b.csv', _csv(0, 1))
+  assert table.Source('all', path=path, num_classes=7).num_classes == 7
+  with pytest.raises(UserError, match='num_classes=2, but there are 3'):
+    table.Source('all', path=path, num_classes=2, class_names=names)
+
+
+def test_labels_that_training_lacks_are_named_with_their_lines(write, tmp_path):
+  write('train.csv', _csv('ant', 'bee'))
+  write('val.csv', _csv('ant', 'cow', 'yak', 'cow'))
+  with pytest.raises(UserError) as error:
+    table.Source('val', path=f'{tmp_path}/{{split}}.csv')
+  message = str(error.value)
+  assert '2 labels are unknown' in message
+  assert "val.csv, line 3: 'cow' is no number" in message
+  with pytest.raises(UserError, match=r'label 3 is outside 0 \.\. 1'):
+    table.Source('all', path=write('b.csv', _csv(0, 3)), num_classes=2)
+
+
+def test_a_missing_label_or_image_is_named_when_it_is_read(write):
+  path = write('a.csv', [*_csv('a', '', 'b'), ',a'])
+  source = table.Source('all', path=path)
+  assert source.class_names == ['a', 'b']
+  with pytest.raises(UserError, match="the label is missing: 'label' is empty"):
+    source[1]
+  with pytest.raises(UserError, match="the column 'image' is empty"):
+    source[3]
+  rows = [{'image': '0.jpg', 'label': ['a']}, {'image': '1.jpg'}]
+  source = table.Source('all', path=write('b.jsonl', rows))
+  with pytest.raises(UserError, match='the label is missing'):
+    source[1]
+
+
+def test_a_missing_column_lists_those_there_are(write):
+  path = write('a.csv', ['path,class', '0.jpg,1'])
+  with pytest.raises(
+    UserError, match="no column 'image', 'label'; its first line has: path, cl"
+  ):
+    table.Source('all', path=path)
+  (write('e.csv', []))
+  with pytest.raises(UserError, match='has no column'):
+    table.Source('all', path=path.replace('a.csv', 'e.csv'))
+
+
+def test_what_is_no_table_is_named(write, tmp_path):
+  with pytest.raises(UserError, match=r'no\.csv'):
+    table.Source('all', path=f'{tmp_path}/no.csv')
+  with pytest.raises(UserError, match=r'is a file \.csv, \.tsv, \.jsonl'):
+    table.Source('all', path=write('a.xls', ['x']))
+  (tmp_path / 'b.jsonl').write_text('{"image": "0.jpg", "label": 1}\n{"im')
+  with pytest.raises(UserError, match=r'b\.jsonl, line 2: '):
+    table.Source('all', path=f'{tmp_path}/b.jsonl')
+  with pytest.raises(UserError, match='has no rows'):
+    table.Source('all', path=write('c.csv', ['image,label']))
+
+
+def test_paths_start_at_data_dir_and_quotes_and_tabs_are_read(write, tmp_path):
+  (tmp_path / 'deep').mkdir()
+  (tmp_path / 'deep' / 'a, b.jpg').write_bytes(b'here')
+  path = write('a.csv', ['label,image', '1,"a, b.jpg"'])
+  source = table.Source('all', path=path, data_dir=str(tmp_path / 'deep'))
+  assert source[0] == {'image': b'here', 'label': 1}
+  path = write('a.tsv', ['label\timage', '1\tdeep/a, b.jpg'])
+  assert table.Source('all', path=path)[0]['image'] == b'here'

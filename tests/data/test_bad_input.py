@@ -1,0 +1,233 @@
+"""What each kind of bad or unusual image does to a run.
+
+Either it is read, and then it is not black, or it stops the run with its name,
+and with on_error='skip' it is left out and counted.
+"""
+
+import io
+import itertools
+import struct
+import threading
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vit_jax.data import pipeline, watchdog
+from vit_jax.data.ops import language
+from vit_jax.data.sources import synthetic
+from vit_jax.errors import UserError
+
+_OPS = 'decode|random_resized_crop(8)|flip_lr'
+
+
+def _bright(height=40, width=50, mode='RGB'):
+  grid = np.random.default_rng(0).integers(150, 256, (height, width, 3))
+  return Image.fromarray(grid.astype(np.uint8)).convert(mode)
+
+
+def _encoded(image, kind, **kwargs):
+  file = io.BytesIO()
+  image.save(file, kind, **kwargs)
+  return file.getvalue()
+
+
+def _png_16_bit_rgb():
+  """Returns a 16-bit RGB PNG, which Pillow cannot write, of 200 << 8 + 7."""
+  row = b'\0' + struct.pack('>H', (200 << 8) + 7) * 3 * 10
+  chunks = [
+    (b'IHDR', struct.pack('>IIBBBBB', 10, 12, 16, 2, 0, 0, 0)),
+    (b'IDAT', zlib.compress(row * 12)),
+    (b'IEND', b''),
+  ]
+  return b'\x89PNG\r\n\x1a\n' + b''.join(
+    struct.pack('>I', len(data))
+    + kind
+    + data
+    + struct.pack('>I', zlib.crc32(kind + data))
+    for kind, data in chunks
+  )
+
+
+def _gif():
+  frames = [_bright(), Image.new('RGB', (50, 40))]
+  return _encoded(frames[0], 'GIF', save_all=True, append_images=frames[1:])
+
+
+def _rotated():
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  return _encoded(_bright(), 'JPEG', exif=exif)
+
+
+_JPEG = _encoded(_bright(), 'JPEG')
+_FINE = {
+  'cmyk.jpg': _encoded(_bright(mode='CMYK'), 'JPEG'),
+  'grey.jpg': _encoded(_bright(mode='L'), 'JPEG'),
+  'grey_16_bit.png': _encoded(
+    Image.fromarray(np.full((9, 9), 50000, np.uint16)), 'PNG'
+  ),
+  'rgb_16_bit.png': _png_16_bit_rgb(),
+  'palette.png': _encoded(_bright(mode='P'), 'PNG'),
+  'animated.gif': _gif(),
+  'rotated.jpg': _rotated(),
+  '1x1.png': _encoded(_bright(1, 1), 'PNG'),
+  '1x10000.png': _encoded(_bright(1, 10_000), 'PNG'),
+  '10000x10.jpg': _encoded(_bright(10_000, 10), 'JPEG'),
+  'png_called.jpg': _encoded(_bright(), 'PNG'),
+  'jpeg_called.png': _JPEG,
+  'tail.jpg': _JPEG + b'camera notes',
+}
+_BAD = {
+  'truncated.jpg': (_JPEG[: len(_JPEG) // 2], 'Premature end'),
+  'header.jpg': (_JPEG[:30], 'cannot decode'),
+  'hole.jpg': (_JPEG[:900] + b'\xff\xd9', 'Premature end|Corrupt'),
+  'zero.jpg': (b'', 'the file is empty'),
+  'truncated.png': (_encoded(_bright(), 'PNG')[:-400], 'cannot decode'),
+  'page.jpg': (b'<html>not found</html>', "begins with b'<html>"),
+  'numbers.jpg': (bytes(1000), 'no known format'),
+}
+
+
+def _folder(tmp_path, name, content):
+  """Returns a data section: the image among two good ones."""
+  folder = tmp_path / 'train' / 'class'
+  folder.mkdir(parents=True)
+  (folder / name).write_bytes(content)
+  for i in range(2):
+    (folder / f'good_{i}.jpg').write_bytes(_JPEG)
+  return dict(name='image_folder', split='train', data_dir=str(tmp_path))
+
+
+def _batches(data, num=3, **kwargs):
+  defaults = dict(ops=_OPS, batch_size=3, seed=0)
+  one = pipeline.TrainInput(data=data, **(defaults | kwargs))
+  batches = one.batches()
+  taken = list(itertools.islice(batches, num))
+  batches.close()
+  return one, taken
+
+
+@pytest.mark.parametrize('name', _FINE)
+def test_an_unusual_image_is_read_and_is_not_black(tmp_path, name):
+  data = _folder(tmp_path, name, _FINE[name])
+  one, batches = _batches(data)
+  position = [one.source.describe(i).endswith(name) for i in range(3)].index(1)
+  for batch in batches:
+    (row,) = np.flatnonzero(batch['index'] == position)
+    assert batch['image'][row].shape == (8, 8, 3)
+    assert batch['image'][row].min() > 60
+    assert batch['label'][row] == 0
+  assert one.skipped == 0
+
+
+@pytest.mark.parametrize('name', _BAD)
+def test_a_bad_image_stops_the_run_or_is_skipped_never_black(tmp_path, name):
+  content, words = _BAD[name]
+  data = _folder(tmp_path, name, content)
+  with pytest.raises(UserError, match=rf'{name}: decode: .*({words})'):
+    _batches(data)
+  one, batches = _batches(data, on_error='skip')
+  assert one.skipped == 1
+  assert name in one.skipped_names[0]
+  for batch in batches:
+    assert batch['image'].min() > 60
+
+
+def test_of_16_bits_the_high_byte_is_kept_in_colour_too():
+  op = language.parse('decode')
+  image = op({'image': _png_16_bit_rgb()}, np.random.default_rng(0))['image']
+  np.testing.assert_array_equal(image, np.full((12, 10, 3), 200))
+
+
+def test_an_image_of_10000_by_10000_pixels_is_read():
+  data = _encoded(Image.new('1', (10_000, 10_000), 1), 'PNG')
+  op = language.parse('decode(1)|resize_small(16)')
+  with pytest.warns(Image.DecompressionBombWarning):  # but an error is none
+    image = op({'image': data}, np.random.default_rng(0))['image']
+  np.testing.assert_array_equal(image, np.full((16, 16, 1), 255))
+
+
+class _PanicError(BaseException):
+  """Like the panics of libraries that are written in Rust: no Exception."""
+
+
+class TestWorker:
+  """A thread that meets its end is reported with its example."""
+
+  @pytest.fixture(params=[0, 2])
+  def num_threads(self, request):
+    return request.param
+
+  @pytest.mark.parametrize(
+    'death',
+    [
+      MemoryError(),
+      StopIteration(),
+      RecursionError('deep'),
+      SystemExit(0),  # would end the process as if all were well
+      _PanicError('index out of bounds'),
+    ],
+    ids=lambda e: type(e).__name__,
+  )
+  def test_whatever_ends_it_names_the_record(
+    self, monkeypatch, death, num_threads
+  ):
+    read = synthetic.Source.__getitem__
+
+    def getitem(self, index):
+      if index == 13:
+        raise death
+      return read(self, index)
+
+    monkeypatch.setattr(synthetic.Source, '__getitem__', getitem)
+    data = dict(name='synthetic', split='train', num_examples=20)
+    kwargs = dict(ops='', batch_size=8, num_threads=num_threads)
+    kind = type(death).__name__
+    with pytest.raises(UserError, match=f'record 13 of .*{kind}'):
+      _batches(data, **kwargs)
+    one, batches = _batches(data, on_error='skip', **kwargs)
+    assert len(batches) == 3
+    assert one.skipped == 1
+
+  def test_ctrl_c_is_no_broken_record(self, monkeypatch):
+    def getitem(self, index):
+      raise KeyboardInterrupt
+
+    data = dict(name='synthetic', split='train', num_examples=20)
+    one = pipeline.TrainInput(
+      data=data, ops='', batch_size=8, seed=0, num_threads=0, on_error='skip'
+    )
+    monkeypatch.setattr(synthetic.Source, '__getitem__', getitem)
+    with pytest.raises(KeyboardInterrupt):
+      next(one.batches())
+
+
+class TestHang:
+  def test_a_read_that_does_not_end_is_named_while_it_lasts(self, monkeypatch):
+    read, told = synthetic.Source.__getitem__, threading.Event()
+    messages = []
+
+    def getitem(self, index):
+      if index == 13 and waits:
+        assert told.wait(30)
+      return read(self, index)
+
+    def warning(text, *args):
+      messages.append(text % args)
+      told.set()
+
+    waits = False
+    monkeypatch.setattr(synthetic.Source, '__getitem__', getitem)
+    monkeypatch.setattr(watchdog.logging, 'warning', warning)
+    monkeypatch.setattr(watchdog, '_PATIENCE_SECONDS', 0.02)
+    data = dict(name='synthetic', split='train', num_examples=20)
+    batches = iter(
+      pipeline.EvalInput(data=data, ops='', batch_size=20, num_threads=2)
+    )
+    waits = True
+    batch = next(batches)
+    batches.close()
+    assert sum("record 13 of 'train'" in text for text in messages) == 1
+    assert batch['mask'].all()

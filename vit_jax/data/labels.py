@@ -1,0 +1,112 @@
+"""Labels as files hold them become class ids.
+
+A file says `3`, `cat`, `['cat', 'dog']` or nothing at all. One label becomes an
+int; several become float32 `[Y]`, one where the label is given.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from vit_jax.errors import UserError
+
+
+class Classes:
+  """The classes of a dataset: how many, their names, and which one is meant."""
+
+  def __init__(self, num: int | None, names: Sequence[str] | None):
+    self.names = None if names is None else [str(name) for name in names]
+    self.num = num if names is None else len(self.names)
+    self._ids = {name: i for i, name in enumerate(self.names or ())}
+    if len(self._ids) != len(self.names or ()):
+      raise UserError('class_names: a name stands there twice')
+
+  def id_of(self, label: Any) -> int:
+    """Returns the id of a class name or of a number, also as text.
+
+    Raises:
+      UserError: the label is missing, unknown or out of range.
+    """
+    if label is None or label == '':
+      raise UserError('the label is missing')
+    if label in self._ids:
+      return self._ids[label]
+    number = as_int(label)
+    if number is None:
+      raise UserError(
+        f'{label!r} is no number and not among the {self.num} classes'
+        f' {_some(self.names or ())}'
+      )
+    if number < 0 or (self.num is not None and number >= self.num):
+      most = '' if self.num is None else f' .. {self.num - 1}'
+      raise UserError(f'label {number} is outside 0{most}')
+    return number
+
+  def vector_of(self, labels: Iterable[Any]) -> np.ndarray:
+    """Returns float32 `[Y]`, 1 where a class is given; none may be."""
+    vector = np.zeros([self.num], np.float32)
+    vector[[self.id_of(label) for label in labels]] = 1
+    return vector
+
+
+def classes(
+  num_classes: int | None, class_names: Sequence[str] | str | None
+) -> Classes | None:
+  """Returns the classes that a config gives, or None if it gives none.
+
+  Args:
+    num_classes: how many.
+    class_names: the names in the order of their ids, or a file of them: a JSON
+      list, or one in a line.
+
+  Raises:
+    UserError: the two disagree, or the file cannot be read.
+  """
+  if isinstance(class_names, str):
+    class_names = _read(class_names)
+  if class_names is None:
+    return None if num_classes is None else Classes(num_classes, None)
+  if num_classes not in (None, len(class_names)):
+    raise UserError(
+      f'num_classes={num_classes}, but there are {len(class_names)} class_names'
+    )
+  return Classes(None, class_names)
+
+
+def derived(labels: Iterable[Any]) -> Classes:
+  """Returns the classes that labels show: numbers as they are, or names sorted.
+
+  Missing labels (None, '') do not count.
+  """
+  different = {label for label in labels if label is not None and label != ''}
+  numbers = [as_int(label) for label in different]
+  if None not in numbers:
+    return Classes(max(numbers, default=-1) + 1, None)
+  return Classes(None, sorted(str(label) for label in different))
+
+
+def as_int(label: Any) -> int | None:
+  """Returns the integer that a label is, also as text; None if it is none."""
+  if isinstance(label, bool | float):
+    return None
+  try:
+    return int(label)
+  except (TypeError, ValueError):
+    return None
+
+
+def _read(path: str) -> list[str]:
+  try:
+    with open(os.path.expanduser(path), encoding='utf-8') as file:
+      text = file.read()
+    names = json.loads(text) if text.startswith('[') else text.splitlines()
+  except (OSError, ValueError) as e:
+    raise UserError(f'class_names: {path} cannot be read: {e}') from e
+  return [str(name) for name in names]
+
+
+def _some(names: Sequence[str]) -> str:
+  return ', '.join(names[:10]) + (', ...' if len(names) > 10 else '')

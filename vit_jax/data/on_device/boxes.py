@@ -1,0 +1,53 @@
+"""Rectangles in images: those that CutMix pastes and random erasing fills.
+
+A box is `(top, bottom, left, right)`, int32, each of one shape; the ends are
+exclusive.
+"""
+
+import jax
+import jax.numpy as jnp
+
+Box = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+
+
+def of_cutmix(
+  weight: jax.Array, row: jax.Array, column: jax.Array, size: tuple[int, int]
+) -> Box:
+  """Returns the box of CutMix around a centre, clipped to the image.
+
+  Its sides before clipping are int(H r) and int(W r) with r = sqrt(1 - weight),
+  rounded down to even (arXiv:1905.04899; timm up to 1.0.24, which DeiT used;
+  later ones keep odd sides).
+
+  Args:
+    weight: of the image that the box is pasted into, in [0, 1], any shape.
+    row: of the centre, uniform over the image.
+    column: likewise.
+    size: height and width of the images.
+  """
+  ratio = jnp.sqrt(1 - weight)
+  box = ()
+  for centre, side in zip((row, column), size, strict=True):
+    half = jnp.int32(side * ratio) // 2
+    box += (jnp.clip(centre - half, 0, side), jnp.clip(centre + half, 0, side))
+  return box
+
+
+def area(box: Box) -> jax.Array:
+  """Returns the number of pixels, int32."""
+  top, bottom, left, right = box
+  return (bottom - top) * (right - left)
+
+
+def inside(box: Box, size: tuple[int, int]) -> jax.Array:
+  """Returns bool `[..., H, W]`: which pixels of an image lie in the box."""
+  top, bottom, left, right = (jnp.asarray(x)[..., None] for x in box)
+  rows, columns = jnp.arange(size[0]), jnp.arange(size[1])
+  in_rows = _between(rows, top, bottom)
+  in_columns = _between(columns, left, right)
+  return in_rows[..., :, None] & in_columns[..., None, :]
+
+
+def _between(x: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
+  x = x.reshape((1,) * (low.ndim - 1) + (-1,))
+  return (x >= low) & (x < high)

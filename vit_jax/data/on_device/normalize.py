@@ -1,0 +1,116 @@
+"""From uint8 pixels to what a model takes: a range, or mean and deviation."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vit_jax.errors import UserError
+
+Batch = dict[str, Any]
+
+# Mean and standard deviation per channel of images in 0 .. 1.
+STATISTICS = {
+  # Of the ImageNet training set: torchvision, timm, DeiT, DINO, MAE, Swin.
+  'imagenet': ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+  # The range -1 .. 1: Inception, ViT, AugReg, big_vision, SigLIP.
+  'inception': ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+  # Of OpenAI's CLIP.
+  'clip': (
+    (0.48145466, 0.4578275, 0.40821073),
+    (0.26862954, 0.26130258, 0.27577711),
+  ),
+}
+
+
+def normalize(
+  low: float | str | None = None,
+  high: float | None = None,
+  *,
+  mean: float | Sequence[float] | None = None,
+  std: float | Sequence[float] | None = None,
+  max_value: float | None = None,
+) -> Callable[..., Batch]:
+  """Makes the image float32, by range or by mean and standard deviation.
+
+  `normalize(-1, 1)` maps 0 .. `max_value` onto low .. high, ends exact.
+  `normalize('imagenet')` is `(image / max_value - mean) / std` with the named
+  `STATISTICS`; `normalize(mean=0.5, std=0.25)` or one number per channel gives
+  them directly.
+
+  Args:
+    low: the value that 0 becomes, or the name of statistics.
+    high: the value that `max_value` becomes.
+    mean: per channel or for all, of images in 0 .. 1.
+    std: likewise.
+    max_value: the largest input; None is 255 and asks for uint8 images. Other
+      dtypes need it (65535 for uint16, 1 for floats that are in 0 .. 1).
+
+  Raises:
+    UserError: not exactly one of the three forms; when tracing, another number
+      of channels, or images that are not uint8 and no `max_value`.
+  """
+  forms = (
+    isinstance(low, str) and high is None and mean is None and std is None,
+    _is_number(low) and _is_number(high) and mean is None and std is None,
+    low is None and high is None and mean is not None and std is not None,
+  )
+  if not any(forms):
+    raise UserError(
+      "expected normalize(low, high), normalize('name') or "
+      f'normalize(mean=..., std=...); names are {list(STATISTICS)}'
+    )
+  if isinstance(low, str):
+    if low not in STATISTICS:
+      raise UserError(
+        f'unknown statistics {low!r}; there are {list(STATISTICS)}'
+      )
+    mean, std = STATISTICS[low]
+  elif low is not None:
+    # x * (high - low) + low, written so that both ends are exact.
+    return _on_image(lambda x: x * (high - low) + low, max_value)
+  mean, std = np.float32(mean), np.float32(std)
+  if not np.all(std > 0):
+    raise UserError(f'std must be positive; got {std}')
+
+  def standardize(x):
+    return (x - _per_channel(mean, x)) / _per_channel(std, x)
+
+  return _on_image(standardize, max_value)
+
+
+def _on_image(fn, max_value: float | None) -> Callable[..., Batch]:
+  """Returns the op that applies `fn` to the image in 0 .. 1, float32."""
+
+  def op(batch: Batch, rng: jax.Array | None, *, train: bool) -> Batch:
+    del rng, train
+    if 'image' not in batch:
+      raise UserError(f"the batch has no 'image'; it has {sorted(batch)}")
+    image = batch['image']
+    if max_value is None and image.dtype != jnp.uint8:
+      raise UserError(
+        f'the images are {image.dtype}, not uint8: are they normalized '
+        'already? Otherwise say max_value='
+      )
+    image = image.astype(jnp.float32) / (max_value or 255)
+    return batch | {'image': fn(image)}
+
+  return op
+
+
+def _per_channel(values: np.ndarray, image: jax.Array) -> jax.Array:
+  """Returns a scalar, or `[1, 1, 1, C]` for an image `[B, H, W, C]`."""
+  if values.ndim == 0:
+    return jnp.asarray(values)
+  if values.shape != image.shape[-1:]:
+    raise UserError(
+      f'mean and std {values.tolist()} are for {values.size} channels; the '
+      f'images have {image.shape[-1]}'
+    )
+  return jnp.asarray(values).reshape((1,) * (image.ndim - 1) + (-1,))
+
+
+def _is_number(value: Any) -> bool:
+  return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,192 @@
+"""What augmentations do to a Pillow image: the functions that policies share.
+
+All of them are Pillow's own code, called as timm, torchvision and DeiT call it.
+A policy turns its image into Pillow's once, does all it does, and turns back.
+Images are of mode RGB or L; what a greyscale image is filled with is the grey
+of the colour.
+"""
+
+import functools
+
+import numpy as np
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+
+from vit_jax.data.ops._checks import image_of
+from vit_jax.data.ops.language import Example
+from vit_jax.errors import UserError
+
+Color = tuple[int, int, int]
+
+# round(255 * mean) of ImageNet: what timm fills exposed corners with.
+IMAGENET_FILL = (124, 116, 104)
+RESAMPLE = {
+  'nearest': Image.Resampling.NEAREST,
+  'bilinear': Image.Resampling.BILINEAR,
+  'bicubic': Image.Resampling.BICUBIC,
+}
+
+
+def picture_of(example: Example) -> np.ndarray:
+  """Returns the image of an example, uint8 `[H, W, 3]` or `[H, W, 1]`.
+
+  Raises:
+    UserError: there is none, it is empty, or has another dtype or number of
+      channels.
+  """
+  image = image_of(example)
+  if image.dtype != np.uint8 or image.shape[2] not in (1, 3) or not image.size:
+    raise UserError(
+      'this op takes uint8 images of 3 channels or 1; got '
+      f'{image.dtype}{list(image.shape)}'
+    )
+  return image
+
+
+def to_pillow(image: np.ndarray) -> Image.Image:
+  """Returns uint8 `[H, W, 3]` or `[H, W, 1]` as an image of mode RGB or L."""
+  if image.shape[2] == 1:
+    image = image[:, :, 0]
+  return Image.fromarray(image)
+
+
+def to_array(image: Image.Image) -> np.ndarray:
+  """Returns the uint8 `[H, W, C]` of an image of mode RGB or L."""
+  array = np.asarray(image)
+  return array[:, :, None] if array.ndim == 2 else array
+
+
+def affine(
+  image: Image.Image, matrix, resample: Image.Resampling, fill: Color
+) -> Image.Image:
+  """Moves pixels; `matrix` (a, b, c, d, e, f) leads from output to input.
+
+  The output's (x, y) is the input's (a x + b y + c, d x + e y + f), with the
+  origin in the corner and pixel centres at halves. Pillow's bicubic kernel here
+  has a = -1 and no antialiasing, unlike the one of its resize.
+  """
+  return image.transform(
+    image.size,
+    Image.Transform.AFFINE,
+    matrix,
+    resample=resample,
+    fillcolor=_fill(image, fill),
+  )
+
+
+def shear_x(image, factor: float, resample, fill: Color) -> Image.Image:
+  """Shifts row y to the left by `factor * y` pixels."""
+  return affine(image, (1, factor, 0, 0, 1, 0), resample, fill)
+
+
+def shear_y(image, factor: float, resample, fill: Color) -> Image.Image:
+  """Shifts column x up by `factor * x` pixels."""
+  return affine(image, (1, 0, 0, factor, 1, 0), resample, fill)
+
+
+def translate_x(image, fraction: float, resample, fill: Color) -> Image.Image:
+  """Shifts to the left by a fraction of the width."""
+  matrix = (1, 0, fraction * image.size[0], 0, 1, 0)
+  return affine(image, matrix, resample, fill)
+
+
+def translate_y(image, fraction: float, resample, fill: Color) -> Image.Image:
+  """Shifts up by a fraction of the height."""
+  matrix = (1, 0, 0, 0, 1, fraction * image.size[1])
+  return affine(image, matrix, resample, fill)
+
+
+def rotate(image, degrees: float, resample, fill: Color) -> Image.Image:
+  """Turns the image about its centre, counter-clockwise."""
+  return image.rotate(degrees, resample, fillcolor=_fill(image, fill))
+
+
+def autocontrast(image: Image.Image) -> Image.Image:
+  """Stretches each channel so that its extremes become 0 and 255."""
+  return ImageOps.autocontrast(image)
+
+
+def equalize(image: Image.Image) -> Image.Image:
+  """Makes the histogram of each channel flat."""
+  return ImageOps.equalize(image)
+
+
+def invert(image: Image.Image) -> Image.Image:
+  """Returns the negative."""
+  return ImageOps.invert(image)
+
+
+def solarize(image: Image.Image, threshold: int) -> Image.Image:
+  """Inverts the values from `threshold` on."""
+  return ImageOps.solarize(image, threshold)
+
+
+def solarize_add(image: Image.Image, addition: int) -> Image.Image:
+  """Adds to the values below 128, at most up to 255."""
+  return image.point(_solarize_add_table(addition) * len(image.getbands()))
+
+
+def posterize(image: Image.Image, bits: int) -> Image.Image:
+  """Keeps the highest `bits` bits; with 0 the image is black.
+
+  Pillow drew it black too, until it made 0 bits an error: timm's recipes ask
+  for them once in some hundred images, and DeiT trained with those.
+  """
+  if bits >= 8:
+    return image
+  if bits < 1:
+    return Image.new(image.mode, image.size, 0)
+  return ImageOps.posterize(image, bits)
+
+
+def color(image: Image.Image, factor: float) -> Image.Image:
+  """Blends with the greyscale image: 0 is grey, 1 the image itself."""
+  return ImageEnhance.Color(image).enhance(factor)
+
+
+def contrast(image: Image.Image, factor: float) -> Image.Image:
+  """Blends with the mean of the greyscale image, one level everywhere."""
+  return ImageEnhance.Contrast(image).enhance(factor)
+
+
+def brightness(image: Image.Image, factor: float) -> Image.Image:
+  """Multiplies, that is, blends with black."""
+  return ImageEnhance.Brightness(image).enhance(factor)
+
+
+def sharpness(image: Image.Image, factor: float) -> Image.Image:
+  """Blends with a smoothed image; above 1 sharpens."""
+  return ImageEnhance.Sharpness(image).enhance(factor)
+
+
+def blur(image: Image.Image, radius: float) -> Image.Image:
+  """Blurs by Pillow's approximation of a Gaussian (boxes, three times)."""
+  return image.filter(ImageFilter.GaussianBlur(radius))
+
+
+def grayscale(image: Image.Image) -> Image.Image:
+  """Makes all channels the luma of ITU-R 601."""
+  return image.convert('L').convert(image.mode)
+
+
+def hue(image: Image.Image, turn: float) -> Image.Image:
+  """Turns the hue by -0.5 .. 0.5 of the circle, in steps of 1/255.
+
+  As in torchvision's adjust_hue on Pillow images; grey stays as it is.
+  """
+  if image.mode == 'L':
+    return image
+  steps = int(turn * 255)
+  h, s, v = image.convert('HSV').split()
+  h = h.point([(level + steps) % 256 for level in range(256)])
+  return Image.merge('HSV', (h, s, v)).convert(image.mode)
+
+
+def _fill(image: Image.Image, fill: Color) -> Color | int:
+  if image.mode == 'RGB':
+    return fill
+  return Image.new('RGB', (1, 1), fill).convert('L').getpixel((0, 0))
+
+
+@functools.lru_cache(maxsize=256)
+def _solarize_add_table(addition: int) -> list[int]:
+  return [min(255, v + addition) if v < 128 else v for v in range(256)]

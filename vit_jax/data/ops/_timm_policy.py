@@ -1,0 +1,243 @@
+"""timm's augmentation policies: what a named op does at a magnitude.
+
+RandAugment, AutoAugment and AugMix of timm (timm/data/auto_augment.py, 1.0.31)
+are made of the same ops. Each has a probability and a magnitude from 0 to 10,
+which may be noisy; the magnitude becomes an argument of the op in a way of its
+own. Everything random is drawn before an image is touched.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from vit_jax.data.ops import _pillow
+from vit_jax.errors import UserError
+
+Transform = Callable[[Image.Image], Image.Image]
+
+_MAX = 10.0
+_TRANSLATE = 0.45  # of the side, at the largest magnitude
+METHODS = ('bilinear', 'bicubic')
+
+
+def _signed(largest: float):
+  """An argument from -largest to largest; a `chance` above 1/2 negates it."""
+
+  def argument(level, chance):
+    value = level * largest
+    return -value if chance > 0.5 else value
+
+  return argument
+
+
+def _enhance(level, chance):
+  del chance
+  return level * 1.8 + 0.1
+
+
+def _enhance_more(level, chance):
+  return max(0.1, 1.0 + _signed(0.9)(level, chance))
+
+
+def _fewer_bits(level, chance):
+  del chance
+  return 4 - int(level * 4)
+
+
+def _lower_threshold(level, chance):
+  del chance
+  return 256 - min(256, int(level * 256))
+
+
+def _within(low: float, high: float):
+  def argument(level, chance):
+    del chance
+    return max(low, min(high, low + (high - low) * level))
+
+  return argument
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+  """One of timm's ops.
+
+  Attributes:
+    apply: function of `_pillow.py`, called with the image and the argument,
+      and with `resample` and `fill` if it is geometric.
+    argument: `(level, chance)` -> argument; None if there is none. The level is
+      magnitude / 10; `chance` is a random number from 0 to 1.
+    geometric: whether it moves pixels.
+  """
+
+  apply: Callable[..., Image.Image]
+  argument: Callable[[float, float], Any] | None = None
+  geometric: bool = False
+
+
+KINDS = {
+  'AutoContrast': Kind(_pillow.autocontrast),
+  'Equalize': Kind(_pillow.equalize),
+  'Invert': Kind(_pillow.invert),
+  'Rotate': Kind(_pillow.rotate, _signed(30.0), True),
+  'Posterize': Kind(_pillow.posterize, lambda level, _: int(level * 4)),
+  'PosterizeIncreasing': Kind(_pillow.posterize, _fewer_bits),
+  'PosterizeOriginal': Kind(
+    _pillow.posterize, lambda level, _: int(level * 4) + 4
+  ),
+  'Solarize': Kind(
+    _pillow.solarize, lambda level, _: min(256, int(level * 256))
+  ),
+  'SolarizeIncreasing': Kind(_pillow.solarize, _lower_threshold),
+  'SolarizeAdd': Kind(
+    _pillow.solarize_add, lambda level, _: min(128, int(level * 110))
+  ),
+  'Color': Kind(_pillow.color, _enhance),
+  'ColorIncreasing': Kind(_pillow.color, _enhance_more),
+  'Contrast': Kind(_pillow.contrast, _enhance),
+  'ContrastIncreasing': Kind(_pillow.contrast, _enhance_more),
+  'Brightness': Kind(_pillow.brightness, _enhance),
+  'BrightnessIncreasing': Kind(_pillow.brightness, _enhance_more),
+  'Sharpness': Kind(_pillow.sharpness, _enhance),
+  'SharpnessIncreasing': Kind(_pillow.sharpness, _enhance_more),
+  'ShearX': Kind(_pillow.shear_x, _signed(0.3), True),
+  'ShearY': Kind(_pillow.shear_y, _signed(0.3), True),
+  'TranslateXRel': Kind(_pillow.translate_x, _signed(_TRANSLATE), True),
+  'TranslateYRel': Kind(_pillow.translate_y, _signed(_TRANSLATE), True),
+  'Desaturate': Kind(
+    _pillow.color,
+    lambda level, _: 1.0 - _within(0.5, 1.0)(level, 0),
+  ),
+  'GaussianBlur': Kind(_pillow.blur, _within(0.1, 2.0)),
+  'GaussianBlurRand': Kind(
+    _pillow.blur,
+    lambda level, chance: 0.1 + (2.0 * min(level, 1.0) - 0.1) * chance,
+  ),
+}
+
+
+def translating(fraction: float) -> dict[str, Kind]:
+  """Returns KINDS whose translations reach `fraction` of the side."""
+  reach = _signed(fraction)
+  return KINDS | {
+    name: dataclasses.replace(KINDS[name], argument=reach)
+    for name in ('TranslateXRel', 'TranslateYRel')
+  }
+
+
+@dataclasses.dataclass(frozen=True)
+class Op:
+  """An op of a policy.
+
+  Attributes:
+    kind: what it does.
+    probability: with which it does anything.
+    magnitude: from 0 to `largest`.
+    noise: standard deviation of the magnitude; infinite draws it uniformly
+      from 0 to `magnitude`.
+    largest: at which a magnitude is clipped.
+    method: 'bilinear', 'bicubic', or 'random': one of the two each time.
+    fill: the colour of what a geometric op exposes.
+  """
+
+  kind: Kind
+  probability: float = 1.0
+  magnitude: float = _MAX
+  noise: float = 0.0
+  largest: float = _MAX
+  method: str = 'bicubic'
+  fill: _pillow.Color = _pillow.IMAGENET_FILL
+
+  def draw(self, rng: np.random.Generator) -> Transform | None:
+    """Returns what to do to one image; None is nothing."""
+    if self.probability < 1 and rng.random() >= self.probability:
+      return None
+    kind = self.kind
+    if kind.argument is None:
+      return kind.apply
+    magnitude = self.magnitude
+    if self.noise == math.inf:
+      magnitude = rng.uniform(0, magnitude)
+    elif self.noise > 0:
+      magnitude = rng.normal(magnitude, self.noise)
+    level = max(0.0, min(magnitude, self.largest)) / _MAX
+    argument = kind.argument(level, rng.random())
+    if not kind.geometric:
+      return lambda image: kind.apply(image, argument)
+    method = self.method
+    if method == 'random':
+      method = METHODS[rng.integers(2)]
+    resample = _pillow.RESAMPLE[method]
+    return lambda image: kind.apply(image, argument, resample, self.fill)
+
+
+def run(image: np.ndarray, transforms: list[Transform | None]) -> np.ndarray:
+  """Returns `[H, W, C]` after what `Op.draw` gave, None left out."""
+  transforms = [transform for transform in transforms if transform]
+  if not transforms:
+    return image
+  picture = _pillow.to_pillow(image)
+  for transform in transforms:
+    picture = transform(picture)
+  return _pillow.to_array(picture)
+
+
+def look(method: str, fill: Any) -> dict[str, Any]:
+  """Returns `method` and `fill` as fields of an Op.
+
+  Raises:
+    UserError: an unknown method, or a fill that is no colour.
+  """
+  if method not in (*METHODS, 'random'):
+    raise UserError(
+      f"method is 'bilinear', 'bicubic' or 'random'; got {method!r}"
+    )
+  fill = tuple(fill) if isinstance(fill, list | tuple) else ()
+  if len(fill) != 3 or not all(
+    isinstance(v, int) and 0 <= v <= 255 for v in fill
+  ):
+    raise UserError('fill is a colour, three integers of 0 .. 255')
+  return dict(method=method, fill=fill)
+
+
+def parse(
+  config: str, name: str, keys: dict[str, Callable[[str], Any]], example: str
+) -> dict[str, Any]:
+  """Returns the settings of a text such as 'rand-m9-mstd0.5-inc1'.
+
+  Args:
+    config: the text: a name and settings, with dashes between.
+    name: that it must begin with.
+    keys: of each setting, how to read what follows it.
+    example: to show in messages.
+
+  Raises:
+    UserError: another name, an unknown setting, one given twice or a value
+      that does not fit; all in one message.
+  """
+  first, *rest = config.split('-') if isinstance(config, str) else ['']
+  problems, settings = [], {}
+  if first != name:
+    problems.append(f'it begins with {name!r}')
+  for part in rest:
+    # The longest key first: 'mstd0.5' is not the magnitude 'std0.5'.
+    key = next(
+      (k for k in sorted(keys, key=len, reverse=True) if part.startswith(k)),
+      None,
+    )
+    if key is None or key in settings:
+      problems.append(f'{part!r} is unknown or given twice')
+      continue
+    try:
+      settings[key] = keys[key](part.removeprefix(key))
+    except (ValueError, KeyError):
+      problems.append(f'{part!r} has a value that does not fit')
+  if problems:
+    raise UserError(
+      f'cannot read {config!r}: {"; ".join(problems)}; written as {example!r}, '
+      f'with the settings {", ".join(keys)}'
+    )
+  return settings

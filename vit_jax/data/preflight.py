@@ -1,0 +1,159 @@
+"""Looks at every image of a dataset before a training run does.
+
+python -m vit_jax.data.preflight folder:/data/pets --split=train,val
+
+Lists the classes and how many images each has, the sizes, images that are there
+twice (also in two splits, where they make a test worthless) and those that are
+broken. Exit code 1: there are broken ones.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from vit_jax import command
+
+_MAX_NAMED = 10
+_MAX_CLASSES = 40
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Prints what a dataset holds; returns the exit code."""
+  return command.run(_main, argv)
+
+
+def _main(argv: Sequence[str]) -> int:
+  args = _parser().parse_args(argv)
+  from vit_jax.data import inspection, many, source_text
+  from vit_jax.data.ops import language
+
+  ops = language.parse(args.ops)
+  found = {}
+  for split in args.split.split(','):
+    source = source_text.build(args.source, split.strip())
+    with many.progress(split, len(source)) as advance:
+      found[split] = inspection.look(source, ops, args.num_threads, advance)
+  report = inspection.report(found)
+  if args.format == 'json':
+    print(json.dumps(report, indent=1, ensure_ascii=False))
+  else:
+    _print(report)
+  return int(any(split['broken'] for split in report['splits'].values()))
+
+
+def _parser() -> argparse.ArgumentParser:
+  from vit_jax.data import source_text
+
+  parser = command.parser('data.preflight', __doc__)
+  parser.add_argument('source', metavar='SOURCE', help=source_text.HELP)
+  parser.add_argument('--split', default='train', help='one, or several: a,b')
+  parser.add_argument('--ops', default='decode', help='what an image must pass')
+  parser.add_argument('--format', choices=('table', 'json'), default='table')
+  parser.add_argument(
+    '--num_threads', type=int, default=min(16, os.cpu_count() or 1)
+  )
+  return parser
+
+
+def _print(report: dict[str, Any]) -> None:
+  import rich.console
+
+  width = None if sys.stdout.isatty() else 200
+  console = rich.console.Console(width=width, markup=False, highlight=False)
+  console.print(_splits_table(report['splits']))
+  if any(split['classes'] for split in report['splits'].values()):
+    console.print(_classes_table(report['splits']))
+  for name, split in report['splits'].items():
+    for key, words in (
+      ('broken', 'broken images'),
+      ('other_suffix', 'images whose suffix tells another format (harmless)'),
+    ):
+      entries = split[key]
+      if entries:
+        console.print(f'{name}: {len(entries):,} {words}:')
+        _print_first(console, [_line(entry) for entry in entries])
+  _print_duplicates(console, report['duplicates'])
+
+
+def _splits_table(splits: dict[str, Any]):
+  table = _table()
+  for column in ('split', 'images', 'classes', 'MB', 'broken', 'formats'):
+    table.add_column(column)
+  table.add_column('height: least, median, most')
+  table.add_column('width: least, median, most')
+  for name, split in splits.items():
+    formats = ', '.join(f'{n:,} {kind}' for kind, n in split['formats'].items())
+    sides = (
+      ' '.join(f'{n:g}' for n in split[side]) for side in ('height', 'width')
+    )
+    table.add_row(
+      name,
+      f'{split["num_examples"]:,}',
+      f'{split["num_classes"] or 0:,}',
+      f'{split["num_bytes"] / 1e6:,.1f}',
+      f'{len(split["broken"]):,}',
+      formats,
+      *sides,
+    )
+  return table
+
+
+def _classes_table(splits: dict[str, Any]):
+  """Returns the images of each class; the fewest and the most of very many."""
+  names = list(next(iter(splits.values()))['classes'])
+  counts = {
+    name: [split['classes'].get(name, 0) for split in splits.values()]
+    for name in names
+  }
+  names.sort(key=lambda name: sum(counts[name]))
+  left_out = len(names) - _MAX_CLASSES
+  if left_out > 0:
+    half = _MAX_CLASSES // 2
+    names = [*names[:half], None, *names[-half:]]
+  table = _table()
+  for column in ('class', *splits):
+    table.add_column(column)
+  for name in names:
+    if name is None:
+      table.add_row(f'... {left_out:,} more ...')
+    else:
+      table.add_row(name, *(f'{n:,}' for n in counts[name]))
+  return table
+
+
+def _table():
+  import rich.box
+  import rich.table
+
+  return rich.table.Table(box=rich.box.SIMPLE_HEAD)
+
+
+def _print_duplicates(console, groups: list[dict[str, Any]]) -> None:
+  if not groups:
+    console.print('no image is there twice')
+    return
+  between = sum(len(set(group['splits'])) > 1 for group in groups)
+  labels = sum(group['labels_differ'] for group in groups)
+  console.print(
+    f'{len(groups):,} images are there more than once, {between:,} of them in '
+    f'several splits, {labels:,} with labels that differ:'
+  )
+  _print_first(console, [' = '.join(group['names']) for group in groups])
+
+
+def _print_first(console, lines: list[str]) -> None:
+  for line in lines[:_MAX_NAMED]:
+    console.print(f'  {line}', soft_wrap=True)
+  if len(lines) > _MAX_NAMED:
+    console.print(f'  and {len(lines) - _MAX_NAMED:,} more: see --format=json')
+
+
+def _line(entry: Any) -> str:
+  return entry if isinstance(entry, str) else ': '.join(entry.values())
+
+
+if __name__ == '__main__':
+  sys.exit(main())

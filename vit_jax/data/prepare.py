@@ -1,0 +1,147 @@
+r"""Turns a dataset into few large files with random access (ArrayRecord).
+
+python -m vit_jax.data.prepare folder:/data/pets /data/pets_records \
+    --split=train,val --resize_small=256
+
+Read them with data=dict(name='array_record', data_dir='/data/pets_records',
+split='train'). Killed? Start the same command again. Started once more when all
+is done it compares every checksum and writes damaged files anew. The classes,
+how many images each has, and what was skipped stand in <TARGET>/<split>/
+dataset.json.
+"""
+
+import argparse
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from vit_jax import command
+from vit_jax.errors import UserError
+
+_MAX_NAMED = 10
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Writes the files and says what they hold; returns the exit code."""
+  return command.run(_main, argv)
+
+
+def _main(argv: Sequence[str]) -> None:
+  args = _parser().parse_args(argv)
+  from vit_jax.data import splits
+
+  named = [word.strip().rpartition('=') for word in args.split.split(',')]
+  sliced = [split for *_, split in named if splits.parse(split).name != split]
+  if sliced:
+    raise UserError(
+      f'--split={sliced[0]}: prepare takes whole splits; a slice is taken when '
+      'they are read'
+    )
+  if args.resize_small is None and args.quality is not None:
+    raise UserError('--quality has no effect without --resize_small')
+  for name, _, split in named:
+    _prepare(split, name or split, args)
+
+
+def _parser() -> argparse.ArgumentParser:
+  from vit_jax.data import source_text
+
+  parser = command.parser('data.prepare', __doc__)
+  parser.add_argument('source', metavar='SOURCE', help=source_text.HELP)
+  parser.add_argument('target', metavar='TARGET', help='folder for the files')
+  parser.add_argument(
+    '--split',
+    default='train',
+    help='one, or several: train,val; validation=val calls val validation',
+  )
+  parser.add_argument(
+    '--resize_small',
+    type=int,
+    help='shrink images whose shorter side is longer than this many pixels',
+  )
+  parser.add_argument('--quality', type=int, help='of the JPEGs then made; 95')
+  parser.add_argument(
+    '--on_error',
+    choices=('stop', 'skip'),
+    default='stop',
+    help='what an image that cannot be read does',
+  )
+  parser.add_argument(
+    '--examples_per_shard',
+    type=int,
+    help='8,192, or more if that is > 512 files',
+  )
+  parser.add_argument(
+    '--num_threads', type=int, default=min(16, 2 * (os.cpu_count() or 1))
+  )
+  return parser
+
+
+def _prepare(split: str, name: str, args: argparse.Namespace) -> None:
+  from vit_jax.data import many, reencode, shards, source_text
+
+  source = source_text.build(args.source, split)
+  print(f'source   {args.source}, {split}: {_contents(source)}')
+  resize = dict(resize_small=args.resize_small, quality=args.quality or 95)
+  shrink = args.resize_small is not None
+  writer = shards.Writer(
+    source,
+    pathlib.Path(args.target).expanduser() / name,
+    plan=dict(
+      source=source_text.parse(args.source),
+      split=split,
+      resize=resize if shrink else None,
+      on_error=args.on_error,
+    ),
+    transform=reencode.Smaller(**resize) if shrink else lambda example: example,
+    skip=args.on_error == 'skip',
+    num_threads=args.num_threads,
+    examples_per_shard=args.examples_per_shard,
+  )
+  with writer.locked():
+    was_complete = writer.complete() is not None
+    there = writer.there(verify=was_complete)
+    missing = [k for k in range(writer.num_shards) if k not in there]
+    if was_complete:
+      print(f'checked  {len(there)} of {writer.num_shards} files are good')
+    elif there:
+      print(f'resumed  {len(there)} of {writer.num_shards} files are there')
+    done = sum(facts['num_examples'] for facts in there.values())
+    with many.progress(name, len(source), done) as advance:
+      for k in missing:
+        there[k] = writer.write(k, advance)
+        if not sys.stderr.isatty():
+          print(f'written  {there[k]["file"]}', flush=True)
+    info = writer.finish([there[k] for k in range(writer.num_shards)])
+  _report(info, args.target, name)
+
+
+def _contents(source: Any) -> str:
+  classes = source.num_classes
+  return f'{len(source):,} images' + (
+    '' if classes is None else f' of {classes:,} classes'
+  )
+
+
+def _report(info: dict[str, Any], target: str, split: str) -> None:
+  num, size = info['num_examples'], info['num_bytes']
+  print(
+    f'target   {target}/{split}: {num:,} images in {len(info["shards"])} files,'
+    f' {size / 1e6:,.1f} MB; counts and checksums agree'
+  )
+  if counts := info['class_counts']:
+    most, least = max(counts), min(counts)
+    print(f'classes  {len(counts):,}, with {least:,} to {most:,} images each')
+  if skipped := info['skipped']:
+    more = len(skipped) - _MAX_NAMED
+    print(f'skipped  {len(skipped):,} images that cannot be read:')
+    for name in skipped[:_MAX_NAMED]:
+      print(f'  {name}')
+    if more > 0:
+      print(f'  and {more:,} more, all in {target}/{split}/dataset.json')
+
+
+if __name__ == '__main__':
+  sys.exit(main())

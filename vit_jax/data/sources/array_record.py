@@ -1,0 +1,139 @@
+"""What `python -m vit_jax.data.prepare` writes: few large files, fast to read.
+
+`<data_dir>/<split>/dataset.json` says what there is; the examples lie beside it
+in files `00000-of-00012.array_record`, each as one MessagePack map that
+`flax.serialization.msgpack_restore` reads.
+"""
+
+import json
+import os
+import pathlib
+import threading
+
+import numpy as np
+
+from vit_jax.data import splits
+from vit_jax.errors import UserError
+
+INFO = 'dataset.json'  # written last: its presence means that all is there
+
+
+class Source:
+  """Examples with the fields that were prepared: `image`, `label`."""
+
+  def __init__(self, split: str, *, data_dir: str):
+    """Opens a split; looks at the size of every file.
+
+    Args:
+      split: name of a folder in `data_dir`, or a slice of one.
+      data_dir: the TARGET that was given to prepare.
+
+    Raises:
+      UserError: no such split, one that is not complete, or files that are
+        missing or have another size than they should.
+    """
+    self._split = splits.parse(split)
+    root = pathlib.Path(data_dir).expanduser()
+    self._folder = root / self._split.name
+    info = _info(root, self._folder)
+    self.num_classes, self.class_names = (
+      info['num_classes'],
+      info['class_names'],
+    )
+    shards = info['shards']
+    problems = [p for shard in shards if (p := wrong(self._folder, shard))]
+    if problems:
+      raise UserError(
+        f'{self._folder}: {len(problems)} of {len(shards)} files are not what '
+        'was written; run prepare again:\n  ' + '\n  '.join(problems[:10])
+      )
+    self._files = [str(self._folder / shard['file']) for shard in shards]
+    counts = [shard['num_examples'] for shard in shards]
+    self._starts = np.cumsum([0, *counts])
+    self._counts = counts
+    self._records = self._split.records(sum(counts))
+    self._readers = [None] * len(shards)
+    self._lock = threading.Lock()
+
+  def __len__(self) -> int:
+    return len(self._records)
+
+  def __getitem__(self, index: int) -> dict:
+    return self._read(index)[0]
+
+  def describe(self, index: int) -> str:
+    """Returns the file, the place in it, and where it was prepared from."""
+    shard, position = self._place(index)
+    where = f'{self._files[shard]}[{position}]'
+    try:
+      return f'{where} ({self._read(index)[1]})'
+    except Exception:
+      return where  # it is most often asked because it cannot be read
+
+  def _read(self, index: int) -> tuple[dict, str]:
+    from flax import serialization
+
+    shard, position = self._place(index)
+    content = self._reader(shard).read([position])
+    # A file that was cut off while open gives empty records and no error.
+    if not content or not content[0]:
+      raise UserError(f'{self._files[shard]} is shorter than it was')
+    example = serialization.msgpack_restore(content[0])
+    return example, example.pop('name')
+
+  def _place(self, index: int) -> tuple[int, int]:
+    record = self._records[index]
+    shard = int(np.searchsorted(self._starts, record, side='right')) - 1
+    return shard, int(record - self._starts[shard])
+
+  def _reader(self, shard: int):
+    """Returns the open file, which any number of threads may read."""
+    if self._readers[shard] is None:
+      with self._lock:
+        if self._readers[shard] is None:
+          self._readers[shard] = _open(self._files[shard], self._counts[shard])
+    return self._readers[shard]
+
+
+def wrong(folder: pathlib.Path, shard: dict) -> str | None:
+  """Returns what is wrong with a file by its size, or None."""
+  path = folder / shard['file']
+  try:
+    size = path.stat().st_size
+  except OSError:
+    return f'{path} is missing'
+  if size == shard['num_bytes']:
+    return None
+  return f'{path} has {size:,} bytes instead of {shard["num_bytes"]:,}'
+
+
+def _open(path: str, num_examples: int):
+  from array_record.python import array_record_module
+
+  # A reader of a file that is missing or broken is made without complaint.
+  reader = array_record_module.ArrayRecordReader(
+    path, options='readahead_buffer_size:0', file_reader_buffer_size=32768
+  )
+  if not os.path.exists(path):
+    raise UserError(f'{path} is gone')
+  if not reader.ok() or reader.num_records() != num_examples:
+    raise UserError(
+      f'{path} is broken: it has {reader.num_records()} records, not '
+      f'{num_examples}'
+    )
+  return reader
+
+
+def _info(root: pathlib.Path, folder: pathlib.Path) -> dict:
+  try:
+    return json.loads((folder / INFO).read_text())
+  except FileNotFoundError as e:
+    there = sorted(f.parent.name for f in root.glob(f'*/{INFO}'))
+    half = ' (it is there, but not complete: run prepare again)'
+    raise UserError(
+      f'{root} has no split {folder.name!r}{half if folder.is_dir() else ""}; '
+      f'it has: {", ".join(there) or "none"}. Expected what `python -m '
+      'vit_jax.data.prepare` writes'
+    ) from e
+  except (OSError, ValueError) as e:
+    raise UserError(f'{folder / INFO} cannot be read: {e}') from e

@@ -1,0 +1,145 @@
+"""Hugging Face datasets on disk, as `dataset.save_to_disk(path)` writes them.
+
+Needs the extra `huggingface`, which is the library `datasets`; neither it nor
+we import torch or TensorFlow.
+"""
+
+import os
+import pathlib
+
+import numpy as np
+
+from vit_jax.data import labels as labels_lib, paths as paths_lib, splits
+from vit_jax.errors import UserError
+
+_UNKNOWN = -1  # what the hub's test splits have where labels are secret
+
+
+class Source:
+  """Examples `{'image': encoded bytes or array, 'label': int or float32}`."""
+
+  def __init__(
+    self,
+    split: str,
+    *,
+    path: str,
+    image_key: str = 'image',
+    label_key: str | None = 'label',
+    num_classes: int | None = None,
+  ):
+    """Opens a dataset; its files are memory-mapped, not read.
+
+    Args:
+      split: a split of a `DatasetDict`; of a single `Dataset` it is `'all'`.
+        May be a slice.
+      path: the folder that `save_to_disk` wrote.
+      image_key: a column of the type `Image`, or of arrays.
+      label_key: a column of the type `ClassLabel`, or of integers with
+        `num_classes`; a list in each row means several labels, and the label
+        becomes float32 `[num_classes]`. None for no label.
+      num_classes: where the column does not tell.
+
+    Raises:
+      UserError: the library is missing, or there is no such dataset, split or
+        column.
+    """
+    self._path, self._split = os.path.expanduser(path), splits.parse(split)
+    dataset = _load(self._path, self._split.name)
+    wanted = [key for key in (image_key, label_key) if key is not None]
+    missing = [repr(key) for key in wanted if key not in dataset.features]
+    if missing:
+      raise UserError(
+        f'{self._path} has no column {" and no ".join(missing)}; it has: '
+        f'{", ".join(dataset.features)} (keys image_key, label_key)'
+      )
+    self._image_key, self._label_key = image_key, label_key
+    self._data = _undecoded(dataset.select_columns(wanted), image_key)
+    self._classes, self._several = labels_lib.Classes(None, None), False
+    if label_key is not None:
+      self._classes, self._several = _classes(
+        dataset.features[label_key], label_key, num_classes
+      )
+    self.num_classes, self.class_names = self._classes.num, self._classes.names
+    self._records = self._split.records(len(dataset))
+
+  def __len__(self) -> int:
+    return len(self._records)
+
+  def __getitem__(self, index: int) -> dict:
+    row = self._data[int(self._records[index])]
+    example = {'image': _image(row[self._image_key])}
+    if self._label_key is None:
+      return example
+    label = row[self._label_key]
+    if label is None or label == _UNKNOWN:
+      raise UserError(f'the label is missing: it is {label}')
+    ids = self._classes.vector_of if self._several else self._classes.id_of
+    return example | {'label': ids(label)}
+
+  def describe(self, index: int) -> str:
+    """Returns words for messages that find the record again."""
+    return f'row {self._records[index]} of {self._split.name!r} in {self._path}'
+
+
+def _load(path: str, split: str):
+  try:
+    import datasets
+  except ImportError as e:
+    raise UserError(
+      'the source "huggingface" needs the library datasets: pip install '
+      "'vit_jax[huggingface]'"
+    ) from e
+  if not pathlib.Path(path).is_dir():
+    raise UserError(
+      f'no folder {path}; write one with\n  import datasets\n  datasets.'
+      f'load_dataset(NAME).save_to_disk({path!r})'
+    )
+  try:
+    found = datasets.load_from_disk(path)
+  except (FileNotFoundError, OSError, ValueError) as e:
+    raise UserError(f'{path} is no dataset of save_to_disk: {e}') from e
+  if not isinstance(found, datasets.DatasetDict):
+    found = {paths_lib.ALL: found}
+  if split not in found:
+    raise UserError(
+      f'{path} has no split {split!r}; it has: {", ".join(map(repr, found))}'
+    )
+  return found[split]
+
+
+def _undecoded(dataset, image_key: str):
+  import datasets
+
+  if not isinstance(dataset.features[image_key], datasets.Image):
+    return dataset
+  return dataset.cast_column(image_key, datasets.Image(decode=False))
+
+
+def _classes(
+  feature, key: str, num_classes: int | None
+) -> tuple[labels_lib.Classes, bool]:
+  """Returns the classes, and whether an image has several labels."""
+  inner = getattr(feature, 'feature', feature)  # of a list of labels
+  if isinstance(inner, list):  # how older versions write a list
+    (inner,) = inner
+  names = getattr(inner, 'names', None)
+  integers = 'int' in getattr(inner, 'dtype', '')
+  classes = labels_lib.classes(num_classes, names)
+  if not integers or classes is None:
+    raise UserError(
+      f'the column {key!r} is {feature}: '
+      + ('say num_classes=' if integers else 'expected class ids')
+      + f"; or name the classes with dataset.class_encode_column('{key}')"
+    )
+  return classes, inner is not feature
+
+
+def _image(value) -> bytes | np.ndarray:
+  if not isinstance(value, dict):
+    if value is None:
+      raise UserError('the image is missing')
+    return np.asarray(value)
+  if value['bytes'] is not None:
+    return value['bytes']
+  with open(value['path'], 'rb') as file:
+    return file.read()

@@ -1,0 +1,86 @@
+"""ImageNet-21k from the tar files of image-net.org, one a class.
+
+`winter21_whole.tar.gz` and `fall11_whole.tar` hold `n########.tar` for every
+class, and those hold `n########_*.JPEG`. Unpack the outer file alone:
+
+  mkdir winter21
+  tar -xf winter21_whole.tar.gz -C winter21 --strip-components=1
+
+Winter 2021 has 19,167 classes (13,153,500 images), Fall 2011 21,841
+(14,197,122). Class ids are the places of the sorted WordNet ids, as in
+TensorFlow Datasets, so that heads of published models keep their meaning.
+"""
+
+import os
+import pathlib
+import re
+
+import numpy as np
+
+from vit_jax.data import splits, tar_index
+from vit_jax.errors import UserError
+
+_SPLIT = 'full'
+_WNID = re.compile(r'n\d{8}')
+
+
+class Source:
+  """Examples `{'image': bytes of the file, 'label': int}`, class by class."""
+
+  def __init__(self, split: str, *, data_dir: str):
+    """Looks the files of every tar up; slow the first time, then it is kept.
+
+    Args:
+      split: `'full'`, or a slice of it: `'full[51200:]'` trains on what
+        `'full[:51200]'` does not hold.
+      data_dir: the folder that holds `n########.tar`.
+
+    Raises:
+      UserError: another split, no such folder, or none or broken tars in it.
+    """
+    self._split = splits.parse(split)
+    if self._split.name != _SPLIT:
+      raise UserError(
+        f'imagenet21k has the split {_SPLIT!r}; got {split!r}. Hold some '
+        f"images out with slices: '{_SPLIT}[51200:]' and '{_SPLIT}[:51200]'"
+      )
+    folder = pathlib.Path(data_dir).expanduser()
+    if not folder.is_dir():
+      raise UserError(
+        f'{folder} is no folder; unpack the outer file alone:\n  mkdir DIR\n  '
+        f'tar -xf {folder} -C DIR --strip-components=1\nand say data_dir=DIR'
+      )
+    names = sorted(
+      f.stem for f in folder.glob('*.tar') if _WNID.fullmatch(f.stem)
+    )
+    if not names:
+      raise UserError(
+        f'{folder} holds no n########.tar; it has: '
+        f'{", ".join(sorted(os.listdir(folder))[:5]) or "nothing"}'
+      )
+    self._tars = tar_index.open_all([str(folder / f'{n}.tar') for n in names])
+    self.class_names = names
+    self.num_classes = len(names)
+    sizes = [len(tar) for tar in self._tars]
+    empty = [n for n, size in zip(names, sizes, strict=True) if not size]
+    if empty:
+      raise UserError(f'{folder}: no files in {len(empty)} tars: {empty[:10]}')
+    self._starts = np.cumsum([0, *sizes])
+    self._records = self._split.records(int(self._starts[-1]))
+
+  def __len__(self) -> int:
+    return len(self._records)
+
+  def __getitem__(self, index: int) -> dict:
+    label, member = self._place(index)
+    return {'image': self._tars[label].read(member), 'label': label}
+
+  def describe(self, index: int) -> str:
+    """Returns the path of the tar and the path inside it."""
+    label, member = self._place(index)
+    return f'{self._tars[label].path}: {self._tars[label].name(member)}'
+
+  def _place(self, index: int) -> tuple[int, int]:
+    record = self._records[index]
+    label = int(np.searchsorted(self._starts, record, side='right')) - 1
+    return label, int(record - self._starts[label])

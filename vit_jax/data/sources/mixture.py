@@ -1,0 +1,176 @@
+"""Several sources as one, in shares that hold exactly.
+
+`weights` say which share of the examples comes from which source. A mixture is
+as long as it must be for every record to stand in it at least once: the source
+that is scarcest for its weight goes in once, the others repeat, each record as
+often as any other or once more. Without weights every record stands in it once.
+"""
+
+import bisect
+import fractions
+import itertools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from vit_jax import lookup
+from vit_jax.errors import UserError
+
+_MAX_EXAMPLES = 2**32  # grain's shuffle counts with 32 bits
+
+
+class Source:
+  """The examples of the sources, one source after the other."""
+
+  def __init__(
+    self,
+    split: str,
+    *,
+    sources: Mapping[str, Mapping[str, Any]],
+    weights: Mapping[str, float] | None = None,
+    classes: str = 'same',
+  ):
+    """Opens the sources.
+
+    Args:
+      split: of the sources that do not name their own.
+      sources: data sections by a name of your choice: `dict(web=dict(name=
+        'tar_shards', ...), photos=dict(name='image_folder', ...))`. They go in
+        in the order of their names.
+      weights: the share of each source; need not sum to 1. A source with
+        weight 0 is left out.
+      classes: `'same'`: all sources have the same classes. `'by_name'`: the
+        classes are all names there are, sorted.
+
+    Raises:
+      UserError: weights that do not fit the sources, classes that differ or
+        have no names, or what a source raises, with its name.
+    """
+    shares = _shares(sources, weights)
+    self._names = [name for name in sorted(sources) if shares[name]]
+    self._sources = [_open(name, sources[name], split) for name in self._names]
+    sizes = [len(source) for source in self._sources]
+    empty = [name for name, n in zip(self._names, sizes, strict=True) if not n]
+    if empty:
+      raise UserError(f'mixture: no records in {", ".join(empty)}')
+    counts = sizes
+    if weights is not None:
+      counts = _counts([shares[name] for name in self._names], sizes)
+    self._sizes, self._counts = sizes, counts
+    self._ends = list(itertools.accumulate(counts))
+    length = self._ends[-1]
+    if length > _MAX_EXAMPLES:
+      raise UserError(
+        f'mixture: for every record to stand in it, it would have {length:,} '
+        f'examples: {dict(zip(self._names, counts, strict=True))}; raise the '
+        'weight of what is large'
+      )
+    try:
+      self.class_names, self._new_ids = _classes(self._sources, classes)
+    except UserError as e:
+      raise UserError(f'mixture of {", ".join(self._names)}: {e}') from e
+    self.num_classes = (
+      self._sources[0].num_classes
+      if self.class_names is None
+      else len(self.class_names)
+    )
+
+  def __len__(self) -> int:
+    return self._ends[-1]
+
+  def __getitem__(self, index: int) -> dict:
+    k, record = self._place(index)
+    example = self._sources[k][record]
+    new_ids = self._new_ids[k]
+    if new_ids is None or 'label' not in example:
+      return example
+    return example | {'label': self._renamed(example['label'], new_ids)}
+
+  def describe(self, index: int) -> str:
+    """Returns the name of the source and what it says."""
+    k, record = self._place(index)
+    return f'{self._names[k]}: {self._sources[k].describe(record)}'
+
+  def _place(self, index: int) -> tuple[int, int]:
+    """Returns the source, and the record in it. Repeats are spread evenly."""
+    k = bisect.bisect_right(self._ends, int(index))
+    position = int(index) - self._ends[k] + self._counts[k]
+    return k, position * self._sizes[k] // self._counts[k]
+
+  def _renamed(self, label: Any, new_ids: np.ndarray) -> Any:
+    label = np.asarray(label)
+    if label.dtype.kind in 'iu':  # one class id, or a list of them
+      return new_ids[label] if label.ndim else int(new_ids[label])
+    vector = np.zeros([self.num_classes], label.dtype)
+    vector[new_ids] = label
+    return vector
+
+
+def _open(name: str, section: Mapping[str, Any], split: str):
+  where = f'the source {name!r} of the mixture'
+  section = {'split': split} | dict(section)
+  try:
+    return lookup.build('data/sources', section, 'Source', where=where)
+  except UserError as e:
+    raise UserError(f'{where}: {e}') from e
+
+
+def _shares(
+  sources: Mapping[str, Any], weights: Mapping[str, float] | None
+) -> dict[str, fractions.Fraction]:
+  """Returns the share of each source, as exact as the weights are written."""
+  if not sources:
+    raise UserError('mixture: no sources')
+  if weights is None:
+    return dict.fromkeys(sources, fractions.Fraction(1))
+  problems = [f'no weight for {n!r}' for n in sources if n not in weights]
+  problems += [f'a weight for {n!r}' for n in weights if n not in sources]
+  problems += [
+    f'{name}={weight!r} is no number of at least 0'
+    for name, weight in weights.items()
+    if isinstance(weight, bool)
+    or not isinstance(weight, int | float)
+    or not 0 <= weight < math.inf
+  ]
+  if problems or not any(weights.values()):
+    raise UserError(
+      f'mixture: weights {dict(weights)} do not fit the sources '
+      f'{list(sources)}: {"; ".join(problems) or "all are 0"}'
+    )
+  exact = {name: fractions.Fraction(str(w)) for name, w in weights.items()}
+  total = sum(exact.values())
+  return {name: weight / total for name, weight in exact.items()}
+
+
+def _counts(shares: list[fractions.Fraction], sizes: list[int]) -> list[int]:
+  """Returns how many examples of each source there are, at least its records.
+
+  Rounded down, so none is further than one example from its share.
+  """
+  length = max(
+    math.ceil(n / share) for n, share in zip(sizes, shares, strict=True)
+  )
+  return [math.floor(share * length) for share in shares]
+
+
+def _classes(sources: list, how: str):
+  """Returns names, and per source its ids in them (None: its own)."""
+  names = [source.class_names for source in sources]
+  nums = [source.num_classes for source in sources]
+  if how == 'same':
+    known = [list(n) for n in names if n is not None]
+    if any(n != known[0] for n in known) or len(set(nums)) > 1:
+      raise UserError(
+        f'the classes differ ({nums} of them); with the same names in another '
+        "order, or to have all there are, say classes='by_name'"
+      )
+    return (known[0] if known else None), [None] * len(sources)
+  if how != 'by_name':
+    raise UserError(f"classes is 'same' or 'by_name'; got {how!r}")
+  if None in names:
+    raise UserError("classes='by_name', but not all sources name their classes")
+  union = sorted({name for one in names for name in one})
+  ids = {name: i for i, name in enumerate(union)}
+  return union, [np.array([ids[name] for name in one]) for one in names]

@@ -1,0 +1,145 @@
+"""Tar files in the layout of WebDataset: `0001.jpg` beside `0001.cls`.
+
+The files of one example share their path up to the first dot of the file name.
+Unlike WebDataset's own reader this one has random access, through an index of
+the tars (`data/tar_index.py`), so that order and seeking are those of any other
+source.
+"""
+
+import itertools
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from vit_jax.data import (
+  labels as labels_lib,
+  paths as paths_lib,
+  splits,
+  tar_index,
+)
+from vit_jax.errors import UserError
+
+_IMAGES = (
+  *('jpg', 'jpeg', 'png', 'webp', 'gif', 'bmp', 'tif', 'tiff', 'npy'),
+  *('img', 'image'),
+)
+_ABSENT = -1
+
+
+class Source:
+  """Examples `{'image': bytes of the file, 'label': int or float32 [Y]}`."""
+
+  def __init__(
+    self,
+    split: str,
+    *,
+    paths: str | Sequence[str],
+    image_key: str | None = None,
+    label_key: str | None = 'cls',
+    num_classes: int | None = None,
+    class_names: Sequence[str] | str | None = None,
+  ):
+    """Opens the tars; reads through those that have no index yet.
+
+    Args:
+      split: its name stands for `{split}` in `paths`; `'all'` if there is no
+        such place. May be a slice.
+      paths: `'/data/{split}-{000..099}.tar'`, or several.
+      image_key: extension of the images; None takes the usual ones.
+      label_key: extension of the file with the label: `'cls'` or `'txt'` hold
+        a class id or a class name, `'json'` a dict of which `'json.label'` or
+        `'json.meta.tags'` names the entry; a list there means several labels.
+        None for no label.
+      num_classes: how many classes there are; or
+      class_names: their names, a list or a file of them.
+
+    Raises:
+      UserError: missing or broken tars, no images in them, or labels without
+        `num_classes` and `class_names`.
+    """
+    self._split = splits.parse(split)
+    patterns = [paths] if isinstance(paths, str) else paths
+    files = [f for p in patterns for f in paths_lib.expand(p, self._split.name)]
+    self._label_key = label_key
+    classes = labels_lib.classes(num_classes, class_names)
+    if classes is None and label_key is not None:
+      raise UserError(
+        f'{patterns[0]}: say num_classes= or class_names=, which the tars do '
+        'not tell (or label_key=None for no labels)'
+      )
+    self._classes = classes or labels_lib.Classes(None, None)
+    self.num_classes, self.class_names = self._classes.num, self._classes.names
+    self._shards = tar_index.open_all(files)
+    wanted = _IMAGES if image_key is None else (image_key.lower(),)
+    extension = None if label_key is None else label_key.split('.')[0]
+    found = [_examples(shard, wanted, extension) for shard in self._shards]
+    sizes = [len(members) for members in found]
+    members = np.concatenate([np.empty([0, 3], np.int32), *found])
+    if not (members[:, 0] != _ABSENT).any():
+      raise UserError(
+        f'{patterns[0]}: no images in {len(files)} tars; looked for files '
+        f'named *.{", *.".join(wanted)} (key image_key)'
+      )
+    records = self._split.records(len(members))
+    self._members = members[records]
+    self._shard_of = np.repeat(np.arange(len(found)), sizes)[records]
+
+  def __len__(self) -> int:
+    return len(self._members)
+
+  def __getitem__(self, index: int) -> dict:
+    shard = self._shards[self._shard_of[index]]
+    image, label, _ = self._members[index]
+    if image == _ABSENT:
+      raise UserError('there is no image with this label')
+    example = {'image': shard.read(image)}
+    if self._label_key is not None:
+      if label == _ABSENT:
+        raise UserError(
+          f'the label is missing: no .{self._label_key.split(".")[0]} beside it'
+        )
+      example['label'] = self._label(shard.read(label))
+    return example
+
+  def describe(self, index: int) -> str:
+    """Returns the path of the tar and the path inside it."""
+    shard = self._shards[self._shard_of[index]]
+    image, _, first = self._members[index]
+    return f'{shard.path}: {shard.name(first if image == _ABSENT else image)}'
+
+  def _label(self, content: bytes) -> int | np.ndarray:
+    extension, *keys = self._label_key.split('.')
+    value: Any = content.decode().strip()
+    if extension == 'json':
+      value = json.loads(value)
+      for key in keys or ['label']:
+        if not isinstance(value, dict) or key not in value:
+          raise UserError(f'the label is missing: no {key!r} in its json')
+        value = value[key]
+    if isinstance(value, list):
+      return self._classes.vector_of(value)
+    return self._classes.id_of(value)
+
+
+def _examples(
+  shard: tar_index.Index, images: Sequence[str], label: str | None
+) -> np.ndarray:
+  """Returns `[N, 3]`: the members that are image, label and first of all.
+
+  -1 stands for one that is absent. Groups with neither are no examples.
+  """
+  rows: dict[str, list[int]] = {}
+  for i in range(len(shard)):
+    folder, slash, name = shard.name(i).rpartition('/')
+    key, _, extension = name.partition('.')
+    extension = extension.lower()
+    row = rows.setdefault(folder + slash + key, [_ABSENT, _ABSENT, i])
+    if extension in images and row[0] == _ABSENT:
+      row[0] = i
+    elif extension == label:
+      row[1] = i
+  kept = [row for row in rows.values() if row[:2] != [_ABSENT, _ABSENT]]
+  flat = np.fromiter(itertools.chain.from_iterable(kept), np.int32)
+  return flat.reshape(-1, 3)
