@@ -103,6 +103,16 @@ NUM_PARAMETERS = {
   'finetune': 86_567_656 + 768 * (24**2 - 197) - 769 * 900,
   'evaluate': 86_567_656 - 768 - 769 * 990,
   'vit_s16_i1k': 22_122_472,
+  # A position for the class token less, as in DeiT-III, whose count is exact.
+  'deit_b16_i1k': 86_567_656 - 768,
+  'deit3_i1k': 22_059_496,
+  # H/14 has 632,045,800; a tanh layer, more classes.
+  'vit_h14_i21k': 632_045_800 - 1280 + 1280 * 1281 + 1281 * 20_843,
+  # g/14 has 1,012,608,616 with mean pooling: attention with a probe, an MLP
+  # after a norm, more classes.
+  'vit_g14': 1_012_608_616
+  + (1408 + 4 * 1408 * 1409 + 2 * 1408 + 2 * 1408 * 6144 + 6144 + 1408)
+  + 1409 * 20_843,
   # B/16 has 86,567,656; a tanh layer.
   'vit_i1k': 86_567_656 - 768 + 768 * 769,
   # B/16 has 102,594,387 with mean pooling; a class token.
@@ -131,6 +141,8 @@ def build(config, num_examples):
     channels=channels,
     num_classes=config.model.num_classes,
   )
+  if sections['mesh']:
+    sections['mesh']['fsdp'] = 8  # As many as there are here.
   keys = inspect.signature(run_lib.build).parameters
   return run_lib.build(**{key: sections[key] for key in keys})
 
@@ -164,7 +176,8 @@ def test_a_recipe_builds_at_full_size(recipe):
   run = build(load(recipe), num_examples=1_000_000)
   leaves = jax.tree.leaves(run.abstract_state.params)
   assert sum(x.size for x in leaves) == NUM_PARAMETERS[recipe]
-  moments = {'adamw': 2, 'sgd': 1}[load(recipe).optimizer.name]
+  moments = {'adamw': 2, 'lamb': 2, 'sgd': 1, 'adafactor': 4}
+  moments = moments[load(recipe).optimizer.name]
   state = jax.tree.leaves(run.abstract_state.opt_state)
   assert len(state) > moments * len(leaves)
 
@@ -301,6 +314,10 @@ def test_a_wrong_option_is_an_error_that_lists_the_choices(text, message):
 
 
 def test_images_lie_in_a_folder_or_in_tfds():
+  records = common.images('records:/data/x', 'validation[:10%]')
+  assert records.to_dict() == dict(
+    name='array_record', data_dir='/data/x', split='validation[:10%]'
+  )
   folder = common.images('folder:/data/x', 'validation[:10%]')
   assert folder.to_dict() == dict(
     name='image_folder', data_dir='/data/x', split='val[:10%]'
@@ -311,6 +328,27 @@ def test_images_lie_in_a_folder_or_in_tfds():
   )
   with pytest.raises(ValueError, match="data_dir='/x' has no effect"):
     common.images('folder:/data', 'train', '/x')
+
+
+def test_augreg_strengths_are_those_of_the_paper():
+  table = {
+    'none': ('', 0.0),
+    'light1': ('randaug(2, 0)', 0.0),
+    'light2': ('randaug(2, 10)', 0.2),
+    'medium1': ('randaug(2, 15)', 0.2),
+    'medium2': ('randaug(2, 15)', 0.5),
+    'strong1': ('randaug(2, 20)', 0.5),
+    'strong2': ('randaug(2, 20)', 0.8),
+  }
+  for strength, expected in table.items():
+    assert common.augreg(strength) == expected
+    language.parse(common.augreg(strength, 'compat')[0])
+  assert common.augreg('light2', 'compat') == (
+    "randaug(2, 10, flavour='compat')",
+    0.2,
+  )
+  with pytest.raises(ValueError, match=r"one of \['none', .*; got 'medium'"):
+    common.augreg('medium')
 
 
 def test_loading_a_recipe_imports_nothing_heavy():

@@ -347,7 +347,7 @@ def test_evaluation_alone_needs_no_fitting_warmup():
 @pytest.mark.parametrize(
   'kwargs, message',
   [
-    (dict(name='lion'), r"name='lion'; expected one of \['adamw', 'adam'"),
+    (dict(name='adamax'), r"name='adamax'; expected one of \['adamw', 'adam'"),
     (dict(momentum=0.9), "momentum has no effect with name='adamw'"),
     (dict(name='adam', nesterov=False), "nesterov has no effect with name='a"),
     (dict(name='sgd', b1=0.9), "b1 has no effect with name='sgd', which takes"),

@@ -1,14 +1,12 @@
 """From the optimizer section of a config to a chain of optax transforms."""
 
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
-from vit_jax import layer_decay as layer_decay_lib, schedules, trees
+from vit_jax import layer_decay as layer_decay_lib, moments, schedules, trees
 from vit_jax.errors import UserError
 
 Rules = Sequence[tuple[str, float]]
@@ -29,12 +27,14 @@ def make(
   cooldown_steps: int = 0,
   end_learning_rate: float | None = None,
   timescale_steps: int | None = None,
+  stair_steps: int | None = None,
   b1: float | None = None,
   b2: float | None = None,
   eps: float | None = None,
   momentum: float | None = None,
   nesterov: bool | None = None,
   mu_dtype: str | None = None,
+  clip_update_rms: float | None = None,
   weight_decay: float = 0.0,
   weight_decay_mults: Rules | None = None,
   learning_rate_mults: Rules | None = None,
@@ -46,11 +46,13 @@ def make(
 
   The order, which fixes what the numbers mean:
     1. the gradients of the trained parameters are clipped to a global norm;
-    2. moments: Adam's quotient or SGD's momentum;
+    2. moments: Adam's quotient, SGD's momentum, ... (`moments.py`);
     3. `weight_decay * mult * parameter` is added (decoupled, not in the
        moments);
-    4. `learning_rate_mults` and `layer_decay`;
-    5. minus the learning rate: update number k (from 1) uses `schedule(k)`.
+    4. of LAMB, parameters with weight decay: the update is scaled to the norm
+       of the parameter;
+    5. `learning_rate_mults` and `layer_decay`;
+    6. minus the learning rate: update number k (from 1) uses `schedule(k)`.
   So the decay per step is learning_rate * weight_decay, as in torch's and
   optax's AdamW. big_vision's `wd` is not multiplied by its `lr`: its wd is
   `wd / lr` here (1e-4 at lr 1e-3 is weight_decay=0.1).
@@ -60,13 +62,21 @@ def make(
     learning_rate: peak rate.
     total_steps: updates of the run; 0 for evaluation alone.
     name: 'adamw'; 'adam' (the same without weight decay); 'sgd', whose weight
-      decay is decoupled too (SGDW of arXiv:1711.05101, not torch's SGD).
-    schedule: with warmup_steps, cooldown_steps, end_learning_rate and
-      timescale_steps: see `schedules.make`.
-    b1, b2, eps: of Adam, default 0.9, 0.999, 1e-8.
-    momentum, nesterov: of SGD, default 0.9, False.
-    mu_dtype: how Adam's first moment or SGD's momentum is stored, 'bfloat16' or
-      'float32' (default). It is computed in float32 either way.
+      decay is decoupled too (SGDW of arXiv:1711.05101, not torch's SGD);
+      'lamb' (as DeiT-III: with grad_clip_norm=1); 'lion'; 'adafactor' (as
+      ViT-G); 'muon' (kernels of attention and MLP; Adam for the others).
+    schedule: with warmup_steps, cooldown_steps, end_learning_rate,
+      timescale_steps and stair_steps: see `schedules.make`.
+    b1, b2, eps: of Adam, LAMB and Muon's Adam, default 0.9, 0.999, 1e-8; b1
+      and b2 of Lion, default 0.9, 0.99; b2 (the largest decay) and eps of
+      Adafactor, default 0.999, 1e-30.
+    momentum, nesterov: of SGD, default 0.9, False; of Muon, default 0.95, True;
+      momentum of Adafactor, default 0.9.
+    mu_dtype: how the first moment or the momentum is stored, 'bfloat16'
+      (Adafactor's default) or 'float32' (default of all others). It is computed
+      in float32 either way.
+    clip_update_rms: of Adafactor: the largest root mean square of an update;
+      default None, as for ViT-G.
     weight_decay: see above.
     weight_decay_mults: pairs (regex, multiplier) that cover every parameter;
       default `DECAY_KERNELS`.
@@ -94,6 +104,7 @@ def make(
     cooldown_steps=cooldown_steps,
     end_learning_rate=end_learning_rate,
     timescale_steps=timescale_steps,
+    stair_steps=stair_steps,
   )
   options = dict(
     b1=b1,
@@ -102,9 +113,10 @@ def make(
     momentum=momentum,
     nesterov=nesterov,
     mu_dtype=mu_dtype,
+    clip_update_rms=clip_update_rms,
   )
   options = {k: v for k, v in options.items() if v is not None}
-  problems = _option_problems(name, options)
+  problems = moments.problems(name, options)
   problems += _decay_problems(name, weight_decay, weight_decay_mults)
   if grad_clip_norm is not None and not _in(grad_clip_norm, above=0):
     problems.append(f'grad_clip_norm={grad_clip_norm!r} must be a number > 0')
@@ -118,11 +130,15 @@ def make(
   transforms = []
   if grad_clip_norm is not None:
     transforms.append(optax.clip_by_global_norm(grad_clip_norm))
-  transforms.append(_MOMENTS[name](**options))
+  transforms.append(moments.make(name, **options))
   if weight_decay:
     rules = DECAY_KERNELS if weight_decay_mults is None else weight_decay_mults
     mults = _multipliers('weight_decay_mults', rules, names, least=0)
-    transforms.append(_add_decay({n: weight_decay * mults[n] for n in names}))
+    decays = {n: weight_decay * mults[n] for n in names}
+    transforms.append(_add_decay(decays))
+    if name == 'lamb':
+      decayed = [n for n in names if decays[n]]
+      transforms.append(moments.trust_ratio(decayed))
   if learning_rate_mults:
     rules = [*learning_rate_mults, ('.*', 1.0)]
     mults = _multipliers('learning_rate_mults', rules, names, above=0)
@@ -137,53 +153,6 @@ def make(
     frozen = trees.map_named(lambda n, _: not trained[n], params)
     tx = optax.selective_transform(tx, freeze_mask=frozen)
   return tx, rate
-
-
-def _adam(
-  *,
-  b1: float = 0.9,
-  b2: float = 0.999,
-  eps: float = 1e-8,
-  mu_dtype: str = 'float32',
-) -> optax.GradientTransformation:
-  return _stored('mu', mu_dtype, optax.scale_by_adam(b1=b1, b2=b2, eps=eps))
-
-
-def _sgd(
-  *, momentum: float = 0.9, nesterov: bool = False, mu_dtype: str = 'float32'
-) -> optax.GradientTransformation:
-  if not momentum:
-    return optax.identity()
-  return _stored('trace', mu_dtype, optax.trace(momentum, nesterov))
-
-
-_MOMENTS = {'adamw': _adam, 'adam': _adam, 'sgd': _sgd}
-
-
-def _stored(
-  field: str, dtype: str, inner: optax.GradientTransformation
-) -> optax.GradientTransformation:
-  """Keeps one field of a transform's state in `dtype` between updates.
-
-  optax's own `mu_dtype` multiplies the stored moment by its decay in that
-  dtype, and 0.9 is 0.8984 in bfloat16: momentum SGD would take steps that are
-  1.5 % too short. Here the arithmetic is float32.
-  """
-  if dtype == 'float32':
-    return inner
-
-  def cast(state, to):
-    moment = jax.tree.map(lambda x: x.astype(to), getattr(state, field))
-    return state._replace(**{field: moment})
-
-  def init(params):
-    return cast(inner.init(params), dtype)
-
-  def update(updates, state, params=None):
-    updates, state = inner.update(updates, cast(state, jnp.float32), params)
-    return updates, cast(state, dtype)
-
-  return optax.GradientTransformation(init, update)
 
 
 def _add_decay(decays: dict[str, float]) -> optax.GradientTransformation:
@@ -239,32 +208,6 @@ def _multipliers(
   if problems:
     raise UserError(f'optimizer.{key}: ' + '; '.join(problems))
   return trees.match_rules(rules, names, f'optimizer.{key}')
-
-
-def _option_problems(name: str, options: dict[str, Any]) -> list[str]:
-  """Returns what is wrong with the options of the moments."""
-  if name not in _MOMENTS:
-    return [f'name={name!r}; expected one of {list(_MOMENTS)}']
-  problems = []
-  taken = inspect.signature(_MOMENTS[name]).parameters
-  for key in sorted(set(options) - set(taken)):
-    problems.append(
-      f'{key} has no effect with name={name!r}, which takes '
-      f'{", ".join(taken)}: remove it'
-    )
-  for key in ('b1', 'b2', 'momentum'):
-    if key in options and not _in(options[key], least=0, below=1):
-      problems.append(f'{key}={options[key]!r} must be a number in [0, 1)')
-  if 'eps' in options and not _in(options['eps'], above=0):
-    problems.append(f'eps={options["eps"]!r} must be a number > 0')
-  dtypes = ('float32', 'bfloat16')
-  if options.get('mu_dtype', 'float32') not in dtypes:
-    problems.append(f'mu_dtype={options["mu_dtype"]!r}; expected {dtypes}')
-  if name == 'sgd' and options.get('momentum') == 0:
-    for key in ('nesterov', 'mu_dtype'):
-      if key in options:
-        problems.append(f'{key} has no effect with momentum=0: remove it')
-  return problems
 
 
 def _decay_problems(name, weight_decay, mults) -> list[str]:

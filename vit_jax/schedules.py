@@ -10,7 +10,9 @@ import jax.numpy as jnp
 
 from vit_jax.errors import UserError
 
-NAMES = ('cosine', 'linear', 'rsqrt', 'constant')
+NAMES = ('cosine', 'linear', 'rsqrt', 'constant', 'deit')
+
+_DEIT_START = 1e-6  # Of the warm-up of DeiT and DeiT-III.
 
 
 def make(
@@ -22,6 +24,7 @@ def make(
   cooldown_steps: int = 0,
   end_learning_rate: float | None = None,
   timescale_steps: int | None = None,
+  stair_steps: int | None = None,
 ) -> Callable[[jax.Array], jax.Array]:
   """Returns `rate(k)`, float32, for update number k = 1 .. total_steps.
 
@@ -39,6 +42,11 @@ def make(
   the formulae of google-research's vision_transformer and big_vision, except
   that both apply rate(k - 1) to update k (their first update does nothing).
 
+  'deit' is how DeiT and DeiT-III stepped timm 0.3.2's cosine: once an epoch of
+  S = stair_steps updates, one epoch late. In epoch e = floor((k - 1) / S), with
+  t = S max(e - 1, 0), the rate is 1e-6 + (base - 1e-6) t / W while t < W, then
+  end + (base - end) * (1 + cos(pi t / T)) / 2, which no warm-up shifts.
+
   Args:
     schedule: one of `NAMES`.
     learning_rate: the peak, > 0.
@@ -48,6 +56,7 @@ def make(
     end_learning_rate: where cosine and linear (default 0) and every cool-down
       (default 0) end, in [0, learning_rate].
     timescale_steps: of rsqrt, default 10,000 (big_vision).
+    stair_steps: of 'deit', and needed there: updates that have one rate.
 
   Raises:
     UserError: a value out of range, or one that has no effect; all of them in
@@ -62,6 +71,7 @@ def make(
     end_learning_rate,
     timescale_steps,
   )
+  problems += _stair_problems(schedule, stair_steps, learning_rate)
   if problems:
     raise UserError('optimizer: ' + '; '.join(problems))
   base, end = learning_rate, end_learning_rate or 0.0
@@ -69,6 +79,11 @@ def make(
 
   def rate(k: jax.Array | int) -> jax.Array:
     k = jnp.asarray(k, jnp.float32)
+    if schedule == 'deit':
+      epoch = jnp.maximum(jnp.floor((k - 1) / stair_steps) - 1, 0)
+      return _deit(
+        stair_steps * epoch, base, end, warmup_steps, max(total_steps, 1)
+      )
     decay_steps = max(total_steps - warmup_steps, 1)
     progress = jnp.clip((k - warmup_steps) / decay_steps, 0.0, 1.0)
     if schedule == 'cosine':
@@ -88,6 +103,30 @@ def make(
     return value
 
   return rate
+
+
+def _deit(t, base, end, warmup_steps: int, total_steps: int) -> jax.Array:
+  value = end + (base - end) * 0.5 * (1 + jnp.cos(math.pi * t / total_steps))
+  if not warmup_steps:
+    return value
+  rising = _DEIT_START + (base - _DEIT_START) * t / warmup_steps
+  return jnp.where(t < warmup_steps, rising, value)
+
+
+def _stair_problems(schedule, stair_steps, learning_rate) -> list[str]:
+  if schedule != 'deit':
+    if stair_steps is None:
+      return []
+    return [f'stair_steps has no effect with schedule={schedule!r}: remove it']
+  problems = []
+  if not isinstance(stair_steps, int) or stair_steps < 1:
+    problems.append(
+      f"schedule='deit' needs stair_steps or stair_epochs, the updates that "
+      f'have one rate; got stair_steps={stair_steps!r}'
+    )
+  if is_number(learning_rate) and learning_rate <= _DEIT_START:
+    problems.append(f"schedule='deit' rises from {_DEIT_START} to its peak")
+  return problems
 
 
 def _problems(
@@ -120,6 +159,8 @@ def _problems(
       f'warmup_steps={warmup_steps} must be less than the {total_steps} steps '
       'of the run: the learning rate would never reach its peak'
     )
+  elif schedule == 'deit' and cooldown_steps:
+    problems.append("cooldown_steps has no effect with schedule='deit'")
   elif 0 < total_steps < warmup_steps + cooldown_steps:
     problems.append(
       f'warmup_steps={warmup_steps} and cooldown_steps={cooldown_steps} '

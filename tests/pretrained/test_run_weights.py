@@ -104,3 +104,9 @@ def test_class_names_stay_with_the_run(run):
   assert run_weights.read(workdir).class_names is None
   run_weights.write_class_names(workdir, ('cat', 'dög'))
   assert run_weights.read(workdir).class_names == ['cat', 'dög']
+
+
+def test_preprocessing_leaves_out_what_only_training_does():
+  text = "normalize('imagenet')|random_erasing|mixup(0.2)"
+  found = run_weights._preprocess({'input': {'device_ops': text}}, {})
+  assert found == {'device_ops': "normalize('imagenet')"}

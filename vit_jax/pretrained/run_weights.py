@@ -8,6 +8,7 @@ from typing import Any
 from etils import epath
 
 from vit_jax import checkpoint_format, trees
+from vit_jax.data import device_ops
 from vit_jax.errors import UserError
 from vit_jax.pretrained import blocks, given
 from vit_jax.pretrained.weights import Weights
@@ -111,7 +112,8 @@ def _kept_average(directory: epath.Path, step: int | None) -> bool:
 
 
 def _preprocess(config: Mapping[str, Any], named) -> dict[str, Any]:
-  preprocess = {'device_ops': config['input'].get('device_ops', '')}
+  ops = device_ops.of_evaluation(config['input'].get('device_ops', ''))
+  preprocess = {'device_ops': ops}
   evals = (config.get('evals') or {}).values()
   ops = [section['ops'] for section in evals if 'ops' in section]
   if ops:

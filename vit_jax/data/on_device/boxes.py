@@ -16,8 +16,8 @@ def of_cutmix(
   """Returns the box of CutMix around a centre, clipped to the image.
 
   Its sides before clipping are int(H r) and int(W r) with r = sqrt(1 - weight),
-  rounded down to even (arXiv:1905.04899; timm up to 1.0.24, which DeiT used;
-  later ones keep odd sides).
+  rounded down to even (arXiv:1905.04899; timm 0.3.2, which DeiT used; timm
+  1.0.31 keeps odd sides).
 
   Args:
     weight: of the image that the box is pasted into, in [0, 1], any shape.

@@ -1,0 +1,105 @@
+r"""ViT-g/14 (1 B parameters) and ViT-G/14 (1.8 B) as in "Scaling ViT".
+
+"Scaling Vision Transformers" (Zhai, Kolesnikov, Houlsby, Beyer 2021,
+arXiv:2106.04560), settings of google-research/big_vision,
+configs/proj/scaling_laws/train_vit_g.py. Run it with
+
+  python -m vit_jax.main --config=configs/vit_g14.py:variant=g/14 \
+      --workdir=runs/vit_g14
+
+Adafactor with its momentum in bfloat16, weight decay 3 for the head and 0.03
+for all other kernels, a rate that falls with the square root of time and is
+cooled down over the last 50,000 of a million steps. Any step before the
+cool-down can be resumed with a larger total_steps, and a cool-down can be
+branched off from any of them.
+
+The authors had JFT-3B (29,593 classes), which is not public. The default here
+is ImageNet-21k, prepared as vit_i21k.py says (dataset=folder:/path and
+data_dir=/path work here too); a million steps are over 1,100 epochs of it, so
+set --config.total_steps and think of augmentation.
+
+Hardware: 256 TPU chips or more. Parameters, moments and batch are split over
+fsdp=16 neighbours (32 for G/14 on chips with 16 GB), blocks are scanned and
+computed again in the backward pass. Before renting,
+
+  python -m vit_jax.aot --config=configs/vit_g14.py:variant=G/14,fsdp=32 \
+      --topology=v5e-256
+
+tells whether it fits. Expected, of the authors with JFT-3B: G/14 fine-tuned
+90.45 % top-1 on ImageNet, 84.86 % with 10 images per class. Not run here.
+"""
+
+import ml_collections
+
+from configs import common
+
+TRAIN_OPS = (
+  "decode|random_resized_crop(224, sampling='tensorflow', antialias=False)"
+  '|flip_lr'
+)
+EVAL_OPS = "decode|resize_small(256, method='area')|central_crop(224)"
+
+
+def get_config(arg: str = '') -> ml_collections.ConfigDict:
+  """Returns the config; options are in the header of this file."""
+  options = common.parse_arg(
+    arg,
+    variant=('g/14', 'G/14'),
+    dataset='imagenet21k',
+    data_dir=None,
+    fsdp=16,
+    smoke=False,
+  )
+  split = 'train' if options.dataset.startswith('folder:') else 'full'
+
+  def data(part):
+    return common.images(options.dataset, split + part, options.data_dir)
+
+  config = ml_collections.ConfigDict()
+  config.total_steps = 1_000_000
+  config.mesh = dict(data=-1, fsdp=options.fsdp)
+  config.model = dict(
+    name='vit',
+    variant=options.variant,
+    num_classes=21_843,
+    pooling='map',
+    head_bias_init=-10.0,
+    dtype='bfloat16',  # As TPUs multiply; parameters and norms are float32.
+    scan=True,
+    remat='full',
+  )
+  config.objective = dict(name='supervised', loss='sigmoid')
+  config.input = dict(
+    data=data('[51200:]'),
+    ops=TRAIN_OPS,
+    device_ops='normalize(-1, 1)',
+    batch_size=16_384,
+  )
+  config.optimizer = dict(
+    name='adafactor',
+    learning_rate=8e-4,
+    schedule='rsqrt',
+    timescale_steps=10_000,
+    warmup_steps=10_000,
+    cooldown_steps=50_000,
+    weight_decay=0.03,
+    weight_decay_mults=[
+      ('head/kernel', 100.0),
+      ('(.*/)?kernel', 1.0),
+      ('.*', 0.0),
+    ],
+    grad_clip_norm=1.0,
+  )
+
+  def top1(part):
+    return dict(
+      name='classification',
+      every_steps=10_000,
+      loss='sigmoid',
+      data=data(part),
+      ops=EVAL_OPS,
+    )
+
+  config.evals = dict(val=top1('[:25600]'), test=top1('[25600:51200]'))
+  config.checkpoint = dict(every_steps=1000, keep_every_steps=10_000)
+  return common.smoke(config) if options.smoke else config

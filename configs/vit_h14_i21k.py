@@ -1,0 +1,89 @@
+r"""ViT-H/14 on ImageNet-21k, 90 epochs, with the state split over the chips.
+
+"An Image is Worth 16x16 Words" (Dosovitskiy et al. 2020, arXiv:2010.11929).
+Its authors released an H/14 trained on ImageNet-21k but no settings for it:
+here are those for L/16 on this data, see vit_l16_i21k.py, and clipping to norm
+1 besides, as they did on ImageNet-1k. Run it with
+
+  python -m vit_jax.main --config=configs/vit_h14_i21k.py \
+      --workdir=runs/vit_h14_i21k
+
+Data: see vit_i21k.py; dataset=folder:/path and data_dir=/path work here too.
+
+Hardware: 256 TPU chips. The parameters, their moments and the batch are split
+over fsdp=16 neighbours, and there are as many such groups as chips allow;
+fsdp=8 and others are options. Blocks are scanned, and only the outputs of
+matrix products are kept for the backward pass. Before renting,
+
+  python -m vit_jax.aot --config=configs/vit_h14_i21k.py --topology=v5e-256
+
+tells whether it fits. Expected: 49 % of the validation images get a right class
+(authors, google-research/vision_transformer issue 62). Not run here.
+"""
+
+import ml_collections
+
+from configs import common
+
+TRAIN_OPS = (
+  "decode|random_resized_crop(224, sampling='tensorflow', antialias=False)"
+  '|flip_lr'
+)
+EVAL_OPS = "decode|resize_small(256, method='area')|central_crop(224)"
+
+
+def get_config(arg: str = '') -> ml_collections.ConfigDict:
+  """Returns the config; options are in the header of this file."""
+  options = common.parse_arg(
+    arg, dataset='imagenet21k', data_dir=None, fsdp=16, smoke=False
+  )
+  split = 'train' if options.dataset.startswith('folder:') else 'full'
+
+  def data(part):
+    return common.images(options.dataset, split + part, options.data_dir)
+
+  config = ml_collections.ConfigDict()
+  config.total_epochs = 90.0
+  config.mesh = dict(data=-1, fsdp=options.fsdp)
+  config.model = dict(
+    name='vit',
+    variant='H/14',
+    num_classes=21_843,
+    pooling='token',
+    representation_size=True,
+    dropout_rate=0.1,
+    head_bias_init=-10.0,
+    dtype='bfloat16',  # As TPUs multiply; parameters and norms are float32.
+    scan=True,
+    remat='dots_with_no_batch_dims_saveable',
+  )
+  config.objective = dict(name='supervised', loss='sigmoid')
+  config.input = dict(
+    data=data('[51200:]'),
+    ops=TRAIN_OPS,
+    device_ops='normalize(-1, 1)',
+    batch_size=4096,
+  )
+  config.optimizer = dict(
+    name='adamw',
+    learning_rate=1e-3,
+    schedule='linear',
+    warmup_steps=10_000,
+    end_learning_rate=1e-5,
+    weight_decay=0.1,
+    grad_clip_norm=1.0,
+    mu_dtype='bfloat16',
+  )
+
+  def top1(part):
+    return dict(
+      name='classification',
+      every_steps=10_000,
+      loss='sigmoid',
+      data=data(part),
+      ops=EVAL_OPS,
+    )
+
+  config.evals = dict(val=top1('[:25600]'), test=top1('[25600:51200]'))
+  config.checkpoint = dict(every_steps=5000)
+  return common.smoke(config) if options.smoke else config

@@ -1,0 +1,267 @@
+"""What recipes resolve to, beside the tables and commands of the papers."""
+
+import dataclasses
+import inspect
+import pathlib
+
+import pytest
+
+from vit_jax import config_file
+from vit_jax.data import device_ops
+from vit_jax.data.on_device import mixing
+from vit_jax.data.ops import language
+
+CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
+
+
+def bound(find, segment):
+  """Returns the arguments of an op as it gets them, defaults included."""
+  taken = inspect.signature(find(segment.name)).bind(
+    *segment.args, **segment.kwargs
+  )
+  taken.apply_defaults()
+  return dict(taken.arguments)
+
+
+def resolve(recipe, arg):
+  """Returns what a recipe does in the words of the papers' tables."""
+  config = config_file.load(f'{CONFIGS / recipe}.py:{arg}')
+  found = {}
+  for section in ('optimizer', 'objective', 'model'):
+    found |= config[section].to_dict()
+  found |= dict(
+    optimizer=config.optimizer.name,
+    epochs=config.get('total_epochs'),
+    steps=config.get('total_steps'),
+    batch_size=config.input.batch_size,
+    repeats=config.input.get('repeats', 1),
+    eval_ops=config.evals.val.ops,
+  )
+  host = language.segments(config.input.ops)
+  found['order'] = [segment.name for segment in host]
+  for segment in host:
+    found |= {
+      f'{segment.name}.{key}': value
+      for key, value in bound(language._find, segment).items()
+    }
+  device = language.build(config.input.device_ops, device_ops._find)
+  found['device_order'] = [segment.name for segment, _ in device]
+  for segment, op in device:
+    if isinstance(op, mixing.Mix):
+      found |= {f'mix.{k}': v for k, v in dataclasses.asdict(op).items()}
+    else:
+      arguments = bound(device_ops._find, segment).items()
+      found |= {f'{segment.name}.{key}': value for key, value in arguments}
+  return found
+
+
+# arXiv:2012.12877, table 9, and the defaults of DeiT's main.py.
+DEIT = {
+  'epochs': 300,
+  'batch_size': 1024,
+  'optimizer': 'adamw',
+  'learning_rate': 0.0005 * 1024 / 512,
+  'schedule': 'deit',
+  'end_learning_rate': 1e-5,
+  'weight_decay': 0.05,
+  'warmup_epochs': 5,
+  'stair_epochs': 1,
+  'grad_clip_norm': None,
+  'dropout_rate': None,
+  'stochastic_depth_rate': 0.1,
+  'stochastic_depth_schedule': None,
+  'loss': 'softmax',
+  'label_smoothing': None,  # It is in the mixture.
+  'mix.label_smoothing': 0.1,
+  'repeats': 3,
+  'order': ['decode', 'random_resized_crop', 'flip_lr', 'rand_augment'],
+  'random_resized_crop.size': 224,
+  'random_resized_crop.scale': None,  # (0.08, 1) with this sampling.
+  'random_resized_crop.ratio': None,  # (3 / 4, 4 / 3) with this sampling.
+  'random_resized_crop.method': 'bicubic',
+  'random_resized_crop.sampling': 'torchvision',
+  'rand_augment.config': 'rand-m9-mstd0.5-inc1',
+  'device_order': ['normalize', 'random_erasing', 'mixup_cutmix'],
+  'normalize.low': 'imagenet',
+  'random_erasing.rate': 0.25,
+  'random_erasing.mode': 'pixel',
+  'random_erasing.count': 1,
+  'mix.mixup_alpha': 0.8,
+  'mix.cutmix_alpha': 1.0,
+  'mix.rate': 1.0,
+  'mix.switch_rate': 0.5,
+  'mix.mode': 'batch',
+  'mix.partner': 'reverse',
+  'mix.dominant': False,
+  'eval_ops': (
+    "decode|resize_small(256, method='bicubic', rounding='down')"
+    "|central_crop(224, rounding='even')"
+  ),
+}
+
+# README_revenge.md of DeiT, the commands.
+DEIT3 = DEIT | {
+  'epochs': 800,
+  'batch_size': 2048,
+  'optimizer': 'lamb',
+  'learning_rate': 3e-3,
+  'grad_clip_norm': 1.0,
+  'stochastic_depth_schedule': 'constant',
+  'layer_scale': 1e-4,
+  'loss': 'sigmoid',
+  'target_threshold': 0.0,
+  'class_reduction': 'mean',
+  'mix.label_smoothing': 0.0,
+  'order': [
+    'decode',
+    'random_resized_crop',
+    'flip_lr',
+    'three_augment',
+    'color_jitter',
+  ],
+  'rand_augment.config': None,
+  'color_jitter.brightness': 0.3,
+  'color_jitter.contrast': 0.3,
+  'color_jitter.saturation': 0.3,
+  'color_jitter.hue': 0,
+  'device_order': ['normalize', 'mixup_cutmix'],
+  'random_erasing.rate': None,
+  'random_erasing.mode': None,
+  'random_erasing.count': None,
+}
+DEIT3_FINETUNE = DEIT | {
+  'epochs': 20,
+  'batch_size': 512,
+  'learning_rate': 1e-5,
+  'weight_decay': 0.1,
+  'layer_scale': 1e-4,
+  'stochastic_depth_schedule': 'constant',
+  'repeats': 1,
+  'device_order': ['normalize', 'mixup_cutmix'],
+  'random_erasing.rate': None,
+  'random_erasing.mode': None,
+  'random_erasing.count': None,
+}
+
+
+def deit3(base, pixels, depth_rate, group_size, learning_rate=None, **more):
+  return base | {
+    'learning_rate': learning_rate or base['learning_rate'],
+    'random_resized_crop.size': pixels,
+    'stochastic_depth_rate': depth_rate,
+    'mix.group_size': group_size,
+    'eval_ops': (
+      f"decode|resize_small({pixels}, method='bicubic', rounding='down')"
+      f"|central_crop({pixels}, rounding='even')"
+    ),
+    **more,
+  }
+
+
+def augreg(randaug, mixup, **more):
+  """arXiv:2106.10270, section 3.3: layers, magnitude and mixup's alpha."""
+  host = ['decode', 'random_resized_crop', 'flip_lr']
+  return {
+    'order': host + (['randaug'] if randaug else []),
+    'device_order': ['normalize'] + (['mixup'] if mixup else []),
+    'random_resized_crop.sampling': 'tensorflow',
+    'random_resized_crop.antialias': False,
+    'randaug.num_layers': randaug and randaug[0],
+    'randaug.magnitude': randaug and randaug[1],
+    'randaug.flavour': randaug and 'compat',
+    'mix.mixup_alpha': mixup or None,
+    'mix.cutmix_alpha': 0.0 if mixup else None,
+    'mix.partner': 'roll' if mixup else None,
+    'mix.dominant': True if mixup else None,
+    'mix.group_size': None,
+    'normalize.low': -1,
+    'normalize.high': 1,
+    **more,
+  }
+
+
+SCALING = {  # big_vision, configs/proj/scaling_laws/train_vit_g.py.
+  'steps': 1_000_000,
+  'batch_size': 4096 * 4,
+  'optimizer': 'adafactor',
+  'learning_rate': 8e-4,
+  'weight_decay': 0.03,
+  'weight_decay_mults': [
+    ('head/kernel', 100.0),
+    ('(.*/)?kernel', 1.0),
+    ('.*', 0.0),
+  ],
+  'grad_clip_norm': 1.0,
+  'schedule': 'rsqrt',
+  'timescale_steps': 10_000,
+  'warmup_steps': 10_000,
+  'cooldown_steps': 50_000,
+  'pooling': 'map',
+  'loss': 'sigmoid',
+  'head_bias_init': -10,
+  # Those of the published optimizer are our defaults.
+  'b2': None,
+  'momentum': None,
+  'mu_dtype': None,
+}
+
+PUBLISHED = {
+  'deit_b16_i1k': {
+    'variant=B/16': DEIT | {'mix.group_size': 64},
+    'variant=S/16': DEIT | {'mix.group_size': 256},
+    'variant=Ti/16': DEIT | {'mix.group_size': 256},
+  },
+  'deit3_i1k': {
+    'variant=S/16': deit3(DEIT3, 224, 0.05, 256, 4e-3),
+    'variant=B/16': deit3(DEIT3, 192, 0.2, 256),
+    'variant=L/16': deit3(DEIT3, 192, 0.45, 64),
+    'variant=H/14': deit3(
+      DEIT3,
+      160,
+      0.6,
+      64,
+      device_order=['normalize', 'mixup_cutmix', 'crop'],
+    ),
+    'variant=B/16,finetune=x': deit3(DEIT3_FINETUNE, 224, 0.2, 64),
+    'variant=L/16,finetune=x': deit3(DEIT3_FINETUNE, 224, 0.45, 64),
+    'variant=H/14,finetune=x': deit3(DEIT3_FINETUNE, 224, 0.55, 32),
+  },
+  'vit_s16_i1k': {'': augreg((2, 10), 0.2)},
+  'vit_i1k': {
+    'variant=Ti/16': augreg((2, 0), 0),
+    'variant=S/32': augreg((2, 15), 0.2),
+    'variant=S/16': augreg((2, 15), 0.5),
+    'variant=B/32': augreg((2, 15), 0.5),
+    'variant=B/16': augreg((2, 15), 0.5),
+    'variant=L/16': augreg((2, 15), 0.5),
+    'variant=L/16,augmentation=strong2': augreg((2, 20), 0.8),
+  },
+  'vit_i21k': {
+    'variant=Ti/16': augreg(None, 0, weight_decay=0.03),
+    'variant=S/32': augreg(None, 0, weight_decay=0.1),
+    'variant=S/16': augreg((2, 0), 0, weight_decay=0.03),
+    'variant=B/32': augreg((2, 0), 0, weight_decay=0.1),
+    'variant=B/16': augreg((2, 15), 0.2, weight_decay=0.1),
+    'variant=L/16': augreg((2, 20), 0.5, weight_decay=0.1),
+    'variant=L/16,augmentation=light2': augreg((2, 10), 0.2),
+  },
+  'vit_g14': {
+    'variant=g/14': augreg(None, 0, variant='g/14', **SCALING),
+    'variant=G/14': augreg(None, 0, variant='G/14', **SCALING),
+  },
+}
+
+
+@pytest.mark.parametrize(
+  'recipe, arg',
+  [(recipe, arg) for recipe in PUBLISHED for arg in PUBLISHED[recipe]],
+)
+def test_a_recipe_resolves_to_the_published_table(recipe, arg):
+  published = PUBLISHED[recipe][arg]
+  found = resolve(recipe, arg)
+  assert {key: found.get(key) for key in published} == published
+
+
+def test_deit3_small_has_nothing_to_fine_tune():
+  with pytest.raises(ValueError, match='trained at 224 px: nothing to fine-'):
+    resolve('deit3_i1k', 'variant=S/16,finetune=x')
