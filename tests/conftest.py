@@ -5,8 +5,12 @@ import pathlib
 import sys
 import tempfile
 
-# Many tests, and the processes that they start, compile the same programs.
-_CACHE = tempfile.TemporaryDirectory(prefix='vit_jax_tests_')
+# Many tests, and the processes that they start, compile the same programs; so
+# do the workers of pytest-xdist, which inherit this from the one that starts
+# them.
+if 'VIT_JAX_TEST_CACHE' not in os.environ:
+  _CACHE = tempfile.TemporaryDirectory(prefix='vit_jax_tests_')
+  os.environ['VIT_JAX_TEST_CACHE'] = _CACHE.name
 os.environ |= {
   'JAX_PLATFORMS': 'cpu',
   'XLA_FLAGS': (
@@ -14,7 +18,7 @@ os.environ |= {
     ' --xla_backend_optimization_level=1'
     ' --xla_llvm_disable_expensive_passes=true'
   ),
-  'JAX_COMPILATION_CACHE_DIR': _CACHE.name,
+  'JAX_COMPILATION_CACHE_DIR': os.environ['VIT_JAX_TEST_CACHE'],
   'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
   'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
 }

@@ -5,24 +5,43 @@ paths), 42 preempted after saving (start the same command again), 130 Ctrl-C.
 """
 
 import sys
+import traceback
 from collections.abc import Sequence
 
-from vit_jax import command, config_file
+from vit_jax import command, config_file, distributed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Trains or evaluates what a config says; returns the exit code."""
-  return command.run(_main, argv)
+  try:
+    code = command.run(_main, argv)
+  except Exception:
+    if not distributed.is_connected():
+      raise
+    traceback.print_exc()
+    code = 1
+  if code:
+    distributed.leave(code)
+  return code
 
 
 def _main(argv: Sequence[str]) -> None:
   parser = command.parser('main', __doc__)
   parser.add_argument('--workdir', required=True, help='where the run lives')
+  parser.add_argument(
+    '--profile',
+    metavar='START:STOP',
+    help='trace these steps into <workdir>/profile, for TensorBoard or xprof',
+  )
+  distributed.add_flags(parser)
   config, args = config_file.parse(parser, argv)
+  distributed.initialize(args)
   # Importing jax takes seconds: a mistyped command should not wait for it.
   from vit_jax import lookup, train
 
   sections = config.to_dict()
+  if args.profile is not None:
+    sections['profile'] = args.profile
   lookup.check_keys(train.train, sections, 'config', num_args=1)
   train.train(args.workdir, **sections)
 

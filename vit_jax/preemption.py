@@ -17,8 +17,9 @@ def watch() -> Iterator[Callable[[int], int]]:
   """Yields `asked(step)`: 0, or the code with which to exit after saving.
 
   SIGTERM (a preemption) asks for exit code 42, the first Ctrl-C for 130; a
-  second Ctrl-C interrupts at once. With several processes all of them get the
-  same answer for the same step.
+  second Ctrl-C interrupts at once. With several processes a SIGTERM to one of
+  them gives all of them the same answer for the same step, and Ctrl-C, which
+  only this one would know of, interrupts at once.
   """
   code = 0
 
@@ -45,9 +46,8 @@ def watch() -> Iterator[Callable[[int], int]]:
 
   # With several processes SIGTERM belongs to the preemption service of jax,
   # which tells all of them.
-  watched = [signal.SIGINT]
-  if jax.process_count() == 1:
-    watched.append(signal.SIGTERM)
+  alone = jax.process_count() == 1
+  watched = [signal.SIGINT, signal.SIGTERM] if alone else []
   before = {number: signal.signal(number, handle) for number in watched}
   try:
     yield asked

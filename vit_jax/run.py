@@ -8,9 +8,13 @@ from typing import Any
 import jax
 
 from vit_jax import (
+  accumulation,
+  activation_sharding,
   lookup,
   optimizer as optimizer_lib,
   sharding as sharding_lib,
+  sharding_limits,
+  tpu,
   train_state,
   train_step,
 )
@@ -28,6 +32,7 @@ class Run:
   total_steps: int
   batch_spec: dict[str, jax.ShapeDtypeStruct]
   abstract_state: train_state.TrainState
+  sharding_report: sharding_lib.Report
   init: Callable[[], train_state.TrainState]
   step: Any  # jitted: (state, batch) -> (state, metrics); donates the state
   predict: Any  # jitted: (params, batch) -> dict of outputs
@@ -46,6 +51,7 @@ def build(
   mesh: Mapping[str, int] | None,
   sharding: Mapping[str, Any] | None,
   on_nonfinite: str,
+  micro_batches: int,
 ) -> Run:
   """Builds a run from the sections of a config (see `train.train`).
 
@@ -54,15 +60,24 @@ def build(
       not fit each other (classes, batch and devices, durations).
   """
   device_mesh = call(sharding_lib.make_mesh, mesh or {}, 'config.mesh')
-  train_input = call(pipeline.TrainInput, input, 'config.input', seed=seed)
-  sharding_lib.check_batch_size(train_input.batch_size, device_mesh)
+  batch_sharding = sharding_lib.batch_sharding(device_mesh)
+  train_input = call(
+    pipeline.TrainInput,
+    input,
+    'config.input',
+    seed=seed,
+    sharding=batch_sharding,
+  )
   check_num_classes(model, train_input, 'config.input')
   steps_per_epoch = train_input.steps_per_epoch
   total = _total_steps(total_steps, total_epochs, steps_per_epoch)
 
   module = lookup.build('models', model, 'Model')
   learner = lookup.build('objectives', objective, 'Objective', module)
-  batch_sharding = sharding_lib.batch_sharding(device_mesh)
+  accumulation.check_objective(learner, micro_batches)
+  sharding_lib.check_batch_size(
+    train_input.batch_size, device_mesh, micro_batches=micro_batches
+  )
   batch_spec = {
     key: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding)
     for key, x in train_input.element_spec().items()
@@ -81,20 +96,21 @@ def build(
     abstract_params,
     total_steps=total,
   )
-  abstract_state, init = call(
-    train_state.create,
-    sharding or {},
-    'config.sharding',
+  options = call(sharding_limits.Options, sharding or {}, 'config.sharding')
+  abstract_state, init = train_state.create(
     learner,
     tx,
     model_spec,
     device_mesh,
     seed=seed,
     ema=ema is not None,
+    rules=options.rules,
+    min_size=options.min_size,
   )
+  report = sharding_limits.check(abstract_state, device_mesh, options)
   if ema is not None:
     lookup.check_keys(train_state.ema_update, ema, 'config.ema', num_args=3)
-  step = train_step.make_train_step(
+  train_one = train_step.make_train_step(
     learner,
     tx,
     schedule,
@@ -105,12 +121,25 @@ def build(
     ),
     ema=ema,
     on_nonfinite=on_nonfinite,
+    micro_batches=micro_batches,
+    mesh=device_mesh,
   )
   shardings = jax.tree.map(lambda x: x.sharding, abstract_state)
 
+  def on_mesh():
+    return activation_sharding.use(
+      device_mesh, split_tokens=options.split_tokens
+    )
+
+  def step(state, batch):
+    with on_mesh():
+      return train_one(state, batch)
+
   def predict(params, batch):
     # Evaluation draws nothing; the key only completes the signature.
-    return learner.predict(params, ops(batch, jax.random.key(0), train=False))
+    batch = ops(batch, jax.random.key(0), train=False)
+    with on_mesh():
+      return learner.predict(params, batch)
 
   return Run(
     mesh=device_mesh,
@@ -119,8 +148,14 @@ def build(
     total_steps=total,
     batch_spec=batch_spec,
     abstract_state=abstract_state,
+    sharding_report=report,
     init=init,
-    step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)),
+    step=jax.jit(
+      step,
+      donate_argnums=0,
+      out_shardings=(shardings, None),
+      compiler_options=tpu.compiler_options(device_mesh),
+    ),
     predict=jax.jit(predict),
   )
 

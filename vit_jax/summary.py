@@ -97,6 +97,7 @@ def _of_config(config: Mapping[str, Any], args) -> dict[str, Any]:
 
 def _of_weights(args) -> dict[str, Any]:
   from vit_jax import lookup
+  from vit_jax.data import stand_in
   from vit_jax.inference import anatomy
   from vit_jax.pretrained import catalog
 
@@ -106,7 +107,8 @@ def _of_weights(args) -> dict[str, Any]:
   channels = args.channels or (3 if kernel is None else kernel.shape[-2])
   size = args.image_size or weights.preprocess.get('image_size')
   if size is None:
-    size = (_shape_of_ops(weights.preprocess.get('ops', '')) or (None,))[:2]
+    shape = stand_in.image_shape(weights.preprocess.get('ops', ''))
+    size = (shape or (None,))[:2]
   if None in size:
     raise UserError(
       f'{args.weights} does not tell the size of images: give --image_size'
@@ -147,9 +149,9 @@ def _config_shape(
   The host ops tell it where they decode and resize; else an example is read.
   """
   from vit_jax import run
-  from vit_jax.data import pipeline
+  from vit_jax.data import pipeline, stand_in
 
-  shape = _shape_of_ops(config['input']['ops'])
+  shape = stand_in.image_shape(config['input']['ops'])
   if shape is None:
     try:
       train_input = run.call(
@@ -160,24 +162,6 @@ def _config_shape(
       raise
     shape = train_input.element_spec()['image'].shape[1:]
   return (*shape[:2], channels or shape[2])
-
-
-def _shape_of_ops(text: str) -> tuple[int, int, int] | None:
-  """Returns [H, W, C] after the ops, if it is so for images of any size."""
-  import numpy as np
-
-  from vit_jax.data.ops import language
-
-  if not any(s.name == 'decode' for s in language.segments(text)):
-    return None  # The number of channels is then up to the source.
-  ops, shapes = language.parse(text), set()
-  for size in ((600, 800), (900, 700)):
-    example = {'image': np.zeros((*size, 3), np.uint8), 'label': 0}
-    try:
-      shapes.add(ops(example, np.random.default_rng(0))['image'].shape)
-    except (ValueError, LookupError):  # They need more than an image.
-      return None
-  return shapes.pop() if len(shapes) == 1 else None
 
 
 def _flat(tree: Any) -> dict[str, Any]:

@@ -15,10 +15,12 @@ import jax.numpy as jnp
 
 from vit_jax import (
   checkpoint as checkpoint_lib,
+  distributed,
   evaluation,
   flops,
   metric_writer,
   preemption,
+  profiling,
   progress as progress_lib,
   reporting,
   run as run_lib,
@@ -48,6 +50,8 @@ def train(
   log_every_steps: int = 50,
   pictures: Mapping[str, Mapping[str, Any]] | None = None,
   on_nonfinite: str = 'stop',
+  micro_batches: int = 1,
+  profile: str | None = None,
 ) -> dict[str, float]:
   """Runs a config to its end and returns the last evaluation's numbers.
 
@@ -69,7 +73,7 @@ def train(
     init_from: weights to start from, see `pretrained.initialize`; a run that
       continues from a checkpoint does not read them again.
     mesh: arguments of `sharding.make_mesh`; None is pure data parallelism.
-    sharding: further arguments of `train_state.create`, such as rules.
+    sharding: rules and limits, see `sharding_limits.Options`.
     evals: for each name: `name` of a file in `evaluators/`, `every_steps` or
       `every_epochs` (the end of the run is always evaluated), `weights`, and
       the evaluator's own arguments. `weights` is `'params'`, `'ema'` or a list
@@ -81,13 +85,19 @@ def train(
     pictures: for each name: a file of `visualize/` and its arguments; drawn at
       the end of the run into `<workdir>/<name>.png`.
     on_nonfinite: `'stop'` or `'skip'`, see `train_step.make_train_step`.
+    micro_batches: parts of a batch that are worked through one after the other
+      before the update, see `accumulation`.
+    profile: 'START:STOP', steps to trace, see `profiling`. No part of what is
+      saved as the config.
 
   Raises:
     UserError: the config, the data or the workdir; nothing was trained.
     RunError: the loss became non-finite, or a checkpoint could not be written.
     SystemExit: preempted (42) or interrupted (130), after saving.
   """
-  config = {k: v for k, v in locals().items() if k != 'workdir'}
+  config = {
+    k: v for k, v in locals().items() if k not in ('workdir', 'profile')
+  }
   run = run_lib.build(
     **{key: config[key] for key in inspect.signature(run_lib.build).parameters}
   )
@@ -115,9 +125,7 @@ def train(
     stack.callback(checkpointer.close)
     progress.log(_describe(run))
     if run.mesh.shape['fsdp'] * run.mesh.shape['tensor'] > 1:
-      progress.log(
-        str(sharding_lib.report(run.abstract_state, run.mesh, **sharding or {}))
-      )
+      progress.log(str(run.sharding_report))
     restored = checkpointer.restore(run.abstract_state, config=config)
     state, first = (restored[0], restored[1]['step']) if restored else (None, 0)
     if restored and not evaluates_only and first >= run.total_steps:
@@ -146,7 +154,9 @@ def train(
     stack.callback(batches.close)
     stack.enter_context(progress).update(first)
     asked_to_stop = stack.enter_context(preemption.watch())
+    trace = stack.enter_context(profiling.Trace(workdir / 'profile', profile))
     stack.enter_context(jax.transfer_guard('disallow'))
+    stack.enter_context(distributed.together())
 
     def good_step() -> int | None:
       checkpointer.wait()
@@ -173,6 +183,7 @@ def train(
     for step in range(first + 1, run.total_steps + 1):
       with clock.waiting():
         batch = next(batches)
+      trace.before(step, state)
       state, metrics = run.step(state, batch)
       # Step t - 1 is fetched while the devices work on step t.
       if pending is not None:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vit_jax import train_state, trees
+from vit_jax import accumulation, train_state, trees
 from vit_jax.errors import UserError
 
 
@@ -21,6 +21,8 @@ def make_train_step(
   trained: Mapping[str, bool] | None = None,
   ema: Mapping[str, Any] | None = None,
   on_nonfinite: str = 'stop',
+  micro_batches: int = 1,
+  mesh: jax.sharding.Mesh | None = None,
 ) -> Callable[..., tuple[train_state.TrainState, dict[str, jax.Array]]]:
   """Returns the pure function `(state, batch) -> (new state, metrics)`.
 
@@ -39,6 +41,9 @@ def make_train_step(
     on_nonfinite: `'stop'` applies the update (whoever reads the metrics
       stops the run); `'skip'` leaves parameters, optimizer and averages as
       they were and counts it in `state.skipped_updates`.
+    micro_batches: into how many parts the batch is cut after the device ops,
+      see `accumulation`.
+    mesh: over which the batch is split, for more than one micro-batch.
 
   Metrics (float32 scalars): what the objective reports, `loss`, `grad_norm`
   (global norm over the parameters that learn, before clipping) and
@@ -51,20 +56,24 @@ def make_train_step(
     learns = trained is None or trained[name]
     return leaf if learns else jax.lax.stop_gradient(leaf)
 
+  def loss_fn(params, state, batch, rng):
+    params = trees.map_named(hold_if_frozen, params)
+    return objective.loss(params, state, batch, rng)
+
+  value_and_grad = accumulation.value_and_grad(
+    loss_fn, micro_batches=micro_batches, mesh=mesh
+  )
+
   def train_step(state, batch):
     rng = jax.random.fold_in(jax.random.key(seed), state.step)
     ops_rng, loss_rng = jax.random.split(rng)
     batch = device_ops(batch, ops_rng, train=True)
-
-    def loss_fn(params):
-      params = trees.map_named(hold_if_frozen, params)
-      return objective.loss(params, state, batch, loss_rng)
-
-    (loss, (metrics, extra)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-      state.params
+    (loss, (metrics, extra)), grads = value_and_grad(
+      state.params, state, batch, loss_rng
     )
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    with jax.named_scope('optimizer'):
+      updates, opt_state = tx.update(grads, state.opt_state, state.params)
+      params = optax.apply_updates(state.params, updates)
     step = state.step + 1
     new = state.replace(
       step=step, params=params, opt_state=opt_state, extra=extra

@@ -7,6 +7,7 @@ import pytest
 
 from vit_jax import trees
 from vit_jax.models import layers
+from vit_jax.models.norm import layer_norm
 
 BLOCK = dict(num_heads=2, mlp_dim=24, norm_epsilon=1e-6)
 
@@ -66,23 +67,33 @@ def test_scanned_blocks_start_from_different_values():
   assert np.abs(kernel[0] - kernel[1]).min() > 0
 
 
+@pytest.mark.parametrize(
+  'schedule, rates',
+  [('linear', (0.0, 0.2, 0.4)), ('constant', (0.4, 0.4, 0.4))],
+)
 @pytest.mark.parametrize('scan', [False, True])
-def test_stochastic_depth_grows_linearly_with_depth(scan, monkeypatch):
+def test_stochastic_depth_grows_with_depth_or_is_constant(
+  scan, schedule, rates, monkeypatch
+):
   params, x = _params()
   # In place of a draw, a factor that only depends on the rate.
   monkeypatch.setattr(
     layers, 'drop_examples', lambda rng, x, rate: x * (1 - rate)
   )
   expected = x
-  for i, rate in enumerate((0.0, 0.2, 0.4)):
+  for i, rate in enumerate(rates):
     block = layers.Block(**BLOCK)
     variables = {'params': params[f'block_{i:02d}']}
     rngs = {'dropout': jax.random.key(0)}
     expected = block.apply(variables, expected, rate, True, rngs=rngs)
-  norm = layers.layer_norm(1e-6, 'float32', name=None)
+  norm = layer_norm(1e-6, 'float32', name=None)
   expected = norm.apply({'params': params['norm']}, expected)
 
-  encoder = _encoder(scan=scan, stochastic_depth_rate=0.4)
+  encoder = _encoder(
+    scan=scan,
+    stochastic_depth_rate=0.4,
+    stochastic_depth_schedule=schedule,
+  )
   if scan:
     params = _stack(dict(params), 3)
   out = encoder.apply({'params': params}, x, train=True, rngs=rngs)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from vit_jax import trees
-from vit_jax.models import layers
+from vit_jax.models import attention, layers
+from vit_jax.models.norm import layer_norm
 
 BLOCK = dict(num_heads=2, mlp_dim=24, norm_epsilon=1e-6)
 
@@ -46,7 +47,7 @@ def test_patch_embedding_is_the_convolution_with_stride_of_its_window():
 def test_layer_norm_is_exact_far_from_zero(dtype, tolerance):
   # One pass over squares would be wrong by 1e-3, bfloat16 statistics by 0.1.
   x = jnp.asarray(50 + _normal(4, 64), dtype)
-  module = layers.layer_norm(1e-6, dtype, name=None)
+  module = layer_norm(1e-6, dtype, name=None)
   y = module.apply(module.init(jax.random.key(0), x), x)
   assert y.dtype == dtype
   x = np.asarray(x, np.float64)
@@ -58,7 +59,7 @@ def test_layer_norm_is_exact_far_from_zero(dtype, tolerance):
 
 def test_layer_norm_epsilon_is_added_to_the_variance():
   x = np.array([[-1e-3, 1e-3]], np.float32)  # variance 1e-6
-  module = layers.layer_norm(3e-6, 'float32', name=None)
+  module = layer_norm(3e-6, 'float32', name=None)
   y = module.apply(module.init(jax.random.key(0), x), x)
   np.testing.assert_allclose(y, [[-0.5, 0.5]], rtol=1e-5)
 
@@ -93,8 +94,8 @@ def test_activations_keep_only_their_input_for_the_backward_pass(name):
 def test_every_attention_with_a_cpu_implementation_gives_the_same():
   x = _normal(2, 9, 16)
   outputs = {}
-  for name in set(layers.ATTENTIONS) - {'cudnn'}:
-    module = layers.Attention(num_heads=2, implementation=name)
+  for name in set(attention.ATTENTIONS) - {'cudnn'}:
+    module = attention.Attention(num_heads=2, implementation=name)
     params = _noisy(module.init(jax.random.key(0), x))
 
     def loss(params, x, module=module):
@@ -120,7 +121,7 @@ def test_a_named_implementation_is_handed_to_jax(name, monkeypatch):
     return query
 
   monkeypatch.setattr(jax.nn, 'dot_product_attention', attend)
-  module = layers.Attention(num_heads=2, implementation=name)
+  module = attention.Attention(num_heads=2, implementation=name)
   jax.eval_shape(module.init, jax.random.key(0), _normal(2, 9, 16))
   assert seen == [name]
 
@@ -129,17 +130,17 @@ def test_softmax_of_bfloat16_attention_is_in_float32():
   # In bfloat16 the logits 100 and 100.625 are 100 and 100.5.
   query = np.full((1, 1, 1, 1), 10, jnp.bfloat16)
   key = np.array([10, 10.0625], jnp.bfloat16).reshape(1, 2, 1, 1)
-  weights = layers.attention_weights(query, key)
+  weights = attention.attention_weights(query, key)
   assert weights.dtype == jnp.bfloat16
   second = float(weights[0, 0, 0, 1])
   np.testing.assert_allclose(second, 1 / (1 + np.exp(-0.625)), rtol=0.005)
 
 
-@pytest.mark.parametrize('name', layers.ATTENTIONS)
+@pytest.mark.parametrize('name', attention.ATTENTIONS)
 def test_sown_weights_are_distributions_and_free_unless_asked_for(name):
   x, context = _normal(2, 4, 16), _normal(2, 7, 16, seed=1)
-  module = layers.Attention(num_heads=2, implementation=name)
-  params = layers.Attention(num_heads=2).init(jax.random.key(0), x, context)
+  module = attention.Attention(num_heads=2, implementation=name)
+  params = attention.Attention(num_heads=2).init(jax.random.key(0), x, context)
   assert set(params) == {'params'}
   out, sown = module.apply(params, x, context, mutable=['intermediates'])
   (weights,) = sown['intermediates']['attention_weights']
@@ -153,7 +154,9 @@ def test_sown_weights_are_distributions_and_free_unless_asked_for(name):
 
 def test_attention_dropout_keeps_the_expected_output():
   x = _normal(1, 6, 8)
-  module = layers.Attention(num_heads=2, dropout_rate=0.5, implementation='xla')
+  module = attention.Attention(
+    num_heads=2, dropout_rate=0.5, implementation='xla'
+  )
   params = module.init(jax.random.key(0), x)
   plain = module.apply(params, x)
   np.testing.assert_array_equal(plain, module.apply(params, x, train=False))
@@ -170,7 +173,7 @@ def test_attention_dropout_keeps_the_expected_output():
 
 def test_qk_norm_makes_logits_independent_of_the_size_of_queries():
   x = _normal(2, 5, 16)
-  module = layers.Attention(num_heads=2, qk_norm=True, qkv_bias=False)
+  module = attention.Attention(num_heads=2, qk_norm=True, qkv_bias=False)
   params = module.init(jax.random.key(0), x)['params']
   assert set(trees.flatten(params)) == {
     'query/kernel',

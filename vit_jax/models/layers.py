@@ -13,45 +13,58 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# The backward pass computes them again from their input, which is cheaper than
-# reading the two or three arrays [B, L, F] that it would be given otherwise.
+from vit_jax import activation_sharding
+from vit_jax.activation_sharding import constrain
+from vit_jax.models.attention import KERNEL_OUTPUT, Attention
+from vit_jax.models.norm import layer_norm
+
+
+def _recomputed(activation):
+  """Returns the activation, computed again in the backward pass.
+
+  That is cheaper than to read the two or three arrays [B, L, F] that it would
+  be given otherwise. On a TPU the compiler does so by itself, in the matrix
+  products before and after, which `jax.checkpoint` would keep it from.
+  """
+  held = jax.checkpoint(activation)
+
+  def apply(x):
+    on_tpu = activation_sharding.platform() == 'tpu'
+    return activation(x) if on_tpu else held(x)
+
+  return apply
+
+
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
   # Google's ViT and big_vision.
-  'gelu_tanh': jax.checkpoint(lambda x: nn.gelu(x, approximate=True)),
+  'gelu_tanh': _recomputed(lambda x: nn.gelu(x, approximate=True)),
   # The exact one: timm, DeiT, DINO, MAE.
-  'gelu': jax.checkpoint(lambda x: nn.gelu(x, approximate=False)),
+  'gelu': _recomputed(lambda x: nn.gelu(x, approximate=False)),
   # OpenAI's CLIP.
-  'gelu_quick': jax.checkpoint(lambda x: x * nn.sigmoid(1.702 * x)),
+  'gelu_quick': _recomputed(lambda x: x * nn.sigmoid(1.702 * x)),
 }
 
-ATTENTIONS = ('einsum', 'xla', 'cudnn')
+
+def _and_kernels(policy):
+  """Returns the policy that also keeps what the attention kernel returns.
+
+  To policies it is no product, but to compute it again costs two.
+  """
+  kernels = jax.checkpoint_policies.save_only_these_names(KERNEL_OUTPUT)
+  return jax.checkpoint_policies.save_from_both_policies(policy, kernels)
+
 
 # 'full' recomputes all but a block's input; the other names are those of
 # jax.checkpoint_policies that are policies, not makers of policies.
-REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {'full': None} | {
-  name: getattr(jax.checkpoint_policies, name)
-  for name in (
-    'nothing_saveable',
-    'dots_saveable',
-    'dots_with_no_batch_dims_saveable',
-    'everything_saveable',
-  )
+REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
+  'full': None,
+  'nothing_saveable': jax.checkpoint_policies.nothing_saveable,
+  'dots_saveable': _and_kernels(jax.checkpoint_policies.dots_saveable),
+  'dots_with_no_batch_dims_saveable': _and_kernels(
+    jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+  ),
+  'everything_saveable': jax.checkpoint_policies.everything_saveable,
 }
-
-
-def layer_norm(epsilon: float, dtype: Any, name: str, use_bias: bool = True):
-  """Returns a LayerNorm with float32 statistics.
-
-  The variance is the mean of squared deviations: flax's default, the mean of
-  squares minus the square of the mean, loses 1e-3 on inputs of mean 50.
-  """
-  return nn.LayerNorm(
-    epsilon=epsilon,
-    dtype=dtype,
-    use_bias=use_bias,
-    use_fast_variance=False,
-    name=name,
-  )
 
 
 @jax.custom_jvp
@@ -67,6 +80,8 @@ def gradient_once(x):
 
 @gradient_once.defjvp
 def _gradient_once_jvp(primals, tangents):
+  if activation_sharding.platform() == 'tpu':
+    return primals[0], tangents[0]
   return primals[0], jax.lax.optimization_barrier(tangents[0])
 
 
@@ -100,96 +115,6 @@ class PatchEmbedding(nn.Module):
     return patches @ kernel + bias.astype(self.dtype)[None, None, None]
 
 
-class Attention(nn.Module):
-  """Multi-head attention of `x_BLD` to `context_BSD`, or to itself.
-
-  The weights [B, N, L, S] are sown as 'attention_weights' where the collection
-  'intermediates' is mutable; where it is not, asking for them costs nothing.
-
-  Attributes:
-    num_heads: N, which divides D.
-    dropout_rate: of the weights, in training.
-    qkv_bias: whether query, key and value have one.
-    qk_norm: a LayerNorm without bias over each head of query and key (ViT-22B,
-      https://arxiv.org/abs/2302.05442, section 2.1).
-    norm_epsilon: of these two norms.
-    implementation: 'einsum' is written out here; 'xla' and 'cudnn' are those of
-      `jax.nn.dot_product_attention`. Sowing and dropout always use 'einsum'.
-    dtype: what is computed in.
-  """
-
-  num_heads: int
-  dropout_rate: float = 0.0
-  qkv_bias: bool = True
-  qk_norm: bool = False
-  norm_epsilon: float = 1e-6
-  implementation: str = 'einsum'
-  dtype: Any = 'float32'
-
-  @nn.compact
-  def __call__(self, x_BLD, context_BSD=None, *, train: bool = False):
-    context_BSD = x_BLD if context_BSD is None else context_BSD
-    query_BLNK = self._project(x_BLD, 'query')
-    key_BSNK = self._project(context_BSD, 'key')
-    value_BSNK = self._project(context_BSD, 'value')
-    if self.qk_norm:
-      norm = dict(epsilon=self.norm_epsilon, dtype=self.dtype, use_bias=False)
-      query_BLNK = layer_norm(name='query_norm', **norm)(query_BLNK)
-      key_BSNK = layer_norm(name='key_norm', **norm)(key_BSNK)
-
-    explicit = (
-      self.implementation == 'einsum'
-      or self.is_mutable_collection('intermediates')
-      or (train and self.dropout_rate > 0)
-    )
-    if explicit:
-      weights_BNLS = attention_weights(query_BLNK, key_BSNK)
-      self.sow('intermediates', 'attention_weights', weights_BNLS)
-      dropout = nn.Dropout(self.dropout_rate, deterministic=not train)
-      out_BLNK = weighted_values(dropout(weights_BNLS), value_BSNK)
-    else:
-      out_BLNK = jax.nn.dot_product_attention(
-        query_BLNK, key_BSNK, value_BSNK, implementation=self.implementation
-      )
-    return nn.DenseGeneral(
-      x_BLD.shape[-1],
-      axis=(-2, -1),
-      kernel_init=nn.initializers.xavier_uniform(),
-      dtype=self.dtype,
-      name='out',
-    )(out_BLNK)
-
-  def _project(self, x_BLD, name: str):
-    return nn.DenseGeneral(
-      (self.num_heads, x_BLD.shape[-1] // self.num_heads),
-      use_bias=self.qkv_bias,
-      kernel_init=nn.initializers.xavier_uniform(),
-      dtype=self.dtype,
-      name=name,
-    )(x_BLD)
-
-
-def attention_weights(query_BLNK, key_BSNK):
-  """Returns softmax(query key / sqrt(K)), `[B, N, L, S]`, in their dtype."""
-  # Heads before tokens: products of matrices that lie in one piece take half
-  # the time on a CPU, and a TPU does not care.
-  query_BNLK = query_BLNK.swapaxes(1, 2) * query_BLNK.shape[-1] ** -0.5
-  logits_BNLS = jnp.einsum(
-    'BNLK,BNSK->BNLS',
-    query_BNLK,
-    key_BSNK.swapaxes(1, 2),
-    preferred_element_type=jnp.float32,
-  )
-  return nn.softmax(logits_BNLS).astype(query_BLNK.dtype)
-
-
-def weighted_values(weights_BNLS, value_BSNK):
-  """Returns the sums of values by weight, `[B, L, N, K]`."""
-  value_BNSK = value_BSNK.swapaxes(1, 2)
-  out_BNLK = jnp.einsum('BNLS,BNSK->BNLK', weights_BNLS, value_BNSK)
-  return out_BNLK.swapaxes(1, 2)
-
-
 class Mlp(nn.Module):
   """Two dense layers with an activation between them, D -> F -> D."""
 
@@ -200,7 +125,7 @@ class Mlp(nn.Module):
 
   @nn.compact
   def __call__(self, x_BLD, *, train: bool = False):
-    x_BLF = self._dense(self.dim, 'up')(x_BLD)
+    x_BLF = constrain(self._dense(self.dim, 'up')(x_BLD), 'BLF')
     x_BLF = ACTIVATIONS[self.activation](x_BLF)
     x_BLF = nn.Dropout(self.dropout_rate, deterministic=not train)(x_BLF)
     return self._dense(x_BLD.shape[-1], 'down')(x_BLF)
@@ -236,7 +161,7 @@ class Block(nn.Module):
   layer_scale: float | None = None
   qk_norm: bool = False
   qkv_bias: bool = True
-  attention: str = 'einsum'
+  attention: str = 'auto'
   activation: str = 'gelu_tanh'
   norm_epsilon: float = 1e-6
   dtype: Any = 'float32'
@@ -263,6 +188,7 @@ class Block(nn.Module):
       name='attention',
     )(norm(gradient_once(x_BLD)), train=train)
     x_BLD = x_BLD + self._branch(y_BLD, 'scale_attention', drop_rate, train)
+    x_BLD = constrain(x_BLD, 'BLD')
 
     norm = layer_norm(self.norm_epsilon, self.dtype, 'norm_mlp')
     y_BLD = Mlp(
@@ -272,7 +198,8 @@ class Block(nn.Module):
       dtype=self.dtype,
       name='mlp',
     )(norm(gradient_once(x_BLD)), train=train)
-    return x_BLD + self._branch(y_BLD, 'scale_mlp', drop_rate, train)
+    x_BLD = x_BLD + self._branch(y_BLD, 'scale_mlp', drop_rate, train)
+    return constrain(x_BLD, 'BLD')
 
   def _branch(self, y_BLD, scale_name: str, drop_rate, train: bool):
     y_BLD = nn.Dropout(self.dropout_rate, deterministic=not train)(y_BLD)
@@ -307,7 +234,9 @@ class Encoder(nn.Module):
   Attributes:
     depth: number of blocks.
     block: keyword arguments of `Block`.
-    stochastic_depth_rate: of the last block; linear from 0 in the first.
+    stochastic_depth_rate: of the last block.
+    stochastic_depth_schedule: 'linear' from 0 in the first block (timm, DeiT),
+      or 'constant' (DeiT-III).
     scan: one block with stacked parameters `[depth, ...]`, so that the time to
       compile does not grow with the depth. The numbers stay the same.
     remat: of REMAT_POLICIES: what the backward pass need not compute again.
@@ -318,6 +247,7 @@ class Encoder(nn.Module):
   depth: int
   block: Mapping[str, Any]
   stochastic_depth_rate: float = 0.0
+  stochastic_depth_schedule: str = 'linear'
   scan: bool = False
   remat: str | None = None
   final_norm: bool = True
@@ -335,9 +265,9 @@ class Encoder(nn.Module):
       )
     drop_rates = None
     if train and self.stochastic_depth_rate > 0:
-      drop_rates = np.linspace(
-        0, self.stochastic_depth_rate, self.depth, dtype=np.float32
-      )
+      last = self.stochastic_depth_rate
+      first = 0 if self.stochastic_depth_schedule == 'linear' else last
+      drop_rates = np.linspace(first, last, self.depth, dtype=np.float32)
 
     if self.scan:
       x_BLD, _ = nn.scan(

@@ -5,7 +5,8 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from vit_jax.models import layers
+from vit_jax.models import attention, layers
+from vit_jax.models.norm import layer_norm
 
 
 class MapPooling(nn.Module):
@@ -36,13 +37,13 @@ class MapPooling(nn.Module):
     probe_11D = self.param(
       'probe', nn.initializers.xavier_uniform(), (1, 1, D)
     ).astype(self.dtype)
-    y_B1D = layers.Attention(
+    y_B1D = attention.Attention(
       num_heads=self.num_heads,
       qkv_bias=self.qkv_bias,
       dtype=self.dtype,
       name='attention',
     )(jnp.broadcast_to(probe_11D, (B, 1, D)), x_BLD)
-    norm = layers.layer_norm(self.norm_epsilon, self.dtype, 'norm')
+    norm = layer_norm(self.norm_epsilon, self.dtype, 'norm')
     mlp = layers.Mlp(
       dim=self.mlp_dim,
       activation=self.activation,

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.errors import UserError
-from vit_jax.models import layers, pooling, position
+from vit_jax.models import attention, layers, pooling, position
+from vit_jax.models.norm import layer_norm
 
 # As in big_vision, which has them from: Ti, S (DeiT), B, L, H (ViT), g, G
 # (Scaling ViT, https://arxiv.org/abs/2106.04560), So400m (SoViT,
@@ -113,7 +114,9 @@ class ViT(nn.Module):
     representation_size: outputs of a tanh layer before the head; True for D.
     layer_scale: initial factor of every branch (CaiT), or None.
     stochastic_depth_rate: probability that an example skips a branch of the
-      last block in training; linear from 0 in the first block.
+      last block in training.
+    stochastic_depth_schedule: 'linear' from 0 in the first block, or
+      'constant': all blocks have that rate (DeiT-III).
     dropout_rate: after position, attention, and in and after the MLP.
     attention_dropout_rate: of attention weights.
     qk_norm: LayerNorm of queries and keys (ViT-22B).
@@ -126,7 +129,7 @@ class ViT(nn.Module):
       faster and at the same numbers.
     remat: of layers.REMAT_POLICIES: what a block's backward pass need not
       compute again; None keeps all that it uses.
-    attention: of layers.ATTENTIONS.
+    attention: of attention.ATTENTIONS.
     head_bias_init: initial bias of the head; -10 suits sigmoid losses.
     head_zero_init: whether the head's kernel starts at zero.
   """
@@ -144,6 +147,7 @@ class ViT(nn.Module):
   representation_size: int | bool | None = None
   layer_scale: float | None = None
   stochastic_depth_rate: float = 0.0
+  stochastic_depth_schedule: str = 'linear'
   dropout_rate: float = 0.0
   attention_dropout_rate: float = 0.0
   qk_norm: bool = False
@@ -153,7 +157,7 @@ class ViT(nn.Module):
   dtype: str = 'float32'
   scan: bool = False
   remat: str | None = None
-  attention: str = 'einsum'
+  attention: str = 'auto'
   head_bias_init: float = 0.0
   head_zero_init: bool = True
 
@@ -202,6 +206,7 @@ class ViT(nn.Module):
         dtype=self.dtype,
       ),
       stochastic_depth_rate=self.stochastic_depth_rate,
+      stochastic_depth_schedule=self.stochastic_depth_schedule,
       scan=self.scan,
       remat=self.remat,
       final_norm=self.final_norm == 'tokens',
@@ -214,7 +219,7 @@ class ViT(nn.Module):
       outputs['prefix'] = prefix
     features = self._pool(prefix, tokens)
     if self.final_norm == 'features':
-      norm = layers.layer_norm(self.norm_epsilon, 'float32', 'norm')
+      norm = layer_norm(self.norm_epsilon, 'float32', 'norm')
       features = norm(features)
     if self.representation_size:
       size = self.width
@@ -304,9 +309,10 @@ def _check_options(vit: ViT) -> None:
     ('position', tuple(POSITIONS)),
     ('final_norm', FINAL_NORMS),
     ('activation', tuple(layers.ACTIVATIONS)),
-    ('attention', layers.ATTENTIONS),
+    ('attention', attention.ATTENTIONS),
     ('remat', (None, *layers.REMAT_POLICIES)),
     ('dtype', DTYPES),
+    ('stochastic_depth_schedule', ('linear', 'constant')),
   ):
     value = getattr(vit, key)
     if value not in choices:

@@ -14,7 +14,9 @@ from vit_jax.errors import UserError
 class Objective:
   """Mean cross-entropy between a model's logits and `batch['label']`."""
 
-  mean_over_examples = True  # See `accumulation`.
+  # See `accumulation`. Where some rows have no label, `top1` of micro-batches
+  # weighs them equally, however many labels they have.
+  mean_over_examples = True
 
   def __init__(
     self,

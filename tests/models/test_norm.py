@@ -1,0 +1,60 @@
+"""The LayerNorm for TPUs is the one of other devices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vit_jax.models.norm import InOnePass, layer_norm
+
+
+def _normal(seed, *shape):
+  return jax.random.normal(jax.random.key(seed), shape)
+
+
+# Sums in another order; bfloat16 keeps 8 bits of numbers up to 4.
+@pytest.mark.parametrize(
+  'dtype, tolerance', [('float32', 2e-6), ('bfloat16', 0.02)]
+)
+@pytest.mark.parametrize('use_bias', [True, False])
+def test_output_and_gradients_are_those_of_flax(dtype, tolerance, use_bias):
+  x = (_normal(0, 2, 5, 32) * 3 + 1).astype(dtype)
+  d_y = _normal(1, 2, 5, 32).astype(dtype)
+  flax = layer_norm(1e-6, dtype, None, use_bias)
+  ours = InOnePass(1e-6, dtype, use_bias)
+  params = flax.init(jax.random.key(0), x)
+  jax.tree.map(
+    np.testing.assert_array_equal, params, ours.init(jax.random.key(0), x)
+  )
+  params = jax.tree.map(lambda p: p + 0.3 * _normal(2, *p.shape), params)
+  expected, backward = jax.vjp(flax.apply, params, x)
+  found, ours_backward = jax.vjp(ours.apply, params, x)
+  assert found.dtype == expected.dtype
+
+  def close(one, other):
+    one, other = (np.asarray(z, np.float32) for z in (one, other))
+    np.testing.assert_allclose(one, other, atol=tolerance, rtol=tolerance)
+
+  close(found, expected)
+  jax.tree.map(close, ours_backward(d_y), backward(d_y))
+
+
+@pytest.mark.parametrize(
+  'dtype, tolerance', [('float32', 3e-5), ('bfloat16', 0.02)]
+)
+def test_it_is_exact_far_from_zero(dtype, tolerance):
+  x = jnp.asarray(50 + _normal(0, 4, 64), dtype)
+  module = InOnePass(1e-6, dtype)
+  y = module.apply(module.init(jax.random.key(0), x), x)
+  x = np.asarray(x, np.float64)
+  expected = (x - x.mean(-1, keepdims=True)) / x.std(-1, keepdims=True)
+  np.testing.assert_allclose(
+    np.asarray(y, np.float64), expected, atol=tolerance
+  )
+
+
+def test_a_constant_input_has_no_variance_below_zero():
+  x = jnp.full((1, 7), 1e4 / 3, jnp.bfloat16)
+  module = InOnePass(1e-6, 'float32')
+  y = module.apply(module.init(jax.random.key(0), x), x)
+  assert np.isfinite(y).all()

@@ -1,0 +1,129 @@
+"""How activations are split over the mesh, said by the letters of their shape.
+
+    x_BLF = constrain(x_BLF, 'BLF')
+
+B goes over `data` and `fsdp`, N (heads) and F (the MLP's width) over `tensor`,
+and so does L where none of them takes it and tokens are to be split; every
+other dimension stays whole. Outside of `use`, where no mesh is known, and on a
+mesh that splits the batch alone, it changes nothing.
+
+Splitting tokens between the blocks is the sequence parallelism of Korthikanti
+et al. (https://arxiv.org/abs/2205.05198, section 4.2.2): norms and residuals
+are kept and computed once instead of once on every device along `tensor`.
+"""
+
+import contextlib
+import contextvars
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+
+_BATCH_AXES = ('data', 'fsdp')
+_TENSOR_DIMS = 'NF'
+
+_current: contextvars.ContextVar[tuple[Mesh, bool] | None] = (
+  contextvars.ContextVar('activation_sharding', default=None)
+)
+
+
+@contextlib.contextmanager
+def use(mesh: Mesh, *, split_tokens: bool = False) -> Iterator[None]:
+  """Makes `constrain` mean this mesh; to be entered while tracing.
+
+  Args:
+    mesh: with the axes `data`, `fsdp` and `tensor`.
+    split_tokens: whether `tensor` splits tokens where it splits nothing else.
+  """
+  token = _current.set((mesh, split_tokens))
+  try:
+    yield
+  finally:
+    _current.reset(token)
+
+
+def constrain(x: jax.Array, dims: str) -> jax.Array:
+  """Returns `x`, split over the mesh as the letters of its dimensions say."""
+  assert len(dims) == x.ndim, (dims, x.shape)
+  if _current.get() is None:
+    return x
+  mesh, split_tokens = _current.get()
+  if mesh.shape['fsdp'] * mesh.shape['tensor'] == 1:
+    return x
+  of_tensor = [dim for dim in dims if dim in _TENSOR_DIMS]
+  if not of_tensor and split_tokens:
+    of_tensor = ['L']
+  # Axes over which `jax.shard_map` has split the arrays already.
+  around = jax.sharding.get_abstract_mesh()
+  done = () if around.empty else around.manual_axes
+  axes = {'B': _free(_BATCH_AXES, done)}
+  if of_tensor:
+    axes[of_tensor[0]] = _free(('tensor',), done)
+  spec = P(*(axes.get(dim) for dim in dims))
+  sharding = spec if done else NamedSharding(mesh, spec)
+  return jax.lax.with_sharding_constraint(x, sharding)
+
+
+def platform() -> str | None:
+  """Returns that of the mesh's devices, 'tpu' for instance, None if unknown."""
+  if _current.get() is None:
+    return None
+  return _current.get()[0].devices.flat[0].platform
+
+
+def device_kind() -> str | None:
+  """Returns that of the mesh's devices, as 'TPU v5 lite', None if unknown."""
+  if _current.get() is None:
+    return None
+  return _current.get()[0].devices.flat[0].device_kind
+
+
+def splits_batch_only(num_examples: int) -> bool:
+  """Says whether the mesh divides the examples and splits nothing else."""
+  mesh, _ = _current.get()
+  parts = math.prod(mesh.shape[axis] for axis in _axes_left(mesh))
+  return mesh.shape['tensor'] == 1 and num_examples % parts == 0
+
+
+def on_each_device(
+  fn: Callable[..., Any],
+  arrays: Sequence[jax.Array],
+  whole: Sequence[jax.Array] = (),
+) -> Any:
+  """Returns `fn(*whole, *arrays)`, on each device for its own examples.
+
+  For what the compiler cannot split, where `splits_batch_only`. Outside of
+  `use` all is computed at once.
+
+  Args:
+    fn: returns arrays `[B, ...]`.
+    arrays: `[B, ...]`.
+    whole: what every device needs all of.
+  """
+  if _current.get() is None or _current.get()[0].size == 1:
+    return fn(*whole, *arrays)
+  mesh, _ = _current.get()
+  left = _axes_left(mesh)
+  spec = P(tuple(axis for axis in _BATCH_AXES if axis in left) or None)
+  inside = len(left) < len(mesh.shape)  # The mesh is then known, and partly
+  return jax.shard_map(  # split already.
+    fn,
+    mesh=None if inside else mesh,
+    axis_names=set(left),
+    in_specs=(P(),) * len(whole) + (spec,) * len(arrays),
+    out_specs=spec,
+    check_vma=False,
+  )(*whole, *arrays)
+
+
+def _axes_left(mesh: Mesh) -> list[str]:
+  """Returns the axes over which `jax.shard_map` has not split arrays yet."""
+  around = jax.sharding.get_abstract_mesh()
+  done = () if around.empty else around.manual_axes
+  return [axis for axis in mesh.axis_names if axis not in done]
+
+
+def _free(axes: tuple[str, ...], done) -> tuple[str, ...] | None:
+  return tuple(axis for axis in axes if axis not in done) or None

@@ -1,0 +1,207 @@
+"""Makes the processes of a run one: who they are, and how they end.
+
+On a TPU pod, under SLURM, Open MPI or in a Kubernetes job the environment tells
+each process its number and where process 0 is; elsewhere flags do. A process
+that is alone needs none of it.
+"""
+
+import argparse
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from vit_jax.errors import RunError, UserError
+
+# Under which names a launcher tells the number of processes and our own.
+_LAUNCHERS = {
+  'SLURM': ('SLURM_NTASKS', 'SLURM_PROCID'),
+  'Open MPI': ('OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_RANK'),
+}
+_FLAGS = ('coordinator', 'num_processes', 'process_id')
+_SECONDS_TO_TELL = 3
+_MIN_THREADS = 32
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags that `initialize` takes."""
+  group = parser.add_argument_group(
+    'several processes (found out by themselves on TPU pods, under SLURM, Open '
+    'MPI and Kubernetes)'
+  )
+  group.add_argument(
+    '--coordinator', metavar='HOST:PORT', help='of process 0; a free port'
+  )
+  group.add_argument('--num_processes', type=int, metavar='N')
+  group.add_argument('--process_id', type=int, metavar='I', help='0 .. N - 1')
+  group.add_argument(
+    '--heartbeat_seconds',
+    type=int,
+    default=100,
+    metavar='S',
+    help='a process that is silent for so long is dead, and the others end',
+  )
+
+
+def initialize(args: argparse.Namespace) -> str | None:
+  """Connects this process to the others, before anything asks for devices.
+
+  Args:
+    args: has the flags of `add_flags`.
+
+  Returns:
+    What told who we are, such as 'SLURM'; None for a process that is alone.
+
+  Raises:
+    UserError: flags that do not go together, or no way to find the others.
+    RunError: the others cannot be reached.
+  """
+  import jax  # Also finds out whether this is a TPU VM, and says so in environ.
+
+  flags = {name: getattr(args, name) for name in _FLAGS}
+  found = find(flags, os.environ, platforms=jax.config.jax_platforms)
+  if found is None:
+    return None
+  source, known = found
+  # A program that waits for other processes on a CPU holds a thread for each of
+  # its devices. XLA has as many threads as cores, unless this says otherwise,
+  # and a few programs on their way would block each other for ever.
+  os.environ.setdefault('NPROC', str(max(_MIN_THREADS, os.cpu_count() or 1)))
+  try:
+    jax.distributed.initialize(
+      coordinator_address=known.get('coordinator'),
+      num_processes=known.get('num_processes'),
+      process_id=known.get('process_id'),
+      heartbeat_timeout_seconds=args.heartbeat_seconds,
+    )
+  except RuntimeError as e:  # The others are not there, or not yet.
+    raise RunError(
+      f'no connection to the other processes ({source}): {e}. Are all of them '
+      'started, and can they reach process 0?'
+    ) from e
+  except (ValueError, ImportError, KeyError) as e:
+    raise UserError(
+      f'cannot find the other processes ({source}): {e}. Give '
+      '--coordinator=HOST:PORT of process 0, --num_processes and --process_id, '
+      'or --num_processes=1 to run alone'
+    ) from e
+  return source
+
+
+def find(
+  flags: Mapping[str, Any],
+  environ: Mapping[str, str],
+  *,
+  platforms: str | None = None,
+) -> tuple[str, dict[str, Any]] | None:
+  """Returns what says who the processes are, and what we know of them.
+
+  Args:
+    flags: `coordinator`, `num_processes` and `process_id`, or None for each.
+    environ: of the process, after jax was imported.
+    platforms: those that jax shall use, separated by commas; None is any.
+
+  Returns:
+    Its name and those of the three that it tells; JAX finds out the others.
+    None for a process that is alone.
+
+  Raises:
+    UserError: flags that do not go together.
+  """
+  known = {name: value for name, value in flags.items() if value is not None}
+  if known.get('num_processes') == 1:
+    return None
+  if 'JAX_COORDINATOR_ADDRESS' in environ:
+    known.setdefault('coordinator', environ['JAX_COORDINATOR_ADDRESS'])
+  launcher = next(
+    (
+      name
+      for name, (size, rank) in _LAUNCHERS.items()
+      if rank in environ and int(environ.get(size, 1)) > 1
+    ),
+    None,
+  )
+  numbers = {}
+  if launcher is not None:
+    size, rank = (int(environ[key]) for key in _LAUNCHERS[launcher])
+    numbers = dict(num_processes=size, process_id=rank)
+  if known:
+    known = {**numbers, **known}
+    missing = [f'--{name}' for name in _FLAGS if name not in known]
+    if missing:
+      given = ', '.join(f'{k}={v}' for k, v in known.items())
+      raise UserError(
+        f'several processes need {" and ".join(missing)} too; got {given}'
+      )
+    if not 0 <= known['process_id'] < known['num_processes']:
+      raise UserError(
+        f'process_id={known["process_id"]}: expected 0 to '
+        f'{known["num_processes"] - 1}, one for each process'
+      )
+    return 'flags', known
+  if launcher is not None:
+    return launcher, {}
+  # jax sets it where it finds libtpu and chips.
+  on_tpu = 'TPU_ML_PLATFORM' in environ and 'tpu' in (platforms or 'tpu')
+  if on_tpu and 'TPU_WORKER_HOSTNAMES' in environ:  # GKE
+    many = ',' in environ['TPU_WORKER_HOSTNAMES']
+    many = many or int(environ.get('MEGASCALE_NUM_SLICES', 1)) > 1
+    return ('GKE', {}) if many else None
+  if on_tpu:
+    return 'TPU metadata', {}
+  if {'KUBERNETES_SERVICE_HOST', 'JOB_COMPLETION_INDEX'} <= set(environ):
+    return 'Kubernetes', {}
+  return None
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+  """Ends this process, if it is one of several, where its devices fail.
+
+  That is how the end of another process shows. It says so and goes at once:
+  what it would clean up, a checkpoint on its way for one, would wait for that
+  other process.
+  """
+  import jax
+
+  try:
+    yield
+  except jax.errors.JaxRuntimeError as e:
+    if not is_connected():
+      raise
+    print(
+      f'error: process {jax.process_index()} of {jax.process_count()} cannot '
+      f'go on: {str(e).strip()[:2000]}\n'
+      'If another process ended before this one, what it printed says why. '
+      'Saved checkpoints are safe: start the same command for all processes '
+      'again to continue from the newest',
+      file=sys.stderr,
+    )
+    leave(1)
+
+
+def is_connected() -> bool:
+  """Whether this process is one of several."""
+  jax = sys.modules.get('jax')
+  return jax is not None and jax.distributed.is_initialized()
+
+
+def leave(code: int) -> None:
+  """Ends this process now, if others are connected to it.
+
+  Python's own way out waits for the others, which may be waiting for us. They
+  notice by a broken connection, or by the missing heartbeat.
+  """
+  if not is_connected():
+    return
+  import jax
+
+  sys.stdout.flush()
+  sys.stderr.flush()
+  if jax.process_index() == 0:
+    # The others are killed without a word where process 0 is gone: what has
+    # stopped us may be stopping them, with messages of their own.
+    time.sleep(_SECONDS_TO_TELL)
+  os._exit(code)
