@@ -14,7 +14,14 @@ _VERSION = next(
 # TPU's compiler, of the version that jax[tpu]==0.10.2 takes. Needs no TPU.
 _AOT = ['libtpu==0.0.42.1']
 # Later datasets exclude the huggingface_hub that transformers (parity) needs.
-_TEST = ['pytest>=8', 'ruff>=0.9', 'datasets>=3,<5.1', 'tifffile', *_AOT]
+_TEST = [
+  'pytest>=8',
+  'pytest-xdist>=3.6',
+  'ruff>=0.9',
+  'datasets>=3,<5.1',
+  'tifffile',
+  *_AOT,
+]
 _PARITY = [
   'timm==1.0.31',
   'torch==2.13.0',

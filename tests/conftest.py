@@ -25,9 +25,9 @@ os.environ |= {
 # Eight devices whose LAPACK calls each start threads are 200 times slower.
 os.environ['OPENBLAS_NUM_THREADS'] = '1'
 
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
+import jax
+import numpy as np
+import pytest
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
