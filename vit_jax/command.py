@@ -30,8 +30,9 @@ def run(
   except (UserError, RunError) as e:
     if '--traceback' in argv:
       raise
-    # JAX notes that it shortened a stack trace, which is not shown.
-    notes = [n for n in getattr(e, '__notes__', []) if 'JAX has rem' not in n]
+    # JAX and grain note that they shortened a stack trace, which is not shown.
+    notes = getattr(e, '__notes__', [])
+    notes = [n for n in notes if 'has removed its internal frames' not in n]
     print('\n'.join([f'error: {e}', *notes]), file=sys.stderr)
     return 2 if isinstance(e, UserError) else 1
   except KeyboardInterrupt:

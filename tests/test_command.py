@@ -1,0 +1,37 @@
+"""How commands fail."""
+
+import grain
+import jax
+
+from vit_jax import command
+from vit_jax.errors import RunError, UserError
+
+
+def test_notes_about_a_stack_trace_that_is_not_shown_are_left_out(capsys):
+  def fail(argv):
+    error = UserError('the data is broken')
+    error.add_note('in the evaluator val')
+    raise error
+
+  @jax.jit
+  def in_jax(x):
+    fail([])
+
+  def in_grain(argv):
+    stream = grain.MapDataset.range(2).map(fail).to_iter_dataset()
+    next(iter(stream))
+
+  for broken in (fail, lambda argv: in_jax(1.0), in_grain):
+    assert command.run(broken, []) == 2
+    err = capsys.readouterr().err
+    assert err == 'error: the data is broken\nin the evaluator val\n'
+
+
+def test_the_exit_code_says_who_can_mend_it(capsys):
+  def fail(argv):
+    raise RunError('the disk is full')
+
+  assert command.run(fail, []) == 1
+  assert command.run(lambda argv: None, []) == 0
+  assert command.run(lambda argv: 42, []) == 42
+  assert capsys.readouterr().err == 'error: the disk is full\n'
