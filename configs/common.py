@@ -7,6 +7,14 @@ import ml_collections
 
 ConfigDict = ml_collections.ConfigDict
 
+# Of datasets in TFDS that recipes name.
+_NUM_CLASSES = {
+  'imagenet2012': 1000,
+  'cifar10': 10,
+  'cifar100': 100,
+  'oxford_iiit_pet': 37,
+  'oxford_flowers102': 102,
+}
 _SMOKE_PIXELS = 16  # 2x2 patches of 8
 _SMOKE_CLASSES = 4
 # Strengths of regularization in "How to train your ViT?" (arXiv:2106.10270,
@@ -108,14 +116,20 @@ def augreg(strength: str, flavour: str = 'fixed') -> tuple[str, float]:
   return f'randaug({layers[0]}, {layers[1]}{more})', alpha
 
 
-def count_classes(dataset: str) -> int:
-  """Returns how many classes a folder of images has; 0 if it is none."""
-  kind, _, path = dataset.partition(':')
-  folder = pathlib.Path(path).expanduser() / 'train'
-  if kind != 'folder' or not folder.is_dir():
-    return 0
-  found = (x for x in folder.iterdir() if not x.name.startswith('.'))
-  return sum(x.is_dir() for x in found)
+def num_classes(dataset: str, given: int = 0) -> int:
+  """Returns the number of classes: as given, known, or counted in a folder.
+
+  Raises:
+    ValueError: nothing tells it.
+  """
+  found = given or _NUM_CLASSES.get(dataset) or _count_classes(dataset)
+  if not found:
+    raise ValueError(
+      f'dataset={dataset} is neither one of {", ".join(_NUM_CLASSES)} nor a '
+      'folder with train/<class>/ in it: add num_classes=, the number of its '
+      'classes'
+    )
+  return found
 
 
 def smoke(config: ConfigDict, *, channels: int = 3) -> ConfigDict:
@@ -202,3 +216,13 @@ def _describe(options) -> str:
     else:
       texts.append(f'{name}={default}')
   return f'the options and their defaults are: {", ".join(texts)}'
+
+
+def _count_classes(dataset: str) -> int:
+  """Returns how many classes a folder of images has; 0 if it is none."""
+  kind, _, path = dataset.partition(':')
+  folder = pathlib.Path(path).expanduser() / 'train'
+  if kind != 'folder' or not folder.is_dir():
+    return 0
+  found = (x for x in folder.iterdir() if not x.name.startswith('.'))
+  return sum(x.is_dir() for x in found)

@@ -39,14 +39,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     data_dir=None,
     smoke=False,
   )
-  known = {'cifar10': 10, 'cifar100': 100, 'imagenet2012': 1000}
-  num_classes = options.num_classes or known.get(options.dataset)
-  num_classes = num_classes or common.count_classes(options.dataset)
-  if not num_classes:
-    raise ValueError(
-      f'dataset={options.dataset} is neither one of {", ".join(known)} nor a '
-      'folder with train/<class>/ in it: add num_classes='
-    )
+  num_classes = common.num_classes(options.dataset, options.num_classes)
   model, device_ops, size = common_weights.model_of(options.model, 224)
   size = options.resolution or size
   if size is None:

@@ -51,7 +51,6 @@ from configs import common, common_weights
 # big_vision's configs/transfer.py.
 DATASETS = {
   'imagenet2012': dict(
-    num_classes=1000,
     steps=20_000,
     warmup_steps=500,
     learning_rate=0.03,
@@ -59,7 +58,6 @@ DATASETS = {
     splits=('train[:99%]', 'train[99%:]', 'validation'),
   ),
   'cifar10': dict(
-    num_classes=10,
     steps=10_000,
     warmup_steps=500,
     learning_rate=0.003,
@@ -67,7 +65,6 @@ DATASETS = {
     splits=('train[:98%]', 'train[98%:]', 'test'),
   ),
   'cifar100': dict(
-    num_classes=100,
     steps=10_000,
     warmup_steps=500,
     learning_rate=0.01,
@@ -75,7 +72,6 @@ DATASETS = {
     splits=('train[:98%]', 'train[98%:]', 'test'),
   ),
   'oxford_iiit_pet': dict(
-    num_classes=37,
     steps=500,
     warmup_steps=100,
     learning_rate=0.003,
@@ -83,7 +79,6 @@ DATASETS = {
     splits=('train[:90%]', 'train[90%:]', 'test'),
   ),
   'oxford_flowers102': dict(
-    num_classes=102,
     steps=500,
     warmup_steps=100,
     learning_rate=0.003,
@@ -93,7 +88,6 @@ DATASETS = {
 }
 # vision_transformer's configs/augreg.py, with the rate of its example.
 OTHERS = dict(
-  num_classes=None,
   steps=500,
   warmup_steps=100,
   learning_rate=0.01,
@@ -123,14 +117,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     smoke=False,
   )
   dataset = DATASETS.get(options.dataset, OTHERS)
-  num_classes = options.num_classes or dataset['num_classes']
-  num_classes = num_classes or common.count_classes(options.dataset)
-  if not num_classes:
-    raise ValueError(
-      f'dataset={options.dataset} is neither in the table '
-      f'({", ".join(DATASETS)}) nor a folder with train/<class>/ in it: add '
-      'num_classes=, the number of its classes'
-    )
+  num_classes = common.num_classes(options.dataset, options.num_classes)
   splits = (options.train, options.val, options.test)
   train, val, test = (
     a or b for a, b in zip(splits, dataset['splits'], strict=True)

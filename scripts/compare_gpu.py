@@ -104,11 +104,9 @@ def _work(args) -> None:
 
 
 def _ours(variant: str, batch_size: int, attention: str, steps: int) -> dict:
-  import inspect
-
   import jax
 
-  from vit_jax import flops, run as run_lib, sharding, train
+  from vit_jax import flops, sharding, train
   from vit_jax.data import pipeline
 
   config = dict(
@@ -135,11 +133,7 @@ def _ours(variant: str, batch_size: int, attention: str, steps: int) -> dict:
     optimizer=dict(name='adamw', learning_rate=1e-4, weight_decay=0.05),
     total_steps=1000,
   )
-  defaults = inspect.signature(train.train).parameters
-  keys = inspect.signature(run_lib.build).parameters
-  run = run_lib.build(
-    **{key: config.get(key, defaults[key].default) for key in keys}
-  )
+  run = train.build(config)
   batch = pipeline.to_global(
     next(run.input.batches()), sharding.batch_sharding(run.mesh)
   )

@@ -1,6 +1,5 @@
 """Every recipe says what its paper says, fits together and trains."""
 
-import inspect
 import math
 import pathlib
 import subprocess
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 
 from configs import common
-from vit_jax import config_file, run as run_lib, train
+from vit_jax import config_file, train
 from vit_jax.data.ops import language
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -129,9 +128,7 @@ def load(recipe, arg=''):
 
 def build(config, num_examples):
   """Builds a run as `train.train` does, on images that need no files."""
-  signature = inspect.signature(train.train).parameters.items()
-  defaults = {name: p.default for name, p in signature}
-  sections = defaults | config.to_dict()
+  sections = config.to_dict()
   size, channels = image_spec(config)
   sections['input']['data'] = dict(
     name='synthetic',
@@ -141,10 +138,9 @@ def build(config, num_examples):
     channels=channels,
     num_classes=config.model.num_classes,
   )
-  if sections['mesh']:
+  if sections.get('mesh'):
     sections['mesh']['fsdp'] = 8  # As many as there are here.
-  keys = inspect.signature(run_lib.build).parameters
-  return run_lib.build(**{key: sections[key] for key in keys})
+  return train.build(sections)
 
 
 def image_spec(config):

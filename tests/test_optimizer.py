@@ -226,8 +226,11 @@ def test_weight_decay_of_a_vit_takes_its_kernels_only():
 
 def test_a_model_without_kernels_needs_no_rules():
   shapes = {'scale': jnp.zeros(3)}
-  tx, _ = optimizer.make(shapes, learning_rate=1.0, total_steps=9)
-  tx.init(shapes)
+  tx, _ = optimizer.make(
+    shapes, learning_rate=0.5, total_steps=9, schedule='constant', name='sgd'
+  )
+  update, _ = tx.update({'scale': jnp.ones(3)}, tx.init(shapes), shapes)
+  np.testing.assert_array_equal(update['scale'], -0.5 * np.ones(3))
 
 
 def test_weight_decay_multipliers_are_per_parameter():
@@ -330,11 +333,14 @@ def test_bfloat16_moments_stay_close_to_float32():
 
 
 def test_it_is_built_from_shapes_alone():
-  shapes = jax.eval_shape(_params)
-  tx, _ = optimizer.make(
-    shapes, learning_rate=0.1, total_steps=10, freeze=FROZEN, weight_decay=0.1
+  options = dict(
+    learning_rate=0.1, total_steps=10, freeze=FROZEN, weight_decay=0.1
   )
-  jax.eval_shape(tx.init, shapes)
+  tx, _ = optimizer.make(jax.eval_shape(_params), **options)
+  same, _ = optimizer.make(_params(), **options)
+  params, gradients = _params(), _gradients(3)
+  found = _run(tx, params, gradients)[0]
+  _assert_close(found, _run(same, params, gradients)[0], atol=0)
 
 
 def test_evaluation_alone_needs_no_fitting_warmup():

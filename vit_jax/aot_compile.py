@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import glob
-import inspect
 import math
 import os
 import re
@@ -86,13 +85,12 @@ def compile_step(
   """
   run = _build(config, devices, image_size)
   params = jax.tree.leaves(run.abstract_state.params)
-  generation = topology.generation
   common = dict(
     num_params=sum(math.prod(x.shape) for x in params),
     mesh=dict(run.mesh.shape),
     batch_size=run.input.batch_size,
     images_per_chip=run.input.batch_size / topology.num_chips,
-    hbm_bytes=generation.hbm_bytes,
+    hbm_bytes=topology.generation.hbm_bytes,
   )
   if schedules is not None:
     _empty(schedules)
@@ -110,7 +108,7 @@ def compile_step(
       peak_memory_bytes=_asked_for(str(e)),
       out_of_memory=True,
     )
-  compile_seconds = time.monotonic() - start
+  common['compile_seconds'] = time.monotonic() - start
   text = compiled.as_text()
   if hlo is not None:
     with open(hlo, 'w') as f:
@@ -122,42 +120,43 @@ def compile_step(
     grids=flops.kernel_grids(traced.jaxpr.jaxpr),
     schedules=schedules,
   )
+  return Result(
+    **common,
+    peak_memory_bytes=memory.peak_memory_in_bytes,
+    argument_bytes=memory.argument_size_in_bytes,
+    temporary_bytes=memory.temp_size_in_bytes,
+    estimate=estimate,
+    **_speed(run, estimate, topology),
+  )
+
+
+def _speed(
+  run: run_lib.Run, estimate: hlo_estimate.Estimate, topology: tpu.Topology
+) -> dict[str, Any]:
+  """Returns the fields of `Result` that tell how fast a step is."""
+  generation, devices = topology.generation, run.mesh.devices.flat
   seconds = estimate.seconds(
     generation.clock_hz, generation.hbm_bytes_per_second
   )
   total = sum(seconds.values())
   forward = flops.count(run.predict, run.abstract_state.params, run.batch_spec)
-  needed = flops.TRAINING_FACTOR * forward
-  peak = flops.peak_flops(devices[0]) * len(devices)
-  return Result(
-    **common,
-    compile_seconds=compile_seconds,
-    peak_memory_bytes=memory.peak_memory_in_bytes,
-    argument_bytes=memory.argument_size_in_bytes,
-    temporary_bytes=memory.temp_size_in_bytes,
+  peak = flops.peak_flops(devices[0]) * run.mesh.size
+  return dict(
     seconds=seconds,
-    images_per_second_per_chip=common['images_per_chip'] / total,
-    mfu=needed / (total * peak),
-    estimate=estimate,
+    images_per_second_per_chip=run.input.batch_size
+    / topology.num_chips
+    / total,
+    mfu=flops.TRAINING_FACTOR * forward / (total * peak),
   )
 
 
 def _build(config, devices, image_size) -> run_lib.Run:
   """Returns the run of a config on devices that may not be there."""
-  defaults = {
-    name: parameter.default
-    for name, parameter in inspect.signature(train.train).parameters.items()
-  }
-  sections = {
-    name: config.get(name, defaults[name])
-    for name in inspect.signature(run_lib.build).parameters
-  }
-  num_classes = sections['model'].get('num_classes')
-  sections['input'] = stand_in.input_section(
-    sections['input'], num_classes, image_size
+  section = stand_in.input_section(
+    config['input'], config['model'].get('num_classes'), image_size
   )
-  sections['mesh'] = dict(sections['mesh'] or {}, devices=devices)
-  return run_lib.build(**sections)
+  mesh = dict(config.get('mesh') or {}, devices=devices)
+  return train.build({**config, 'input': section, 'mesh': mesh})
 
 
 def _asked_for(message: str) -> int | None:

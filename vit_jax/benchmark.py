@@ -12,7 +12,6 @@ compiles nothing: images per second and CPU-second, and what each stage costs.
 With --format=json the last line is one object.
 """
 
-import inspect
 import json
 import resource
 import sys
@@ -100,14 +99,10 @@ def measure_step(config: Mapping[str, Any], *, steps: int) -> dict[str, Any]:
   import jax
   import numpy as np
 
-  from vit_jax import flops, run as run_lib, sharding, train
+  from vit_jax import flops, sharding, train
   from vit_jax.data import pipeline
 
-  defaults = inspect.signature(train.train).parameters
-  keys = inspect.signature(run_lib.build).parameters
-  run = run_lib.build(
-    **{key: config.get(key, defaults[key].default) for key in keys}
-  )
+  run = train.build(config)
   begin = time.monotonic()
   step = run.step.lower(run.abstract_state, run.batch_spec).compile()
   compile_seconds = time.monotonic() - begin

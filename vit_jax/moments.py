@@ -44,10 +44,12 @@ def problems(name: str, options: dict[str, Any]) -> list[str]:
       f'{", ".join(taken)}: remove it'
     )
   for key in ('b1', 'b2', 'momentum'):
-    if key in options and not _in(options[key], 0, 1):
+    if key in options and not schedules.is_within(
+      options[key], least=0, below=1
+    ):
       found.append(f'{key}={options[key]!r} must be a number in [0, 1)')
   for key in ('eps', 'clip_update_rms'):
-    if key in options and not (_in(options[key], 0) and options[key]):
+    if key in options and not schedules.is_within(options[key], above=0):
       found.append(f'{key}={options[key]!r} must be a number > 0')
   dtypes = ('float32', 'bfloat16')
   if options.get('mu_dtype', 'float32') not in dtypes:
@@ -260,12 +262,3 @@ def _stored(
     return updates, cast(state, dtype)
 
   return optax.GradientTransformation(init, update)
-
-
-def _in(value: Any, least: float, below: float | None = None) -> bool:
-  """Says whether a value is a number in [least, below)."""
-  return (
-    schedules.is_number(value)
-    and value >= least
-    and (below is None or value < below)
-  )

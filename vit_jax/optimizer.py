@@ -118,9 +118,13 @@ def make(
   options = {k: v for k, v in options.items() if v is not None}
   problems = moments.problems(name, options)
   problems += _decay_problems(name, weight_decay, weight_decay_mults)
-  if grad_clip_norm is not None and not _in(grad_clip_norm, above=0):
+  if grad_clip_norm is not None and not schedules.is_within(
+    grad_clip_norm, above=0
+  ):
     problems.append(f'grad_clip_norm={grad_clip_norm!r} must be a number > 0')
-  if layer_decay is not None and not _in(layer_decay, above=0, most=1):
+  if layer_decay is not None and not schedules.is_within(
+    layer_decay, above=0, most=1
+  ):
     problems.append(f'layer_decay={layer_decay!r} must be a number in (0, 1]')
   if problems:
     raise UserError('optimizer: ' + '; '.join(problems))
@@ -195,12 +199,12 @@ def trained_names(params: Any, freeze: Sequence[str] = ()) -> dict[str, bool]:
 def _multipliers(
   key: str, rules: Rules, names: list[str], **limits: float
 ) -> dict[str, float]:
-  """Returns the multiplier of each parameter; `limits` are those of `_in`."""
+  """Returns multipliers by name; `limits` go to `schedules.is_within`."""
   problems = []
   for rule in rules:
     if isinstance(rule, str) or len(rule) != 2:
       problems.append(f'{rule!r} is not a pair (regex, multiplier)')
-    elif not _in(rule[1], **limits):
+    elif not schedules.is_within(rule[1], **limits):
       problems.append(
         f'the multiplier of {rule[0]!r} is {rule[1]!r}; expected a number '
         + ('>= 0' if 'least' in limits else '> 0 (to hold it, freeze it)')
@@ -212,7 +216,7 @@ def _multipliers(
 
 def _decay_problems(name, weight_decay, mults) -> list[str]:
   """Returns what is wrong with the weight decay."""
-  if not _in(weight_decay, least=0):
+  if not schedules.is_within(weight_decay, least=0):
     return [f'weight_decay={weight_decay!r} must be a number >= 0']
   problems = []
   if weight_decay and name == 'adam':
@@ -222,14 +226,3 @@ def _decay_problems(name, weight_decay, mults) -> list[str]:
   if mults is not None and not weight_decay:
     problems.append('weight_decay_mults has no effect with weight_decay=0')
   return problems
-
-
-def _in(value: Any, *, above=None, least=None, below=None, most=None) -> bool:
-  """Says whether a value is a number in a range."""
-  return (
-    schedules.is_number(value)
-    and (above is None or value > above)
-    and (least is None or value >= least)
-    and (below is None or value < below)
-    and (most is None or value <= most)
-  )

@@ -124,23 +124,14 @@ def build(
     micro_batches=micro_batches,
     mesh=device_mesh,
   )
-  shardings = jax.tree.map(lambda x: x.sharding, abstract_state)
-
-  def on_mesh():
-    return activation_sharding.use(
-      device_mesh, split_tokens=options.split_tokens
-    )
-
-  def step(state, batch):
-    with on_mesh():
-      return train_one(state, batch)
 
   def predict(params, batch):
     # Evaluation draws nothing; the key only completes the signature.
-    batch = ops(batch, jax.random.key(0), train=False)
-    with on_mesh():
-      return learner.predict(params, batch)
+    return learner.predict(params, ops(batch, jax.random.key(0), train=False))
 
+  on_mesh = functools.partial(
+    _on_mesh, mesh=device_mesh, split_tokens=options.split_tokens
+  )
   return Run(
     mesh=device_mesh,
     input=train_input,
@@ -151,13 +142,27 @@ def build(
     sharding_report=report,
     init=init,
     step=jax.jit(
-      step,
+      on_mesh(train_one),
       donate_argnums=0,
-      out_shardings=(shardings, None),
+      out_shardings=(
+        jax.tree.map(lambda x: x.sharding, abstract_state),
+        None,
+      ),
       compiler_options=tpu.compiler_options(device_mesh),
     ),
-    predict=jax.jit(predict),
+    predict=jax.jit(on_mesh(predict)),
   )
+
+
+def _on_mesh(fn, *, mesh: jax.sharding.Mesh, split_tokens: bool):
+  """Returns the function, traced where activations know their mesh."""
+
+  @functools.wraps(fn)
+  def wrapped(*args):
+    with activation_sharding.use(mesh, split_tokens=split_tokens):
+      return fn(*args)
+
+  return wrapped
 
 
 def in_steps(

@@ -195,3 +195,16 @@ def is_number(value: Any) -> bool:
     and not isinstance(value, bool)
     and math.isfinite(value)
   )
+
+
+def is_within(
+  value: Any, *, above=None, least=None, below=None, most=None
+) -> bool:
+  """Says whether a value of a config is a finite number in a range."""
+  return (
+    is_number(value)
+    and (above is None or value > above)
+    and (least is None or value >= least)
+    and (below is None or value < below)
+    and (most is None or value <= most)
+  )

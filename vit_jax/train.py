@@ -98,9 +98,7 @@ def train(
   config = {
     k: v for k, v in locals().items() if k not in ('workdir', 'profile')
   }
-  run = run_lib.build(
-    **{key: config[key] for key in inspect.signature(run_lib.build).parameters}
-  )
+  run = build(config)
   per_epoch = run.input.steps_per_epoch
   jobs = evaluation.make_jobs(
     evals or {}, run, model=model, has_ema=ema is not None
@@ -236,6 +234,15 @@ def train(
       print(f'skipped {name}')
     print(f'results, curves and checkpoints: {workdir}')
   return results
+
+
+def build(config: Mapping[str, Any]) -> run_lib.Run:
+  """Returns the parts of the run that `train(workdir, **config)` would be."""
+  defaults = inspect.signature(train).parameters
+  keys = inspect.signature(run_lib.build).parameters
+  return run_lib.build(
+    **{key: config.get(key, defaults[key].default) for key in keys}
+  )
 
 
 def _initialize(

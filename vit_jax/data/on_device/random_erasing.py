@@ -63,27 +63,14 @@ def random_erasing(
       raise UserError(
         f'the images are {image.dtype}: normalize must come before it'
       )
-    size = height, width = image.shape[:2]
     draw_key, fill_key = jax.random.split(key)
     # One call for all: each is compiled on its own.
     draws = jax.random.uniform(draw_key, (most + 1, 2 * _TRIES + 2))
     erased = draws[most, 0] < rate
     number = least + jnp.floor(draws[most, 1] * (most + 1 - least))
-    pixels = area[0] + (area[1] - area[0]) * draws[:most, :_TRIES]
-    pixels *= height * width / number
-    low, high = log_aspect
-    ratio = jnp.exp(low + (high - low) * draws[:most, _TRIES:-2])
-    tall = jnp.int32(jnp.round(jnp.sqrt(pixels * ratio)))
-    wide = jnp.int32(jnp.round(jnp.sqrt(pixels / ratio)))
-    fits = (tall < height) & (wide < width)
-    first = jnp.argmax(fits, axis=1)[:, None]
-    tall, wide, fits = (
-      jnp.take_along_axis(x, first, axis=1)[:, 0] for x in (tall, wide, fits)
-    )
-    top = jnp.int32(draws[:most, -2] * (height - tall + 1))
-    left = jnp.int32(draws[:most, -1] * (width - wide + 1))
+    box, fits = _boxes(draws[:most], image.shape[:2], number, area, log_aspect)
     fits &= erased & (jnp.arange(most) < number)
-    masks = boxes.inside((top, top + tall, left, left + wide), size)
+    masks = boxes.inside(box, image.shape[:2])
     for i in range(most):
       shape = dict(const=(), rand=image.shape[2:], pixel=image.shape)[mode]
       fill = jnp.zeros(shape, image.dtype)
@@ -96,3 +83,30 @@ def random_erasing(
     return image
 
   return PerImage(erase)
+
+
+def _boxes(draws, size: tuple[int, int], number, area, log_aspect):
+  """Returns boxes, and which of them fit into the image.
+
+  Args:
+    draws: uniform in [0, 1), `[boxes, 2 * _TRIES + 2]`.
+    size: of the image.
+    number: of boxes that share the area.
+    area: smallest and largest, as fractions of the image.
+    log_aspect: of the smallest and largest height / width.
+  """
+  height, width = size
+  pixels = area[0] + (area[1] - area[0]) * draws[:, :_TRIES]
+  pixels *= height * width / number
+  low, high = log_aspect
+  ratio = jnp.exp(low + (high - low) * draws[:, _TRIES:-2])
+  tall = jnp.int32(jnp.round(jnp.sqrt(pixels * ratio)))
+  wide = jnp.int32(jnp.round(jnp.sqrt(pixels / ratio)))
+  fits = (tall < height) & (wide < width)
+  first = jnp.argmax(fits, axis=1)[:, None]
+  tall, wide, fits = (
+    jnp.take_along_axis(x, first, axis=1)[:, 0] for x in (tall, wide, fits)
+  )
+  top = jnp.int32(draws[:, -2] * (height - tall + 1))
+  left = jnp.int32(draws[:, -1] * (width - wide + 1))
+  return (top, top + tall, left, left + wide), fits
