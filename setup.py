@@ -13,6 +13,8 @@ _VERSION = next(
 
 # TPU's compiler, of the version that jax[tpu]==0.10.2 takes. Needs no TPU.
 _AOT = ['libtpu==0.0.42.1']
+# Compiles the loops of the input.
+_FAST = ['numba>=0.61']
 # Later datasets exclude the huggingface_hub that transformers (parity) needs.
 _TEST = [
   'pytest>=8',
@@ -21,6 +23,7 @@ _TEST = [
   'datasets>=3,<5.1',
   'tifffile',
   *_AOT,
+  *_FAST,
 ]
 _PARITY = [
   'timm==1.0.31',
@@ -61,6 +64,7 @@ setuptools.setup(
   ],
   extras_require={
     'aot': _AOT,
+    'fast': _FAST,
     'test': _TEST,
     'parity': _PARITY,
     # Reads what datasets.save_to_disk writes.

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_jax.data.ops import _pillow
+from vit_jax.data.ops import _compiled, _pillow
 
 FILL = (9, 8, 7)
 NEAREST, BILINEAR, BICUBIC = (
@@ -91,6 +91,26 @@ def test_rgb_is_filled_with_the_colour():
   moved = np.asarray(_pillow.translate_x(image, 0.5, BICUBIC, FILL))
   assert (moved[:, 2:] == FILL).all()
   assert (moved[:, :2] == np.asarray(image)[:, 2:]).all()
+
+
+@pytest.mark.parametrize('axis', ['x', 'y'])
+def test_compiled_shears_and_translations_make_pillows_pixels(axis):
+  assert _compiled.kernels(), 'the test extra installs Numba'
+  rng = np.random.default_rng(0)
+  for trial in range(60):
+    image = _pillow.to_pillow(noise(*rng.integers(1, 60, 2), seed=trial))
+    slope, offset = rng.normal(scale=[0.4, 20])
+    # By whole, half and hardly any pixels, and without one of the two.
+    slope = (slope, 0, 0.25, slope, -1e-16)[trial % 5]
+    offset = (0, offset, round(offset), offset, 0)[trial % 5]
+    matrix = (1, slope, offset, 0, 1, 0)
+    if axis == 'y':
+      matrix = (1, 0, 0, slope, 1, offset)
+    want = image.transform(
+      image.size, Image.Transform.AFFINE, matrix, BICUBIC, fillcolor=FILL
+    )
+    got = _pillow.affine(image, matrix, BICUBIC, FILL)
+    np.testing.assert_array_equal(np.asarray(got), np.asarray(want), str(trial))
 
 
 def test_autocontrast_stretches_each_channel():

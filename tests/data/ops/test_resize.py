@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_jax.data.ops import language
+from vit_jax.data.ops import _compiled, language
 from vit_jax.data.ops.resize import METHODS, resample
 from vit_jax.errors import UserError
 
@@ -19,6 +19,20 @@ PILLOW = {
 def noise(*shape, dtype=np.uint8):
   rng = np.random.default_rng(0)
   return rng.integers(0, 256, shape).astype(dtype)
+
+
+@pytest.fixture(params=['compiled', 'plain'])
+def route(request, monkeypatch):
+  if request.param == 'plain':
+    monkeypatch.setattr(_compiled, 'kernels', lambda: None)
+
+
+def pillow_resize(image, size, method):
+  """Returns what Pillow makes across first, which its version 13 may not do."""
+  height, width = size
+  pillow = Image.fromarray(image)
+  pillow = pillow.resize((width, image.shape[0]), PILLOW[method])
+  return np.asarray(pillow.resize((width, height), PILLOW[method]))
 
 
 def row(*values, dtype=np.float32):
@@ -78,13 +92,37 @@ def test_float_images_agree_with_jax(ours, theirs, antialias):
 
 
 @pytest.mark.parametrize('size', SIZES)
-def test_uint8_images_are_what_pillow_makes(size):
+def test_uint8_images_are_what_pillow_makes_across_and_then_down(size, route):
   image = noise(40, 52, 3)
-  for method, code in PILLOW.items():
-    want = np.asarray(Image.fromarray(image).resize(size[::-1], code))
+  for method in PILLOW:
     got = resample(image, size, method=method)
-    np.testing.assert_array_equal(got, want)
+    np.testing.assert_array_equal(got, pillow_resize(image, size, method))
     assert got.dtype == np.uint8
+
+
+@pytest.mark.parametrize('method', ['bilinear', 'bicubic'])
+def test_compiled_resizing_makes_pillows_pixels_at_any_size(method):
+  assert _compiled.kernels(), 'the test extra installs Numba'
+  rng = np.random.default_rng(0)
+  for height, width, *size in rng.integers(1, 120, (40, 4)).tolist():
+    # A crop: its rows lie apart in memory.
+    image = noise(height, width + 7, 3)[:, 3:-4]
+    got = resample(image, tuple(size), method=method)
+    np.testing.assert_array_equal(got, pillow_resize(image, size, method))
+
+
+@pytest.mark.parametrize('dtype', [np.uint8, np.float32])
+@pytest.mark.parametrize('method', PILLOW)
+def test_compiled_sums_are_numpys_to_the_bit(dtype, method, monkeypatch):
+  image = noise(40, 52, 2, dtype=dtype)
+  sizes = [(13, 17), (12, 100), (40, 17)]
+  compiled = [
+    resample(image, size, method=method, antialias=False) for size in sizes
+  ]
+  monkeypatch.setattr(_compiled, 'kernels', lambda: None)
+  for got, size in zip(compiled, sizes, strict=True):
+    want = resample(image, size, method=method, antialias=False)
+    np.testing.assert_array_equal(got, want)
 
 
 @pytest.mark.parametrize('size', SIZES)

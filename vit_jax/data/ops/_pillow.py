@@ -1,6 +1,7 @@
 """What augmentations do to a Pillow image: the functions that policies share.
 
-All of them are Pillow's own code, called as timm, torchvision and DeiT call it.
+All of them are Pillow's own code, called as timm, torchvision and DeiT call it,
+or give the same pixels in less time.
 A policy turns its image into Pillow's once, does all it does, and turns back.
 Images are of mode RGB or L; what a greyscale image is filled with is the grey
 of the colour.
@@ -11,6 +12,7 @@ import functools
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
+from vit_jax.data.ops import _compiled
 from vit_jax.data.ops._checks import image_of
 from vit_jax.data.ops.language import Example
 from vit_jax.errors import UserError
@@ -64,6 +66,9 @@ def affine(
   origin in the corner and pixel centres at halves. Pillow's bicubic kernel here
   has a = -1 and no antialiasing, unlike the one of its resize.
   """
+  moved = _shift(image, matrix, resample, fill)
+  if moved is not None:
+    return moved
   return image.transform(
     image.size,
     Image.Transform.AFFINE,
@@ -179,6 +184,27 @@ def hue(image: Image.Image, turn: float) -> Image.Image:
   h, s, v = image.convert('HSV').split()
   h = h.point([(level + steps) % 256 for level in range(256)])
   return Image.merge('HSV', (h, s, v)).convert(image.mode)
+
+
+def _shift(image, matrix, resample, fill: Color) -> Image.Image | None:
+  """Returns what `affine` does where Numba can do it, else None.
+
+  It does bicubic shears and translations of colour images, in a quarter of the
+  time.
+  """
+  kernels = _compiled.kernels()
+  if not kernels or image.mode != 'RGB' or resample != Image.Resampling.BICUBIC:
+    return None
+  a, b, c, d, e, f = map(float, matrix)
+  if a != 1 or e != 1:
+    return None
+  pixels, fill = np.asarray(image), np.array(fill, np.uint8)
+  if (d, f) == (0, 0):
+    return Image.fromarray(kernels.shift_rows(pixels, b, c, fill))
+  if (b, c) == (0, 0):
+    turned = kernels.shift_rows(kernels.swap(pixels), d, f, fill)
+    return Image.fromarray(kernels.swap(turned))
+  return None
 
 
 def _fill(image: Image.Image, fill: Color) -> Color | int:

@@ -1,0 +1,31 @@
+"""The compiled loops, where Numba is installed."""
+
+import functools
+from types import ModuleType
+
+from absl import logging
+
+
+@functools.cache
+def kernels() -> ModuleType | None:
+  """Returns the module `_kernels`, or None where Pillow has to do it.
+
+  Numba is in the extra `fast`. The pixels are the same with it and without. It
+  compiles for about ten seconds when it is used for the first time, and keeps
+  the result on disk.
+  """
+  try:
+    from vit_jax.data.ops import _kernels
+  except ModuleNotFoundError as e:
+    if e.name == 'numba':
+      return None
+    raise
+  except Exception as e:  # Another NumPy, nowhere to write, a full disk.
+    logging.warning(
+      'images are resized by slower code, to the same pixels: Numba does not '
+      'work here (%s: %s)',
+      type(e).__name__,
+      e,
+    )
+    return None
+  return _kernels
