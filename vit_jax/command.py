@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import faulthandler
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -25,6 +26,9 @@ def run(
   """
   argv = sys.argv[1:] if argv is None else argv
   host_memory.keep()
+  if sys.__stderr__ is not None:
+    # What a crash of a native library leaves: the stack, with the record in it.
+    faulthandler.enable(sys.__stderr__)
   try:
     return command(argv) or 0
   except (UserError, RunError) as e:

@@ -6,7 +6,10 @@ and with on_error='skip' it is left out and counted.
 
 import io
 import itertools
+import signal
 import struct
+import subprocess
+import sys
 import threading
 import zlib
 
@@ -190,6 +193,38 @@ class TestWorker:
     one, batches = _batches(data, on_error='skip', **kwargs)
     assert len(batches) == 3
     assert one.skipped == 1
+
+  @pytest.mark.parametrize('num_threads', [0, 2])
+  def test_a_crash_of_the_decoder_leaves_the_name(self, tmp_path, num_threads):
+    for number in range(3):
+      path = tmp_path / 'train' / 'one' / f'{number}.jpg'
+      path.parent.mkdir(parents=True, exist_ok=True)
+      path.write_bytes(_encoded(_bright(width=30 + number), 'JPEG'))
+    # The first image is read when the input is made.
+    program = f"""
+import ctypes, simplejpeg
+from vit_jax import command
+from vit_jax.data import pipeline
+decode_jpeg = simplejpeg.decode_jpeg
+def crash(data, colorspace):
+  image = decode_jpeg(data, colorspace)
+  return ctypes.string_at(0) if image.shape[1] == 32 else image
+simplejpeg.decode_jpeg = crash
+def run(argv):
+  data = dict(name='image_folder', data_dir={str(tmp_path)!r}, split='train')
+  batches = pipeline.TrainInput(
+    data=data, ops={_OPS!r}, batch_size=3, seed=0, num_threads={num_threads}
+  ).batches()
+  next(batches)
+command.run(run, [])
+"""
+    done = subprocess.run(
+      [sys.executable, '-c', program], capture_output=True, text=True
+    )
+    assert done.returncode == -signal.SIGSEGV
+    crashed = done.stderr.partition('Current thread')[2].partition('\n\n')[0]
+    assert f'"<{tmp_path}/train/one/2.jpg>"' in crashed
+    assert 'one/1.jpg' not in crashed
 
   def test_ctrl_c_is_no_broken_record(self, monkeypatch):
     def getitem(self, index):

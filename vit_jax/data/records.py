@@ -111,7 +111,8 @@ class Reader:
     """Returns an example, or None if the record is broken and skipped."""
     self._watchdog.begin(index)
     try:
-      return _arrays(self._ops(self.source[index], rng))
+      name = self.source.describe(index)
+      return watchdog.call_under_name(name, self._decoded, index, rng)
     except KeyboardInterrupt:
       raise
     # A SystemExit would end the run without a word, and with code 0.
@@ -127,6 +128,9 @@ class Reader:
       return None
     finally:
       self._watchdog.end()
+
+  def _decoded(self, index: int, rng: np.random.Generator) -> Example:
+    return _arrays(self._ops(self.source[index], rng))
 
   def _checked(self, index: int, example: Example) -> Example:
     """Returns the example if it has the shapes and dtypes of the first one."""

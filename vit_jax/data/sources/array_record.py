@@ -54,6 +54,7 @@ class Source:
     self._records = self._split.records(sum(counts))
     self._readers = [None] * len(shards)
     self._lock = threading.Lock()
+    self._last = threading.local()
 
   def __len__(self) -> int:
     return len(self._records)
@@ -71,6 +72,13 @@ class Source:
       return where  # it is most often asked because it cannot be read
 
   def _read(self, index: int) -> tuple[dict, str]:
+    # Asked for its name, a thread then reads the same record.
+    if getattr(self._last, 'index', None) != index:
+      self._last.record, self._last.index = self._restored(index), index
+    example, name = self._last.record
+    return dict(example), name
+
+  def _restored(self, index: int) -> tuple[dict, str]:
     from flax import serialization
 
     shard, position = self._place(index)
