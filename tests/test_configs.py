@@ -105,6 +105,8 @@ NUM_PARAMETERS = {
   # A position for the class token less, as in DeiT-III, whose count is exact.
   'deit_b16_i1k': 86_567_656 - 768,
   'deit3_i1k': 22_059_496,
+  # B/16 has 86,585,320; more classes.
+  'deit3_i21k': 86_585_320 + 769 * 20_841,
   # H/14 has 632,045,800; a tanh layer, more classes.
   'vit_h14_i21k': 632_045_800 - 1280 + 1280 * 1281 + 1281 * 20_843,
   # g/14 has 1,012,608,616 with mean pooling: attention with a probe, an MLP

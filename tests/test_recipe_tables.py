@@ -142,6 +142,39 @@ DEIT3_FINETUNE = DEIT | {
   'random_erasing.mode': None,
   'random_erasing.count': None,
 }
+DEIT3_21K = DEIT3 | {
+  'epochs': 240,
+  'learning_rate': 1e-3,
+  'weight_decay': 0.02,
+  'loss': 'softmax',
+  'target_threshold': None,
+  'class_reduction': None,
+  'repeats': 1,
+  'mix.label_smoothing': 0.1,
+  'mix.mixup_alpha': 0.0,
+  'num_classes': 21_841,
+  'order': [
+    'decode',
+    'resize_small',
+    'random_crop',
+    'flip_lr',
+    'three_augment',
+    'color_jitter',
+  ],
+  'random_resized_crop.scale': None,
+  'random_resized_crop.ratio': None,
+  'random_resized_crop.method': None,
+  'random_resized_crop.sampling': None,
+  'resize_small.method': 'bicubic',
+  'resize_small.rounding': 'down',
+  'random_crop.padding': 4,
+  'random_crop.pad_mode': 'reflect',
+}
+DEIT3_21K_1K = DEIT3_21K | {
+  'epochs': 50,
+  'learning_rate': 3e-4,
+  'num_classes': 1000,
+}
 
 
 def deit3(base, pixels, depth_rate, group_size, learning_rate=None, **more):
@@ -156,6 +189,16 @@ def deit3(base, pixels, depth_rate, group_size, learning_rate=None, **more):
     ),
     **more,
   }
+
+
+def deit3_src(base, pixels, depth_rate, group_size, **more):
+  """DeiT III's simple random crop in the place of random_resized_crop."""
+  sizes = {
+    'random_resized_crop.size': None,
+    'resize_small.size': pixels,
+    'random_crop.size': pixels,
+  }
+  return deit3(base, pixels, depth_rate, group_size, **sizes, **more)
 
 
 def augreg(randaug, mixup, **more):
@@ -225,6 +268,24 @@ PUBLISHED = {
     'variant=B/16,finetune=x': deit3(DEIT3_FINETUNE, 224, 0.2, 64),
     'variant=L/16,finetune=x': deit3(DEIT3_FINETUNE, 224, 0.45, 64),
     'variant=H/14,finetune=x': deit3(DEIT3_FINETUNE, 224, 0.55, 32),
+    'variant=S/16,finetune=x,pixels=384': deit3(DEIT3_FINETUNE, 384, 0.0, 64),
+  },
+  'deit3_i21k': {
+    'variant=S/16': deit3_src(DEIT3_21K, 224, 0.05, 128),
+    'variant=B/16': deit3_src(DEIT3_21K, 224, 0.1, 64),
+    'variant=L/16': deit3_src(DEIT3_21K, 224, 0.3, 64),
+    'variant=H/14': deit3_src(
+      DEIT3_21K,
+      128,
+      0.5,
+      64,
+      epochs=90,
+      device_order=['normalize', 'mixup_cutmix', 'crop'],
+    ),
+    'variant=S/16,finetune=x': deit3_src(DEIT3_21K_1K, 224, 0.05, 128),
+    'variant=B/16,finetune=x': deit3_src(DEIT3_21K_1K, 224, 0.15, 64),
+    'variant=L/16,finetune=x': deit3_src(DEIT3_21K_1K, 224, 0.4, 64),
+    'variant=H/14,finetune=x': deit3_src(DEIT3_21K_1K, 224, 0.45, 64),
   },
   'vit_s16_i1k': {'': augreg((2, 10), 0.2)},
   'vit_i1k': {
@@ -262,6 +323,17 @@ def test_a_recipe_resolves_to_the_published_table(recipe, arg):
   assert {key: found.get(key) for key in published} == published
 
 
-def test_deit3_small_has_nothing_to_fine_tune():
-  with pytest.raises(ValueError, match='trained at 224 px: nothing to fine-'):
-    resolve('deit3_i1k', 'variant=S/16,finetune=x')
+@pytest.mark.parametrize(
+  'arg, message',
+  [
+    ('variant=S/16,finetune=x', '224 px; those that are: B/16, L/16, H/14'),
+    (
+      'variant=H/14,finetune=x,pixels=384',
+      '384 px; those that are: S/16, B/16',
+    ),
+    ('pixels=384', 'pixels= goes with finetune='),
+  ],
+)
+def test_deit3_is_fine_tuned_only_as_published(arg, message):
+  with pytest.raises(ValueError, match=message):
+    resolve('deit3_i1k', arg)
