@@ -15,6 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from vit_jax.activation_sharding import constrain
 from vit_jax.models import attention_kernel
+from vit_jax.models.dropout import Dropout
 from vit_jax.models.norm import layer_norm
 
 # What a remat policy calls the result of `attention_kernel`.
@@ -76,8 +77,8 @@ class Attention(nn.Module):
     if self.implementation in ('auto', 'einsum') or not plain:
       weights_BNLS = attention_weights(query_BLNK, key_BSNK)
       self.sow('intermediates', 'attention_weights', weights_BNLS)
-      dropout = nn.Dropout(self.dropout_rate, deterministic=not train)
-      out_BLNK = weighted_values(dropout(weights_BNLS), value_BSNK)
+      weights_BNLS = Dropout(self.dropout_rate)(weights_BNLS, train=train)
+      out_BLNK = weighted_values(weights_BNLS, value_BSNK)
     else:
       out_BLNK = jax.nn.dot_product_attention(
         query_BLNK, key_BSNK, value_BSNK, implementation=self.implementation

@@ -16,6 +16,7 @@ import numpy as np
 from vit_jax import activation_sharding
 from vit_jax.activation_sharding import constrain
 from vit_jax.models.attention import KERNEL_OUTPUT, Attention
+from vit_jax.models.dropout import Dropout
 from vit_jax.models.norm import layer_norm
 
 
@@ -127,7 +128,7 @@ class Mlp(nn.Module):
   def __call__(self, x_BLD, *, train: bool = False):
     x_BLF = constrain(self._dense(self.dim, 'up')(x_BLD), 'BLF')
     x_BLF = ACTIVATIONS[self.activation](x_BLF)
-    x_BLF = nn.Dropout(self.dropout_rate, deterministic=not train)(x_BLF)
+    x_BLF = Dropout(self.dropout_rate)(x_BLF, train=train)
     return self._dense(x_BLD.shape[-1], 'down')(x_BLF)
 
   def _dense(self, features: int, name: str):
@@ -202,7 +203,7 @@ class Block(nn.Module):
     return constrain(x_BLD, 'BLD')
 
   def _branch(self, y_BLD, scale_name: str, drop_rate, train: bool):
-    y_BLD = nn.Dropout(self.dropout_rate, deterministic=not train)(y_BLD)
+    y_BLD = Dropout(self.dropout_rate)(y_BLD, train=train)
     if self.layer_scale is not None:
       init = nn.initializers.constant(self.layer_scale)
       scale_D = self.param(scale_name, init, y_BLD.shape[-1:])

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from vit_jax.errors import UserError
 from vit_jax.models import attention, layers, pooling, position
+from vit_jax.models.dropout import Dropout
 from vit_jax.models.norm import layer_norm
 
 # As in big_vision, which has them from: Ti, S (DeiT), B, L, H (ViT), g, G
@@ -252,8 +253,8 @@ class ViT(nn.Module):
     if self.pooling == 'token':
       prepend('class_token', nn.initializers.zeros, 1)
     x_BLD = jnp.concatenate(tokens, axis=1)
-    dropout = nn.Dropout(self.dropout_rate, deterministic=not train)
-    return dropout(x_BLD), num_prefix
+    x_BLD = Dropout(self.dropout_rate)(x_BLD, train=train)
+    return x_BLD, num_prefix
 
   def _position_table(self, height: int, width: int):
     """Returns the table [height, width, D] for a grid of patches."""
