@@ -6,8 +6,6 @@ third of a training step of ViT-L/16 on a TPU, and most of the time to compile
 it. Here Threefry seeds each token, and a short hash does the rest.
 """
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -30,7 +28,7 @@ class Dropout(nn.Module):
   rate: float
 
   @nn.compact
-  def __call__(self, x: jax.Array, *, train: bool) -> Any:
+  def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
     """Returns `x` of any shape with elements dropped, if `train`."""
     if not train or self.rate == 0:
       return x
