@@ -225,6 +225,27 @@ def test_muon_makes_kernels_orthogonal_and_leaves_others_to_adam():
     assert cosine > 0.95, name
 
 
+def test_muon_makes_the_convolutions_of_a_stem_orthogonal():
+  shapes = {
+    'patch_embedding/convolution_0/kernel': (3, 3, 4, 16),
+    'patch_embedding/out/kernel': (16, 32),
+  }
+  rng = np.random.default_rng(0)
+  grads = {n: jnp.asarray(rng.normal(size=s)) for n, s in shapes.items()}
+  params = jax.tree.map(jnp.zeros_like, trees.unflatten(grads))
+  tx, _ = optimizer.make(
+    params, name='muon', learning_rate=1.0, total_steps=9, schedule='constant'
+  )
+  updates, _ = tx.update(trees.unflatten(grads), tx.init(params), params)
+  for name, update in trees.flatten(updates).items():
+    # Rows are all that an output reads: 3 x 3 pixels of each channel.
+    matrix = np.asarray(update).reshape(-1, shapes[name][-1]) / 0.2
+    singular = np.linalg.svd(matrix, compute_uv=False)
+    scale = np.sqrt(max(matrix.shape))
+    assert 0.6 * scale < singular.min(), name
+    assert singular.max() < 1.3 * scale, name
+
+
 def stacked(named):
   """Returns the parameters of blocks stacked as with scan."""
   out = {}

@@ -127,6 +127,8 @@ _MATRICES = tuple(
     (r'attention/(query|key|value)', -3, (-2, -1)),
     (r'attention/out', (-3, -2), -1),
     (r'mlp/\w+', -2, -1),
+    (r'patch_embedding/convolution_\d+', (-4, -3, -2), -1),
+    (r'patch_embedding/out', -2, -1),
   )
 )
 
@@ -140,7 +142,7 @@ def _muon(
   eps: float = 1e-8,
   mu_dtype: str = 'float32',
 ) -> optax.GradientTransformation:
-  """Muon for the kernels of attention and MLP, Adam for all others.
+  """Muon for kernels of attention, MLP and conv stem, Adam for all others.
 
   The momentum of a kernel is replaced by the nearest orthogonal matrix
   (https://kellerjordan.github.io/posts/muon), then scaled to the root mean

@@ -64,7 +64,8 @@ def make(
     name: 'adamw'; 'adam' (the same without weight decay); 'sgd', whose weight
       decay is decoupled too (SGDW of arXiv:1711.05101, not torch's SGD);
       'lamb' (as DeiT-III: with grad_clip_norm=1); 'lion'; 'adafactor' (as
-      ViT-G); 'muon' (kernels of attention and MLP; Adam for the others).
+      ViT-G); 'muon' (kernels of attention, MLP and convolutional stem; Adam for
+      the others).
     schedule: with warmup_steps, cooldown_steps, end_learning_rate,
       timescale_steps and stair_steps: see `schedules.make`.
     b1, b2, eps: of Adam, LAMB and Muon's Adam, default 0.9, 0.999, 1e-8; b1

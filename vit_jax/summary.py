@@ -99,12 +99,12 @@ def _of_weights(args) -> dict[str, Any]:
   from vit_jax import lookup
   from vit_jax.data import stand_in
   from vit_jax.inference import anatomy
-  from vit_jax.pretrained import catalog
+  from vit_jax.pretrained import catalog, model_section
 
   weights = catalog.load(args.weights, **command.weights_options(args))
   module = lookup.build('models', weights.model, 'Model')
-  kernel = _flat(weights.params).get('patch_embedding/kernel')
-  channels = args.channels or (3 if kernel is None else kernel.shape[-2])
+  found = model_section.num_channels(_flat(weights.params))
+  channels = args.channels or found or 3
   size = args.image_size or weights.preprocess.get('image_size')
   if size is None:
     shape = stand_in.image_shape(weights.preprocess.get('ops', ''))

@@ -194,6 +194,31 @@ def test_patches_may_be_rectangular_and_images_have_any_channels():
   assert Model('mu/16', patch_size=(4, 2)).patch_size == (4, 2)
 
 
+def test_a_convolutional_stem_sees_more_than_its_patch_and_no_more():
+  # Four convolutions of 3x3 and stride 2: a token reads 31 pixels, from 15
+  # before its patch of 16 to its end.
+  model, params = _tiny(stem='conv')
+  stem = params['patch_embedding']
+  assert stem['convolution_0']['kernel'].shape == (3, 3, 3, 4)
+  assert stem['convolution_3']['kernel'].shape == (3, 3, 16, 32)
+  for block in params['encoder'].values():
+    if 'attention' in block:
+      block['attention']['out']['kernel'] = np.zeros((2, 16, 32), np.float32)
+  before = _apply(model, params)['tokens']
+  for column, expected in (
+    (15, [True, True, False]),
+    (16, [False, True, False]),
+    (17, [False, True, True]),
+    (47, [False, False, True]),
+  ):
+    image = IMAGE.copy()
+    image[0, 0, column] += 100  # row 0 of 2 rows of 3 patches
+    change = np.abs(_apply(model, params, image)['tokens'] - before)
+    np.testing.assert_array_equal(
+      change.max(axis=-1) > 0, [expected + [False] * 3, [False] * 6]
+    )
+
+
 def test_tokens_are_ordered_row_by_row():
   # One patch of one image differs; before attention only its token does.
   model, params = _tiny()
@@ -251,6 +276,15 @@ def test_attention_weights_are_sown_for_blocks_and_pool():
     (('B/16',), dict(widht=3), ['no widht (did you mean width?)', 'qk_norm']),
     (('B/16',), dict(parent=None), ['no parent']),
     (('B/16',), dict(patch_size=(1, 2, 3)), ['patch_size=(1, 2, 3)']),
+    (('B/16',), dict(stem='cnn'), ["stem='cnn'", "'patch', 'conv'"]),
+    (('B/14',), dict(stem='conv'), ['patch_size=(14, 14)', '2, 4, 8']),
+    (('B',), dict(stem='conv', patch_size=(8, 4)), ['patch_size=(8, 4)']),
+    (('B/1',), dict(stem='conv'), ['patch_size=(1, 1)']),
+    (
+      ('B/16',),
+      dict(stem='conv', width=780, num_heads=2),
+      ['width=780', 'a multiple of 8'],
+    ),
     (('B/16',), dict(pooling='gap'), ["pooling='gap'", "'mean', 'map'"]),
     (('B/16',), dict(final_norm='none'), ["final_norm='none'", "'features'"]),
     (('B/16',), dict(position='rope'), ["position='rope'", "'sincos2d_moco'"]),

@@ -11,7 +11,12 @@ import safetensors.numpy
 
 from vit_jax import trees
 from vit_jax.errors import UserError
-from vit_jax.pretrained import google_npz, our_files
+from vit_jax.pretrained import (
+  google_npz,
+  model_section,
+  our_files,
+  torch_files,
+)
 
 
 def test_everything_comes_back(make_weights, tmp_path):
@@ -62,6 +67,29 @@ def test_weights_of_google_go_through_ours_and_back_bit_by_bit(
     assert set(a.files) == set(b.files)
     for name in a.files:
       assert a[name].tobytes() == b[name].tobytes(), name
+
+
+def test_a_convolutional_stem_comes_back_and_only_ours_can_hold_it(
+  make_weights, tmp_path
+):
+  weights = make_weights(stem='conv', image_shape=(32, 32, 5))
+  path = tmp_path / 'x.safetensors'
+  our_files.write(weights, path)
+  found = our_files.read(path)
+  assert found.model == weights.model
+  after = trees.flatten(found.params)
+  assert after['patch_embedding/convolution_0/kernel'].shape[:3] == (3, 3, 5)
+  for name, array in trees.flatten(weights.params).items():
+    np.testing.assert_array_equal(after[name], array, err_msg=name)
+  assert model_section.num_channels(after) == 5
+  assert model_section.patch_size(after) == (8, 8)
+  with pytest.raises(UserError, match="Google has no names for stem='conv'"):
+    google_npz.write(weights, tmp_path / 'x.npz')
+  for format in ('timm', 'huggingface'):
+    with pytest.raises(
+      UserError, match=f"{format} has no name for stem='conv'"
+    ):
+      torch_files.write(weights, tmp_path / format, format=format)
 
 
 def test_others_find_the_arrays_under_our_names(make_weights, tmp_path):

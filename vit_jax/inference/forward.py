@@ -15,7 +15,7 @@ from vit_jax import lookup, sharding, trees
 from vit_jax.data import device_ops
 from vit_jax.errors import UserError
 from vit_jax.inference import images as images_lib
-from vit_jax.pretrained import blocks
+from vit_jax.pretrained import blocks, model_section
 from vit_jax.pretrained.weights import Weights
 
 _MAX_THREADS = 16
@@ -58,8 +58,7 @@ class Forward:
     preprocess = self._preprocess = weights.preprocess
     self._read = self._normalize = None
     if 'ops' in preprocess:
-      kernel = named.get('patch_embedding/kernel')
-      num_channels = 3 if kernel is None else kernel.shape[-2]
+      num_channels = model_section.num_channels(named) or 3
       self._read = images_lib.Reader(preprocess['ops'], num_channels).read
     if 'device_ops' in preprocess:
       self._normalize = device_ops.parse(preprocess['device_ops'])

@@ -116,6 +116,45 @@ class PatchEmbedding(nn.Module):
     return patches @ kernel + bias.astype(self.dtype)[None, None, None]
 
 
+class ConvStem(nn.Module):
+  """Maps images to tokens by 3x3 convolutions of stride 2, then a dense layer.
+
+  The convolutional stem of "Early Convolutions Help Transformers See Better"
+  (https://arxiv.org/abs/2106.14881): the channels double up to D, and each
+  convolution is followed by a norm and an activation. The paper's norm is
+  BatchNorm and its activation ReLU; here they are those of the blocks, so that
+  the model has no state. The paper leaves out one block in exchange.
+
+  Attributes:
+    num_convolutions: each halves height and width.
+    width: D, a multiple of `2 ** (num_convolutions - 1)`.
+    activation, norm_epsilon, dtype: as in `Block`.
+  """
+
+  num_convolutions: int
+  width: int
+  activation: str = 'gelu_tanh'
+  norm_epsilon: float = 1e-6
+  dtype: Any = 'float32'
+
+  @nn.compact
+  def __call__(self, x_BHWC):
+    """Returns a grid of tokens, `[B, rows, columns, D]`."""
+    for i in range(self.num_convolutions):
+      x_BHWC = nn.Conv(
+        self.width >> (self.num_convolutions - 1 - i),
+        kernel_size=(3, 3),
+        strides=2,
+        padding=1,
+        use_bias=False,  # The norm has one.
+        dtype=self.dtype,
+        name=f'convolution_{i}',
+      )(x_BHWC)
+      norm = layer_norm(self.norm_epsilon, self.dtype, f'norm_{i}')
+      x_BHWC = ACTIVATIONS[self.activation](norm(gradient_once(x_BHWC)))
+    return nn.Dense(self.width, dtype=self.dtype, name='out')(x_BHWC)
+
+
 class Mlp(nn.Module):
   """Two dense layers with an activation between them, D -> F -> D."""
 

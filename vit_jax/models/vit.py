@@ -37,6 +37,7 @@ VARIANTS: dict[str, dict[str, int]] = {
     ('e', 1792, 56, 15360, 16),
   )
 }
+STEMS = ('patch', 'conv')
 POOLINGS = ('token', 'mean', 'map', 'none')
 FINAL_NORMS = ('tokens', 'features')
 POSITIONS = {
@@ -101,6 +102,9 @@ class ViT(nn.Module):
     mlp_dim: hidden width of the blocks' MLPs.
     num_heads: of attention; divides the width.
     num_classes: Y, outputs of the head; None for no head.
+    stem: how patches become tokens. 'patch': one linear map of their pixels;
+      'conv': 3x3 convolutions of stride 2 (`layers.ConvStem`), for square
+      patches whose side is a power of two.
     pooling: what the head reads. 'token': a learned class token, which only
       these models have; 'mean': the mean of the patches' tokens; 'map':
       attention of a learned query to them (`pooling.MapPooling`); 'none': every
@@ -141,6 +145,7 @@ class ViT(nn.Module):
   mlp_dim: int
   num_heads: int
   num_classes: int | None = None
+  stem: str = 'patch'
   pooling: str = 'token'
   num_registers: int = 0
   position: str = 'learned'
@@ -234,9 +239,7 @@ class ViT(nn.Module):
 
   def _embed(self, image_BHWC, train: bool):
     """Returns prefix tokens and patches [B, prefix + L, D], and how many."""
-    x_BHWD = layers.PatchEmbedding(
-      self.patch_size, self.width, dtype=self.dtype, name='patch_embedding'
-    )(image_BHWC)
+    x_BHWD = self._patch_embedding()(image_BHWC)
     B, H, W, D = x_BHWD.shape
     if self.position != 'none':
       x_BHWD += self._position_table(H, W).astype(self.dtype)[None]
@@ -255,6 +258,20 @@ class ViT(nn.Module):
     x_BLD = jnp.concatenate(tokens, axis=1)
     x_BLD = Dropout(self.dropout_rate)(x_BLD, train=train)
     return x_BLD, num_prefix
+
+  def _patch_embedding(self):
+    if self.stem == 'patch':
+      return layers.PatchEmbedding(
+        self.patch_size, self.width, dtype=self.dtype, name='patch_embedding'
+      )
+    return layers.ConvStem(
+      num_convolutions=self.patch_size[0].bit_length() - 1,
+      width=self.width,
+      activation=self.activation,
+      norm_epsilon=self.norm_epsilon,
+      dtype=self.dtype,
+      name='patch_embedding',
+    )
 
   def _position_table(self, height: int, width: int):
     """Returns the table [height, width, D] for a grid of patches."""
@@ -306,6 +323,7 @@ def _check_options(vit: ViT) -> None:
   if len(sizes) != 2 or not all(isinstance(s, int) and s > 0 for s in sizes):
     problems.append(f'patch_size={sizes}: expected a side, or (height, width)')
   for key, choices in (
+    ('stem', STEMS),
     ('pooling', POOLINGS),
     ('position', tuple(POSITIONS)),
     ('final_norm', FINAL_NORMS),
@@ -326,6 +344,8 @@ def _check_options(vit: ViT) -> None:
   ):
     if not 0 <= getattr(vit, key) < 1:
       problems.append(f'{key}={getattr(vit, key)}: expected 0 <= rate < 1')
+  if vit.stem == 'conv':
+    problems += _stem_problems(vit)
   if vit.width % vit.num_heads:
     problems.append(
       f'width={vit.width} is not divisible by num_heads={vit.num_heads}; for'
@@ -337,6 +357,21 @@ def _check_options(vit: ViT) -> None:
     )
   if problems:
     raise UserError('ViT: ' + '; '.join(problems))
+
+
+def _stem_problems(vit: ViT) -> list[str]:
+  rows, columns = vit.patch_size
+  if rows != columns or rows < 2 or rows.bit_count() > 1:
+    return [
+      f"patch_size={vit.patch_size}: stem='conv' halves the image again and"
+      ' again, which takes a square whose side is 2, 4, 8, 16, ...'
+    ]
+  if vit.width % (rows // 2):
+    return [
+      f"width={vit.width}: stem='conv' with a patch of {rows} starts with"
+      f' width / {rows // 2} channels and needs a multiple of {rows // 2}'
+    ]
+  return []
 
 
 def _check_image(vit: ViT, image) -> None:

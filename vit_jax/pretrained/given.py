@@ -36,6 +36,6 @@ def apply(
   if given.get('pooling', 'token') != 'token':
     named.pop('class_token', None)
   elif 'pooling' in given and 'class_token' not in named:
-    width = named['patch_embedding/kernel'].shape[-1]
+    width = named['encoder/block_00/norm_mlp/scale'].shape[-1]
     named['class_token'] = np.zeros((1, 1, width), np.float32)
   return named, kept | given

@@ -119,6 +119,11 @@ def write(
   """
   dialect = _dialect(weights, dialect)
   module = _vit(weights.model)
+  if module.stem != 'patch':
+    raise UserError(
+      f'Google has no names for stem={module.stem!r}; write another format,'
+      ' such as .safetensors'
+    )
   named = blocks.unstack(trees.flatten(weights.params))
   if 'class_token' not in named:
     dialect = dataclasses.replace(dialect, class_row=False)

@@ -56,6 +56,25 @@ def infer(named: Mapping[str, np.ndarray]) -> dict[str, Any]:
   return fields
 
 
+def patch_size(named: Mapping[str, Any]) -> tuple[int, int] | None:
+  """Returns height and width of a patch, or None if no kernel tells."""
+  kernel = named.get('patch_embedding/kernel')
+  if np.ndim(kernel) == 4:
+    return kernel.shape[:2]
+  convolution = re.compile(r'patch_embedding/convolution_\d+/kernel')
+  halvings = sum(bool(convolution.fullmatch(name)) for name in named)
+  return (2**halvings, 2**halvings) if halvings else None
+
+
+def num_channels(named: Mapping[str, Any]) -> int | None:
+  """Returns how many channels the images have, or None if no kernel tells."""
+  for name in ('', 'convolution_0/'):
+    kernel = named.get(f'patch_embedding/{name}kernel')
+    if np.ndim(kernel) == 4:
+      return kernel.shape[2]
+  return None
+
+
 def depth(named: Mapping[str, Any]) -> int:
   """Returns the number of blocks, counting any that are left out."""
   numbers = [re.match(r'encoder/block_(\d+)/', name) for name in named]
@@ -120,9 +139,7 @@ def _expected(named, section) -> dict[str, tuple[int, ...]]:
   if table is not None and table.ndim == 3:
     rows, columns = table.shape[:2]
   height, width = model.patch_size
-  channels = 3
-  if named['patch_embedding/kernel'].ndim == 4:
-    channels = named['patch_embedding/kernel'].shape[2]
+  channels = num_channels(named) or 3
   image = jnp.zeros((1, rows * height, columns * width, channels))
   shapes = jax.eval_shape(
     lambda: blocks.unstack(

@@ -10,7 +10,7 @@ from etils import epath
 from vit_jax import checkpoint_format, trees
 from vit_jax.data import device_ops
 from vit_jax.errors import UserError
-from vit_jax.pretrained import blocks, given
+from vit_jax.pretrained import blocks, given, model_section
 from vit_jax.pretrained.weights import Weights
 
 # Keys of a model section that say how it is computed, not what.
@@ -119,10 +119,10 @@ def _preprocess(config: Mapping[str, Any], named) -> dict[str, Any]:
   if ops:
     preprocess['ops'] = ops[0]
   table = named.get('position_embedding')
-  kernel = named.get('patch_embedding/kernel')
-  if table is not None and kernel is not None:
+  patch = model_section.patch_size(named)
+  if table is not None and patch is not None:
     preprocess['image_size'] = tuple(
-      table.shape[i] * kernel.shape[i] for i in range(2)
+      table.shape[i] * patch[i] for i in range(2)
     )
   return preprocess
 

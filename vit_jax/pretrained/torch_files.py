@@ -95,6 +95,11 @@ def write(
     raise UserError(
       f'{format} can be written for models/vit.py; got {weights.model}'
     )
+  if module.stem != 'patch':
+    raise UserError(
+      f'{format} has no name for stem={module.stem!r}; write another format,'
+      ' such as .safetensors'
+    )
   named = blocks.unstack(trees.flatten(weights.params))
   named = {name: np.asarray(array) for name, array in named.items()}
   if 'position_embedding' not in named and (
