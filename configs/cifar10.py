@@ -7,16 +7,16 @@ r"""A small ViT on CIFAR-10 from scratch, from TFDS or from a folder of images.
 `cifar10` (the default) is read from TFDS. Sizes:
 
   tiny       width 128, 5 blocks: 13 minutes on 2 CPU cores (6 epochs)
-  half_hour  width 128, 4 blocks after a convolutional stem, by Muon: 30 minutes
+  half_hour  width 128, 4 blocks after a convolutional stem, by Muon: 28 minutes
              on 2 CPU cores (14 epochs)
   small      width 384, 7 blocks: for a GPU or a TPU (200 epochs)
 
-`tiny` and `half_hour` are too short to overfit: they have crops and flips
-alone. `half_hour` was chosen by runs of minutes on 44,000 of the training
-images, judged by the other 6,000. `small` has what DeiT has (RandAugment, mixup
+`tiny` and `half_hour` have crops and flips alone. `half_hour` was chosen by
+runs of minutes on 44,000 of the training images, judged by the other 6,000. The
+two were run here, see the README. `small` has what DeiT has (RandAugment, mixup
 or CutMix, random erasing, stochastic depth), at the size of these images: draws
 for each pair in place of each process, and reflections in place of black around
-a crop. `tiny` was run here, see the README; `half_hour` and `small` were not.
+a crop; it was not run.
 """
 
 import ml_collections

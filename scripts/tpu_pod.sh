@@ -48,7 +48,7 @@ case $action in
       --zone="$ZONE" --worker=all
     rm "$archive"
     on all "mkdir -p vit_jax && tar xzf vit_jax.tgz -C vit_jax && \
-      python3 -m pip install -q './vit_jax' 'jax[tpu]'"
+      python3 -m pip install -q './vit_jax[fast]' 'jax[tpu]'"
     ;;
   start)
     [ $# -ge 1 ] || usage
