@@ -14,7 +14,7 @@ _VERSION = next(
 # TPU's compiler, of the version that jax[tpu]==0.10.2 takes. Needs no TPU.
 _AOT = ['libtpu==0.0.42.1']
 # Compiles the loops of the input.
-_FAST = ['numba>=0.61']
+_FAST = ['numba>=0.63']
 # Later datasets exclude the huggingface_hub that transformers (parity) needs.
 _TEST = [
   'pytest>=8',
