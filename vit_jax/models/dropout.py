@@ -2,8 +2,9 @@
 
 Elements of activations are many: at 100 instructions for each number of JAX's
 Threefry, and again wherever the compiler computes the mask anew, they were a
-third of a training step of ViT-L/16 on a TPU, and most of the time to compile
-it. Here Threefry seeds each token, and a short hash does the rest.
+third of a training step of ViT-L/16, as TPU's compiler expects it, and most of
+the time to compile it. Here Threefry seeds each token; a short hash does the
+rest.
 """
 
 import flax.linen as nn
