@@ -66,6 +66,9 @@ def test_long_lists_of_leaves_are_cut():
 def test_settings_that_change_only_the_cost_may_differ():
   model = dict(CONFIG['model'], remat='full', attention='einsum')
   check(config=dict(CONFIG, model=model))
+  # Nor are they told where another setting is refused.
+  lines = lines_of(config=dict(CONFIG, model=dict(model, variant='S/16')))
+  assert not any('remat' in line or 'attention' in line for line in lines)
 
 
 def test_other_settings_may_differ_and_are_listed():
@@ -85,3 +88,5 @@ def test_not_a_number_is_no_difference():
   config = {'model': {'head_bias_init': float('nan')}}
   meta = checkpoint_format.make_meta(1, {}, config, {})
   resume.check(meta, {}, checkpoint_format.as_json(config), '/run')
+  with pytest.raises(UserError, match='head_bias_init'):
+    resume.check(meta, {}, {'model': {'head_bias_init': 0.0}}, '/run')

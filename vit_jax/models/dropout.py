@@ -23,7 +23,7 @@ class Dropout(nn.Module):
   key and the place of an element alone, not on devices.
 
   Attributes:
-    rate: the probability of being zeroed, in [0, 1].
+    rate: the probability of being zeroed, in [0, 1).
   """
 
   rate: float
@@ -33,8 +33,6 @@ class Dropout(nn.Module):
     """Returns `x` of any shape with elements dropped, if `train`."""
     if not train or self.rate == 0:
       return x
-    if self.rate == 1:
-      return jnp.zeros_like(x)
     keep = keep_mask(self.make_rng('dropout'), x.shape, 1 - self.rate)
     return jnp.where(keep, x / (1 - self.rate), jnp.zeros_like(x))
 

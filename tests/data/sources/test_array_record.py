@@ -57,6 +57,20 @@ def test_slices_and_the_pipeline_work_on_it(folder):
     np.testing.assert_array_equal(batches[0][name], batches[1][name])
 
 
+def test_a_record_that_is_named_and_then_read_is_read_once(folder, monkeypatch):
+  _prepare(folder)
+  source, read = _source(folder), []
+  restored = source._restored
+  monkeypatch.setattr(
+    source, '_restored', lambda index: read.append(index) or restored(index)
+  )
+  for index in (3, 4, 3):
+    assert f'/in/train/{("cat", "dog")[source[index]["label"]]}/' in (
+      source.describe(index)
+    )
+  assert read == [3, 4, 3]
+
+
 class TestDisappears:
   def _input(self, folder, **kwargs):
     data = dict(name='array_record', split='train', data_dir=f'{folder}/out')

@@ -11,8 +11,8 @@ def kernels() -> ModuleType | None:
   """Returns the module `_kernels`, or None where Pillow has to do it.
 
   Numba is in the extra `fast`. The pixels are the same with it and without. It
-  compiles for about ten seconds when it is used for the first time, and keeps
-  the result on disk.
+  compiles for some seconds when it is used for the first time, and keeps the
+  result on disk.
   """
   try:
     from vit_jax.data.ops import _kernels
