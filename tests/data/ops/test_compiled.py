@@ -1,34 +1,40 @@
-import logging
+import subprocess
 import sys
-import types
-
-import pytest
-
-from vit_jax.data import ops
-from vit_jax.data.ops import _compiled
+import textwrap
 
 
-@pytest.fixture
-def fresh(monkeypatch):
-  """A process that has not compiled anything yet."""
-  _compiled.kernels.cache_clear()
-  monkeypatch.delitem(sys.modules, 'vit_jax.data.ops._kernels', raising=False)
-  monkeypatch.delattr(ops, '_kernels', raising=False)
-  yield
-  _compiled.kernels.cache_clear()
+def _in_a_fresh_process(program: str) -> subprocess.CompletedProcess:
+  """Runs `program`; the threads of other tests may be resizing in this one."""
+  return subprocess.run(
+    [sys.executable, '-c', textwrap.dedent(program)],
+    capture_output=True,
+    text=True,
+    timeout=120,
+    check=True,
+  )
 
 
-def test_without_numba_there_are_no_kernels(fresh, monkeypatch, caplog):
-  monkeypatch.setitem(sys.modules, 'numba', None)
-  assert _compiled.kernels() is None
-  assert not caplog.records
+def test_without_numba_there_are_no_kernels_in_any_thread():
+  done = _in_a_fresh_process("""
+    import sys
+    from concurrent import futures
+    from vit_jax.data.ops import _compiled
+    sys.modules['numba'] = None
+    with futures.ThreadPoolExecutor(16) as pool:
+      print(set(pool.map(lambda _: _compiled.kernels(), range(16))))
+  """)
+  assert done.stdout == '{None}\n'
+  assert not done.stderr
 
 
-def test_a_numba_that_does_not_work_is_told_and_left_out(
-  fresh, monkeypatch, caplog
-):
-  monkeypatch.setitem(sys.modules, 'numba', types.ModuleType('numba'))
-  with caplog.at_level(logging.WARNING):
-    assert _compiled.kernels() is None
-  (record,) = caplog.records
-  assert "AttributeError: module 'numba' has no attribute" in record.message
+def test_a_numba_that_does_not_work_is_told_and_left_out():
+  done = _in_a_fresh_process("""
+    import importlib.machinery, sys, types
+    from vit_jax.data.ops import _compiled
+    sys.modules['numba'] = numba = types.ModuleType('numba')
+    numba.__spec__ = importlib.machinery.ModuleSpec('numba', None)
+    print(_compiled.kernels(), _compiled.kernels())
+  """)
+  assert done.stdout == 'None None\n'
+  assert done.stderr.count('Numba does not work here') == 1
+  assert "AttributeError: module 'numba' has no attribute" in done.stderr

@@ -1,6 +1,7 @@
 """The compiled loops, where Numba is installed."""
 
 import functools
+import importlib.util
 from types import ModuleType
 
 from absl import logging
@@ -14,12 +15,11 @@ def kernels() -> ModuleType | None:
   compiles for some seconds when it is used for the first time, and keeps the
   result on disk.
   """
+  # Asked, not tried: threads that import what fails see one another's errors.
+  if importlib.util.find_spec('numba') is None:
+    return None
   try:
     from vit_jax.data.ops import _kernels
-  except ModuleNotFoundError as e:
-    if e.name == 'numba':
-      return None
-    raise
   except Exception as e:  # Another NumPy, nowhere to write, a full disk.
     logging.warning(
       'images are resized by slower code, to the same pixels: Numba does not '
