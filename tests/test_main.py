@@ -61,6 +61,7 @@ def _error(capsys, recipe, *changes, workdir):
     ('evals.val.every_step=1', ['every_step', 'config.evals.val']),
     ('mesh.data=3', ['3', '8', 'device']),
     ('on_nonfinite=ignore', ["'ignore'", "'stop'", "'skip'"]),
+    ('max_read_seconds=0', ['max_read_seconds', 'None']),
     ('total_epochs=1', ['exactly one', 'total_steps', 'total_epochs']),
     ('objective.loss=hinge', ["'hinge'", 'softmax', 'sigmoid']),
   ],
@@ -122,3 +123,28 @@ def test_the_command_works_from_elsewhere_with_a_relative_workdir(
   assert done.returncode == 0, done.stderr
   assert (tmp_path / 'runs/here/metrics.jsonl').exists()
   assert 'Traceback' not in done.stderr
+
+
+def test_a_read_that_never_ends_ends_the_run(recipe, tmp_path):
+  program = """
+import os, sys
+from vit_jax import main
+from vit_jax.data.sources import synthetic
+pipe, _ = os.pipe()
+read = synthetic.Source.__getitem__
+def getitem(self, index):
+  return os.read(pipe, 1) if index == 13 else read(self, index)
+synthetic.Source.__getitem__ = getitem
+sys.exit(main.main())
+"""
+  done = subprocess.run(
+    [sys.executable, '-c', program, f'--config={recipe}']
+    + [f'--workdir={tmp_path / "run"}', '--config.max_read_seconds=2'],
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert done.returncode == 1
+  (error,) = [x for x in done.stderr.splitlines() if x.startswith('error: ')]
+  assert "record 13 of 'train'" in error
+  assert 'the same command continues' in error

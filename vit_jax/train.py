@@ -27,7 +27,7 @@ from vit_jax import (
   sharding as sharding_lib,
   train_state,
 )
-from vit_jax.data import pipeline
+from vit_jax.data import pipeline, watchdog
 from vit_jax.pretrained import initialize as initialize_lib, run_weights
 
 
@@ -51,6 +51,7 @@ def train(
   pictures: Mapping[str, Mapping[str, Any]] | None = None,
   on_nonfinite: str = 'stop',
   micro_batches: int = 1,
+  max_read_seconds: float | None = 1800.0,
   profile: str | None = None,
 ) -> dict[str, float]:
   """Runs a config to its end and returns the last evaluation's numbers.
@@ -87,6 +88,8 @@ def train(
     on_nonfinite: `'stop'` or `'skip'`, see `train_step.make_train_step`.
     micro_batches: parts of a batch that are worked through one after the other
       before the update, see `accumulation`.
+    max_read_seconds: for one record, in training and evaluation; then the
+      process ends with code 1, see `watchdog.most_seconds`.
     profile: 'START:STOP', steps to trace, see `profiling`. No part of what is
       saved as the config.
 
@@ -121,6 +124,7 @@ def train(
       on_log=progress.log,
     )
     stack.callback(checkpointer.close)
+    stack.enter_context(watchdog.most_seconds(max_read_seconds))
     progress.log(_describe(run))
     if run.mesh.shape['fsdp'] * run.mesh.shape['tensor'] > 1:
       progress.log(str(run.sharding_report))

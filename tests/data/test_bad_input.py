@@ -256,7 +256,7 @@ class TestHang:
     waits = False
     monkeypatch.setattr(synthetic.Source, '__getitem__', getitem)
     monkeypatch.setattr(watchdog.logging, 'warning', warning)
-    monkeypatch.setattr(watchdog, '_PATIENCE_SECONDS', 0.02)
+    monkeypatch.setattr(watchdog, '_LOOK_SECONDS', 0.01)
     data = dict(name='synthetic', split='train', num_examples=20)
     batches = iter(
       pipeline.EvalInput(data=data, ops='', batch_size=20, num_threads=2)

@@ -1,21 +1,47 @@
 """Names the records that end the input without an error.
 
 A read from a dead network disk does not fail, it never ends. Nothing in the
-process can end it either; but whoever looks at the run can be told. And a
-decoder that crashes takes the process along, of which the stack is left.
+process can end it either; but whoever looks at the run can be told, and the
+process can be ended. And a decoder that crashes takes the process along, of
+which the stack is left.
 """
 
+import contextlib
+import itertools
+import os
+import sys
 import threading
-import time
 import types
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from absl import logging
 
+from vit_jax.errors import UserError
+
 T = TypeVar('T')
 
-_PATIENCE_SECONDS = 60.0
+_LOOK_SECONDS = 30.0  # at least two pass before a record is named
+_most_seconds: float | None = None
+
+
+@contextlib.contextmanager
+def most_seconds(seconds: float | None) -> Iterator[None]:
+  """Within it, one record read for so long ends the process with exit code 1.
+
+  Not by an exception: the thread that reads would be waited for. The time in
+  which the process was stopped (SIGSTOP) does not count. None waits for ever.
+  """
+  global _most_seconds
+  if seconds is not None and seconds <= 0:
+    raise UserError(
+      f'max_read_seconds is positive, or None to wait for ever; got {seconds}'
+    )
+  before, _most_seconds = _most_seconds, seconds
+  try:
+    yield
+  finally:
+    _most_seconds = before
 
 
 def call_under_name(name: str, function: Callable[..., T], *args: Any) -> T:
@@ -33,15 +59,16 @@ def _call(function, args):
 
 
 class Watchdog:
-  """Knows what each thread is reading, and since when."""
+  """Knows what each thread is reading."""
 
   def __init__(self, describe: Callable[[int], str]):
     self._describe = describe
-    self._reading: dict[int, tuple[int, float]] = {}  # by thread
+    self._reads = itertools.count()
+    self._reading: dict[int, tuple[int, int]] = {}  # by thread: index, read
 
   def begin(self, index: int) -> None:
     """Notes that this thread starts with a record."""
-    self._reading[threading.get_ident()] = (index, time.monotonic())
+    self._reading[threading.get_ident()] = (index, next(self._reads))
 
   def end(self) -> None:
     """Notes that this thread is done with it."""
@@ -50,8 +77,8 @@ class Watchdog:
   def watched(self, batches: Iterator[T]) -> Iterator[T]:
     """Yields the batches; meanwhile a thread warns of records that take long.
 
-    Each is named once, when it has taken a minute. The thread ends with the
-    iterator.
+    Each is named once, when it has taken a minute, and once more where it ends
+    the process. The thread ends with the iterator.
     """
     stop = threading.Event()
     thread = threading.Thread(target=self._watch, args=(stop,), daemon=True)
@@ -63,14 +90,30 @@ class Watchdog:
       thread.join(timeout=1)  # it may itself wait for the disk
 
   def _watch(self, stop: threading.Event) -> None:
-    told = set()
-    while not stop.wait(_PATIENCE_SECONDS / 2):
-      now = time.monotonic()
-      for index, since in list(self._reading.values()):
-        if now - since >= _PATIENCE_SECONDS and (index, since) not in told:
-          told.add((index, since))
-          logging.warning(
-            'the input has been reading one record for %.0f s: %s',
-            now - since,
-            self._describe(index),
-          )
+    most, seen = _most_seconds, {}
+    pause = min(_LOOK_SECONDS, most or _LOOK_SECONDS)
+    while not stop.wait(pause):
+      # Looks are counted, and not the time: a process can be stopped.
+      seen = {
+        read: seen.get(read, -1) + 1 for read in list(self._reading.values())
+      }
+      for (index, _), looks in seen.items():
+        what = (
+          f'the input has been reading one record for {looks * pause:.0f} s: '
+          f'{self._describe(index)}'
+        )
+        if most is not None and looks * pause >= most:
+          _end(what)
+        if looks == 2:
+          logging.warning('%s', what)
+
+
+def _end(what: str) -> None:
+  print(
+    f'error: {what}. Nothing can interrupt it, so the process ends; the '
+    'checkpoints are safe, and the same command continues. Is a network disk '
+    'dead? max_read_seconds=None waits for ever',
+    file=sys.stderr,
+    flush=True,
+  )
+  os._exit(1)
