@@ -8,18 +8,18 @@ python -m vit_jax.benchmark --config=configs/vit_i1k.py:S/16 \\
 The step is the one of vit_jax.main, fed as there. Where the data of the recipe
 is not prepared on this machine, made-up JPEG files of 500 x 400 pixels take its
 place, and the output says so; --data=synthetic makes it so anyway. --input_only
-compiles nothing: images per second and CPU-second, and what each stage costs.
-With --format=json the last line is one object.
+compiles nothing: images per second and CPU-second, what each stage costs, and
+whether the memory of the process grows (--steps=10000 for a long look). With
+--format=json the last line is one object.
 """
 
 import json
-import resource
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vit_jax import command, config_file
+from vit_jax import command, config_file, host_memory
 from vit_jax.errors import UserError
 
 _WARMUP_STEPS = 3
@@ -33,7 +33,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: Sequence[str]) -> None:
   parser = command.parser('benchmark', __doc__)
   parser.add_argument('--input_only', action='store_true', help='no model')
-  parser.add_argument('--steps', type=int, default=20, help='that are timed')
+  parser.add_argument(
+    '--steps',
+    type=int,
+    help='how many are timed (20); batches, with --input_only (--seconds long)',
+  )
   parser.add_argument(
     '--seconds', type=float, default=10.0, help='of each input measurement'
   )
@@ -45,7 +49,7 @@ def _main(argv: Sequence[str]) -> None:
   )
   parser.add_argument('--format', choices=('table', 'json'), default='table')
   config, args = config_file.parse(parser, argv)
-  if args.steps < 2 or args.seconds <= 0:
+  if (args.steps is not None and args.steps < 2) or args.seconds <= 0:
     raise UserError('--steps is at least 2 and --seconds above 0')
   # Importing jax takes seconds: a mistyped command should not wait for it.
   from vit_jax import lookup, train
@@ -54,9 +58,9 @@ def _main(argv: Sequence[str]) -> None:
   lookup.check_keys(train.train, sections, 'config', num_args=1)
   note = _choose_data(sections, args.data)
   if args.input_only:
-    result = measure_input(sections, seconds=args.seconds)
+    result = measure_input(sections, seconds=args.seconds, steps=args.steps)
   else:
-    result = measure_step(sections, steps=args.steps)
+    result = measure_step(sections, steps=args.steps or 20)
   if note:
     print(note, file=sys.stderr)
     result['data'] = 'synthetic'
@@ -67,7 +71,7 @@ def _main(argv: Sequence[str]) -> None:
 
 
 def measure_input(
-  config: Mapping[str, Any], *, seconds: float
+  config: Mapping[str, Any], *, seconds: float, steps: int | None = None
 ) -> dict[str, Any]:
   """Returns the speed of the input of a config; see `throughput.measure`."""
   from vit_jax import run as run_lib
@@ -77,7 +81,9 @@ def measure_input(
   train_input = run_lib.call(
     pipeline.TrainInput, section, 'config.input', seed=config.get('seed', 0)
   )
-  measured = throughput.measure(train_input, section['ops'], seconds=seconds)
+  measured = throughput.measure(
+    train_input, section['ops'], seconds=seconds, num_batches=steps
+  )
   return dict(batch_size=train_input.batch_size, **measured)
 
 
@@ -174,9 +180,7 @@ def _peak_memory_bytes(device) -> int:
   stats = device.memory_stats() or {}
   if 'peak_bytes_in_use' in stats:
     return stats['peak_bytes_in_use']
-  # Linux counts it in kB, macOS in bytes.
-  unit = 1 if sys.platform == 'darwin' else 1024
-  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+  return host_memory.peak_bytes()
 
 
 def _print(result: Mapping[str, Any]) -> None:
@@ -208,7 +212,7 @@ def _text(key: str, value: Any) -> str:
   if not isinstance(value, float | int) or isinstance(value, bool):
     return str(value)
   if key.endswith('_bytes'):
-    return f'{value / 1e9:.2f} GB'
+    return f'{value / 1e6:,.1f} MB'
   if '_seconds' in key:
     return f'{1e3 * value:,.1f} ms' if value < 1 else f'{value:.2f} s'
   if key.endswith('_fraction') or key == 'mfu':

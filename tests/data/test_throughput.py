@@ -1,18 +1,22 @@
 """What the input benchmark counts."""
 
+import sys
 import time
 
 import pytest
 
+from vit_jax import host_memory
 from vit_jax.data import pipeline, throughput
 
 
-def measure(ops, **data):
+def measure(ops, num_batches=None, **data):
   data = dict(name='synthetic_jpegs', split='train', image_size=(24, 32)) | data
   train_input = pipeline.TrainInput(
     data=data, ops=ops, batch_size=4, seed=0, num_threads=2
   )
-  return throughput.measure(train_input, ops, seconds=0.3)
+  return throughput.measure(
+    train_input, ops, seconds=0.3, num_batches=num_batches
+  )
 
 
 def test_stages_add_up_to_the_cpu_time_of_an_image():
@@ -31,6 +35,32 @@ def test_stages_add_up_to_the_cpu_time_of_an_image():
   assert result['busy_cores'] == pytest.approx(
     result['images_per_second'] / result['images_per_cpu_second']
   )
+
+
+def test_memory_is_looked_at_after_a_tenth_and_at_the_end(monkeypatch):
+  taken = []
+
+  def count(*_, **__):
+    def op(example, rng):
+      taken.append(1)
+      return example
+
+    return op
+
+  def peak_bytes():
+    peaks.append(len(taken) * 1000)
+    return peaks[-1]
+
+  peaks = []
+  monkeypatch.setattr(host_memory, 'peak_bytes', peak_bytes)
+  monkeypatch.setattr(sys.modules[__name__], 'count', count, raising=False)
+  result = measure(f'decode|resize(8)|{__name__}.count()', num_batches=40)
+  assert result['num_batches'] == 40
+  first, last = peaks
+  # Three batches come before, and what is read ahead.
+  assert 7 * 4 <= first / 1000 < 40 * 4 < last / 1000
+  assert result['peak_memory_bytes'] == last
+  assert result['peak_memory_growth_bytes'] == last - first
 
 
 def wait(**_):

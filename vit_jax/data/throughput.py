@@ -11,12 +11,17 @@ from typing import Any
 
 import numpy as np
 
+from vit_jax import host_memory
 from vit_jax.data import pipeline
 from vit_jax.data.ops import language
 
 
 def measure(
-  train_input: pipeline.TrainInput, ops: str, *, seconds: float = 10.0
+  train_input: pipeline.TrainInput,
+  ops: str,
+  *,
+  seconds: float = 10.0,
+  num_batches: int | None = None,
 ) -> dict[str, Any]:
   """Returns the speed of an input, from opened source to whole batches.
 
@@ -24,30 +29,43 @@ def measure(
   would get, threads, hand-over and batch assembly included, over about
   `seconds` after the first batches. `stages` is the CPU time of an image in
   microseconds: 'read' and each op in one thread by themselves, and 'batches',
-  what the whole costs besides them.
+  what the whole costs besides them. `peak_memory_bytes` is the most that the
+  process has held, `peak_memory_growth_bytes` by how much that rose after the
+  first tenth of the batches.
 
   Args:
     train_input: as a run has it.
     ops: its host ops, to be timed one by one.
     seconds: how long each of the two measurements takes.
+    num_batches: that are measured whole, in the place of `seconds`.
   """
   batches = train_input.batches()
   try:
     for _ in range(3):  # Threads start and buffers fill.
       next(batches)
-    num, cpu, start = 0, _cpu_seconds(), time.monotonic()
-    while time.monotonic() - start < seconds:
+    num, early_peak = 0, None
+    cpu, start = _cpu_seconds(), time.monotonic()
+    for taken in itertools.count(1):
       num += len(next(batches)['image'])
-    elapsed = time.monotonic() - start
+      elapsed = time.monotonic() - start
+      done = taken / num_batches if num_batches else elapsed / seconds
+      if early_peak is None and done >= 0.1:
+        early_peak = host_memory.peak_bytes()
+      if done >= 1:
+        break
     cpu = _cpu_seconds() - cpu
+    peak = host_memory.peak_bytes()
   finally:
     batches.close()
   stages = _stages(train_input.source, ops, seconds)
   stages['batches'] = max(0.0, 1e6 * cpu / num - sum(stages.values()))
   return dict(
+    num_batches=taken,
     images_per_second=num / elapsed,
     images_per_cpu_second=num / cpu,
     busy_cores=cpu / elapsed,
+    peak_memory_bytes=peak,
+    peak_memory_growth_bytes=peak - early_peak,
     stages=stages,
   )
 
