@@ -9,10 +9,15 @@ from vit_jax import host_memory
 from vit_jax.data import pipeline, throughput
 
 
-def measure(ops, num_batches=None, **data):
+def measure(ops, num_batches=None, num_workers=0, **data):
   data = dict(name='synthetic_jpegs', split='train', image_size=(24, 32)) | data
   train_input = pipeline.TrainInput(
-    data=data, ops=ops, batch_size=4, seed=0, num_threads=2
+    data=data,
+    ops=ops,
+    batch_size=4,
+    seed=0,
+    num_threads=2,
+    num_workers=num_workers,
   )
   return throughput.measure(
     train_input, ops, seconds=0.3, num_batches=num_batches
@@ -35,6 +40,14 @@ def test_stages_add_up_to_the_cpu_time_of_an_image():
   assert result['busy_cores'] == pytest.approx(
     result['images_per_second'] / result['images_per_cpu_second']
   )
+
+
+def test_the_time_of_worker_processes_counts():
+  result = measure(
+    f'decode|resize(8)|{__name__}.spin()', num_batches=50, num_workers=1
+  )
+  # Each image spins for 10 ms of a CPU. Some of them were ready before.
+  assert 20 < result['images_per_cpu_second'] < 150
 
 
 def test_memory_is_looked_at_after_a_tenth_and_at_the_end(monkeypatch):

@@ -12,6 +12,7 @@ import grain
 import jax
 import numpy as np
 
+from vit_jax.data import records, workers
 from vit_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
@@ -30,20 +31,20 @@ class Layout:
     batch_size: int,
     num_threads: int | None,
     prefetch: int,
+    num_workers: int,
     process_index: int | None,
     process_count: int | None,
     sharding: jax.sharding.Sharding | None = None,
   ):
-    if num_threads is None:
-      num_threads = min(16, os.cpu_count() or 1)
     if process_index is None:
       process_index = jax.process_index()
     if process_count is None:
       process_count = jax.process_count()
     least = [
       ('batch_size', batch_size, 1),
-      ('num_threads', num_threads, 0),
+      ('num_threads', 0 if num_threads is None else num_threads, 0),
       ('prefetch', prefetch, 1),
+      ('num_workers', num_workers, 0),
     ]
     bad = [
       f'{name} is an integer of at least {minimum}; got {value!r}'
@@ -57,31 +58,52 @@ class Layout:
       )
     if bad:
       raise UserError('input: ' + '; '.join(bad))
+    if num_threads is None:
+      num_cores = os.cpu_count() or 1
+      num_threads = max(1, min(16, num_cores // max(1, num_workers)))
     self._batch_size = batch_size
     self._num_threads = num_threads
     self._prefetch = prefetch
+    self._num_workers = num_workers
     self._process = (process_index, process_count)
     self._sharding = sharding
 
   def batches(
-    self, stream: grain.MapDataset, start_step: int
+    self, stream: grain.MapDataset, start_step: int, reader: records.Reader
   ) -> Iterator[Batch]:
-    """Yields this process's rows of the batches of a stream of examples."""
+    """Yields this process's rows of the batches of a stream of examples.
+
+    Args:
+      stream: examples of `reader`, batch after batch.
+      start_step: the first batch.
+      reader: learns what its copies in worker processes skip.
+    """
     rows = self._rows()
-    chunk = _chunk_size(len(rows), self._num_threads)
-    per_batch = len(rows) // chunk
-    options = grain.ReadOptions(
-      num_threads=self._num_threads,
-      prefetch_buffer_size=max(self._prefetch * per_batch, self._num_threads),
+    chunk = _chunk_size(
+      len(rows), self._num_threads * max(1, self._num_workers)
     )
-    examples = _RowsOfProcess(stream, self._batch_size, rows)
+    per_batch = len(rows) // chunk
+    examples = _RowsOfProcess(stream, self._batch_size, rows, start_step)
     # Nothing is dropped; rounded up, the endless length would overflow.
-    chunks = examples.batch(chunk, drop_remainder=True, batch_fn=list)
-    chunks = chunks.to_iter_dataset(options)
-    iterator = iter(chunks.batch(per_batch, batch_fn=_stack))
+    chunks = examples.batch(
+      chunk,
+      drop_remainder=True,
+      batch_fn=reader.pack if self._num_workers else list,
+    )
+    ahead = -(-self._prefetch * per_batch // max(1, self._num_workers))
+    chunks = chunks.to_iter_dataset(
+      grain.ReadOptions(
+        num_threads=self._num_threads,
+        prefetch_buffer_size=max(ahead, self._num_threads),
+      )
+    )
+    if self._num_workers:
+      chunks = workers.read_in(self._num_workers, chunks)
+      iterator = iter(chunks.batch(per_batch, batch_fn=reader.unpack))
+    else:
+      iterator = iter(chunks.batch(per_batch, batch_fn=_stack))
     try:
-      grain.experimental.set_next_index(iterator, start_step)
-      yield from iterator
+      yield from workers.alive(iterator) if self._num_workers else iterator
     finally:
       iterator.close()
 
@@ -109,11 +131,12 @@ def rows_of_process(
 
 
 class _RowsOfProcess(grain.MapDataset):
-  """Some rows of every global batch of B."""
+  """Some rows of every global batch of B, from one batch on."""
 
-  def __init__(self, stream, batch_size: int, rows: np.ndarray):
+  def __init__(self, stream, batch_size: int, rows: np.ndarray, first: int):
     super().__init__(stream)
-    self._num_batches = len(stream) // batch_size
+    self._num_batches = len(stream) // batch_size - first
+    self._first = first
     self._batch_size = batch_size
     self._rows = rows.tolist()
 
@@ -124,6 +147,7 @@ class _RowsOfProcess(grain.MapDataset):
     if isinstance(index, slice):
       return self.slice(index)
     batch, row = divmod(index, len(self._rows))
+    batch += self._first
     return self._parent[batch * self._batch_size + self._rows[row]]
 
 

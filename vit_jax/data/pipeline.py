@@ -38,6 +38,7 @@ class TrainInput:
     device_ops: str = '',
     on_error: str = 'stop',
     num_threads: int | None = None,
+    num_workers: int = 0,
     prefetch: int = 2,
     process_index: int | None = None,
     process_count: int | None = None,
@@ -58,6 +59,8 @@ class TrainInput:
         counts.
       num_threads: that read and decode; 0 reads in the caller's thread. The
         default is one a core, 16 at most.
+      num_workers: processes that read, each with `num_threads` (by default its
+        share of the cores); 0 reads in this process. See `workers`.
       prefetch: batches read ahead of the consumer.
       process_index: of this process; the default asks JAX.
       process_count: how many processes share a batch; the default asks JAX.
@@ -67,7 +70,13 @@ class TrainInput:
         3 in DeiT (`repeats.Repeated`). An epoch keeps its number of rows.
     """
     self._layout = batching.Layout(
-      batch_size, num_threads, prefetch, process_index, process_count, sharding
+      batch_size,
+      num_threads,
+      prefetch,
+      num_workers,
+      process_index,
+      process_count,
+      sharding,
     )
     if not isinstance(seed, int | np.integer) or seed < 0:
       raise UserError(f'seed is an integer of at least 0; got {seed!r}')
@@ -128,7 +137,9 @@ class TrainInput:
     stream = stream.random_map(self._reader.read)
     if start_step < 0:
       raise UserError(f'start_step is at least 0; got {start_step}')
-    return self._reader.watched(self._layout.batches(stream, start_step))
+    return self._reader.watched(
+      self._layout.batches(stream, start_step, self._reader)
+    )
 
 
 class EvalInput:
@@ -157,7 +168,13 @@ class EvalInput:
     False, and the record is counted in `skipped`.
     """
     self._layout = batching.Layout(
-      batch_size, num_threads, prefetch, process_index, process_count, sharding
+      batch_size,
+      num_threads,
+      prefetch,
+      0,
+      process_index,
+      process_count,
+      sharding,
     )
     self._reader = records.Reader(data, ops, on_error=on_error)
     self.source = self._reader.source
@@ -190,7 +207,7 @@ class EvalInput:
     rows = self.num_batches * self.batch_size
     stream = grain.MapDataset.range(rows).seed(0)  # for ops that ask for chance
     stream = stream.random_map(self._reader.read_or_blank)
-    return self._reader.watched(self._layout.batches(stream, start_step=0))
+    return self._reader.watched(self._layout.batches(stream, 0, self._reader))
 
 
 def to_global(

@@ -5,7 +5,7 @@ or it is skipped, counted and reported. It never becomes a black image.
 """
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ from vit_jax.errors import UserError
 
 Example = dict[str, np.ndarray]
 
+_NEWS = '_news'
 _MAX_BROKEN_IN_A_ROW = 100
 _MAX_NAMED = 5  # broken records that the report names
 # JAX holds 32 bits unless told otherwise; better here than silently there.
@@ -42,11 +43,13 @@ class Reader:
     if not len(self.source):
       raise UserError(f'the source has no records: {dict(data)}')
     self._ops = language.parse(ops)
+    self._arguments = (dict(data), ops, on_error)
     self._skip = on_error == 'skip'
     self._lock = threading.Lock()
     self._watchdog = watchdog.Watchdog(self.source.describe)
-    self.watched = self._watchdog.watched
+    self.watched, self.watch = self._watchdog.watched, self._watchdog.start
     self._broken: dict[int, str] = {}
+    self._told = 0  # of the broken records, to the process that we read for
     self._first, example = self._next_good(0, np.random.default_rng(0))
     self.spec = {
       name: jax.ShapeDtypeStruct(value.shape, value.dtype)
@@ -57,6 +60,10 @@ class Reader:
         f'{self.source.describe(self._first)}: no array "image" after the ops '
         f'{ops!r}; is the image still encoded? the ops then start with decode'
       )
+
+  def __reduce__(self):
+    """A copy in another process opens the source anew: files, threads, all."""
+    return _open_in_worker, (*self._arguments, len(self.source))
 
   @property
   def skipped(self) -> int:
@@ -92,6 +99,24 @@ class Reader:
       return blank | {'mask': np.False_, 'index': np.int64(index)}
     example = self._checked(index, example)
     return example | {'mask': np.True_, 'index': np.int64(index)}
+
+  def pack(self, examples: Sequence[Example]) -> dict[str, Any]:
+    """Returns examples as one, and with them what was skipped meanwhile."""
+    with self._lock:
+      news = list(self._broken.items())[self._told :]
+      self._told = len(self._broken)
+    stacked = {k: np.stack([e[k] for e in examples]) for k in examples[0]}
+    return {_NEWS: news, **stacked}
+
+  def unpack(self, chunks: Sequence[dict[str, Any]]) -> Example:
+    """Returns a batch of what copies of this reader have packed."""
+    with self._lock:
+      for chunk in chunks:
+        self._broken.update(chunk.pop(_NEWS))
+    # Arrays in shared memory are of another type, which a batch should not be.
+    return {
+      k: np.concatenate([np.asarray(c[k]) for c in chunks]) for k in chunks[0]
+    }
 
   def _next_good(
     self, index: int, rng: np.random.Generator
@@ -149,6 +174,17 @@ class Reader:
         'random_resized_crop(224)'
       )
     return example
+
+
+def _open_in_worker(data, ops: str, on_error: str, size: int) -> Reader:
+  reader = Reader(data, ops, on_error=on_error)
+  if len(reader.source) != size:
+    raise UserError(
+      f'the data has changed: {size} records when the run began, now '
+      f'{len(reader.source)}: {data}'
+    )
+  reader.watch()
+  return reader
 
 
 def _arrays(example: Mapping[str, Any]) -> Example:

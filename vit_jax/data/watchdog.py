@@ -32,16 +32,27 @@ def most_seconds(seconds: float | None) -> Iterator[None]:
   Not by an exception: the thread that reads would be waited for. The time in
   which the process was stopped (SIGSTOP) does not count. None waits for ever.
   """
-  global _most_seconds
   if seconds is not None and seconds <= 0:
     raise UserError(
       f'max_read_seconds is positive, or None to wait for ever; got {seconds}'
     )
-  before, _most_seconds = _most_seconds, seconds
+  before = limit()
+  set_limit(seconds)
   try:
     yield
   finally:
-    _most_seconds = before
+    set_limit(before)
+
+
+def limit() -> float | None:
+  """Returns what `most_seconds` has set."""
+  return _most_seconds
+
+
+def set_limit(seconds: float | None) -> None:
+  """Is `most_seconds` for good, in a worker process."""
+  global _most_seconds
+  _most_seconds = seconds
 
 
 def call_under_name(name: str, function: Callable[..., T], *args: Any) -> T:
@@ -80,14 +91,19 @@ class Watchdog:
     Each is named once, when it has taken a minute, and once more where it ends
     the process. The thread ends with the iterator.
     """
-    stop = threading.Event()
-    thread = threading.Thread(target=self._watch, args=(stop,), daemon=True)
-    thread.start()
+    thread, stop = self.start()
     try:
       yield from batches
     finally:
       stop.set()
       thread.join(timeout=1)  # it may itself wait for the disk
+
+  def start(self) -> tuple[threading.Thread, threading.Event]:
+    """Starts to watch; setting the event ends it."""
+    stop = threading.Event()
+    thread = threading.Thread(target=self._watch, args=(stop,), daemon=True)
+    thread.start()
+    return thread, stop
 
   def _watch(self, stop: threading.Event) -> None:
     most, seen = _most_seconds, {}
