@@ -94,7 +94,7 @@ def test_an_error_in_a_worker_names_the_record():
   [('crash', "<synthetic record 13 of 'train'>"), ('hang', 'record 13')],
 )
 def test_the_death_of_a_worker_is_an_error(capfd, what, told):
-  with watchdog.most_seconds(1.0), pytest.raises(RunError, match='has died'):
+  with watchdog.most_seconds(3.0), pytest.raises(RunError, match='has died'):
     _take(_input(what, num_workers=1), 10)
   assert told in capfd.readouterr().err
 
