@@ -1,5 +1,6 @@
 """What a user meets at the command line: one message, no stack trace."""
 
+import importlib
 import os
 import pathlib
 import subprocess
@@ -123,6 +124,19 @@ def test_the_command_works_from_elsewhere_with_a_relative_workdir(
   assert done.returncode == 0, done.stderr
   assert (tmp_path / 'runs/here/metrics.jsonl').exists()
   assert 'Traceback' not in done.stderr
+
+
+@pytest.mark.parametrize('module', ['main', 'sweep'])
+def test_a_bucket_is_refused_as_workdir(
+  module, capsys, recipe, tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  argv = [f'--config={recipe}', '--workdir=gs://bucket/run']
+  if module == 'sweep':
+    argv.append('--sweep.optimizer.learning_rate=1e-3,1e-4')
+  assert importlib.import_module(f'vit_jax.{module}').main(argv) == 2
+  assert "'gs://bucket/run'" in capsys.readouterr().err
+  assert [path.name for path in tmp_path.iterdir()] == ['recipe.py']
 
 
 def test_a_read_that_never_ends_ends_the_run(recipe, tmp_path):

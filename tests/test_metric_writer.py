@@ -247,6 +247,12 @@ def test_an_unwritable_workdir_is_a_user_error(tmp_path):
         make(workdir)
 
 
+def test_the_home_folder_can_be_written_as_a_tilde(monkeypatch, tmp_path):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  MetricWriter('~/run').close()
+  assert (tmp_path / 'run' / 'metrics.jsonl').exists()
+
+
 def test_an_object_store_is_refused_instead_of_becoming_a_folder():
   with pytest.raises(UserError, match=r"'gs://bucket/run'.*mount the bucket"):
     MetricWriter('gs://bucket/run')

@@ -147,6 +147,20 @@ class MetricWriter:
     self._changed = False
 
 
+def local_folder(workdir: str | os.PathLike[str]) -> pathlib.Path:
+  """Returns the absolute path of a workdir, `~` being the home folder.
+
+  Raises:
+    UserError: the address of a bucket.
+  """
+  if '://' in str(workdir):
+    raise UserError(
+      f'workdir {str(workdir)!r}: metrics are appended to files, which an '
+      'object store cannot do; mount the bucket (gcsfuse) and give its folder'
+    )
+  return pathlib.Path(workdir).expanduser().absolute()
+
+
 def write_config(
   workdir: str | os.PathLike[str],
   config: Any,
@@ -225,12 +239,7 @@ def _number(name: str, value: Any) -> float | int:
 
 
 def _make_writable(workdir: str | os.PathLike[str]) -> pathlib.Path:
-  if '://' in str(workdir):
-    raise UserError(
-      f'workdir {str(workdir)!r}: metrics are appended to files, which an '
-      'object store cannot do; mount the bucket (gcsfuse) and give its folder'
-    )
-  workdir = pathlib.Path(workdir)
+  workdir = local_folder(workdir)
   with _writing(workdir, UserError):
     workdir.mkdir(parents=True, exist_ok=True)
   return workdir

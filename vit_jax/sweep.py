@@ -79,8 +79,9 @@ def sweep(
       config that `train.train` refuses; a metric that there is not.
   """
   # Importing jax takes seconds: a mistyped command should not wait for it.
-  from vit_jax import lookup, train
+  from vit_jax import lookup, metric_writer, train
 
+  workdir = metric_writer.local_folder(workdir)
   configs = _configs(config, values)
   for changed in configs.values():
     lookup.check_keys(train.train, changed, 'config', num_args=1)
@@ -89,9 +90,7 @@ def sweep(
   for i, (label, changed) in enumerate(configs.items(), start=1):
     _say(f'run {i} of {len(configs)}: {label}')
     try:
-      results[label] = train.train(
-        str(pathlib.Path(workdir) / label), **changed
-      )
+      results[label] = train.train(str(workdir / label), **changed)
     except RunError as e:
       results[label] = {}
       _say(f'{label} failed: {e}', file=sys.stderr)
@@ -149,7 +148,7 @@ def _sorted(results, metric: str):
   return dict(sorted(results.items(), key=place))
 
 
-def _print(results, metric: str, workdir: str) -> None:
+def _print(results, metric: str, workdir: pathlib.Path) -> None:
   """Prints the metric and its like of other evaluations, and the best run."""
   from vit_jax import reporting
 
@@ -165,7 +164,7 @@ def _print(results, metric: str, workdir: str) -> None:
   if _is_first():
     reporting.print_table(f'sorted by {metric}', rows)
     print(f'the best, {metric} {numbers[metric]:.4f}, is in')
-    print(pathlib.Path(workdir) / best)
+    print(workdir / best)
 
 
 def _say(line: str, **options) -> None:

@@ -6,7 +6,6 @@ alone is the same loop with `total_steps=0`.
 
 import contextlib
 import inspect
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -101,6 +100,7 @@ def train(
   config = {
     k: v for k, v in locals().items() if k not in ('workdir', 'profile')
   }
+  workdir = metric_writer.local_folder(workdir)
   run = build(config)
   per_epoch = run.input.steps_per_epoch
   jobs = evaluation.make_jobs(
@@ -111,7 +111,6 @@ def train(
     checkpoint or {}, per_epoch, 'config.checkpoint'
   )
   save_every_steps = checkpoint.pop('every_steps', None)
-  workdir = pathlib.Path(workdir).absolute()
   evaluates_only = run.total_steps == 0
 
   with contextlib.ExitStack() as stack:
