@@ -10,6 +10,7 @@ import sys
 
 import numpy as np
 import pytest
+import tensorflow_datasets
 from PIL import Image
 
 from vit_jax.data import splits, tfrecord
@@ -279,3 +280,12 @@ def test_an_empty_record_of_a_file_cut_off_is_no_image(data_dir, monkeypatch):
   monkeypatch.setattr(source, '_records', [{'image': None, 'label': 0}])
   with pytest.raises(UserError, match='the record is empty; was its file cut'):
     source[0]
+
+
+def test_a_bucket_is_to_be_mounted(monkeypatch):
+  def builder(*args, **kwargs):
+    raise ImportError('Please install gcsfs to access Google Storage')
+
+  monkeypatch.setattr(tensorflow_datasets, 'builder', builder)
+  with pytest.raises(UserError, match='mount the bucket of gs://bucket/data'):
+    tfds.Source('train', dataset='cifar10', data_dir='gs://bucket/data')

@@ -100,8 +100,12 @@ def _prepared_builder(dataset: str, data_dir: str | None, download: bool):
       f'TFDS knows no dataset {dataset!r}, and there is none in '
       f'{data_dir or "its default data_dir"}{hint}'
     ) from e
-  except (ValueError, AssertionError) as e:  # an unknown config or version
-    raise UserError(f'TFDS cannot build {dataset!r}: {e}') from e
+  # An unknown config or version, or a bucket.
+  except (ValueError, AssertionError, ImportError) as e:
+    hint = ''
+    if '://' in str(data_dir):
+      hint = f'\nmount the bucket of {data_dir} (gcsfuse) and give its folder'
+    raise UserError(f'TFDS cannot build {dataset!r}: {e}{hint}') from e
   if not builder.is_prepared():
     raise UserError(
       f'{dataset} is not prepared in {builder.data_dir}; prepare it with\n'
