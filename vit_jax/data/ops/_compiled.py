@@ -2,12 +2,14 @@
 
 import functools
 import importlib.util
+import threading
 from types import ModuleType
 
 from absl import logging
 
+_LOCK = threading.Lock()
 
-@functools.cache
+
 def kernels() -> ModuleType | None:
   """Returns the module `_kernels`, or None where Pillow has to do it.
 
@@ -15,7 +17,14 @@ def kernels() -> ModuleType | None:
   compiles for some seconds when it is used for the first time, and keeps the
   result on disk.
   """
-  # Asked, not tried: threads that import what fails see one another's errors.
+  # One after the other: threads that import what fails see one another's
+  # errors, and each would tell of its own.
+  with _LOCK:
+    return _imported()
+
+
+@functools.cache
+def _imported() -> ModuleType | None:
   if importlib.util.find_spec('numba') is None:
     return None
   try:
