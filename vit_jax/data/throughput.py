@@ -79,7 +79,7 @@ def _stages(source: Any, ops: str, seconds: float) -> dict[str, float]:
   apply = [language.parse(text) for text in segments]
   names = ['read', *segments]
   spent = np.zeros(len(names))
-  end, num = time.monotonic() + seconds, 0
+  end = time.monotonic() + seconds
   for num in itertools.count():
     if num >= 8 and time.monotonic() > end:
       break
@@ -107,9 +107,7 @@ def _cpu_seconds() -> float:
 
   NaN if there are workers and the system does not tell (it is not Linux).
   """
-  times = os.times()
-  ours = times.user + times.system + times.children_user + times.children_system
-  return ours + sum(
+  return time.process_time() + sum(
     _cpu_seconds_of(child.pid) for child in multiprocessing.active_children()
   )
 
