@@ -312,7 +312,8 @@ class TestCommand:
       (['digit'], 'digit'),
       (['digits', '--split=train[:5]'], 'whole splits'),
       (['digits', '--resize_small=0'], 'resize_small is at least 1'),
-      (['digits', '--examples_per_shard=-1'], 'at least 1; got -1'),
+      (['digits', '--resize_small=4', '--quality=0'], 'quality is 1 to 95; go'),
+      (['digits', '--examples_per_shard=0'], 'at least 1; got 0'),
       (['digits', '--num_threads=0'], 'num_threads is at least 1; got 0'),
     ],
   )

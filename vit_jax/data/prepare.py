@@ -84,7 +84,8 @@ def _prepare(split: str, name: str, args: argparse.Namespace) -> None:
 
   source = source_text.build(args.source, split)
   print(f'source   {args.source}, {split}: {_contents(source)}')
-  resize = dict(resize_small=args.resize_small, quality=args.quality or 95)
+  quality = 95 if args.quality is None else args.quality
+  resize = dict(resize_small=args.resize_small, quality=quality)
   shrink = args.resize_small is not None
   writer = shards.Writer(
     source,

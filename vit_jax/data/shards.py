@@ -61,9 +61,9 @@ class Writer:
     self._source, self._folder, self._transform = source, folder, transform
     self._skip, self._num_threads = skip, num_threads
     num = len(source)
-    size = examples_per_shard or max(
-      _EXAMPLES_PER_SHARD, -(-num // _MAX_SHARDS)
-    )
+    size = examples_per_shard
+    if size is None:
+      size = max(_EXAMPLES_PER_SHARD, -(-num // _MAX_SHARDS))
     if size < 1:
       raise UserError(f'examples_per_shard is at least 1; got {size}')
     self._parts = [range(i, min(i + size, num)) for i in range(0, num, size)]
