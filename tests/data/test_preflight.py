@@ -36,7 +36,7 @@ def _report(capsys, source, *argv, code=0):
 
 
 def test_classes_sizes_and_formats_are_counted(folder, capsys):
-  report = _report(capsys, f'folder:{folder}', '--split=train,val')
+  report = _report(capsys, f'folder:{folder}', '--split=train, val')
   train, val = report['splits']['train'], report['splits']['val']
   assert train['num_examples'] == 6
   assert train['classes'] == {'cat': 4, 'dog': 2}

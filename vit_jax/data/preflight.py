@@ -32,8 +32,8 @@ def _main(argv: Sequence[str]) -> int:
 
   ops = language.parse(args.ops)
   found = {}
-  for split in args.split.split(','):
-    source = source_text.build(args.source, split.strip())
+  for split in map(str.strip, args.split.split(',')):
+    source = source_text.build(args.source, split)
     with many.progress(split, len(source)) as advance:
       found[split] = inspection.look(source, ops, args.num_threads, advance)
   report = inspection.report(found)
