@@ -68,6 +68,8 @@ def test_build_needs_a_name():
     lookup.build('models', {'variant': 'B/16'}, 'Model')
   with pytest.raises(UserError, match=r'config\.evals\.val .*needs a name'):
     lookup.build('evaluators', {}, 'Evaluator', where='config.evals.val')
+  with pytest.raises(UserError, match='models section needs a name; got None'):
+    lookup.build('models', None, 'Model')
 
 
 def test_build_leaves_the_section_as_it_was(tmp_path, monkeypatch):
@@ -90,6 +92,11 @@ def test_unknown_and_missing_keys_are_told_at_once():
     "objectives/mine: unknown key 'los' (did you mean 'loss'?); missing key "
     "'weight'; it takes: ['loss', 'label_smoothing', 'weight']"
   )
+
+
+def test_what_is_no_section_is_named():
+  with pytest.raises(UserError, match=r"x is a section .*'weight'\]; got 3"):
+    lookup.check_keys(_objective, 3, 'x', num_args=1)
 
 
 def test_keys_that_the_caller_gives_are_not_the_configs():

@@ -64,9 +64,10 @@ def build(
   caller and may not appear in the section; `where` is its place in the config,
   for messages.
   """
-  section, where = dict(section), where or f'the {folder} section'
-  if 'name' not in section:
+  where = where or f'the {folder} section'
+  if not isinstance(section, Mapping) or 'name' not in section:
     raise UserError(f'{where} needs a name; got {section}')
+  section = dict(section)
   name = section.pop('name')
   target = find(folder, name, export)
   check_keys(
@@ -101,6 +102,10 @@ def check_keys(
   taken = {
     p.name: p for p in parameters if p.kind in kinds and p.name not in given
   }
+  if not isinstance(section, Mapping):
+    raise UserError(
+      f'{where} is a section with keys of {list(taken)}; got {section!r}'
+    )
   problems = []
   for key in sorted(set(section) - set(taken)):
     close = difflib.get_close_matches(key, taken, n=1)

@@ -177,6 +177,15 @@ def test_an_unknown_dataset_names_close_ones(data_dir):
     tfds.Source('train', dataset='cifar_10', data_dir=data_dir)
 
 
+@pytest.mark.parametrize('dataset', ['/data/pets', 'foldr:~/pets', 'a/pets'])
+def test_a_path_is_no_dataset(tmp_path, monkeypatch, dataset):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'a' / 'pets').mkdir(parents=True)
+  path = dataset.removeprefix('foldr:')
+  with pytest.raises(UserError, match=f"images is written 'folder:{path}'"):
+    tfds.Source('train', dataset=dataset)
+
+
 def test_an_unprepared_dataset_comes_with_the_lines_that_prepare_it(tmp_path):
   with pytest.raises(UserError, match='cifar10 is not prepared in') as error:
     tfds.Source('train', dataset='cifar10', data_dir=str(tmp_path))

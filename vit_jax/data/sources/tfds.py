@@ -98,14 +98,14 @@ def _prepared_builder(dataset: str, data_dir: str | None, download: bool):
     hint = f'; close names: {", ".join(close)}' if close else ''
     raise UserError(
       f'TFDS knows no dataset {dataset!r}, and there is none in '
-      f'{data_dir or "its default data_dir"}{hint}'
+      f'{data_dir or "its default data_dir"}{hint}{_folder_hint(dataset)}'
     ) from e
   # An unknown config or version, or a bucket.
   except (ValueError, AssertionError, ImportError) as e:
-    hint = ''
+    what = _folder_hint(dataset) or f': {e}'
     if '://' in str(data_dir):
-      hint = f'\nmount the bucket of {data_dir} (gcsfuse) and give its folder'
-    raise UserError(f'TFDS cannot build {dataset!r}: {e}{hint}') from e
+      what += f'\nmount the bucket of {data_dir} (gcsfuse) and give its folder'
+    raise UserError(f'TFDS cannot build {dataset!r}{what}') from e
   if not builder.is_prepared():
     raise UserError(
       f'{dataset} is not prepared in {builder.data_dir}; prepare it with\n'
@@ -115,6 +115,17 @@ def _prepared_builder(dataset: str, data_dir: str | None, download: bool):
   if any(form.value == _FORMAT for form in formats):
     return builder
   return _converted(tfds, builder, dataset, data_dir)
+
+
+def _folder_hint(dataset: str) -> str:
+  """Returns how to name a folder if that is what was meant, or ''."""
+  path = dataset.rpartition(':')[2]
+  if not path.startswith(('/', '~', '.')) and not os.path.isdir(path):
+    return ''
+  return (
+    f"; a folder of images is written 'folder:{path}', what prepare wrote "
+    f"'records:{path}' (in a config: the sources image_folder, array_record)"
+  )
 
 
 def _converted(tfds, builder, dataset: str, data_dir: str | None):
