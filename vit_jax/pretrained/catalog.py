@@ -164,10 +164,12 @@ def _check(path, name, weights: Weights, entry: Published, wanted) -> None:
 
 
 def _unknown(text: str) -> UserError:
-  if os.sep in text and not text.startswith(tuple(_families())):
-    return UserError(f'there is no file or folder {text}')
-  close = difflib.get_close_matches(text, PUBLISHED, n=3, cutoff=0.4)
+  is_path = os.sep in text and not text.startswith(tuple(_families()))
+  cutoff = 0.8 if is_path else 0.4
+  close = difflib.get_close_matches(text, PUBLISHED, n=3, cutoff=cutoff)
   hint = f'; did you mean {" or ".join(close)}?' if close else ''
+  if is_path:
+    return UserError(f'there is no file or folder {text}{hint}')
   return UserError(
     f'{text!r} is no path that exists and no name of published weights{hint}.'
     f' Names start with {", ".join(_families())}'
