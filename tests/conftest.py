@@ -31,6 +31,11 @@ import pytest
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
+# What is drawn depends on them, and some terminals and CI systems set them.
+os.environ['TERM'] = 'xterm'
+for _name in ('COLUMNS', 'LINES', 'FORCE_COLOR', 'NO_COLOR'):
+  os.environ.pop(_name, None)
+
 # Models that parity is measured with; timm's and some of transformers' need
 # torchvision, where it is installed, to import.
 sys.path.append(str(pathlib.Path(__file__).parents[1] / 'scripts'))

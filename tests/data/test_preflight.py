@@ -170,6 +170,5 @@ def test_the_ops_of_a_recipe_can_be_checked(folder, capsys):
 
 def test_a_bar_is_drawn_on_a_terminal(folder, capsys, monkeypatch):
   monkeypatch.setattr(sys.stderr, 'isatty', lambda: True)
-  monkeypatch.setenv('TERM', 'xterm')
   assert preflight.main([f'folder:{folder}']) == 0
   assert '6/6' in capsys.readouterr().err

@@ -348,6 +348,5 @@ class TestCommand:
 
   def test_a_bar_is_drawn_on_a_terminal(self, folder, capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, 'isatty', lambda: True)
-    monkeypatch.setenv('TERM', 'xterm')
     _prepare(folder)
     assert '22/22' in capsys.readouterr().err
