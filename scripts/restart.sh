@@ -31,6 +31,8 @@ pause=$FIRST_PAUSE
 failures=0
 while :; do
   began=$(date +%s)
+  # It may have come between two commands. 143 is that of who dies of it.
+  [ -z "$stopped" ] || exit "${code:-143}"
   "$@" &
   child=$!
   wait "$child"

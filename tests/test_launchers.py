@@ -89,6 +89,14 @@ def test_sigterm_lets_the_command_save_and_ends_the_loop(fake, tmp_path):
   assert calls.read_text().split() == ['on', 'saved']
 
 
+def test_sigterm_between_two_commands_starts_no_other(fake, tmp_path):
+  _exits_with(fake, 42, 0)
+  # The loop looks at the clock first, and then starts the command.
+  fake('date', '[ ! -e calls ] || kill -TERM "$(cat pid)"; echo 0')
+  assert _restart('work', PID_FILE='pid').returncode == 42
+  assert len((tmp_path / 'calls').read_text().splitlines()) == 1
+
+
 def test_without_a_command_it_tells_how_it_is_used():
   done = _restart()
   assert done.returncode == 2
