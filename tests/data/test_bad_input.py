@@ -64,6 +64,18 @@ def _rotated():
   return _encoded(_bright(), 'JPEG', exif=exif)
 
 
+def _with_hole(jpeg):
+  """Returns a JPEG of whose data two bytes in the middle are its end."""
+  half = len(jpeg) // 2
+  return jpeg[:half] + b'\xff\xd9' + jpeg[half + 2 :]
+
+
+def _of_12_bits(jpeg):
+  """Returns a JPEG whose header says that its samples have 12 bits."""
+  precision = jpeg.index(b'\xff\xc0') + 4
+  return jpeg[:precision] + b'\x0c' + jpeg[precision + 1 :]
+
+
 _JPEG = _encoded(_bright(), 'JPEG')
 _FINE = {
   'cmyk.jpg': _encoded(_bright(mode='CMYK'), 'JPEG'),
@@ -86,6 +98,11 @@ _BAD = {
   'truncated.jpg': (_JPEG[: len(_JPEG) // 2], 'Premature end'),
   'header.jpg': (_JPEG[:30], 'cannot decode'),
   'hole.jpg': (_JPEG[:900] + b'\xff\xd9', 'Premature end|Corrupt'),
+  'hole_cmyk.jpg': (
+    _with_hole(_encoded(_bright(mode='CMYK'), 'JPEG')),
+    'Premature end|Corrupt',
+  ),
+  '12_bits.jpg': (_of_12_bits(_JPEG), 'a JPEG that cannot be read: .*12'),
   'zero.jpg': (b'', 'the file is empty'),
   'truncated.png': (_encoded(_bright(), 'PNG')[:-400], 'cannot decode'),
   'page.jpg': (b'<html>not found</html>', "begins with b'<html>"),

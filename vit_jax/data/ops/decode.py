@@ -10,6 +10,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from vit_jax.data.ops.language import Example, Op
 from vit_jax.errors import UserError
 
+_JPEG = b'\xff\xd8'
 _MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}
 _COLORSPACES = {1: 'GRAY', 3: 'RGB', 4: 'RGBA'}
 # What libjpeg says when a file ends early, or when its data does not decode
@@ -93,7 +94,7 @@ def decode_image(
     UserError: the data is empty, truncated, corrupt or not an image.
   """
   try:
-    image = _jpeg(data, channels) if data[:2] == b'\xff\xd8' else None
+    image = _jpeg(data, channels) if data[:2] == _JPEG else None
     if image is None:
       image = _pillow(data, channels)
     if exif_orientation:
@@ -103,6 +104,8 @@ def decode_image(
     reason = f'it begins with {bytes(data[:12])!r}: {e}'
     if isinstance(e, UnidentifiedImageError):
       reason = f'no known format begins with {bytes(data[:12])!r}'
+      if data[:2] == _JPEG:
+        reason = f'it is a JPEG that cannot be read: {_jpeg_problem(data)}'
     if data[:6] == b'\x93NUMPY' or data[:4] in (b'II*\0', b'MM\0*'):
       reason += '; the op decode_bands reads .npy and TIFF with many bands'
     if not data:
@@ -116,16 +119,27 @@ def _jpeg(data: bytes, channels: int) -> np.ndarray | None:
   """Returns the image, or None if this JPEG is one for Pillow."""
   try:
     height, width, stored, _ = simplejpeg.decode_jpeg_header(data)
-    # Pillow converts CMYK, and it guards against bombs.
-    if stored not in ('Gray', 'YCbCr', 'RGB') or (
-      height * width > (Image.MAX_IMAGE_PIXELS or math.inf)
-    ):
+    # Pillow guards against bombs.
+    if height * width > (Image.MAX_IMAGE_PIXELS or math.inf):
+      return None
+    if stored not in ('Gray', 'YCbCr', 'RGB'):
+      # Pillow converts CMYK; whether the data is whole only libjpeg says.
+      simplejpeg.decode_jpeg(data, 'CMYK')
       return None
     return simplejpeg.decode_jpeg(data, _COLORSPACES[channels])
   except ValueError as e:
     if str(e).startswith(_BROKEN) and _STRAY not in str(e):
       raise
     return None
+
+
+def _jpeg_problem(data: bytes) -> str:
+  """Returns why libjpeg does not read it: 12 bits a sample, for example."""
+  try:
+    simplejpeg.decode_jpeg(data)
+  except ValueError as e:
+    return str(e)
+  return 'Pillow does not know it'
 
 
 def _pillow(data: bytes, channels: int) -> np.ndarray:
