@@ -11,24 +11,29 @@ import dataclasses
 import os
 import tarfile
 import tempfile
-import zipfile
 from collections.abc import Sequence
 
 import numpy as np
 
 from vit_jax.errors import UserError
 
-_COMPRESSED = {b'\x1f\x8b': 'gunzip', b'BZ': 'bunzip2', b'\xfd7': 'unxz'}
+_COMPRESSED = {
+  b'\x1f\x8b': 'gunzip',
+  b'BZ': 'bunzip2',
+  b'\xfd7': 'unxz',
+  b'\x28\xb5': 'unzstd',
+}
+_NOWHERE = (-1, -1)  # place of a link to what is not in the tar
 _THREADS = 16  # on a network disk all the time goes into waiting
 
 
 @dataclasses.dataclass(frozen=True)
 class Index:
-  """The regular files of one tar, in their order."""
+  """The files of one tar, in their order; a link is what it leads to."""
 
   path: str
   stamp: tuple[int, int]  # size and time of the tar when it was read
-  names: np.ndarray  # utf-8 bytes, fixed length
+  names: np.ndarray  # bytes, fixed length
   offsets: np.ndarray
   sizes: np.ndarray
 
@@ -37,7 +42,7 @@ class Index:
 
   def name(self, i: int) -> str:
     """Returns the path of file `i` inside the tar."""
-    return self.names[i].decode()
+    return self.names[i].decode(errors='backslashreplace')
 
   def read(self, i: int) -> bytes:
     """Returns the content of file `i`. Any number of threads may read.
@@ -46,9 +51,15 @@ class Index:
     was deleted or replaced meanwhile is noticed.
 
     Raises:
-      UserError: the tar is gone, or is not the one that was indexed.
+      UserError: the tar is gone, or is not the one that was indexed, or the
+        file is a link to what is not in it.
     """
     size = int(self.sizes[i])
+    if size < 0:
+      raise UserError(
+        f'{self.name(i)} is a link to what is not in {self.path}; pack the '
+        'files themselves: tar --dereference'
+      )
     try:
       with open(self.path, 'rb') as file:
         if _stamp(file.fileno()) != self.stamp:
@@ -90,7 +101,7 @@ def _open(path: str) -> Index:
     raise UserError(f'{path} cannot be read: {e}') from e
   kept = f'{path}.index.npz'
   # Whatever is wrong with what was kept: it can be made again.
-  with contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile):
+  with contextlib.suppress(Exception):
     with np.load(kept, allow_pickle=False) as file:
       if tuple(file['stamp'].tolist()) == stamp:
         fields = (file[key] for key in ('names', 'offsets', 'sizes'))
@@ -102,34 +113,72 @@ def _open(path: str) -> Index:
 
 
 def _make(path: str, stamp: tuple[int, int]) -> Index:
-  with open(path, 'rb') as file:
-    start = file.read(2)
-  if start in _COMPRESSED:
-    raise UserError(
-      f'{path} is compressed, and then nothing can be read without all before '
-      f'it; unpack it first: {_COMPRESSED[start]} {path}'
-    )
-  names, offsets, sizes, end = [], [], [], 0
   try:
+    with open(path, 'rb') as file:
+      start = file.read(2)
+      if start in _COMPRESSED:
+        raise UserError(
+          f'{path} is compressed, and then nothing can be read without all '
+          f'before it; unpack it first: {_COMPRESSED[start]} {path}'
+        )
     with tarfile.open(path, 'r:') as tar:
-      for member in tar:
-        end = member.offset_data + member.size
-        if member.isreg() and not _hidden(member.name):
-          names.append(member.name.encode())
-          offsets.append(member.offset_data)
-          sizes.append(member.size)
+      members = _members(tar)
+      _check_end(path, tar.offset, stamp[0])
   except (tarfile.TarError, OSError, EOFError) as e:
     raise UserError(f'{path} is no tar, or a broken one: {e}') from e
-  # A tar ends with empty blocks: one that ends with a file was cut off.
-  if -(-end // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE >= stamp[0]:
-    raise UserError(f'{path} is a broken tar: its end is missing')
   return Index(
     path,
     stamp,
-    np.array(names, dtype='S'),
-    np.array(offsets, np.int64),
-    np.array(sizes, np.int64),
+    # What stands in a tar need not be UTF-8.
+    np.array([n.encode(errors='surrogateescape') for n, _, _ in members], 'S'),
+    np.array([offset for _, offset, _ in members], np.int64),
+    np.array([size for _, _, size in members], np.int64),
   )
+
+
+def _members(tar: tarfile.TarFile) -> list[tuple[str, int, int]]:
+  """Returns name, offset and size of the files that are not hidden."""
+  names, places, links = [], {}, {}
+  for k, member in enumerate(tar):
+    path = os.path.normpath(member.name)
+    if member.isreg():
+      places[path] = places[k] = (member.offset_data, member.size)
+    elif member.islnk():
+      links[path] = os.path.normpath(member.linkname)
+    elif member.issym():
+      folder = os.path.dirname(path)
+      links[path] = os.path.normpath(os.path.join(folder, member.linkname))
+    else:
+      continue
+    if not _hidden(member.name):
+      names.append((k, member.name))
+
+  def place(k: int, name: str) -> tuple[int, int]:
+    path = os.path.normpath(name)
+    for _ in range(len(links)):  # a circle of links leads nowhere
+      path = links.get(path, path)
+    return places.get(k) or places.get(path, _NOWHERE)
+
+  return [(name, *place(k, name)) for k, name in names]
+
+
+def _check_end(path: str, end: int, size: int) -> None:
+  """Raises unless nothing but empty blocks stands behind the last file.
+
+  Python ends without a word where the next header is missing or damaged.
+  """
+  if end >= size:
+    raise UserError(f'{path} is a broken tar: its end is missing')
+  with open(path, 'rb') as file:
+    file.seek(end)
+    while block := file.read(1 << 20):
+      if block.strip(b'\0'):
+        raise UserError(
+          f'{path} is a broken tar: there is more behind its end at byte '
+          f'{end}. Either the header there is damaged, or several tars were '
+          'joined by cat; then unpack it (tar --ignore-zeros -xf) and pack it '
+          'again'
+        )
 
 
 def _keep(index: Index, path: str) -> None:

@@ -22,11 +22,16 @@ def _png(value):
 
 
 def _write(path, members):
+  """Writes a tar; a member that is no bytes is (type, what it leads to)."""
   with tarfile.open(path, 'w') as tar:
-    for name, content in members.items():
+    for name, content in dict(members).items():
       info = tarfile.TarInfo(name)
-      info.size = len(content)
-      tar.addfile(info, io.BytesIO(content))
+      if isinstance(content, bytes):
+        info.size = len(content)
+        tar.addfile(info, io.BytesIO(content))
+      else:
+        info.type, info.linkname = content
+        tar.addfile(info)
   return str(path)
 
 
@@ -159,6 +164,41 @@ def test_tars_without_images_are_an_error(tmp_path):
     tar_shards.Source('all', paths=path, num_classes=2)
 
 
+def test_a_link_is_the_file_that_it_leads_to(tmp_path):
+  members = {
+    'a/0.png': _png(7),
+    'a/1.png': (tarfile.LNKTYPE, 'a/0.png'),
+    'a/2.png': (tarfile.SYMTYPE, '1.png'),
+    'a/gone.png': (tarfile.SYMTYPE, '/data/gone.png'),
+    'a/round.png': (tarfile.SYMTYPE, 'round.png'),
+  }
+  path = _write(tmp_path / 'x.tar', members)
+  for _ in range(2):  # read through, then from the index that was kept
+    source = tar_shards.Source('all', paths=path, label_key=None)
+    assert [source[i]['image'] for i in range(3)] == [_png(7)] * 3
+    for i in (3, 4):
+      with pytest.raises(UserError, match=r'link to what is not in .*x\.tar'):
+        source[i]
+
+
+def test_an_image_lost_by_dots_in_its_name_is_a_bad_one(tmp_path):
+  members = {'a.png': _png(1), 'a.seg.png': b'', 'b.v2.png': _png(1)}
+  path = _write(tmp_path / 'x.tar', members)
+  source = tar_shards.Source('all', paths=path, label_key=None)
+  assert len(source) == 2
+  with pytest.raises(UserError, match='first dot'):
+    source[1]
+  assert source.describe(1) == f'{path}: b.v2.png'
+
+
+def test_a_file_that_is_there_twice_is_an_error(tmp_path):
+  path = _write(tmp_path / 'x.tar', {'a.png': _png(1)})
+  with tarfile.open(path, 'a') as tar:
+    tar.addfile(tarfile.TarInfo('a.png'))
+  with pytest.raises(UserError, match=r'x\.tar has a\.png more than once'):
+    tar_shards.Source('all', paths=path, label_key=None)
+
+
 class TestIndex:
   def test_it_is_kept_and_used_until_the_tar_changes(self, folder, monkeypatch):
     before = _source(folder)[3]
@@ -170,9 +210,10 @@ class TestIndex:
     assert len(_source(folder)) == 17
     assert _source(folder)[6]['image'] == _png(56)
 
-  def test_a_broken_one_is_made_again(self, folder):
+  @pytest.mark.parametrize('content', [b'', b'PK\3\4junk', b'junk'])
+  def test_a_broken_one_is_made_again(self, folder, content):
     _source(folder)
-    (folder / 'train-0.tar.index.npz').write_bytes(b'PK\3\4junk')
+    (folder / 'train-0.tar.index.npz').write_bytes(content)
     assert _source(folder)[3]['image'] == _png(3)
 
   def test_a_folder_that_cannot_be_written_needs_none(
@@ -195,6 +236,25 @@ class TestIndex:
       with pytest.raises(UserError, match=r'train-0\.tar is .*broken'):
         _source(folder)
 
+  def test_a_damaged_header_is_an_error_and_never_fewer_images(self, folder):
+    path = folder / 'train-0.tar'
+    content = path.read_bytes()
+    header = content.index(b'set/0003.png')
+    path.write_bytes(content[:header] + b'X' + content[header + 1 :])
+    with pytest.raises(UserError, match=rf'more behind its end at.* {header}'):
+      _source(folder)
+
+  def test_tars_that_were_joined_by_cat_are_an_error(self, folder):
+    first, second = folder / 'train-0.tar', folder / 'train-1.tar'
+    first.write_bytes(first.read_bytes() + second.read_bytes())
+    with pytest.raises(UserError, match='joined by cat'):
+      _source(folder)
+
+  def test_a_folder_is_no_tar(self, folder):
+    (folder / 'test-1.tar').mkdir()
+    with pytest.raises(UserError, match='Is a directory'):
+      _source(folder, split='test', pattern='{split}-1.tar')
+
   def test_a_compressed_tar_says_how_to_unpack_it(self, folder):
     with tarfile.open(folder / 'train-0.tar', 'w:gz'):
       pass
@@ -214,6 +274,12 @@ class TestIndex:
     path = _write(tmp_path / 'x.tar', {f'{name}.png': _png(1)})
     source = tar_shards.Source('all', paths=path, label_key=None)
     assert source.describe(0) == f'{path}: {name}.png'
+
+  def test_a_name_that_is_not_utf_8_is_shown_escaped(self, tmp_path):
+    path = _write(tmp_path / 'x.tar', {'\udcff.png': _png(1)})
+    source = tar_shards.Source('all', paths=path, label_key=None)
+    assert source.describe(0) == f'{path}: \\xff.png'
+    assert source[0]['image'] == _png(1)
 
 
 class TestDisappears:

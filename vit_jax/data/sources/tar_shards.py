@@ -92,6 +92,11 @@ class Source:
   def __getitem__(self, index: int) -> dict:
     shard = self._shards[self._shard_of[index]]
     image, label, _ = self._members[index]
+    if image == _ABSENT and label == _ABSENT:
+      raise UserError(
+        'no image: an extension is what follows the first dot of the name; '
+        'rename it, or say image_key='
+      )
     if image == _ABSENT:
       raise UserError('there is no image with this label')
     example = {'image': shard.read(image)}
@@ -128,18 +133,36 @@ def _examples(
 ) -> np.ndarray:
   """Returns `[N, 3]`: the members that are image, label and first of all.
 
-  -1 stands for one that is absent. Groups with neither are no examples.
+  -1 stands for one that is absent. Groups with neither are no examples, except
+  where an image would be lost by the dots in its name, as in `cat.v2.jpg`.
+
+  Raises:
+    UserError: a file stands there twice, so that nothing says which is meant.
   """
   rows: dict[str, list[int]] = {}
+  names, dotted = set(), set()
   for i in range(len(shard)):
-    folder, slash, name = shard.name(i).rpartition('/')
+    path = shard.name(i)
+    if path in names:
+      raise UserError(
+        f'{shard.path} has {path} more than once; give each example another '
+        'name, or unpack it and pack it again'
+      )
+    names.add(path)
+    folder, slash, name = path.rpartition('/')
     key, _, extension = name.partition('.')
-    extension = extension.lower()
-    row = rows.setdefault(folder + slash + key, [_ABSENT, _ABSENT, i])
+    key, extension = folder + slash + key, extension.lower()
+    row = rows.setdefault(key, [_ABSENT, _ABSENT, i])
+    if '.' in extension and extension.rpartition('.')[2] in images:
+      dotted.add(key)
     if extension in images and row[0] == _ABSENT:
       row[0] = i
     elif extension == label:
       row[1] = i
-  kept = [row for row in rows.values() if row[:2] != [_ABSENT, _ABSENT]]
+  kept = [
+    row
+    for key, row in rows.items()
+    if row[:2] != [_ABSENT, _ABSENT] or key in dotted
+  ]
   flat = np.fromiter(itertools.chain.from_iterable(kept), np.int32)
   return flat.reshape(-1, 3)
