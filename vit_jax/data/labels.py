@@ -13,6 +13,8 @@ import numpy as np
 
 from vit_jax.errors import UserError
 
+_MAX_CLASSES = 1_000_000  # that labels alone can make
+
 
 class Classes:
   """The classes of a dataset: how many, their names, and which one is meant."""
@@ -80,12 +82,37 @@ def derived(labels: Iterable[Any]) -> Classes:
   """Returns the classes that labels show: numbers as they are, or names sorted.
 
   Missing labels (None, '') do not count.
+
+  Raises:
+    UserError: class ids and names in turns, or a number that is no class id.
   """
   different = {label for label in labels if label is not None and label != ''}
   numbers = [as_int(label) for label in different]
   if None not in numbers:
-    return Classes(max(numbers, default=-1) + 1, None)
-  return Classes(None, sorted(str(label) for label in different))
+    return Classes(count(max(numbers, default=-1)), None)
+  ids = [label for label in different if isinstance(label, int)]
+  names = sorted(label for label in different if not isinstance(label, int))
+  if ids:
+    raise UserError(
+      f'some labels are class ids ({min(ids)}) and some are names '
+      f'({_some(names)}); say class_names=, or write names only'
+    )
+  return Classes(None, names)
+
+
+def count(largest: int) -> int:
+  """Returns how many classes there are if this is the largest class id.
+
+  Raises:
+    UserError: it is too large for one, and rather a date or a number of a file.
+  """
+  if largest >= _MAX_CLASSES:
+    raise UserError(
+      f'the label {largest} would make {largest + 1:,} classes: numbers are '
+      'class ids, which count from 0. Say num_classes= if it is one, or write '
+      'class names'
+    )
+  return largest + 1
 
 
 def as_int(label: Any) -> int | None:

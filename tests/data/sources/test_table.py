@@ -155,6 +155,57 @@ def test_a_missing_column_lists_those_there_are(write):
     table.Source('all', path=path.replace('a.csv', 'e.csv'))
 
 
+def test_a_column_that_no_row_has_is_missing_from_json_too(write):
+  path = write('a.jsonl', [{'file': '0.jpg', 'label': 'cat'}])
+  with pytest.raises(UserError, match=r"no column 'image'.*: file, label"):
+    table.Source('all', path=path)
+
+
+def test_a_column_or_cell_too_many_is_never_guessed(write):
+  path = write('a.csv', ['image,label,label', '0.jpg,cat,dog'])
+  with pytest.raises(UserError, match="'label' more than once"):
+    table.Source('all', path=path)
+  path = write('b.csv', ['image,label', '0.jpg,cat', '1,5.jpg,cat'])
+  with pytest.raises(UserError, match=r'b\.csv, line 3: 3 cells in 2 columns'):
+    table.Source('all', path=path)
+
+
+def test_spaces_around_a_label_make_no_other_class(write):
+  path = write('a.csv', _csv('cat', ' cat', 'dog '))
+  assert table.Source('all', path=path).class_names == ['cat', 'dog']
+
+
+@pytest.mark.parametrize(
+  'bad',
+  [
+    {'image': 5, 'label': 'cat'},
+    {'image': ['0.jpg'], 'label': 'cat'},
+    {'image': '0.jpg', 'label': {'name': 'cat'}},
+    {'image': '0.jpg', 'label': [['cat']]},
+    {'image': '0.jpg', 'label': 1.0},
+    {'image': '0.jpg', 'label': True},
+  ],
+)
+def test_a_value_of_another_type_is_named_with_its_line(write, bad):
+  path = write('a.jsonl', [{'image': '0.jpg', 'label': 'cat'}, bad])
+  with pytest.raises(UserError, match=r'a\.jsonl, line 2: .* is .*; expected'):
+    table.Source('all', path=path)
+
+
+def test_class_ids_do_not_become_names_beside_names(write):
+  rows = [{'image': '0.jpg', 'label': x} for x in (1, 'cat')]
+  path = write('a.jsonl', rows)
+  with pytest.raises(UserError, match=r'ids \(1\) and some are names \(cat\)'):
+    table.Source('all', path=path)
+
+
+def test_a_date_is_no_class_id(write):
+  path = write('a.csv', _csv(20250131))
+  with pytest.raises(UserError, match=r'a\.csv: .*20,250,132 classes'):
+    table.Source('all', path=path)
+  assert table.Source('all', path=path, num_classes=30_000_000)
+
+
 def test_what_is_no_table_is_named(write, tmp_path):
   with pytest.raises(UserError, match=r'no\.csv'):
     table.Source('all', path=f'{tmp_path}/no.csv')

@@ -120,8 +120,7 @@ class Source:
         there = str(row.get(self._split_key))
         splits_there.add(there)
         if self._split_key is None or there == split:
-          label = self._label(row.get(self._label_key))
-          rows.append(_Row(file, line, row.get(self._image_key), label))
+          rows.append(self._row(file, line, row))
     if not rows and splits_there and self._split_key is not None:
       raise UserError(
         f'{self._path}: no row with {self._split_key!r} {split!r}; there are: '
@@ -131,11 +130,26 @@ class Source:
       raise UserError(f'{self._path} has no rows')
     return rows
 
-  def _label(self, cell: Any) -> Any:
-    """Returns what a cell says: a value, a list of them, or None."""
-    if self._separator is None or not isinstance(cell, str):
-      return cell
-    return [v.strip() for v in cell.split(self._separator) if v.strip()]
+  def _row(self, file: str, line: int, row: dict[str, Any]) -> _Row:
+    """Returns the row; its label is a value, a list of them, or None."""
+    image, label = row.get(self._image_key), row.get(self._label_key)
+    if not isinstance(image, str | None):
+      raise UserError(
+        f'{file}, line {line}: {self._image_key!r} is {image!r}; expected the '
+        'path of a file'
+      )
+    if self._separator is not None and isinstance(label, str):
+      label = [v for v in label.split(self._separator) if v.strip()]
+    for value in _as_list(label):
+      if isinstance(value, bool) or not isinstance(value, int | str | None):
+        raise UserError(
+          f'{file}, line {line}: {self._label_key!r} is {label!r}; expected a '
+          'class id, a class name, or a list of them'
+        )
+    stripped = [v.strip() if isinstance(v, str) else v for v in _as_list(label)]
+    return _Row(
+      file, line, image, stripped if isinstance(label, list) else stripped[0]
+    )
 
   def _derived(self, rows: list[_Row], classes_from: str) -> labels_lib.Classes:
     if self._label_key is None:
@@ -144,7 +158,10 @@ class Source:
     if not one_split and classes_from != self._split.name:
       rows = self._rows(classes_from)
     labels = (label for row in rows for label in _as_list(row.label))
-    return labels_lib.derived(labels)
+    try:
+      return labels_lib.derived(labels)
+    except UserError as e:
+      raise UserError(f'{self._path}: {e}') from e
 
   def _check(self, rows: list[_Row]) -> None:
     """Raises where labels are unknown; missing ones are met when read."""
@@ -174,7 +191,7 @@ def _read(path: str, columns: list[str]) -> list[tuple[int, dict]]:
   try:
     with open(path, encoding='utf-8-sig', newline='') as file:
       if suffix in _JSON:
-        return _read_json(file, path)
+        return _read_json(file, path, columns)
       if suffix in _DELIMITERS:
         return _read_csv(file, path, suffix, columns)
   except (OSError, UnicodeDecodeError, csv.Error) as e:
@@ -187,26 +204,50 @@ def _read_csv(
   file, path: str, suffix: str, columns: list[str]
 ) -> list[tuple[int, dict]]:
   reader = csv.DictReader(file, delimiter=_DELIMITERS[suffix], strict=True)
-  missing = [c for c in columns if c not in (reader.fieldnames or ())]
-  if missing:
+  names = reader.fieldnames or []
+  _check_columns(path, columns, names, 'its first line has')
+  twice = [repr(c) for c in columns if names.count(c) > 1]
+  if twice:
     raise UserError(
-      f'{path} has no column {", ".join(map(repr, missing))}; its first line '
-      f'has: {", ".join(reader.fieldnames or ["nothing"])} (keys image_key, '
-      'label_key, split_key)'
+      f'{path}: the first line has {", ".join(twice)} more than once; which '
+      'column is meant?'
     )
-  return [(reader.line_num, row) for row in reader]
+  rows = []
+  for row in reader:
+    if None in row:  # where DictReader puts what has no name
+      raise UserError(
+        f'{path}, line {reader.line_num}: {len(names) + len(row[None])} cells '
+        f'in {len(names)} columns; a cell with a {_DELIMITERS[suffix]!r} in it '
+        'stands in quotes'
+      )
+    rows.append((reader.line_num, row))
+  return rows
 
 
-def _read_json(file, path: str) -> list[tuple[int, dict]]:
+def _read_json(file, path: str, columns: list[str]) -> list[tuple[int, dict]]:
   rows = []
   for line, text in enumerate(file, 1):
     if not text.strip():
       continue
     try:
       row = json.loads(text)
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
       raise UserError(f'{path}, line {line}: {e}') from e
     if not isinstance(row, dict):
       raise UserError(f'{path}, line {line}: expected an object {{...}}')
     rows.append((line, row))
+  there = {key for _, row in rows for key in row}
+  if rows:
+    _check_columns(path, columns, sorted(there), 'its rows have')
   return rows
+
+
+def _check_columns(
+  path: str, columns: list[str], there: Sequence[str], where: str
+) -> None:
+  missing = [c for c in columns if c not in there]
+  if missing:
+    raise UserError(
+      f'{path} has no column {", ".join(map(repr, missing))}; {where}: '
+      f'{", ".join(there) or "nothing"} (keys image_key, label_key, split_key)'
+    )
