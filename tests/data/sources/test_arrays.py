@@ -1,5 +1,7 @@
 """Images and labels in an npz file."""
 
+import zipfile
+
 import numpy as np
 import pytest
 
@@ -101,6 +103,31 @@ def test_all_that_does_not_fit_is_said_at_once(tmp_path):
     arrays.Source('train', path=path)
   for part in ('images are int64', 'labels are float64', '6 images but 4'):
     assert part in str(error.value)
+
+
+def test_the_names_say_how_many_classes_there_are(tmp_path):
+  path = _write(tmp_path / 'a.npz', class_names=list('abcde'))
+  source = arrays.Source('train', path=path)
+  assert (source.num_classes, source.class_names) == (5, list('abcde'))
+  for names, words in (['a'], 'labels of split'), (list('abca'), 'twice'):
+    path = _write(tmp_path / 'b.npz', class_names=names)
+    with pytest.raises(UserError, match=rf'b\.npz: .*{words}'):
+      arrays.Source('train', path=path)
+
+
+def test_arrays_without_content_are_refused(tmp_path):
+  path = _write(tmp_path / 'a.npz', train_images=_IMAGES[:, :0])
+  with pytest.raises(UserError, match='have no pixels'):
+    arrays.Source('train', path=path)
+  soft = np.full([len(_LABELS), 3], np.nan)
+  path = _write(tmp_path / 'b.npz', train_labels=soft)
+  with pytest.raises(UserError, match='not all of them numbers'):
+    arrays.Source('train', path=path)
+  with zipfile.ZipFile(tmp_path / 'c.npz', 'w') as file:
+    file.writestr('train_images.npy', b'no array')
+    file.writestr('train_labels.npy', b'no array')
+  with pytest.raises(UserError, match=r'images and labels .*cannot be read'):
+    arrays.Source('train', path=str(tmp_path / 'c.npz'))
 
 
 def test_a_slice_takes_a_part(tmp_path):

@@ -12,7 +12,7 @@ import zipfile
 
 import numpy as np
 
-from vit_jax.data import splits
+from vit_jax.data import labels as labels_lib, splits
 from vit_jax.errors import UserError
 
 
@@ -32,7 +32,8 @@ class Source:
       path: the npz file. Images are uint8 or floats, [N, H, W, C] or
         [N, H, W]. Labels are integers [N] or [N, 1], or [N, Y]: one column a
         class, for several labels an image or soft ones.
-      num_classes: the default is what the training labels hold.
+      num_classes: the default is what the array `class_names` holds, and
+        without one the training labels.
 
     Raises:
       UserError: no such file or arrays, or arrays that do not fit together.
@@ -44,9 +45,17 @@ class Source:
     self._labels = _squeeze(labels)
     self._check()
     train_labels = _squeeze(file.get('train_labels', labels))
-    self.num_classes = self._count_classes(train_labels, num_classes)
     names = file.get('class_names')
-    self.class_names = None if names is None else [str(name) for name in names]
+    try:
+      given = labels_lib.classes(
+        num_classes, None if names is None else names.tolist()
+      )
+      self.class_names = None if given is None else given.names
+      self.num_classes = self._count_classes(
+        train_labels, None if given is None else given.num
+      )
+    except UserError as e:
+      raise UserError(f'{self._path}: {e}') from e
     self._records = self._split.records(len(self._images))
 
   def __len__(self) -> int:
@@ -73,6 +82,8 @@ class Source:
         f'images are {images.dtype} {images.shape}; expected uint8 or floats '
         '[N, H, W, C] or [N, H, W]'
       )
+    elif len(images) and not images.size:
+      problems.append(f'images of shape {images.shape} have no pixels')
     if labels.ndim not in (1, 2) or (
       labels.ndim == 1 and labels.dtype.kind not in 'iu'
     ):
@@ -80,6 +91,8 @@ class Source:
         f'labels are {labels.dtype} {labels.shape}; expected integers [N] or '
         'numbers [N, classes]'
       )
+    elif labels.dtype.kind not in 'biuf' or not np.isfinite(labels).all():
+      problems.append(f'labels are {labels.dtype} and not all of them numbers')
     if len(images) != len(labels):
       problems.append(f'{len(images)} images but {len(labels)} labels')
     if not len(images):
@@ -95,19 +108,21 @@ class Source:
     if labels.ndim == 2:
       if num_classes not in (None, labels.shape[1]):
         raise UserError(
-          f'{self._path}: labels have {labels.shape[1]} columns, but '
-          f'num_classes={num_classes}'
+          f'labels have {labels.shape[1]} columns, but there are '
+          f'{num_classes} classes'
         )
       return labels.shape[1]
     if num_classes is None:
-      num_classes = int(train_labels.astype(int).max(initial=-1)) + 1
+      num_classes = labels_lib.count(
+        int(train_labels.astype(int).max(initial=0))
+      )
     outside = np.unique(labels[(labels < 0) | (labels >= num_classes)])
     if len(outside):
       raise UserError(
-        f'{self._path}: labels of split {self._split.name!r} that are not '
-        f'among the {num_classes} classes 0..{num_classes - 1}: '
+        f'labels of split {self._split.name!r} that are not among the '
+        f'{num_classes} classes 0..{num_classes - 1}: '
         f'{outside[:10].tolist()}; class ids come from the training labels '
-        'unless num_classes is given'
+        'unless num_classes or class_names is given'
       )
     return num_classes
 
@@ -128,7 +143,11 @@ def _read(path: str, split: str) -> dict[str, np.ndarray]:
         )
       optional = [k for k in ('train_labels', 'class_names') if k in file]
       wanted |= {key: key for key in optional}
-      return {name: file[key] for name, key in wanted.items()}
+      found = {name: file[key] for name, key in wanted.items()}
+    bad = [k for k, v in found.items() if not isinstance(v, np.ndarray)]
+    if bad:
+      raise UserError(f'{path}: {" and ".join(bad)} cannot be read as arrays')
+    return found
   except FileNotFoundError as e:
     raise UserError(
       f'no file {path}; expected an npz file with the arrays '
