@@ -35,3 +35,11 @@ def test_the_exit_code_says_who_can_mend_it(capsys):
   assert command.run(lambda argv: None, []) == 0
   assert command.run(lambda argv: 42, []) == 42
   assert capsys.readouterr().err == 'error: the disk is full\n'
+
+
+def test_a_name_that_the_terminal_cannot_show_is_escaped(capsys):
+  def show(argv):
+    print('fl\udcfcgel')
+
+  assert command.run(show, []) == 0
+  assert capsys.readouterr().out == '\\udcfc'.join(['fl', 'gel\n'])

@@ -29,6 +29,10 @@ def run(
   if sys.__stderr__ is not None:
     # What a crash of a native library leaves: the stack, with the record in it.
     faulthandler.enable(sys.__stderr__)
+  for stream in (sys.stdout, sys.stderr):
+    if hasattr(stream, 'reconfigure'):
+      # A path that is not UTF-8, or a terminal that is not, ends no command.
+      stream.reconfigure(errors='backslashreplace')
   try:
     return command(argv) or 0
   except (UserError, RunError) as e:

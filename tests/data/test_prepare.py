@@ -91,6 +91,19 @@ def test_the_facts_are_those_of_the_files(folder):
   assert info['source'] == dict(name='image_folder', data_dir=f'{folder}/in')
 
 
+def test_names_need_not_be_utf_8_but_that_of_the_target(folder, capsys):
+  foreign = folder / os.fsdecode(b'f\xfcr')
+  (folder / 'in').rename(foreign)
+  cats = foreign / 'train' / 'cat'
+  (cats / '00.png').rename(cats / os.fsdecode(b'\xff.png'))
+  for _ in range(2):  # begun, then compared
+    assert prepare.main([f'folder:{foreign}', f'{folder}/out']) == 0
+  assert r'cat/\udcff.png' in _source(folder).describe(10)
+  assert prepare.main([f'folder:{foreign}', f'{foreign}/out']) == 2
+  err = capsys.readouterr().err
+  assert r'f\udcfcr/out/train: the name of the target is not UTF-8' in err
+
+
 def test_arrays_and_label_vectors_are_kept(tmp_path):
   images = np.random.default_rng(0).integers(0, 9999, (5, 4, 6, 7))
   vectors = np.float32(np.eye(5, 3))

@@ -1,4 +1,4 @@
-"""File patterns: `'/data/{split}-{000..099}.tar'` means a hundred files."""
+"""Names of files; `'/data/{split}-{000..099}.tar'` means a hundred."""
 
 import glob
 import itertools
@@ -45,6 +45,14 @@ def expand(pattern: str, split: str) -> list[str]:
       f'{pattern}: {len(missing)} of {len(names)} are missing: {some}'
     )
   return files
+
+
+def printable(path: str) -> str:
+  """Returns the path as text that any file or terminal takes.
+
+  A name need not be UTF-8; Python holds its other bytes as half characters.
+  """
+  return path.encode(errors='backslashreplace').decode()
 
 
 def _braces(pattern: str) -> list[str]:

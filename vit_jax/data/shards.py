@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.data import many
+from vit_jax.data import many, paths
 from vit_jax.data.sources import array_record
 from vit_jax.errors import RunError, UserError
 
@@ -58,6 +58,11 @@ class Writer:
     Raises:
       UserError: the folder holds another dataset, or the beginning of one.
     """
+    if paths.printable(str(folder)) != str(folder):
+      raise UserError(
+        f'{paths.printable(str(folder))}: the name of the target is not UTF-8, '
+        'which ArrayRecord cannot open'
+      )
     self._source, self._folder, self._transform = source, folder, transform
     self._skip, self._num_threads = skip, num_threads
     num = len(source)
@@ -292,20 +297,22 @@ def _class_ids(label: Any) -> list[int]:
 def _digest(names: Iterator[str]) -> str:
   digest = hashlib.sha256()
   for name in names:
-    digest.update(name.encode() + b'\n')
+    digest.update(name.encode(errors='backslashreplace') + b'\n')
   return digest.hexdigest()
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any] | None:
   try:
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding='utf-8'))
   except (OSError, ValueError):
     return None
 
 
 def _write_json(path: pathlib.Path, content: Any) -> None:
   temporary = path.with_name(f'{_INCOMPLETE}.{path.name}')
-  temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False))
+  text = json.dumps(content, indent=1, ensure_ascii=False)
+  # What of a path is not UTF-8 becomes an escape of JSON.
+  temporary.write_text(text, encoding='utf-8', errors='backslashreplace')
   os.replace(temporary, path)
 
 

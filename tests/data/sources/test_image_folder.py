@@ -84,6 +84,16 @@ def test_hidden_and_foreign_files_are_ignored(root):
   assert (len(source), source.num_classes) == (9, 3)
 
 
+def test_names_that_are_not_utf_8_are_read_and_shown_escaped(root):
+  name = os.fsdecode(b'fl\xfcgel')
+  _write(root / 'train' / name / f'{name}.png', 7)
+  source = image_folder.Source('train', data_dir=str(root))
+  assert source.class_names == ['cat', 'dog', 'eel', r'fl\udcfcgel']
+  assert source.describe(9) == rf'{root}/train/fl\udcfcgel/fl\udcfcgel.png'
+  with open(root / 'train' / name / f'{name}.png', 'rb') as file:
+    assert source[9] == {'image': file.read(), 'label': 3}
+
+
 def test_a_link_to_a_parent_folder_adds_nothing(root):
   (root / 'train' / 'cat' / 'loop').symlink_to(root / 'train')
   source = image_folder.Source('train', data_dir=str(root))

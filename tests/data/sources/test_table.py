@@ -170,6 +170,11 @@ def test_a_column_or_cell_too_many_is_never_guessed(write):
     table.Source('all', path=path)
 
 
+def test_a_path_that_is_no_text_is_shown_escaped(write):
+  path = write('a.jsonl', [{'image': '\ud800.jpg', 'label': 'cat'}])
+  assert r'\ud800.jpg (line 1' in table.Source('all', path=path).describe(0)
+
+
 def test_spaces_around_a_label_make_no_other_class(write):
   path = write('a.csv', _csv('cat', ' cat', 'dog '))
   assert table.Source('all', path=path).class_names == ['cat', 'dog']

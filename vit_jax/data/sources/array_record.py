@@ -134,7 +134,7 @@ def _open(path: str, num_examples: int):
 
 def _info(root: pathlib.Path, folder: pathlib.Path) -> dict:
   try:
-    return json.loads((folder / INFO).read_text())
+    return json.loads((folder / INFO).read_text(encoding='utf-8'))
   except FileNotFoundError as e:
     there = sorted(f.parent.name for f in root.glob(f'*/{INFO}'))
     half = ' (it is there, but not complete: run prepare again)'

@@ -10,7 +10,7 @@ import pathlib
 
 import numpy as np
 
-from vit_jax.data import splits
+from vit_jax.data import paths, splits
 from vit_jax.errors import UserError
 
 _SUFFIXES = (  # in any case
@@ -39,10 +39,11 @@ class Source:
     self._split = splits.parse(split)
     root = pathlib.Path(data_dir).expanduser()
     self._folder = _split_folder(root, self._split.name)
-    self.class_names = _class_names(_split_folder(root, classes_from))
+    self._classes = _class_names(_split_folder(root, classes_from))
+    self.class_names = [paths.printable(name) for name in self._classes]
     self.num_classes = len(self.class_names)
     here = _class_names(self._folder)
-    unknown = sorted(set(here) - set(self.class_names))
+    unknown = sorted(set(here) - set(self._classes))
     if unknown:
       raise UserError(
         f'{self._folder} has {len(unknown)} classes that '
@@ -57,7 +58,7 @@ class Source:
         f'{self._folder}: {_first(empty)}; expected {_LAYOUT}'
         f'{_what_else(self._folder / empty[0])}'
       )
-    ids = {name: i for i, name in enumerate(self.class_names)}
+    ids = {name: i for i, name in enumerate(self._classes)}
     names = [name for found in files for name in found]
     labels = np.repeat([ids[name] for name in here], [len(f) for f in files])
     records = self._split.records(len(names))
@@ -68,12 +69,15 @@ class Source:
     return len(self._names)
 
   def __getitem__(self, index: int) -> dict:
-    with open(self.describe(index), 'rb') as file:
+    with open(self._path(index), 'rb') as file:
       return {'image': file.read(), 'label': int(self._labels[index])}
 
   def describe(self, index: int) -> str:
     """Returns the path of the file."""
-    name = self.class_names[self._labels[index]]
+    return paths.printable(self._path(index))
+
+  def _path(self, index: int) -> str:
+    name = self._classes[self._labels[index]]
     return os.path.join(self._folder, name, self._names[index])
 
 

@@ -100,7 +100,8 @@ class Source:
   def describe(self, index: int) -> str:
     """Returns the path of the image and the line that names it."""
     row = self._chosen[index]
-    return f'{self._image_path(row)} (line {row.line} of {row.file})'
+    path = paths_lib.printable(self._image_path(row))
+    return f'{path} (line {row.line} of {row.file})'
 
   def _image_path(self, row: _Row) -> str:
     root = self._root or os.path.dirname(row.file)
