@@ -182,6 +182,16 @@ def test_long_names_end_in_an_ellipsis_within_their_room():
   assert predictions._text(figure, 0, 0, 'dog', 0.6).get_text() == 'dog'
 
 
+def test_dollars_in_a_name_are_no_formula(data, mesh, tmp_path):
+  with np.load(data['path']) as file:
+    arrays = dict(file)
+  arrays['class_names'] = ['$x^{$', '$', 'a$b$']
+  np.savez(data['path'], **arrays)
+  picture = Picture(says_class_of_pixel, mesh, data=data, ops='', count=3)
+  draw(picture, 0, tmp_path / 'a.png', mesh)
+  assert (tmp_path / 'a.png').exists()
+
+
 def test_impossible_options_are_named(data, mesh):
   with pytest.raises(UserError, match=r"count=0.*columns=9.*loss='mse'"):
     Picture(None, mesh, data=data, ops='', count=0, loss='mse')

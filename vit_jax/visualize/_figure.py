@@ -32,7 +32,8 @@ def axes(
 def text(figure: Any, x: float, y: float, words: str, **style) -> Any:
   """Writes words; x and y in inches from the top left of the figure."""
   across, down = figure.get_size_inches()
-  style = dict(va='top', color=INK) | style
+  # A class may be called $100$, which is no formula.
+  style = dict(va='top', color=INK, parse_math=False) | style
   return figure.text(x / across, 1 - y / down, words, **style)
 
 
