@@ -1,5 +1,6 @@
 """`python -m vit_jax.data.prepare`; the source has tests of its own."""
 
+import errno
 import hashlib
 import io
 import json
@@ -292,6 +293,25 @@ class TestResume:
     assert 'resumed  1 of 3 files are there' in capsys.readouterr().out
     assert _files(folder) == whole
 
+  @pytest.mark.parametrize('name', ['plan.json', 'dataset.json'])
+  def test_so_does_a_disk_that_is_full_at_the_smallest_file(
+    self, folder, monkeypatch, capsys, name
+  ):
+    write = pathlib.Path.write_text
+
+    def full(path, *args, **kwargs):
+      if path.name.endswith(name):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+      return write(path, *args, **kwargs)
+
+    with monkeypatch.context() as patches:
+      patches.setattr(pathlib.Path, 'write_text', full)
+      _prepare(folder, code=1)
+    error = capsys.readouterr().err
+    assert f'{name} cannot be written: ' in error and 'same command' in error
+    _prepare(folder)
+    assert len(_source(folder)) == _NUM
+
   def test_a_disk_that_lies_is_noticed(self, folder, monkeypatch, capsys):
     from array_record.python import array_record_module
 
@@ -325,8 +345,12 @@ class TestCommand:
       (['digit'], 'digit'),
       (['digits', '--split=train[:5]'], 'whole splits'),
       (['digits', '--resize_small=0'], 'resize_small is at least 1'),
-      (['digits', '--resize_small=4', '--quality=0'], 'quality is 1 to 95; go'),
+      (['digits', '--resize_small=9', '--quality=0'], '1 to 95; got 0'),
+      (['digits', '--examples_per_shard=-1'], 'at least 1; got -1'),
       (['digits', '--examples_per_shard=0'], 'at least 1; got 0'),
+      (['digits', '--split=../x=train'], '../x=...: expected the name of a'),
+      (['folder:'], 'folder:PATH is images'),
+      (['.'], 'folder:PATH is images'),
       (['digits', '--num_threads=0'], 'num_threads is at least 1; got 0'),
     ],
   )

@@ -39,6 +39,11 @@ def _main(argv: Sequence[str]) -> None:
       f'--split={sliced[0]}: prepare takes whole splits; a slice is taken when '
       'they are read'
     )
+  outside = [name for name, *_ in named if name.startswith(('/', '..'))]
+  if outside:
+    raise UserError(
+      f'--split={outside[0]}=...: expected the name of a folder in TARGET'
+    )
   if args.resize_small is None and args.quality is not None:
     raise UserError('--quality has no effect without --resize_small')
   for name, _, split in named:

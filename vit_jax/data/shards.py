@@ -23,6 +23,7 @@ from vit_jax.errors import RunError, UserError
 
 _PLAN = 'plan.json'
 _INCOMPLETE = 'incomplete'
+_STAYS = 'what is complete stays: mend it and start the same command again'
 _EXAMPLES_PER_SHARD = 8192
 _MAX_SHARDS = 512  # each is an open file of the process that reads them
 
@@ -145,10 +146,7 @@ class Writer:
     except (OSError, RuntimeError) as e:
       if isinstance(e, RunError):
         raise
-      raise RunError(
-        f'{temporary} cannot be written: {e}; what is complete stays: mend it '
-        'and start the same command again'
-      ) from e
+      raise RunError(f'{temporary} cannot be written: {e}; {_STAYS}') from e
     os.replace(temporary, self._folder / name)
     _write_json(self._facts_path(k), facts)
     return facts
@@ -312,8 +310,11 @@ def _write_json(path: pathlib.Path, content: Any) -> None:
   temporary = path.with_name(f'{_INCOMPLETE}.{path.name}')
   text = json.dumps(content, indent=1, ensure_ascii=False)
   # What of a path is not UTF-8 becomes an escape of JSON.
-  temporary.write_text(text, encoding='utf-8', errors='backslashreplace')
-  os.replace(temporary, path)
+  try:
+    temporary.write_text(text, encoding='utf-8', errors='backslashreplace')
+    os.replace(temporary, path)
+  except OSError as e:
+    raise RunError(f'{path} cannot be written: {e}; {_STAYS}') from e
 
 
 def _short(value: Any) -> str:

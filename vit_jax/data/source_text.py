@@ -6,6 +6,7 @@ As in the recipes, `folder:/path` is `image_folder(data_dir='/path')`,
 source is a dataset of TFDS.
 """
 
+import os
 from typing import Any
 
 from vit_jax import lookup
@@ -29,6 +30,11 @@ def parse(text: str) -> dict[str, Any]:
   kind, _, path = text.partition(':')
   if kind in _PATHS and path:
     return dict(name=_PATHS[kind], data_dir=path)
+  if kind in _PATHS or os.path.isdir(os.path.expanduser(text)):
+    raise UserError(
+      f'{text!r} does not say what it is: folder:PATH is images in '
+      'PATH/<split>/<class>/, records:PATH what prepare has written'
+    )
   if '(' not in text and '.' not in text and text not in lookup.names(_FOLDER):
     return dict(name='tfds', dataset=text)
   found = language.segments(text)
