@@ -19,6 +19,7 @@ _SCAN = (
 # Recipe and changes to it. A state of L/16 fits every chip whole.
 _RECIPES = (
   ('configs/vit_i1k.py:B/16',),
+  ('configs/vit_l16_i21k.py',),
   ('configs/vit_l16_i21k.py', *_SCAN),
   ('configs/vit_h14_i21k.py',),
   ('configs/vit_g14.py:g/14',),
