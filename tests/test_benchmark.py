@@ -32,7 +32,7 @@ def test_a_step_is_measured_with_its_input(capsys):
   assert 0 < times[0] <= times[1] <= times[2]
   # The mean lies within the fastest and the slowest step.
   assert found['images_per_second'] == pytest.approx(8 / times[1], rel=3)
-  assert 0 <= found['input_stall_fraction'] <= 1
+  assert 0 < found['input_stall_fraction'] <= 1
   assert found['peak_memory_bytes'] > 10e6
   assert 'mfu' not in found  # No peak is known of a CPU.
   assert 'data' not in found

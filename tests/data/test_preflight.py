@@ -138,12 +138,16 @@ def test_arrays_and_label_vectors_count_too(tmp_path, capsys):
   images[2] = images[0]
   vectors = np.float32([[1, 1], [0, 1], [1, 1]])
   path = tmp_path / 'a.npz'
-  np.savez(path, train_images=images, train_labels=vectors)
-  report = _report(capsys, f"arrays(path='{path}')")
+  arrays = dict(train_images=images, train_labels=vectors)
+  # The same bytes, and no duplicates.
+  arrays |= dict(test_images=images.reshape(3, 5, 4), test_labels=vectors)
+  np.savez(path, **arrays)
+  report = _report(capsys, f"arrays(path='{path}')", '--split=train,test')
   train = report['splits']['train']
   assert train['classes'] == {'0': 2, '1': 3}
   assert train['formats'] == {'array': 3}
-  assert len(report['duplicates']) == 1
+  splits = [group['splits'] for group in report['duplicates']]
+  assert sorted(splits) == [['test'] * 2, ['train'] * 2]
 
 
 def test_the_table_shows_the_fewest_and_most_of_many_classes(tmp_path, capsys):

@@ -1,13 +1,15 @@
 """Records that are read, refused or skipped, through both inputs."""
 
+import contextlib
 import itertools
+import threading
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from vit_jax.data import pipeline
+from vit_jax.data import pipeline, watchdog
 from vit_jax.data.sources import synthetic
 from vit_jax.errors import UserError
 
@@ -93,6 +95,32 @@ class TestBrokenRecords:
       assert mask.sum() == _NUM - 2
       assert not _rows(batches, 'image')[index == 9].any()
       assert one.skipped == 2
+
+  @pytest.mark.parametrize('on_error', ['stop', 'skip'])
+  def test_a_record_that_is_done_is_watched_no_longer(
+    self, broken, monkeypatch, on_error
+  ):
+    # An idle thread would be told of, and end the run, as one that hangs.
+    reads, me = [], threading.get_ident()  # Others may be those of other tests.
+
+    def note(name, change):
+      real = getattr(watchdog.Watchdog, name)
+
+      def call(self, *args):
+        if threading.get_ident() == me:
+          change()
+        real(self, *args)
+
+      monkeypatch.setattr(watchdog.Watchdog, name, call)
+
+    note('begin', lambda: reads.append('open'))
+    note('end', reads.pop)
+    one = _train(num_threads=0, on_error=on_error)
+    _take(one, 1)
+    broken.update(range(0, _NUM, 2))
+    with contextlib.suppress(UserError):
+      _take(one, 4)
+    assert not reads
 
   @pytest.mark.parametrize('make', [_train, _eval])
   def test_if_all_is_broken_the_run_stops(self, broken, make):

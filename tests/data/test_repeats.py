@@ -58,6 +58,14 @@ def test_an_epoch_has_as_many_rows_and_a_third_of_the_images():
   assert one.steps_per_epoch == three.steps_per_epoch == _NUM / 12
 
 
+def test_an_epoch_has_no_fewer_rows_than_images():
+  # A third of 22 images is not whole: 8 of them, 3 times each.
+  data = dict(name='synthetic', split='train', num_examples=22, image_size=8)
+  (batch,) = _take(1, data=data, batch_size=3 * 22)
+  epoch = _index(1, data=data, batch_size=22, repeats=1)[0]
+  np.testing.assert_array_equal(batch['index'][:8], epoch[:8])
+
+
 def test_all_images_come_up_equally_often_in_the_long_run():
   counts = np.bincount(_index(140).reshape(-1), minlength=_NUM)
   assert counts.sum() == 140 * 12

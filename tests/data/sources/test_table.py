@@ -116,6 +116,8 @@ def test_classes_can_be_given(write):
   assert table.Source('all', path=path, num_classes=7).num_classes == 7
   with pytest.raises(UserError, match='num_classes=2, but there are 3'):
     table.Source('all', path=path, num_classes=2, class_names=names)
+  with pytest.raises(UserError, match='a name stands there twice'):
+    table.Source('all', path=path, class_names=['dog', 'cat', 'dog'])
 
 
 def test_labels_that_training_lacks_are_named_with_their_lines(write, tmp_path):
