@@ -122,8 +122,8 @@ def rand_augment(
   noise = settings.get('mstd', 0.0)
   num_ops, probability = settings.get('n', 2), settings.get('p', 0.5)
   largest = settings.get('mmax', 0) or 10
-  if num_ops < 0 or noise < 0 or not 0 <= probability <= 1:
-    raise UserError(f'{config!r}: n and mstd are at least 0, p is 0 .. 1')
+  if not 0 <= probability <= 1:
+    raise UserError(f'{config!r}: p is 0 .. 1')
   names = _INCREASING if settings.get('inc') else _PLAIN
   weights = None
   if 't' in settings:
