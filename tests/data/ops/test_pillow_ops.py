@@ -113,6 +113,20 @@ def test_compiled_shears_and_translations_make_pillows_pixels(axis):
     np.testing.assert_array_equal(np.asarray(got), np.asarray(want), str(trial))
 
 
+def test_other_moves_are_pillows():
+  image = _pillow.to_pillow(noise(20, 30))
+  for matrix in (
+    (2, 0, 3, 0, 1, 0),
+    (1, 0, 0, 0, 0.5, 1),
+    (1, 0.1, 0, 0.1, 1, 0),
+  ):
+    want = image.transform(
+      image.size, Image.Transform.AFFINE, matrix, BICUBIC, fillcolor=FILL
+    )
+    got = _pillow.affine(image, matrix, BICUBIC, FILL)
+    np.testing.assert_array_equal(np.asarray(got), np.asarray(want))
+
+
 def test_autocontrast_stretches_each_channel():
   image = np.array([[[50, 0, 7], [100, 10, 7], [150, 20, 7]]], np.uint8)
   out = np.asarray(_pillow.autocontrast(_pillow.to_pillow(image)))

@@ -104,7 +104,8 @@ def test_uint8_images_are_what_pillow_makes_across_and_then_down(size, route):
 def test_compiled_resizing_makes_pillows_pixels_at_any_size(method):
   assert _compiled.kernels(), 'the test extra installs Numba'
   rng = np.random.default_rng(0)
-  for height, width, *size in rng.integers(1, 120, (40, 4)).tolist():
+  sizes = rng.integers(1, 120, (40, 4)).tolist()
+  for height, width, *size in [*sizes, (50, 24, 20, 24), (50, 24, 50, 9)]:
     # A crop: its rows lie apart in memory.
     image = noise(height, width + 7, 3)[:, 3:-4]
     got = resample(image, tuple(size), method=method)
