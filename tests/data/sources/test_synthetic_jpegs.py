@@ -29,6 +29,11 @@ def test_records_are_the_same_each_time_and_differ_from_each_other():
   assert sorted(map(int, names)) == list(range(70))
 
 
+def test_one_number_is_both_sides():
+  image = decode_image(Source('train', image_size=24)[0]['image'])
+  assert image.shape == (24, 24, 3)
+
+
 def test_numbers_out_of_range_are_named():
   with pytest.raises(UserError, match='height=0, num_classes=-1'):
     Source('train', image_size=(0, 5), num_classes=-1)

@@ -1,7 +1,7 @@
 """Made-up photographs as JPEG files in memory: work for a decoder to measure.
 
-Clouds of colour with detail at every scale. At the default size and quality
-they are 80 to 100 kB of 500 x 400 pixels, about what ImageNet's are.
+Clouds of colour with detail at every scale. At the default size they are 80 to
+100 kB of 500 x 400 pixels, about what ImageNet's are.
 """
 
 import functools
@@ -13,6 +13,7 @@ from PIL import Image
 from vit_jax.data import splits
 from vit_jax.errors import UserError
 
+_QUALITY = 92  # of the JPEG
 _NUM_DIFFERENT = 64  # Others repeat them: a decoder has no memory.
 
 
@@ -26,8 +27,7 @@ class Source:
     split: str,
     *,
     num_examples: int = 10_000,
-    image_size: tuple[int, int] = (400, 500),
-    quality: int = 92,
+    image_size: int | tuple[int, int] = (400, 500),
     num_classes: int = 1000,
   ):
     """Makes a split; a second of work, so that reading it costs nothing.
@@ -36,18 +36,18 @@ class Source:
       split: any name, or a slice of one.
       num_examples: records in the whole split. Record i has class
         i % num_classes and the picture i % 64.
-      image_size: height and width in pixels.
-      quality: of the JPEG, 1 to 95.
+      image_size: height and width in pixels, or one number for both.
       num_classes: how many classes there are.
 
     Raises:
       UserError: a number that is out of range.
     """
+    is_square = isinstance(image_size, int)
+    height, width = (image_size,) * 2 if is_square else image_size
     numbers = dict(
       num_examples=num_examples,
-      height=image_size[0],
-      width=image_size[1],
-      quality=quality,
+      height=height,
+      width=width,
       num_classes=num_classes,
     )
     bad = [f'{key}={value!r}' for key, value in numbers.items() if value < 1]
@@ -57,7 +57,7 @@ class Source:
     self._records = self._split.records(num_examples)
     self.num_classes = num_classes
     self._images = [
-      _jpeg(*image_size, quality, number)
+      _jpeg(height, width, number)
       for number in range(min(num_examples, _NUM_DIFFERENT))
     ]
 
@@ -76,7 +76,7 @@ class Source:
 
 
 @functools.lru_cache(maxsize=4 * _NUM_DIFFERENT)
-def _jpeg(height: int, width: int, quality: int, number: int) -> bytes:
+def _jpeg(height: int, width: int, number: int) -> bytes:
   rng = np.random.default_rng(number)
   pixels = np.full((height, width, 3), 128, np.float32)
   # (cell in pixels, standard deviation in levels)
@@ -89,5 +89,5 @@ def _jpeg(height: int, width: int, quality: int, number: int) -> bytes:
   pixels += rng.normal(0, 3, pixels.shape)
   file = io.BytesIO()
   image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
-  image.save(file, 'JPEG', quality=quality)
+  image.save(file, 'JPEG', quality=_QUALITY)
   return file.getvalue()
