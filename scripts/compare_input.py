@@ -17,6 +17,7 @@ import importlib.util
 import os
 import pathlib
 import statistics
+import sys
 import tempfile
 import time
 
@@ -49,10 +50,14 @@ def main() -> None:
   args = parser.parse_args()
   host_memory.keep()
   loaders = {'vit_jax': _ours}
-  if importlib.util.find_spec('timm'):
-    loaders['timm'] = _timm
-  if importlib.util.find_spec('tensorflow') and args.pipeline == 'crop':
-    loaders['tf.data'] = _tf_data
+  others = {'timm': ('timm', _timm, "-e '.[parity]'")}
+  if args.pipeline == 'crop':
+    others['tf.data'] = ('tensorflow', _tf_data, 'tensorflow-cpu')
+  for name, (module, loader, package) in others.items():
+    if importlib.util.find_spec(module):
+      loaders[name] = loader
+    else:
+      print(f'without {name}: pip install {package}', file=sys.stderr)
   with tempfile.TemporaryDirectory() as folder:
     _write_files(pathlib.Path(folder))
     found = {name: [] for name in loaders}

@@ -9,6 +9,7 @@ Needs the extra [parity]. Prints a table and, last, one JSON object.
 """
 
 import argparse
+import importlib.util
 import json
 import statistics
 import subprocess
@@ -36,6 +37,8 @@ def main() -> None:
 
 
 def _compare(args) -> None:
+  if not all(map(importlib.util.find_spec, ('torch', 'transformers'))):
+    sys.exit("torch or transformers is missing: pip install -e '.[parity]'")
   workers = {
     side: subprocess.Popen(
       [sys.executable, *sys.argv, f'--side={side}'],

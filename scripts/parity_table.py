@@ -14,6 +14,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import sys
 import tempfile
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
@@ -165,6 +166,13 @@ def installed(library: str) -> bool:
 
 
 def main():
+  missing = [x for x in ('timm', 'transformers') if not installed(x)]
+  if missing:
+    print(
+      f'left out, as {" and ".join(missing)} with torch are not installed: pip '
+      "install -e '.[parity]'",
+      file=sys.stderr,
+    )
   mend_torchvision.mend()
   print('| source | model | read | to timm | to transformers |')
   print('|---|---|---|---|---|')
