@@ -14,6 +14,7 @@ import PIL.Image
 import pytest
 
 from vit_jax import errors, train, trees
+from vit_jax.evaluators import classification
 
 _ROOT = pathlib.Path(__file__).parents[1]
 
@@ -200,6 +201,24 @@ def test_sigterm_saves_and_exits_with_42(tmp_path, monkeypatch):
   assert [row['step'] for row in _rows(tmp_path / 'run')] == list(
     range(1, step + 1)
   )
+
+
+@pytest.mark.parametrize('total_steps', [0, 1])
+def test_a_signal_ends_an_evaluation_at_once_where_nothing_is_to_be_saved(
+  tmp_path, monkeypatch, total_steps
+):
+  handlers = []
+  evaluate = classification.Evaluator.run
+
+  def run(self, params):
+    handlers.append(signal.getsignal(signal.SIGTERM))
+    return evaluate(self, params)
+
+  monkeypatch.setattr(classification.Evaluator, 'run', run)
+  before = signal.getsignal(signal.SIGTERM)
+  optimizer = dict(name='adamw', learning_rate=0.1)
+  train.train(tmp_path, **_config(total_steps=total_steps, optimizer=optimizer))
+  assert {handler == before for handler in handlers} == {total_steps == 0}
 
 
 def test_a_finished_run_says_so_and_evaluates_nothing_twice(

@@ -154,7 +154,9 @@ def train(
     )
     stack.callback(batches.close)
     stack.enter_context(progress).update(first)
-    asked_to_stop = stack.enter_context(preemption.watch())
+    # Where nothing is trained there is nothing to save, and a signal ends it.
+    watch = contextlib.nullcontext if evaluates_only else preemption.watch
+    asked_to_stop = stack.enter_context(watch())
     trace = stack.enter_context(profiling.Trace(workdir / 'profile', profile))
     stack.enter_context(jax.transfer_guard('disallow'))
     stack.enter_context(distributed.together())
