@@ -59,6 +59,12 @@ def build(
     UserError: a section that does not fit what it names, or sections that do
       not fit each other (classes, batch and devices, durations).
   """
+  sections = dict(
+    model=model, objective=objective, input=input, optimizer=optimizer
+  )
+  for name, section in sections.items():
+    if not isinstance(section, Mapping):
+      raise UserError(f'config.{name} is a section with keys; got {section!r}')
   device_mesh = call(sharding_lib.make_mesh, mesh or {}, 'config.mesh')
   batch_sharding = sharding_lib.batch_sharding(device_mesh)
   train_input = call(

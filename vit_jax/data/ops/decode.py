@@ -10,6 +10,10 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from vit_jax.data.ops.language import Example, Op
 from vit_jax.errors import UserError
 
+# All formats, now: Pillow loads the rare ones when it meets one, and a second
+# thread that meets one meanwhile may be told that its file is no image.
+Image.init()
+
 _JPEG = b'\xff\xd8'
 _MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}
 _COLORSPACES = {1: 'GRAY', 3: 'RGB', 4: 'RGBA'}
