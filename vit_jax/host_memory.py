@@ -7,7 +7,6 @@ small ViT on CIFAR-10 (about 310 against 450 images per second).
 """
 
 import ctypes
-import resource
 import sys
 
 # Of <malloc.h>.
@@ -38,6 +37,8 @@ def keep() -> bool:
 
 def peak_bytes() -> int:
   """Returns the most memory that this process has held so far."""
+  import resource  # Windows has none.
+
   # Linux counts it in kB, macOS in bytes.
   unit = 1 if sys.platform == 'darwin' else 1024
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
