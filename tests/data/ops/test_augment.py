@@ -112,6 +112,7 @@ def test_the_radius_of_the_blur_is_uniform(monkeypatch):
     for _ in range(1500):
       op({'image': IMAGE[:2, :2]}, rng)
     assert stats.kstest(radii, stats.uniform(0.1, 1.9).cdf).pvalue > 1e-3
+    assert 0.1 <= min(radii) < 0.12 and 1.98 < max(radii) <= 2.0
 
 
 # AugMix.
@@ -119,11 +120,11 @@ def test_the_radius_of_the_blur_is_uniform(monkeypatch):
 
 def test_mixtures_are_weighted_sums():
   image = _pillow.to_pillow(np.full((1, 1, 1), 40, np.uint8))
-  # 0.25 * 215 + 0.75 * 40 = 83.75, cut to 83; then 0.5 * (40 + 83) = 61.5.
+  # 0.25 * 215 + 0.75 * 40 = 83.75, cut to 83; 0.3 * 83 + 0.7 * 40 = 52.9.
   mixed = aug_mix.mix(
-    image, [[_pillow.invert], []], np.array([0.25, 0.75]), 0.5
+    image, [[_pillow.invert], []], np.array([0.25, 0.75]), 0.3
   )
-  assert np.asarray(mixed).tolist() == [[61]]
+  assert np.asarray(mixed).tolist() == [[52]]
 
 
 def test_aug_mix_draws_its_weights_chains_and_share(monkeypatch):
@@ -202,6 +203,20 @@ def test_color_jitter_draws_factors_and_their_order(monkeypatch):
     assert stats.kstest(factors[name], law.cdf).pvalue > 1e-3
 
 
+def test_color_jitter_has_a_function_for_each_colour():
+  red = np.full((1, 2, 3), (255, 0, 0), np.uint8)
+  red[0, 1] = 255, 255, 255
+  # Of red the luma is 76, the mean with white (76 + 255) / 2 = 165.5.
+  assert run('color_jitter(saturation=(0, 0))', image=red)[0, 0].tolist() == [
+    76,
+    76,
+    76,
+  ]
+  assert set(run('color_jitter(contrast=(0, 0))', image=red).flat) == {166}
+  green = run('color_jitter(hue=(0.333334, 0.333334))', image=red)
+  assert green.tolist() == [[[0, 255, 0], [255, 255, 255]]]
+
+
 def test_color_jitter_leaves_out_what_is_not_asked_for(monkeypatch):
   seen = set()
   for name in color_jitter._FUNCTIONS:
@@ -244,6 +259,9 @@ def test_rates_are_probabilities_of_being_changed(text, changed):
     count += is_changed
   assert stats.binomtest(int(count), 1000, 0.3).pvalue > 1e-3
   np.testing.assert_array_equal(run(text.format(1)), changed)
+  always = text.replace('rate={}', '').replace('{}, ', '').format('')
+  for seed in range(9):
+    np.testing.assert_array_equal(run(always, seed), changed)
 
 
 @pytest.mark.parametrize(

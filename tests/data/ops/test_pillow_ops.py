@@ -157,6 +157,10 @@ def test_tables_of_levels():
     table(_pillow.solarize_add(ramp, 99)),
     np.where(levels < 128, np.minimum(levels + 99, 255), levels),
   )
+  np.testing.assert_array_equal(
+    table(_pillow.solarize_add(ramp, 165)),
+    np.where(levels < 128, np.minimum(levels + 165, 255), levels),
+  )
   for bits in range(9):
     kept = levels // 2 ** (8 - bits) * 2 ** (8 - bits)
     np.testing.assert_array_equal(table(_pillow.posterize(ramp, bits)), kept)
@@ -221,7 +225,9 @@ def test_blur_spreads_light_and_keeps_it():
   np.testing.assert_allclose(small, small.T, atol=1)  # It rounds each axis.
   # Standard deviation of the picture of a point is the radius.
   x = np.arange(21) - 10
-  assert abs(np.sqrt((small.sum(0) * x**2).sum() / small.sum()) - 0.8) < 0.1
+  for blurred, radius in ((small, 0.8), (large, 2.0)):
+    deviation = np.sqrt((blurred.sum(0) * x**2).sum() / blurred.sum())
+    assert abs(deviation - radius) < 0.13 * radius
   flat = grey(np.full((6, 6), 200))
   assert set(np.asarray(_pillow.blur(flat, 2.0)).reshape(-1)) == {200}
 
@@ -231,5 +237,8 @@ def test_hue_turns_the_circle():
   assert pixels(_pillow.hue(red, 1 / 3)) == [[[0, 255, 0]]]
   assert pixels(_pillow.hue(red, -1 / 3)) == [[[6, 0, 255]]]  # 171/255: 241.4°
   assert pixels(_pillow.hue(red, 0)) == [[[255, 0, 0]]]
+  # 0.5 * 255 = 127.5 steps are cut to 127: 179.3 degrees.
+  assert pixels(_pillow.hue(red, 0.5)) == [[[0, 255, 252]]]
+  assert pixels(_pillow.hue(red, -0.5)) == [[[0, 246, 255]]]
   gray = grey([[1, 2]])
   assert pixels(_pillow.hue(gray, 0.4)) == [[1, 2]]

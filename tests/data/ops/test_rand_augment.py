@@ -68,6 +68,16 @@ def test_each_of_two_ops_is_skipped_with_probability_one_half(draws):
   assert stats.chisquare(counts, [1500, 3000, 1500]).pvalue > 1e-3
 
 
+@pytest.mark.parametrize(
+  'inc, names',
+  [('', rand_augment._PLAIN), ('-inc1', rand_augment._INCREASING)],
+)
+def test_inc_says_which_fifteen_ops(inc, names, draws):
+  assert set(names_of(draws(f"rand_augment('rand-p1{inc}')", 400))) == set(
+    names
+  )
+
+
 def test_the_fifteen_ops_are_equally_likely_and_may_come_twice(draws):
   done = draws("rand_augment('rand-inc1-p1')", 6000)
   assert_uniform(names_of(done), 15)
@@ -89,6 +99,28 @@ def test_magnitudes_are_normal_and_clipped(draws, monkeypatch):
   assert stats.kstest(inside, law.cdf).pvalue > 1e-3
   negative = int((degrees < 0).sum())
   assert stats.binomtest(negative, len(degrees), 0.5).pvalue > 1e-3
+
+
+@pytest.mark.parametrize(
+  'text, degrees',
+  [('rand', 30), ('rand-m15', 30), ('rand-m15-mmax12', 36), ('rand-m8', 24)],
+)
+def test_a_magnitude_is_ten_unless_given_and_clipped_at_mmax(
+  text, degrees, draws, monkeypatch
+):
+  monkeypatch.setitem(rand_augment._SETS, '3a', {'Rotate': None})
+  done = draws(f"rand_augment('{text}-t3a-n1-p1')", 20)
+  assert {abs(c[1]) for (c,) in done} == {degrees}
+
+
+def test_a_magnitude_is_not_negative(draws, monkeypatch):
+  monkeypatch.setitem(rand_augment._SETS, '3a', {'Solarize': None})
+  done = draws("rand_augment('rand-m0-mstd2-t3a-n1-p1')", 2000)
+  threshold = np.array([c[1] for (c,) in done])
+  assert threshold.min() == 0
+  # Below 1 / 25.6 it is 0 too.
+  zero = stats.norm.cdf(1 / 25.6 / 2)
+  assert stats.binomtest(int((threshold == 0).sum()), 2000, zero).pvalue > 1e-3
 
 
 def test_a_deviation_over_100_is_a_uniform_magnitude(draws, monkeypatch):

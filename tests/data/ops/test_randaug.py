@@ -88,6 +88,12 @@ def test_levels_follow_the_magnitude_without_a_cap():
   np.testing.assert_array_equal(levels('Posterize', 0), np.arange(256) & 0x80)
   added = np.where(np.arange(256) < 128, np.arange(256) + 110, np.arange(256))
   np.testing.assert_array_equal(levels('SolarizeAdd', 10), added)
+  # Bits and additions are cut: int(3.6), and 165, more than timm's 128.
+  np.testing.assert_array_equal(levels('Posterize', 9), np.arange(256) & 0xE0)
+  added = np.where(np.arange(256) < 128, np.arange(256) + 165, np.arange(256))
+  np.testing.assert_array_equal(
+    levels('SolarizeAdd', 15), np.minimum(added, 255)
+  )
 
 
 @pytest.mark.parametrize(
@@ -121,10 +127,12 @@ def test_contrast_turns_about_a_constant_in_compat():
   # 384 * 384 / 256 = 576 is cut to 255: 255 - 0.1 * 235.
   large = np.full((384, 384, 1), 20, np.uint8)
   assert set(apply('Contrast', 0, large, flavour='compat').flat) == {231}
-  # The mean 0.5 is cut to 0, where Pillow's Contrast makes it 1.
-  assert apply('Contrast', 0, np.array([[[0], [1]]], np.uint8)).tolist() == [
-    [[0], [0]]
-  ]
+  # 230 * 230 / 256 = 206.6 is cut: 206 - 0.1 * 186.
+  middle = np.full((230, 230, 1), 20, np.uint8)
+  assert set(apply('Contrast', 0, middle, flavour='compat').flat) == {187}
+  # The mean 0.75 is cut to 0, where Pillow's Contrast makes it 1.
+  ones = np.array([[[0], [1], [1], [1]]], np.uint8)
+  assert not apply('Contrast', 0, ones).any()
 
 
 def test_the_two_flavours_differ_in_nothing_else():
@@ -144,6 +152,8 @@ def test_cutout_greys_a_square_around_a_pixel():
   expected = image.copy()
   expected[15 - 8 : 15 + 8, 20 - 8 : 20 + 8] = 128
   np.testing.assert_array_equal(got, expected)
+  got = apply('Cutout', 0.7, image, chance=0.5)  # int(2.8) = 2
+  assert (got != 0).all(-1).sum() == 16
   got = apply('Cutout', 2, image, chance=0)  # at the corner
   assert (got != 0).all(-1).sum() == 64 and (got[:8, :8] == 128).all()
   assert not image.any()
@@ -171,6 +181,15 @@ def test_every_layer_applies_one_op_and_all_are_equally_likely(monkeypatch):
   assert len(drawn) == 6000
   counts = [drawn.count(name) for name in NAMES]
   assert stats.chisquare(counts).pvalue > 1e-3
+
+
+def test_defaults_are_two_ops_at_ten_without_the_slips():
+  for seed in range(20):
+    plain, full = (
+      language.parse(text)({'image': IMAGE}, np.random.default_rng(seed))
+      for text in ('randaug', "randaug(2, 10, flavour='fixed')")
+    )
+    np.testing.assert_array_equal(plain['image'], full['image'])
 
 
 def test_directions_are_equally_likely():

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from vit_jax.data.ops import language
+from vit_jax.data.ops import language, random_resized_crop
 from vit_jax.data.ops.random_resized_crop import tensorflow_box, torchvision_box
 from vit_jax.data.ops.resize import resample
 from vit_jax.errors import UserError
@@ -94,6 +94,19 @@ def test_after_ten_attempts_torchvision_takes_the_largest_central_box():
     assert rng.draws == 20  # Area and aspect, ten times.
 
 
+def test_the_fallback_of_torchvision_is_rounded_to_the_nearest():
+  rng = Counting()
+  # 8 * 4 / 3 = 10.7; and 10.7 high.
+  assert torchvision_box(8, 1000, (0.9, 1), (3 / 4, 4 / 3), rng)[3] == 11
+  assert torchvision_box(1000, 8, (0.9, 1), (3 / 4, 4 / 3), rng)[2] == 11
+
+
+def test_ranges_are_those_of_torchvision_and_of_tensorflow():
+  laws = random_resized_crop._LAWS
+  assert laws['torchvision'][1:] == ((0.08, 1.0), (3 / 4, 4 / 3))
+  assert laws['tensorflow'][1:] == ((0.05, 1.0), (0.75, 1.33))
+
+
 def test_after_ten_attempts_torchvision_takes_the_image_if_its_aspect_fits():
   # A quarter more than fits: never accepted.
   got = torchvision_box(10, 10, (1, 1), (1.5, 1.5), Counting())
@@ -131,6 +144,15 @@ def test_tensorflow_moves_a_height_whose_rounded_area_is_outside(
   # 2000 draws: four standard deviations are 0.042.
   assert drawn.keys() == shares.keys()
   assert all(abs(drawn[h] / 2000 - shares[h]) < 0.045 for h in shares)
+
+
+def test_tensorflow_takes_the_largest_height_whose_rounded_width_fits():
+  # Of 200 pixels at least 20, 3.9 high; 8 * 1.3 = 10.4 still fits in 10.
+  _, _, height, width = boxes(tensorflow_box, (20, 10), (0.1, 1), (1.3, 1.3))
+  drawn = dict(zip(height.tolist(), width.tolist(), strict=True))
+  assert drawn == {4: 5, 5: 6, 6: 8, 7: 9, 8: 10}
+  counts = np.bincount(height)[4:]
+  assert stats.chisquare(counts).pvalue > 1e-3
 
 
 def test_tensorflow_rejects_what_rounding_pushes_out_of_the_image():

@@ -134,22 +134,22 @@ class Op:
 
   Attributes:
     kind: what it does.
+    method: 'bilinear', 'bicubic', or 'random': one of the two each time.
+    fill: the colour of what a geometric op exposes.
     probability: with which it does anything.
     magnitude: from 0 to `largest`.
     noise: standard deviation of the magnitude; infinite draws it uniformly
       from 0 to `magnitude`.
     largest: at which a magnitude is clipped.
-    method: 'bilinear', 'bicubic', or 'random': one of the two each time.
-    fill: the colour of what a geometric op exposes.
   """
 
   kind: Kind
+  method: str
+  fill: _pillow.Color
   probability: float = 1.0
   magnitude: float = _MAX
   noise: float = 0.0
   largest: float = _MAX
-  method: str = 'bicubic'
-  fill: _pillow.Color = _pillow.IMAGENET_FILL
 
   def draw(self, rng: np.random.Generator) -> Transform | None:
     """Returns what to do to one image; None is nothing."""
