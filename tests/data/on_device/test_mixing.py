@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 from vit_jax.data import device_ops
 from vit_jax.data.on_device import boxes, mixing
@@ -125,6 +126,38 @@ def test_draws_follow_their_laws():
   # Clipping at the border leaves 0.68 on average where Beta(1, 1) says 0.5.
   cut = weight[is_cut & (weight < 1)]
   assert abs(0.9 * cut.mean() + 0.1 - (0.9 * 0.68 + 0.1)) < 0.02
+
+
+def test_the_centre_of_a_box_is_uniform_over_the_image():
+  # A weight of 1/2: boxes of int(16 * 0.707) = 11, 10 x 16 around the centre.
+  op = mixing.cutmix(1e9, mode='elem')
+  _, _, box = draw(op, 8000, (16, 24))
+  top, bottom, left, right = map(np.asarray, box)
+  row = np.where(top > 0, top + 5, bottom - 5)
+  column = np.where(left > 0, left + 8, right - 8)
+  for centre, side in ((row, 16), (column, 24)):
+    counts = np.bincount(centre, minlength=side)
+    assert len(counts) == side
+    assert scipy.stats.chisquare(counts).pvalue > 1e-3
+
+
+def test_defaults_are_those_of_deit_and_timm():
+  rest = dict(
+    switch_rate=0.5,
+    rate=1.0,
+    mode='batch',
+    group_size=None,
+    partner='reverse',
+    dominant=False,
+    label_smoothing=0.0,
+    num_classes=None,
+  )
+  for op, alphas in (
+    (mixing.mixup_cutmix(), (0.8, 1.0)),
+    (mixing.cutmix(), (0.0, 1.0)),
+    (mixing.mixup(0.3), (0.3, 0.0)),
+  ):
+    assert op == mixing.Mix(*alphas, **rest)
 
 
 def test_a_dominant_row_keeps_the_larger_weight():

@@ -32,6 +32,7 @@ def test_a_flip_mirrors_some_images_from_left_to_right():
   assert abs(flipped.mean() - 0.3) < 4 * np.sqrt(0.3 * 0.7 / 400)
   assert got.dtype == np.uint8
   np.testing.assert_array_equal(run('flip_lr', image, train=False), image)
+  assert (run('flip_lr', image) == run('flip_lr(0.5)', image)).all()
 
 
 @pytest.mark.parametrize('mode', ['constant', 'reflect'])

@@ -1,6 +1,7 @@
 """Random erasing: the boxes' laws, the fillings, what is left alone."""
 
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 import scipy.stats
 
 from vit_jax.data import device_ops
+from vit_jax.data.on_device import random_erasing
 from vit_jax.errors import UserError
 
 
@@ -38,6 +40,8 @@ def test_some_images_lose_a_box_of_timms_area_aspect_and_place():
   tall, wide = bottom - top, right - left
   np.testing.assert_array_equal(erased.sum((1, 2)), tall * wide)
   assert tall.max() < 40 and wide.max() < 60
+  for first, last in ((top, bottom - 40), (left, right - 60)):
+    assert first.min() == 0 and last.max() == 0  # at every edge
 
   rng = np.random.default_rng(0)  # The law in plain NumPy.
   want = []
@@ -53,6 +57,13 @@ def test_some_images_lose_a_box_of_timms_area_aspect_and_place():
     (tall, wide, top, left), np.array(want).T, strict=True
   ):
     assert scipy.stats.ks_2samp(got, wanted).statistic < 0.055
+
+
+def test_defaults_are_those_of_deit_and_timm():
+  parameters = inspect.signature(random_erasing.random_erasing).parameters
+  assert {name: x.default for name, x in parameters.items()} == dict(
+    rate=0.25, mode='const', count=1, area=(0.02, 1 / 3), aspect=(0.3, 1 / 0.3)
+  )
 
 
 def test_a_filling_is_zero_or_normal_per_channel_or_per_pixel():
