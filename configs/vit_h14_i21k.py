@@ -84,6 +84,6 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
       ops=EVAL_OPS,
     )
 
-  config.evals = dict(val=top1('[:25600]'), test=top1('[25600:51200]'))
+  config.evals = dict(test=top1('[:25600]'), val=top1('[25600:51200]'))
   config.checkpoint = dict(every_steps=5000)
   return common.smoke(config) if options.smoke else config

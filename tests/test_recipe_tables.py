@@ -35,8 +35,15 @@ def resolve(recipe, arg):
     steps=config.get('total_steps'),
     batch_size=config.input.batch_size,
     repeats=config.input.get('repeats', 1),
+    init_from=config.to_dict().get('init_from'),
+    input_split=config.input.data.split,
     eval_ops=config.evals.val.ops,
   )
+  found |= {
+    f'{name}_split': section.data.split
+    for name, section in config.evals.items()
+    if 'data' in section
+  }
   host = language.segments(config.input.ops)
   found['order'] = [segment.name for segment in host]
   for segment in host:
@@ -55,9 +62,20 @@ def resolve(recipe, arg):
   return found
 
 
+def none(names):
+  return dict.fromkeys(names.split())
+
+
 # arXiv:2012.12877, table 9, and the defaults of DeiT's main.py.
 DEIT = {
   'epochs': 300,
+  'input_split': 'train',
+  'val_split': 'validation',
+  'num_classes': 1000,
+  'pooling': 'token',
+  'activation': 'gelu',  # The exact one.
+  # Defaults that are theirs: learnt, 1e-6, none, none, 0.9, 0.999, 1e-8.
+  **none('position norm_epsilon layer_scale init_from b1 b2 eps'),
   'batch_size': 1024,
   'optimizer': 'adamw',
   'learning_rate': 0.0005 * 1024 / 512,
@@ -66,18 +84,16 @@ DEIT = {
   'weight_decay': 0.05,
   'warmup_epochs': 5,
   'stair_epochs': 1,
-  'grad_clip_norm': None,
-  'dropout_rate': None,
+  **none('grad_clip_norm dropout_rate'),
   'stochastic_depth_rate': 0.1,
-  'stochastic_depth_schedule': None,
   'loss': 'softmax',
-  'label_smoothing': None,  # It is in the mixture.
+  **none('stochastic_depth_schedule label_smoothing'),  # It is in the mixture.
   'mix.label_smoothing': 0.1,
   'repeats': 3,
   'order': ['decode', 'random_resized_crop', 'flip_lr', 'rand_augment'],
   'random_resized_crop.size': 224,
-  'random_resized_crop.scale': None,  # (0.08, 1) with this sampling.
-  'random_resized_crop.ratio': None,  # (3 / 4, 4 / 3) with this sampling.
+  # (0.08, 1) and (3 / 4, 4 / 3) with this sampling.
+  **none('random_resized_crop.scale random_resized_crop.ratio'),
   'random_resized_crop.method': 'bicubic',
   'random_resized_crop.sampling': 'torchvision',
   'rand_augment.config': 'rand-m9-mstd0.5-inc1',
@@ -125,12 +141,11 @@ DEIT3 = DEIT | {
   'color_jitter.saturation': 0.3,
   'color_jitter.hue': 0,
   'device_order': ['normalize', 'mixup_cutmix'],
-  'random_erasing.rate': None,
-  'random_erasing.mode': None,
-  'random_erasing.count': None,
+  **none('random_erasing.rate random_erasing.mode random_erasing.count'),
 }
 DEIT3_FINETUNE = DEIT | {
   'epochs': 20,
+  'init_from': [dict(weights='x', into='params')],
   'batch_size': 512,
   'learning_rate': 1e-5,
   'weight_decay': 0.1,
@@ -138,17 +153,16 @@ DEIT3_FINETUNE = DEIT | {
   'stochastic_depth_schedule': 'constant',
   'repeats': 1,
   'device_order': ['normalize', 'mixup_cutmix'],
-  'random_erasing.rate': None,
-  'random_erasing.mode': None,
-  'random_erasing.count': None,
+  **none('random_erasing.rate random_erasing.mode random_erasing.count'),
 }
 DEIT3_21K = DEIT3 | {
   'epochs': 240,
+  'input_split': 'full[51200:]',
+  'val_split': 'full[:51200]',
   'learning_rate': 1e-3,
   'weight_decay': 0.02,
   'loss': 'softmax',
-  'target_threshold': None,
-  'class_reduction': None,
+  **none('target_threshold class_reduction'),
   'repeats': 1,
   'mix.label_smoothing': 0.1,
   'mix.mixup_alpha': 0.0,
@@ -161,10 +175,8 @@ DEIT3_21K = DEIT3 | {
     'three_augment',
     'color_jitter',
   ],
-  'random_resized_crop.scale': None,
-  'random_resized_crop.ratio': None,
-  'random_resized_crop.method': None,
-  'random_resized_crop.sampling': None,
+  **none('random_resized_crop.scale random_resized_crop.ratio'),
+  **none('random_resized_crop.method random_resized_crop.sampling'),
   'resize_small.method': 'bicubic',
   'resize_small.rounding': 'down',
   'random_crop.padding': 4,
@@ -172,6 +184,9 @@ DEIT3_21K = DEIT3 | {
 }
 DEIT3_21K_1K = DEIT3_21K | {
   'epochs': 50,
+  'input_split': 'train',
+  'val_split': 'validation',
+  'init_from': [dict(weights='x', skip='head/.*')],
   'learning_rate': 3e-4,
   'num_classes': 1000,
 }
@@ -201,6 +216,34 @@ def deit3_src(base, pixels, depth_rate, group_size, **more):
   return deit3(base, pixels, depth_rate, group_size, **sizes, **more)
 
 
+# big_vision, configs/vit_i1k.py; rates and lengths are in test_configs.py.
+I1K = {
+  'input_split': 'train[:99%]',
+  'minival_split': 'train[99%:]',
+  'val_split': 'validation',
+  'pooling': 'token',
+  'representation_size': True,
+  **none('position dropout_rate stochastic_depth_rate'),
+  **none('class_reduction label_smoothing'),  # The sum, none.
+  'repeats': 1,
+  'optimizer': 'adamw',
+  'mu_dtype': 'bfloat16',
+  **none('end_learning_rate b1 b2 eps'),
+  'random_resized_crop.size': 224,
+  # (0.05, 1) and (0.75, 1.33) with this sampling.
+  **none('random_resized_crop.scale random_resized_crop.ratio'),
+  'random_resized_crop.method': 'bilinear',
+}
+I21K = I1K | {  # configs/vit_i21k.py, with the class token of the weights.
+  'input_split': 'full[51200:]',
+  'test_split': 'full[:25600]',
+  'val_split': 'full[25600:51200]',
+  'minival_split': None,
+  'representation_size': None,
+}
+S16 = I1K | {'pooling': 'mean', 'position': 'sincos2d'}  # vit_s16_i1k.py.
+
+
 def augreg(randaug, mixup, **more):
   """arXiv:2106.10270, section 3.3: layers, magnitude and mixup's alpha."""
   host = ['decode', 'random_resized_crop', 'flip_lr']
@@ -217,6 +260,8 @@ def augreg(randaug, mixup, **more):
     'mix.partner': 'roll' if mixup else None,
     'mix.dominant': True if mixup else None,
     'mix.group_size': None,
+    'mix.rate': 1.0 if mixup else None,
+    'mix.mode': 'batch' if mixup else None,
     'normalize.low': -1,
     'normalize.high': 1,
     **more,
@@ -243,9 +288,7 @@ SCALING = {  # big_vision, configs/proj/scaling_laws/train_vit_g.py.
   'loss': 'sigmoid',
   'head_bias_init': -10,
   # Those of the published optimizer are our defaults.
-  'b2': None,
-  'momentum': None,
-  'mu_dtype': None,
+  **none('b2 momentum mu_dtype'),
 }
 
 PUBLISHED = {
@@ -264,11 +307,15 @@ PUBLISHED = {
       0.6,
       64,
       device_order=['normalize', 'mixup_cutmix', 'crop'],
+      **{'crop.size': 154},
     ),
     'variant=B/16,finetune=x': deit3(DEIT3_FINETUNE, 224, 0.2, 64),
     'variant=L/16,finetune=x': deit3(DEIT3_FINETUNE, 224, 0.45, 64),
     'variant=H/14,finetune=x': deit3(DEIT3_FINETUNE, 224, 0.55, 32),
     'variant=S/16,finetune=x,pixels=384': deit3(DEIT3_FINETUNE, 384, 0.0, 64),
+    # Those of the fine-tuning from ImageNet-21k.
+    'variant=B/16,finetune=x,pixels=384': deit3(DEIT3_FINETUNE, 384, 0.15, 64),
+    'variant=L/16,finetune=x,pixels=384': deit3(DEIT3_FINETUNE, 384, 0.4, 64),
   },
   'deit3_i21k': {
     'variant=S/16': deit3_src(DEIT3_21K, 224, 0.05, 128),
@@ -281,30 +328,31 @@ PUBLISHED = {
       64,
       epochs=90,
       device_order=['normalize', 'mixup_cutmix', 'crop'],
+      **{'crop.size': 126},
     ),
     'variant=S/16,finetune=x': deit3_src(DEIT3_21K_1K, 224, 0.05, 128),
     'variant=B/16,finetune=x': deit3_src(DEIT3_21K_1K, 224, 0.15, 64),
     'variant=L/16,finetune=x': deit3_src(DEIT3_21K_1K, 224, 0.4, 64),
     'variant=H/14,finetune=x': deit3_src(DEIT3_21K_1K, 224, 0.45, 64),
   },
-  'vit_s16_i1k': {'': augreg((2, 10), 0.2)},
+  'vit_s16_i1k': {'': augreg((2, 10), 0.2, **S16)},
   'vit_i1k': {
-    'variant=Ti/16': augreg((2, 0), 0),
-    'variant=S/32': augreg((2, 15), 0.2),
-    'variant=S/16': augreg((2, 15), 0.5),
-    'variant=B/32': augreg((2, 15), 0.5),
-    'variant=B/16': augreg((2, 15), 0.5),
-    'variant=L/16': augreg((2, 15), 0.5),
-    'variant=L/16,augmentation=strong2': augreg((2, 20), 0.8),
+    'variant=Ti/16': augreg((2, 0), 0, **I1K),
+    'variant=S/32': augreg((2, 15), 0.2, **I1K),
+    'variant=S/16': augreg((2, 15), 0.5, **I1K),
+    'variant=B/32': augreg((2, 15), 0.5, **I1K),
+    'variant=B/16': augreg((2, 15), 0.5, **I1K),
+    'variant=L/16': augreg((2, 15), 0.5, **I1K),
+    'variant=L/16,augmentation=strong2': augreg((2, 20), 0.8, **I1K),
   },
   'vit_i21k': {
-    'variant=Ti/16': augreg(None, 0, weight_decay=0.03),
-    'variant=S/32': augreg(None, 0, weight_decay=0.1),
-    'variant=S/16': augreg((2, 0), 0, weight_decay=0.03),
-    'variant=B/32': augreg((2, 0), 0, weight_decay=0.1),
-    'variant=B/16': augreg((2, 15), 0.2, weight_decay=0.1),
-    'variant=L/16': augreg((2, 20), 0.5, weight_decay=0.1),
-    'variant=L/16,augmentation=light2': augreg((2, 10), 0.2),
+    'variant=Ti/16': augreg(None, 0, **I21K),
+    'variant=S/32': augreg(None, 0, **I21K),
+    'variant=S/16': augreg((2, 0), 0, **I21K),
+    'variant=B/32': augreg((2, 0), 0, **I21K),
+    'variant=B/16': augreg((2, 15), 0.2, **I21K),
+    'variant=L/16': augreg((2, 20), 0.5, **I21K),
+    'variant=L/16,augmentation=light2': augreg((2, 10), 0.2, **I21K),
   },
   'vit_g14': {
     'variant=g/14': augreg(None, 0, variant='g/14', **SCALING),
