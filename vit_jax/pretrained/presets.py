@@ -56,7 +56,12 @@ PRESETS = {
   'dinov2': Preset(
     1.0, 'bicubic', _IMAGENET, True, "DINOv2's models in timm, at 518"
   ),
-  'mae': Preset(0.875, 'bicubic', _IMAGENET, True, 'facebookresearch/mae'),
+  'mae': Preset(
+    0.875, 'bicubic', _IMAGENET, True, 'facebookresearch/mae, up to 224'
+  ),
+  'mae-448': Preset(
+    1.0, 'bicubic', _IMAGENET, True, 'facebookresearch/mae, above 224'
+  ),
   'clip': Preset(1.0, 'bicubic', _CLIP, True, 'openai/CLIP'),
   'timm-augreg-224': Preset(
     0.9, 'bicubic', _RANGE, True, 'timm, ViT from AugReg at 224'
@@ -65,10 +70,16 @@ PRESETS = {
     1.0, 'bicubic', _RANGE, True, 'timm, ViT from AugReg at 384'
   ),
   'timm-deit-224': Preset(
-    0.9, 'bicubic', _IMAGENET, True, 'timm, DeiT and DeiT III at 224'
+    0.9, 'bicubic', _IMAGENET, True, 'timm, DeiT and DeiT III, both 1k, 224'
   ),
   'timm-deit-384': Preset(
     1.0, 'bicubic', _IMAGENET, True, 'timm, DeiT and DeiT III at 384'
+  ),
+  'timm-deit3-in22k': Preset(
+    1.0, 'bicubic', _IMAGENET, True, 'timm, DeiT III from ImageNet-22k'
+  ),
+  'timm-mixer': Preset(
+    0.875, 'bicubic', _RANGE, True, 'timm, Mixer from ImageNet-21k'
   ),
   'timm-flexivit': Preset(
     0.95, 'bicubic', _RANGE, True, 'timm, FlexiViT and its small ViTs'
