@@ -66,6 +66,12 @@ def test_an_epoch_has_no_fewer_rows_than_images():
   np.testing.assert_array_equal(batch['index'][:8], epoch[:8])
 
 
+def test_the_images_of_an_epoch_are_the_first_of_its_permutation():
+  order = _index(7, repeats=1).reshape(-1).reshape(4, _NUM)
+  images = _index(7).reshape(7, 3, 4)[:, 0].reshape(4, 7)
+  np.testing.assert_array_equal(images, order[:, :7])
+
+
 def test_all_images_come_up_equally_often_in_the_long_run():
   counts = np.bincount(_index(140).reshape(-1), minlength=_NUM)
   assert counts.sum() == 140 * 12
