@@ -43,7 +43,7 @@ def randaug(
   and Posterize from 20.
 
   Arithmetic is Pillow's: blends are as in TensorFlow, grey levels and smoothed
-  pixels may differ from TensorFlow's by one.
+  pixels may differ from TensorFlow's by one before they are blended.
 
   Args:
     num_layers: ops that an image gets.
