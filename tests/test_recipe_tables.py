@@ -66,6 +66,13 @@ def none(names):
   return dict.fromkeys(names.split())
 
 
+def eval_ops(resized, size):
+  return (
+    f"decode|resize_small({resized}, method='bicubic', rounding='down')"
+    f"|central_crop({size}, rounding='even')"
+  )
+
+
 # arXiv:2012.12877, table 9, and the defaults of DeiT's main.py.
 DEIT = {
   'epochs': 300,
@@ -73,7 +80,7 @@ DEIT = {
   'val_split': 'validation',
   'num_classes': 1000,
   'pooling': 'token',
-  'activation': 'gelu',  # The exact one.
+  'activation': 'gelu',
   # Defaults that are theirs: learnt, 1e-6, none, none, 0.9, 0.999, 1e-8.
   **none('position norm_epsilon layer_scale init_from b1 b2 eps'),
   'batch_size': 1024,
@@ -84,17 +91,17 @@ DEIT = {
   'weight_decay': 0.05,
   'warmup_epochs': 5,
   'stair_epochs': 1,
-  **none('grad_clip_norm dropout_rate'),
   'stochastic_depth_rate': 0.1,
   'loss': 'softmax',
-  **none('stochastic_depth_schedule label_smoothing'),  # It is in the mixture.
+  **none('grad_clip_norm dropout_rate stochastic_depth_schedule'),
+  **none('label_smoothing'),  # It is in the mixture.
   'mix.label_smoothing': 0.1,
   'repeats': 3,
   'order': ['decode', 'random_resized_crop', 'flip_lr', 'rand_augment'],
   'random_resized_crop.size': 224,
-  # (0.08, 1) and (3 / 4, 4 / 3) with this sampling.
   **none('random_resized_crop.scale random_resized_crop.ratio'),
   'random_resized_crop.method': 'bicubic',
+  # Whose (0.08, 1) and (3 / 4, 4 / 3) are the defaults.
   'random_resized_crop.sampling': 'torchvision',
   'rand_augment.config': 'rand-m9-mstd0.5-inc1',
   'device_order': ['normalize', 'random_erasing', 'mixup_cutmix'],
@@ -109,10 +116,18 @@ DEIT = {
   'mix.mode': 'batch',
   'mix.partner': 'reverse',
   'mix.dominant': False,
-  'eval_ops': (
-    "decode|resize_small(256, method='bicubic', rounding='down')"
-    "|central_crop(224, rounding='even')"
-  ),
+  'eval_ops': eval_ops(256, 224),
+}
+DEIT_384 = DEIT | {  # README_deit.md, with the model in evaluation mode.
+  'epochs': 30,
+  'init_from': [dict(weights='x', into='params')],
+  'batch_size': 512,
+  **dict.fromkeys(['learning_rate', 'end_learning_rate'], 5e-6),
+  'weight_decay': 1e-8,
+  'stochastic_depth_rate': 0.0,
+  'random_resized_crop.size': 384,
+  'mix.group_size': 32,
+  'eval_ops': eval_ops(438, 384),
 }
 
 # README_revenge.md of DeiT, the commands.
@@ -143,11 +158,9 @@ DEIT3 = DEIT | {
   'device_order': ['normalize', 'mixup_cutmix'],
   **none('random_erasing.rate random_erasing.mode random_erasing.count'),
 }
-DEIT3_FINETUNE = DEIT | {
+DEIT3_FINETUNE = DEIT_384 | {
   'epochs': 20,
-  'init_from': [dict(weights='x', into='params')],
-  'batch_size': 512,
-  'learning_rate': 1e-5,
+  **dict.fromkeys(['learning_rate', 'end_learning_rate'], 1e-5),
   'weight_decay': 0.1,
   'layer_scale': 1e-4,
   'stochastic_depth_schedule': 'constant',
@@ -198,10 +211,7 @@ def deit3(base, pixels, depth_rate, group_size, learning_rate=None, **more):
     'random_resized_crop.size': pixels,
     'stochastic_depth_rate': depth_rate,
     'mix.group_size': group_size,
-    'eval_ops': (
-      f"decode|resize_small({pixels}, method='bicubic', rounding='down')"
-      f"|central_crop({pixels}, rounding='even')"
-    ),
+    'eval_ops': eval_ops(pixels, pixels),
     **more,
   }
 
@@ -223,12 +233,11 @@ I1K = {
   'val_split': 'validation',
   'pooling': 'token',
   'representation_size': True,
-  **none('position dropout_rate stochastic_depth_rate'),
-  **none('class_reduction label_smoothing'),  # The sum, none.
+  **none('position dropout_rate stochastic_depth_rate class_reduction'),
   'repeats': 1,
   'optimizer': 'adamw',
   'mu_dtype': 'bfloat16',
-  **none('end_learning_rate b1 b2 eps'),
+  **none('label_smoothing end_learning_rate b1 b2 eps'),
   'random_resized_crop.size': 224,
   # (0.05, 1) and (0.75, 1.33) with this sampling.
   **none('random_resized_crop.scale random_resized_crop.ratio'),
@@ -294,6 +303,7 @@ SCALING = {  # big_vision, configs/proj/scaling_laws/train_vit_g.py.
 PUBLISHED = {
   'deit_b16_i1k': {
     'variant=B/16': DEIT | {'mix.group_size': 64},
+    'variant=B/16,finetune=x': DEIT_384,
     'variant=S/16': DEIT | {'mix.group_size': 256},
     'variant=Ti/16': DEIT | {'mix.group_size': 256},
   },
@@ -372,16 +382,18 @@ def test_a_recipe_resolves_to_the_published_table(recipe, arg):
 
 
 @pytest.mark.parametrize(
-  'arg, message',
+  'recipe, arg, message',
   [
-    ('variant=S/16,finetune=x', '224 px; those that are: B/16, L/16, H/14'),
     (
-      'variant=H/14,finetune=x,pixels=384',
-      '384 px; those that are: S/16, B/16',
+      'deit3_i1k',
+      'S/16,finetune=x',
+      '224 px; those that are: B/16, L/16, H/14',
     ),
-    ('pixels=384', 'pixels= goes with finetune='),
+    ('deit3_i1k', 'H/14,finetune=x,pixels=384', '384 px; those that are: S/16'),
+    ('deit3_i1k', 'pixels=384', 'pixels= goes with finetune='),
+    ('deit_b16_i1k', 'S/16,finetune=x', 'S/16: of these only B/16'),
   ],
 )
-def test_deit3_is_fine_tuned_only_as_published(arg, message):
+def test_deit_is_fine_tuned_only_as_published(recipe, arg, message):
   with pytest.raises(ValueError, match=message):
-    resolve('deit3_i1k', arg)
+    resolve(recipe, arg)
