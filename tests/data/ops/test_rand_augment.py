@@ -239,6 +239,7 @@ def test_exposed_corners_have_the_fill_colour(monkeypatch):
     ("'rand-m9-m8'", "'m8' is unknown or given twice"),
     ("'rand-m9.5'", "'m9.5' has a value that does not fit"),
     ("'rand-mstd'", "'mstd' has a value that does not fit"),
+    ("'rand-mstdnan'", "'mstdnan' has a value that does not fit"),
     ("'rand-tfoo'", "t is followed by one of ['3a', '3aw', 'weights']"),
     ("'rand-p1.5'", 'p is 0 .. 1'),
     ("'rand-tweights-n16'", 'has 15 ops only'),

@@ -215,6 +215,7 @@ def test_one_pixel_is_enough(channels, flavour):
     ('2.5', 'num_layers is 0, 1, 2, ...; got 2.5'),
     ('-1', 'num_layers is 0, 1, 2, ...; got -1'),
     ('2, -3', 'at least 0; got -3'),
+    ('2, 1e999', 'at least 0; got inf'),
     ("2, 'm9'", "got 'm9'"),
     ("flavour='timm'", "flavour is one of ('fixed', 'compat'); got 'timm'"),
   ],

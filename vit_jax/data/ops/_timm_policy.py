@@ -233,6 +233,8 @@ def parse(
       continue
     try:
       settings[key] = keys[key](part.removeprefix(key))
+      if settings[key] != settings[key]:
+        raise ValueError('not a number')
     except (ValueError, KeyError):
       problems.append(f'{part!r} has a value that does not fit')
   if problems:

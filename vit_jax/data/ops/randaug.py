@@ -6,6 +6,7 @@ pp/archive/autoaugment.py. timm's RandAugment, which DeiT uses, is the op
 """
 
 import functools
+import math
 
 import numpy as np
 from PIL import Image, ImageStat
@@ -56,7 +57,7 @@ def randaug(
   """
   if not isinstance(num_layers, int) or num_layers < 0:
     raise UserError(f'num_layers is 0, 1, 2, ...; got {num_layers!r}')
-  if not isinstance(magnitude, int | float) or magnitude < 0:
+  if not isinstance(magnitude, int | float) or not 0 <= magnitude < math.inf:
     raise UserError(f'magnitude is a number of at least 0; got {magnitude!r}')
   if flavour not in _FLAVOURS:
     raise UserError(f'flavour is one of {_FLAVOURS}; got {flavour!r}')
