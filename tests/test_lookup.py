@@ -1,6 +1,8 @@
 """Names in a config find the code that they mean, or say what there is."""
 
 import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pytest
 
@@ -111,3 +113,26 @@ def test_keys_that_the_caller_gives_are_not_the_configs():
 
 def test_a_function_that_takes_any_key_gets_it():
   lookup.check_keys(lambda **options: options, {'anything': 1}, 'x')
+
+
+def test_a_number_in_the_place_of_a_text_or_a_dict_is_named():
+  def target(
+    path: str,
+    paths: str | Sequence[str],
+    names: Sequence[str] | str | None = None,
+    sources: Mapping[str, Any] | None = None,
+    size: int = 3,
+    other: str | int = 3,
+  ):
+    pass
+
+  fine = dict(path='a', paths=['a'], names=None, sources={}, size='x', other=2)
+  lookup.check_keys(target, fine, 'x')
+  lookup.check_keys(target, fine | dict(path=pathlib.Path('a')), 'x')
+  with pytest.raises(UserError) as error:
+    bad = dict(path=None, paths=3, names=4, sources='a')
+    lookup.check_keys(target, bad, 'x')
+  assert str(error.value).startswith(
+    'x: path=None, expected a text; paths=3, expected a text or a list; '
+    "names=4, expected a text or a list; sources='a', expected a dict; it takes"
+  )

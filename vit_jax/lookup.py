@@ -9,12 +9,20 @@ import difflib
 import importlib
 import importlib.util
 import inspect
+import os
 import pathlib
-from collections.abc import Mapping
+import types
+import typing
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import ml_collections
 
 from vit_jax.errors import UserError
 
+# What else a text or a dict may be where Python and no config calls us: _ALSO.
+_WORDS = {str: 'a text', Sequence: 'a list', Mapping: 'a dict'}
+_ALSO = (os.PathLike, ml_collections.ConfigDict)
 _PACKAGE = pathlib.Path(__file__).parent
 
 
@@ -114,8 +122,28 @@ def check_keys(
   for key, parameter in taken.items():
     if parameter.default is parameter.empty and key not in section:
       problems.append(f'missing key {key!r}')
+    elif key in section and (words := _expected(parameter, section[key])):
+      problems.append(f'{key}={section[key]!r}, expected {words}')
   if problems:
     raise UserError(f'{where}: {"; ".join(problems)}; it takes: {list(taken)}')
+
+
+def _expected(parameter: inspect.Parameter, value: Any) -> str | None:
+  """Returns what a key takes, if that is text or a dict and `value` is neither.
+
+  Numbers are left to who takes them: there is more to say than their type.
+  """
+  hint = parameter.annotation
+  options = typing.get_args(hint) if isinstance(hint, types.UnionType) else ()
+  kinds = {typing.get_origin(option) or option for option in options or (hint,)}
+  optional, known = types.NoneType in kinds, kinds & _WORDS.keys()
+  if not known or len(known) + optional < len(kinds):
+    return None
+  if isinstance(value, (*known, *_ALSO)):
+    return None
+  if value is None and (optional or Mapping in known):  # a section left out
+    return None
+  return ' or '.join(words for kind, words in _WORDS.items() if kind in known)
 
 
 def _close(name: str, folder: str) -> str:
