@@ -2,6 +2,8 @@
 
 import io
 import math
+import struct
+import zlib
 
 import numpy as np
 import simplejpeg
@@ -15,6 +17,8 @@ from vit_jax.errors import UserError
 Image.init()
 
 _JPEG = b'\xff\xd8'
+_PNG = b'\x89PNG\r\n\x1a\n'
+_PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of a pixel, by colour type
 _MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}
 _COLORSPACES = {1: 'GRAY', 3: 'RGB', 4: 'RGBA'}
 # What libjpeg says when a file ends early, or when its data does not decode
@@ -149,7 +153,7 @@ def _jpeg_problem(data: bytes) -> str:
 def _pillow(data: bytes, channels: int) -> np.ndarray:
   with Image.open(io.BytesIO(data)) as image:
     if image.format == 'PNG':
-      _check_png(data)
+      _check_png(data, image)
     if image.mode.startswith('I;16') or (
       image.mode == 'I' and image.format == 'PNG'
     ):
@@ -163,9 +167,31 @@ def _pillow(data: bytes, channels: int) -> np.ndarray:
   return decoded[:, :, None] if channels == 1 else decoded
 
 
-def _check_png(data: bytes) -> None:
-  """Raises if a checksum is wrong; decoding alone does not look at them."""
+def _check_png(data: bytes, image: Image.Image) -> None:
+  """Raises if a checksum is wrong or rows are missing.
+
+  Decoding alone does not look at the one and leaves the others black.
+  """
   Image.open(io.BytesIO(data)).verify()
+  last = (0, image.height - 1, image.width, image.height)
+  if np.asarray(image.crop(last)).any():
+    return
+  depth, color, interlaced = data[24], data[25], data[28]
+  if interlaced:  # Pillow itself looks at those.
+    return
+  bits = image.width * depth * _PNG_SAMPLES[color]
+  expected, there = image.height * (1 + -(-bits // 8)), 0
+  inflate, at = zlib.decompressobj(), len(_PNG)
+  while there < expected and at < len(data):
+    size, kind = struct.unpack_from('>I4s', data, at)
+    if kind == b'IDAT':
+      content = data[at + 8 : at + 8 + size]
+      there += len(inflate.decompress(content, expected - there))
+    if kind == b'IEND':
+      break
+    at += 12 + size
+  if there < expected:
+    raise ValueError(f'it holds {there} of {expected} bytes of pixels')
 
 
 def _orientation(data: bytes) -> int:
