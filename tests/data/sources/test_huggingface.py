@@ -36,6 +36,8 @@ def path(tmp_path_factory):
         'number': [-1, *range(1, num)],
         'word': ['cat'] * num,
         'pixels': [[[0, 1], [2, 3]]] * num,
+        'lists': [[[0.5, 1]]] * num,
+        'bytes': [_png(i) + bytes(2) for i in range(num)],
       },
       features=datasets.Features(
         {
@@ -46,6 +48,10 @@ def path(tmp_path_factory):
           'number': datasets.Value('int64'),
           'word': datasets.Value('string'),
           'pixels': datasets.Array2D((2, 2), 'uint8'),
+          'lists': datasets.Sequence(
+            datasets.Sequence(datasets.Value('float32'))
+          ),
+          'bytes': datasets.Value('binary'),
         }
       ),
     )
@@ -74,6 +80,16 @@ def test_an_image_can_be_a_file_or_an_array(path):
   assert _source(path, image_key='file')[0]['image'] == _png(77)
   array = _source(path, image_key='pixels')[0]['image']
   np.testing.assert_array_equal(array, [[0, 1], [2, 3]])
+  assert array.dtype == np.uint8
+  lists = _source(path, image_key='lists')[0]['image']
+  np.testing.assert_array_equal(lists, [[0.5, 1]])
+  assert lists.dtype == np.float32
+  assert _source(path, image_key='bytes')[1]['image'] == _png(1) + bytes(2)
+
+
+def test_a_column_that_holds_no_images_is_named(path):
+  with pytest.raises(UserError, match=r"'word' is Value.*string.*expected ima"):
+    _source(path, image_key='word')
 
 
 def test_several_labels_become_a_vector(path):

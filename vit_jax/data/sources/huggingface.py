@@ -12,6 +12,7 @@ import numpy as np
 from vit_jax.data import labels as labels_lib, paths as paths_lib, splits
 from vit_jax.errors import UserError
 
+_FILES = ('PIL.Image.Image', 'binary', 'large_binary')
 _UNKNOWN = -1  # what the hub's test splits have where labels are secret
 
 
@@ -33,7 +34,8 @@ class Source:
       split: a split of a `DatasetDict`; of a single `Dataset` it is `'all'`.
         May be a slice.
       path: the folder that `save_to_disk` wrote.
-      image_key: a column of the type `Image`, or of arrays.
+      image_key: a column of the type `Image`, of bytes, or of arrays, which
+        keep the type of their numbers.
       label_key: a column of the type `ClassLabel`, or of integers with
         `num_classes`; a list in each row means several labels, and the label
         becomes float32 `[num_classes]`. None for no label.
@@ -53,6 +55,7 @@ class Source:
         f'{", ".join(dataset.features)} (keys image_key, label_key)'
       )
     self._image_key, self._label_key = image_key, label_key
+    self._dtype = _dtype(dataset.features[image_key], image_key)
     self._data = _undecoded(dataset.select_columns(wanted), image_key)
     self._classes, self._several = labels_lib.Classes(None, None), False
     if label_key is not None:
@@ -67,7 +70,7 @@ class Source:
 
   def __getitem__(self, index: int) -> dict:
     row = self._data[int(self._records[index])]
-    example = {'image': _image(row[self._image_key])}
+    example = {'image': _image(row[self._image_key], self._dtype)}
     if self._label_key is None:
       return example
     label = row[self._label_key]
@@ -96,7 +99,7 @@ def _load(path: str, split: str):
     )
   try:
     found = datasets.load_from_disk(path)
-  except (FileNotFoundError, OSError, ValueError) as e:
+  except (OSError, ValueError, KeyError, TypeError) as e:
     raise UserError(f'{path} is no dataset of save_to_disk: {e}') from e
   if not isinstance(found, datasets.DatasetDict):
     found = {paths_lib.ALL: found}
@@ -134,11 +137,31 @@ def _classes(
   return classes, inner is not feature
 
 
-def _image(value) -> bytes | np.ndarray:
+def _dtype(feature, key: str) -> np.dtype | None:
+  """Returns the type of the numbers in a column; None if it holds files."""
+  inner = feature
+  while inner is not None and not hasattr(inner, 'dtype'):
+    is_list = isinstance(inner, list)  # how older versions write one
+    inner = inner[0] if is_list else getattr(inner, 'feature', None)
+  name = getattr(inner, 'dtype', 'nothing')
+  if name in _FILES:
+    return None
+  try:
+    return np.dtype(name)
+  except TypeError as e:
+    raise UserError(
+      f'the column {key!r} is {feature}; expected images, their bytes, or '
+      'arrays of numbers (key image_key)'
+    ) from e
+
+
+def _image(value, dtype: np.dtype | None) -> bytes | np.ndarray:
+  if value is None:
+    raise UserError('the image is missing')
+  if isinstance(value, bytes):
+    return value
   if not isinstance(value, dict):
-    if value is None:
-      raise UserError('the image is missing')
-    return np.asarray(value)
+    return np.asarray(value, dtype)
   if value['bytes'] is not None:
     return value['bytes']
   with open(value['path'], 'rb') as file:
