@@ -44,6 +44,7 @@ def test_npy_and_tiff_keep_every_band_and_every_number(dtype, bands):
   planes = np.moveaxis(array, -1, 0)
   kinds = [
     (_npy(array), ''),
+    (_npy(array.astype(array.dtype.newbyteorder('>'))), ''),
     (_npy(planes), 'channels_first=True'),
     (_tiff(array, photometric='minisblack', planarconfig='contig'), ''),
     (_tiff(planes, photometric='minisblack', planarconfig='separate'), ''),

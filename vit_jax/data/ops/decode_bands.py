@@ -65,7 +65,9 @@ def decode_bands(
           f'0 to {image.shape[2] - 1}'
         )
       image = image[:, :, list(bands)]
-    return example | {'image': np.ascontiguousarray(image)}
+    # Files may hold the high byte first, which JAX does not take.
+    native = image.dtype.newbyteorder('=')
+    return example | {'image': np.ascontiguousarray(image, native)}
 
   return op
 
