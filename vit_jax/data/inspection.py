@@ -15,10 +15,11 @@ from vit_jax.errors import UserError
 
 # How files begin, and the suffixes that such files have.
 _FORMATS = {
-  'jpeg': (rb'\xff\xd8', ('jpg', 'jpeg')),
+  'jpeg': (rb'\xff\xd8', ('jpg', 'jpeg', 'jfif')),
   'png': (rb'\x89PNG', ('png',)),
   'gif': (rb'GIF8', ('gif',)),
   'webp': (rb'RIFF....WEBP', ('webp',)),
+  'avif': (rb'....ftypavi[fs]', ('avif',)),
   'bmp': (rb'BM', ('bmp',)),
   'tiff': (rb'II\*\0|MM\0\*|II\+\0|MM\0\+', ('tif', 'tiff')),
   'npy': (rb'\x93NUMPY', ('npy',)),

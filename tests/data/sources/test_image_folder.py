@@ -74,7 +74,11 @@ def test_every_suffix_is_read_in_any_case_and_at_any_depth(tmp_path):
     assert abs(values[name] - 40 * i) <= 2, name  # lossy formats
 
 
-def test_hidden_and_foreign_files_are_ignored(root):
+def test_hidden_and_foreign_files_are_ignored(root, monkeypatch):
+  warnings = []
+  monkeypatch.setattr(
+    image_folder.logging, 'warning', lambda text, *args: warnings.append(args)
+  )
   for name in ['.hidden.png', '._0.png', 'notes.txt', '.DS_Store']:
     (root / 'train' / 'cat' / name).write_bytes(b'')
   _write(root / 'train' / '.cache' / 'x.png')
@@ -82,6 +86,14 @@ def test_hidden_and_foreign_files_are_ignored(root):
   (root / 'train' / 'README.md').write_text('')
   source = image_folder.Source('train', data_dir=str(root))
   assert (len(source), source.num_classes) == (9, 3)
+  (root / 'train' / 'dog' / 'a.HEIC').write_bytes(b'')
+  for _ in range(2):
+    image_folder.Source('train', data_dir=str(root))
+  assert [words.partition(' files in')[0] for (words,) in warnings] == [
+    f'{root}/train: 1',  # notes.txt
+    f'{root}/train: 2',
+  ]
+  assert 'left out: 1 .txt, 1 .HEIC; images end in .jpg' in warnings[1][0]
 
 
 def test_names_that_are_not_utf_8_are_read_and_shown_escaped(root):

@@ -5,17 +5,19 @@ every split, so that a class that the test split lacks shifts nothing.
 """
 
 import collections
+import functools
 import os
 import pathlib
 
 import numpy as np
+from absl import logging
 
 from vit_jax.data import paths, splits
 from vit_jax.errors import UserError
 
 _SUFFIXES = (  # in any case
-  *('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif'),
-  *('.tif', '.tiff', '.npy'),
+  *('.jpg', '.jpeg', '.jfif', '.png', '.webp', '.bmp', '.gif'),
+  *('.avif', '.tif', '.tiff', '.npy'),
 )
 _LAYOUT = f'<data_dir>/<split>/<class>/*{{{",".join(_SUFFIXES)}}}'
 
@@ -50,13 +52,20 @@ class Source:
         f'{root / classes_from} has not: {_first(unknown)}; class ids come '
         f'from {classes_from!r} (key classes_from)'
       )
-    files = [_images(self._folder / name) for name in here]
+    others = collections.Counter()
+    files = [_images(self._folder / name, others) for name in here]
     empty = [name for name, found in zip(here, files, strict=True) if not found]
     if len(empty) == len(here) or (empty and self._split.name == classes_from):
       raise UserError(
         f'no image in {len(empty)} of the {len(here)} class folders of '
         f'{self._folder}: {_first(empty)}; expected {_LAYOUT}'
         f'{_what_else(self._folder / empty[0])}'
+      )
+    if others:
+      _warn_once(
+        f'{paths.printable(str(self._folder))}: {others.total():,} files in '
+        f'the class folders are left out: {_kinds(others)}; images end in '
+        f'{", ".join(_SUFFIXES)}'
       )
     ids = {name: i for i, name in enumerate(self._classes)}
     names = [name for found in files for name in found]
@@ -113,8 +122,13 @@ def _folders(folder: pathlib.Path) -> list[str]:
     raise UserError(f'{folder} cannot be listed: {e}') from e
 
 
-def _images(folder: pathlib.Path) -> list[str]:
-  """Returns the images below a folder, relative to it, sorted."""
+def _images(folder: pathlib.Path, others: collections.Counter) -> list[str]:
+  """Returns the images below a folder, relative to it, sorted.
+
+  Args:
+    folder: of a class.
+    others: counts the suffixes of visible files that are no images.
+  """
 
   def stop(error: OSError):
     raise UserError(f'{error.filename} cannot be listed: {error}') from error
@@ -130,21 +144,36 @@ def _images(folder: pathlib.Path) -> list[str]:
     seen.add(real)
     folders[:] = [f for f in folders if not f.startswith('.')]
     relative = os.path.relpath(parent, folder)
-    found += [
-      os.path.normpath(os.path.join(relative, name))
-      for name in files
-      if name.lower().endswith(_SUFFIXES) and not name.startswith('.')
-    ]
+    for name in files:
+      if name.startswith('.'):
+        continue
+      if name.lower().endswith(_SUFFIXES):
+        found.append(os.path.normpath(os.path.join(relative, name)))
+      else:
+        others[_kind(name)] += 1
   return sorted(found)
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+  logging.warning('%s', text)
+
+
+def _kind(name: str) -> str:
+  return paths.printable(os.path.splitext(name)[1] or name)
+
+
+def _kinds(counts: collections.Counter) -> str:
+  more = ', ...' if len(counts) > 5 else ''
+  return ', '.join(f'{n:,} {kind}' for kind, n in counts.most_common(5)) + more
 
 
 def _what_else(folder: pathlib.Path) -> str:
   """Says which kinds of files lie in a folder instead of what we expected."""
   kinds = collections.Counter(
-    p.suffix or p.name for p in folder.iterdir() if p.is_file()
+    _kind(p.name) for p in folder.iterdir() if p.is_file()
   )
-  found = ', '.join(f'{n} {kind}' for kind, n in kinds.most_common(5))
-  return f'; {folder} has {found or "no files"}'
+  return f'; {folder} has {_kinds(kinds) or "no files"}'
 
 
 def _first(names: list[str]) -> str:
