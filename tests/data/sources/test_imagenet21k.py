@@ -47,6 +47,25 @@ def test_class_ids_are_the_places_of_the_sorted_wordnet_ids(folder):
   assert source.describe(3).endswith('n02084071.tar: n02084071_2.JPEG')
 
 
+def test_a_tar_under_the_name_of_another_class_is_an_error(folder):
+  w21 = folder / 'w21'
+  (w21 / 'n12345678.tar').rename(w21 / 'n12345679.tar')
+  with pytest.raises(UserError, match=r'n12345679\.tar has n12345678_0\.JPEG'):
+    _source(folder)
+
+
+def test_another_number_of_classes_than_published_is_told(folder, monkeypatch):
+  warnings = []
+  monkeypatch.setattr(
+    imagenet21k.logging, 'warning', lambda *args: warnings.append(args)
+  )
+  _source(folder)
+  monkeypatch.setattr(imagenet21k, '_NUM_CLASSES', (3,))
+  _source(folder)
+  ((_, path, num),) = warnings
+  assert (str(path), num) == (f'{folder}/w21', '3')
+
+
 def test_slices_hold_images_out(folder):
   parts = [_source(folder, f'full[{s}]') for s in (':3', '3:')]
   names = [p.describe(i) for p in parts for i in range(len(p))]

@@ -16,12 +16,14 @@ import pathlib
 import re
 
 import numpy as np
+from absl import logging
 
 from vit_jax.data import splits, tar_index
 from vit_jax.errors import UserError
 
 _SPLIT = 'full'
 _WNID = re.compile(r'n\d{8}')
+_NUM_CLASSES = (21_841, 19_167)
 
 
 class Source:
@@ -36,7 +38,8 @@ class Source:
       data_dir: the folder that holds `n########.tar`.
 
     Raises:
-      UserError: another split, no such folder, or none or broken tars in it.
+      UserError: another split, no such folder, or none or broken tars in it,
+        or one that holds the images of another class.
     """
     self._split = splits.parse(split)
     if self._split.name != _SPLIT:
@@ -59,6 +62,14 @@ class Source:
         f'{", ".join(sorted(os.listdir(folder))[:5]) or "nothing"}'
       )
     self._tars = tar_index.open_all([str(folder / f'{n}.tar') for n in names])
+    _check_names(names, self._tars)
+    if len(names) not in _NUM_CLASSES:
+      logging.warning(
+        '%s has %s tars, neither 21,841 (Fall 2011) nor 19,167 (Winter 2021): '
+        'with one missing, the class ids behind it are not those of others',
+        folder,
+        f'{len(names):,}',
+      )
     self.class_names = names
     self.num_classes = len(names)
     sizes = [len(tar) for tar in self._tars]
@@ -84,3 +95,17 @@ class Source:
     record = self._records[index]
     label = int(np.searchsorted(self._starts, record, side='right')) - 1
     return label, int(record - self._starts[label])
+
+
+def _check_names(names: list[str], tars: list[tar_index.Index]) -> None:
+  """Raises if the first image of a tar is called after another class."""
+  wrong = []
+  for name, tar in zip(names, tars, strict=True):
+    first = os.path.basename(tar.name(0)) if len(tar) else ''
+    if _WNID.match(first) and not first.startswith(name):
+      wrong.append(f'{tar.path} has {first}')
+  if wrong:
+    raise UserError(
+      f'{len(wrong)} tars hold the images of another class; were they renamed? '
+      + '; '.join(wrong[:10])
+    )
