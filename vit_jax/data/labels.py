@@ -67,6 +67,12 @@ def classes(
   Raises:
     UserError: the two disagree, or the file cannot be read.
   """
+  if num_classes is not None and (
+    not isinstance(num_classes, int | np.integer) or num_classes < 1
+  ):
+    raise UserError(
+      f'num_classes is an integer of at least 1; got {num_classes!r}'
+    )
   if isinstance(class_names, str):
     class_names = _read(class_names)
   if class_names is None:

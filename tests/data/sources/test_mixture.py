@@ -146,6 +146,8 @@ def test_weights_that_do_not_fit_are_all_named(sources):
 
 
 def test_an_error_of_a_source_says_which(sources):
+  with pytest.raises(UserError, match="source 'c' of the mixture is 3; expec"):
+    mixture.Source('train', sources=sources | dict(c=3))
   sources['b']['path'] = 'nowhere.npz'
   with pytest.raises(
     UserError, match=r"source 'b' of the mixture: no file now"

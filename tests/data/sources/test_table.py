@@ -118,6 +118,9 @@ def test_classes_can_be_given(write):
     table.Source('all', path=path, num_classes=2, class_names=names)
   with pytest.raises(UserError, match='a name stands there twice'):
     table.Source('all', path=path, class_names=['dog', 'cat', 'dog'])
+  for wrong in (0, '7'):
+    with pytest.raises(UserError, match=f'at least 1; got {wrong!r}'):
+      table.Source('all', path=path, num_classes=wrong)
 
 
 def test_labels_that_training_lacks_are_named_with_their_lines(write, tmp_path):

@@ -110,6 +110,8 @@ class Source:
 
 def _open(name: str, section: Mapping[str, Any], split: str):
   where = f'the source {name!r} of the mixture'
+  if not hasattr(section, 'keys'):
+    raise UserError(f'{where} is {section!r}; expected a dict with a name')
   section = {'split': split} | dict(section)
   try:
     return lookup.build('data/sources', section, 'Source', where=where)
