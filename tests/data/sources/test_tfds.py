@@ -186,6 +186,16 @@ def test_a_path_is_no_dataset(tmp_path, monkeypatch, dataset):
     tfds.Source('train', dataset=dataset)
 
 
+def test_a_dataset_whose_description_is_damaged_is_named(data_dir, tmp_path):
+  shutil.copytree(f'{data_dir}/tiny_animals', tmp_path / 'tiny_animals')
+  info = tmp_path / 'tiny_animals' / '1.0.0' / 'dataset_info.json'
+  info.write_text('{')
+  with pytest.raises(
+    UserError, match=r"build 'tiny_animals': .*Failed to load"
+  ):
+    tfds.Source('train', dataset='tiny_animals', data_dir=str(tmp_path))
+
+
 def test_an_unprepared_dataset_comes_with_the_lines_that_prepare_it(tmp_path):
   with pytest.raises(UserError, match='cifar10 is not prepared in') as error:
     tfds.Source('train', dataset='cifar10', data_dir=str(tmp_path))

@@ -100,8 +100,8 @@ def _prepared_builder(dataset: str, data_dir: str | None, download: bool):
       f'TFDS knows no dataset {dataset!r}, and there is none in '
       f'{data_dir or "its default data_dir"}{hint}{_folder_hint(dataset)}'
     ) from e
-  # An unknown config or version, or a bucket.
-  except (ValueError, AssertionError, ImportError) as e:
+  # An unknown config or version, a bucket, a damaged dataset_info.json, ...
+  except Exception as e:
     what = _folder_hint(dataset) or f': {e}'
     if '://' in str(data_dir):
       what += f'\nmount the bucket of {data_dir} (gcsfuse) and give its folder'
