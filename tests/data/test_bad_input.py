@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_jax.data import pipeline, watchdog
+from vit_jax.data import pipeline, preflight, prepare, watchdog
 from vit_jax.data.ops import language
 from vit_jax.data.sources import synthetic
 from vit_jax.errors import UserError
@@ -270,31 +270,50 @@ command.run(run, [])
 
 
 class TestHang:
-  def test_a_read_that_does_not_end_is_named_while_it_lasts(self, monkeypatch):
+  @pytest.fixture
+  def hangs(self, monkeypatch):
+    """Makes a record wait, `hangs.add(13)`, until a warning names it."""
     read, told = synthetic.Source.__getitem__, threading.Event()
-    messages = []
+    numbers, self.messages = set(), []
 
     def getitem(self, index):
-      if index == 13 and waits:
+      if index in numbers:
         assert told.wait(30)
       return read(self, index)
 
     def warning(text, *args):
-      messages.append(text % args)
+      self.messages.append(text % args)
       # On a busy machine others may take long, too.
-      if "record 13 of 'train'" in messages[-1]:
+      if any(f"record {n} of 'train'" in self.messages[-1] for n in numbers):
         told.set()
 
-    waits = False
     monkeypatch.setattr(synthetic.Source, '__getitem__', getitem)
     monkeypatch.setattr(watchdog.logging, 'warning', warning)
     monkeypatch.setattr(watchdog, '_LOOK_SECONDS', 0.01)
+    return numbers
+
+  def _named(self, number):
+    return sum(f"record {number} of 'train'" in text for text in self.messages)
+
+  def test_a_read_that_does_not_end_is_named_while_it_lasts(self, hangs):
     data = dict(name='synthetic', split='train', num_examples=20)
     batches = iter(
       pipeline.EvalInput(data=data, ops='', batch_size=20, num_threads=2)
     )
-    waits = True
+    hangs.add(13)
     batch = next(batches)
     batches.close()
-    assert sum("record 13 of 'train'" in text for text in messages) == 1
+    assert self._named(13) == 1
     assert batch['mask'].all()
+
+  def test_so_is_the_first_of_all(self, hangs):
+    hangs.add(0)
+    _batches(dict(name='synthetic', split='train', num_examples=20), 0, ops='')
+    assert self._named(0) == 1
+
+  @pytest.mark.parametrize('command', [preflight, prepare])
+  def test_so_it_is_in_preflight_and_prepare(self, hangs, tmp_path, command):
+    hangs.add(13)
+    argv = ['synthetic(num_examples=20)', str(tmp_path)]
+    assert command.main(argv[: 1 + (command is prepare)]) == 0
+    assert self._named(13) == 1

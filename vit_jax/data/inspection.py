@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vit_jax.data import many
+from vit_jax.data import many, watchdog
 from vit_jax.data.ops.language import Op
 from vit_jax.errors import UserError
 
@@ -65,10 +65,14 @@ def look(
   labels, formats, total = [], collections.Counter(), 0
   broken, other_suffix = {}, []
 
-  def read(i: int) -> _Record:
-    return _record(source, i, ops)
+  dog = watchdog.Watchdog(source.describe)
 
-  for i, record in enumerate(many.in_order(read, range(num), num_threads)):
+  def read(i: int) -> _Record:
+    with dog.reading(i):
+      return _record(source, i, ops)
+
+  records = dog.watched(many.in_order(read, range(num), num_threads))
+  for i, record in enumerate(records):
     digests[i], sizes[i] = record.digest, record.size
     labels.append(_class_ids(record.label))
     formats[record.kind] += 1

@@ -50,7 +50,11 @@ class Reader:
     self.watched, self.watch = self._watchdog.watched, self._watchdog.start
     self._broken: dict[int, str] = {}
     self._told = 0  # of the broken records, to the process that we read for
-    self._first, example = self._next_good(0, np.random.default_rng(0))
+    _, stop = self.watch()
+    try:
+      self._first, example = self._next_good(0, np.random.default_rng(0))
+    finally:
+      stop.set()
     self.spec = {
       name: jax.ShapeDtypeStruct(value.shape, value.dtype)
       for name, value in example.items()

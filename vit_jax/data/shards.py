@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.data import many, paths
+from vit_jax.data import many, paths, watchdog
 from vit_jax.data.sources import array_record
 from vit_jax.errors import RunError, UserError
 
@@ -66,6 +66,7 @@ class Writer:
       )
     self._source, self._folder, self._transform = source, folder, transform
     self._skip, self._num_threads = skip, num_threads
+    self._watchdog = watchdog.Watchdog(source.describe)
     num = len(source)
     size = examples_per_shard
     if size is None:
@@ -225,14 +226,17 @@ class Writer:
 
   def _read(self, part: range) -> Iterator[tuple[dict | None, str]]:
     """Returns examples in order with their names, or None with the problem."""
-    return many.in_order(self._example, part, self._num_threads)
+    examples = many.in_order(self._example, part, self._num_threads)
+    return self._watchdog.watched(examples)
 
   def _example(self, i: int) -> tuple[dict | None, str]:
-    name = self._source.describe(i)
     try:
-      return self._transform(self._source[i]) | {'name': name}, name
+      with self._watchdog.reading(i):
+        name = self._source.describe(i)
+        return self._transform(self._source[i]) | {'name': name}, name
     except Exception as e:
-      what = f'{name}: {e if isinstance(e, UserError) else repr(e)}'
+      problem = e if isinstance(e, UserError) else repr(e)
+      what = f'{self._source.describe(i)}: {problem}'
       if not self._skip:
         raise UserError(
           f'{what}\n(repair or remove it, or leave such images out with '

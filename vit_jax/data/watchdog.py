@@ -85,6 +85,15 @@ class Watchdog:
     """Notes that this thread is done with it."""
     self._reading.pop(threading.get_ident(), None)
 
+  @contextlib.contextmanager
+  def reading(self, index: int) -> Iterator[None]:
+    """Notes that this thread is at work on a record as long as this lasts."""
+    self.begin(index)
+    try:
+      yield
+    finally:
+      self.end()
+
   def watched(self, batches: Iterator[T]) -> Iterator[T]:
     """Yields the batches; meanwhile a thread warns of records that take long.
 
