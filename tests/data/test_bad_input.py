@@ -224,6 +224,20 @@ class TestWorker:
     assert len(batches) == 3
     assert one.skipped == 1
 
+  @pytest.mark.parametrize('death', [SystemExit(0), _PanicError('index')])
+  def test_in_preflight_and_prepare_it_is_a_bad_image_too(
+    self, monkeypatch, tmp_path, capsys, death
+  ):
+    def getitem(self, index):
+      raise death
+
+    monkeypatch.setattr(synthetic.Source, '__getitem__', getitem)
+    source = 'synthetic(num_examples=2)'
+    assert preflight.main([source]) == 1
+    assert f"record 1 of 'train': {death!r}" in capsys.readouterr().out
+    assert prepare.main([source, str(tmp_path)]) == 2
+    assert f"record 0 of 'train': {death!r}" in capsys.readouterr().err
+
   @pytest.mark.parametrize('num_threads', [0, 2])
   def test_a_crash_of_the_decoder_leaves_the_name(self, tmp_path, num_threads):
     for number in range(3):

@@ -234,7 +234,7 @@ class Writer:
       with self._watchdog.reading(i):
         name = self._source.describe(i)
         return self._transform(self._source[i]) | {'name': name}, name
-    except Exception as e:
+    except BaseException as e:  # a SystemExit would end all as if it were well
       problem = e if isinstance(e, UserError) else repr(e)
       what = f'{self._source.describe(i)}: {problem}'
       if not self._skip:
