@@ -4,10 +4,13 @@ import io
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from vit_jax.data.ops import decode as decode_lib, resize
 from vit_jax.errors import UserError
+
+_EXIF = b'Exif\0\0'
+_MAX_BYTES = 65_533  # of a marker in a JPEG
 
 
 class Smaller:
@@ -30,7 +33,8 @@ class Smaller:
     """Returns the example with a smaller image.
 
     Bicubic, antialiased, the aspect ratio kept. An encoded image becomes an RGB
-    JPEG (4:4:4, its EXIF data kept); an array stays an array. An image that is
+    JPEG (4:4:4, its EXIF data kept, or the orientation alone where a JPEG
+    cannot hold all of it); an array stays an array. An image that is
     small enough stays as it is, to the byte.
     """
     image = example['image']
@@ -41,11 +45,9 @@ class Smaller:
     small = self._shrunk(pixels)
     if small is pixels:
       return example | {'image': data}
-    with Image.open(io.BytesIO(data)) as original:
-      exif = original.info.get('exif', b'')
     file = io.BytesIO()
     Image.fromarray(small).save(
-      file, 'JPEG', quality=self._quality, subsampling=0, exif=exif
+      file, 'JPEG', quality=self._quality, subsampling=0, exif=_exif(data)
     )
     return example | {'image': file.getvalue()}
 
@@ -59,3 +61,17 @@ class Smaller:
     if image.ndim == 2:
       return self._shrunk(image[:, :, None])
     return resize.resample(image, size, method='bicubic')
+
+
+def _exif(data: bytes) -> bytes:
+  """Returns the EXIF data of a file as a JPEG holds it."""
+  with Image.open(io.BytesIO(data)) as image:
+    exif = image.info.get('exif', b'')
+  if exif and not exif.startswith(_EXIF):  # as in WebP
+    exif = _EXIF + exif
+  if exif and len(exif) <= _MAX_BYTES:
+    return exif
+  tags = Image.Exif()
+  if (orientation := decode_lib.orientation(data)) != 1:
+    tags[ExifTags.Base.Orientation] = orientation
+  return tags.tobytes() if tags else b''

@@ -94,7 +94,7 @@ def test_webp_and_the_first_frame_of_a_gif_are_read():
 
 
 @pytest.mark.parametrize('orientation', range(1, 9))
-@pytest.mark.parametrize('fmt', ['JPEG', 'PNG'])
+@pytest.mark.parametrize('fmt', ['JPEG', 'PNG', 'TIFF'])
 def test_exif_orientation_is_followed_only_when_asked(fmt, orientation):
   exif = Image.Exif()
   exif[0x0112] = orientation
@@ -181,7 +181,7 @@ def test_what_is_no_image_is_named():
     decode(deep)
 
 
-@pytest.mark.parametrize('fmt', ['JPEG', 'PNG'])
+@pytest.mark.parametrize('fmt', ['JPEG', 'PNG', 'TIFF'])
 def test_an_enormous_image_is_refused(fmt, monkeypatch):
   monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 61 * 83 // 2 - 1)
   with pytest.raises(UserError, match='exceeds limit'):

@@ -106,7 +106,7 @@ def decode_image(
     if image is None:
       image = _pillow(data, channels)
     if exif_orientation:
-      image = _UPRIGHT.get(_orientation(data), lambda x: x)(image)
+      image = _UPRIGHT.get(orientation(data), lambda x: x)(image)
     return image
   except Exception as e:  # Pillow's decoders raise most kinds there are.
     reason = f'it begins with {bytes(data[:12])!r}: {e}'
@@ -121,6 +121,14 @@ def decode_image(
     raise UserError(
       f'cannot decode the image of {len(data)} bytes: {reason}'
     ) from e
+
+
+def orientation(data: bytes) -> int:
+  """Returns how `decode_image` shows a file: 1 upright, 2 to 8 as in EXIF."""
+  with Image.open(io.BytesIO(data)) as image:
+    if image.format == 'TIFF':  # which Pillow turns upright itself
+      return 1
+    return image.getexif().get(ExifTags.Base.Orientation, 1)
 
 
 def _jpeg(data: bytes, channels: int) -> np.ndarray | None:
@@ -192,11 +200,6 @@ def _check_png(data: bytes, image: Image.Image) -> None:
     at += 12 + size
   if there < expected:
     raise ValueError(f'it holds {there} of {expected} bytes of pixels')
-
-
-def _orientation(data: bytes) -> int:
-  with Image.open(io.BytesIO(data)) as image:
-    return image.getexif().get(ExifTags.Base.Orientation, 1)
 
 
 def _convert(image: np.ndarray, channels: int | None) -> np.ndarray:
