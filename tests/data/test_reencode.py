@@ -8,6 +8,7 @@ from PIL import Image
 
 from vit_jax.data import reencode
 from vit_jax.data.ops import decode
+from vit_jax.errors import UserError
 
 
 @pytest.mark.parametrize('kind', ['JPEG', 'PNG', 'WEBP', 'TIFF'])
@@ -25,3 +26,10 @@ def test_the_orientation_is_kept(kind, note):
     assert decode.decode_image(small).shape == (20, 30, 3)
   upright = decode.decode_image(small, exif_orientation=True)
   assert upright.shape == (30, 20, 3)
+
+
+def test_a_file_of_bands_is_not_for_it():
+  file = io.BytesIO()
+  np.save(file, np.zeros([40, 60, 5], np.uint16))
+  with pytest.raises(UserError, match='hold no bands: leave it out'):
+    reencode.Smaller(20)({'image': file.getvalue()})

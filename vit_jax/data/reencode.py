@@ -9,6 +9,7 @@ from PIL import ExifTags, Image
 from vit_jax.data.ops import decode as decode_lib, resize
 from vit_jax.errors import UserError
 
+_NPY = b'\x93NUMPY'
 _EXIF = b'Exif\0\0'
 _MAX_BYTES = 65_533  # of a marker in a JPEG
 
@@ -41,6 +42,11 @@ class Smaller:
     if isinstance(image, np.ndarray) and image.ndim:
       return example | {'image': self._shrunk(image)}
     data = bytes(image if not isinstance(image, np.ndarray) else image.item())
+    if data.startswith(_NPY):
+      raise UserError(
+        'resize_small makes RGB JPEGs, which hold no bands: leave it out, and '
+        'resize with an op when they are read'
+      )
     pixels = decode_lib.decode_image(data)
     small = self._shrunk(pixels)
     if small is pixels:
