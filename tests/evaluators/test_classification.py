@@ -226,6 +226,18 @@ def test_data_without_a_label_is_an_error(evaluate):
     evaluate(np.eye(3), np.zeros((3, 3), np.float32))
 
 
+def test_a_source_that_gives_no_labels_is_an_error(tmp_path):
+  np.save(tmp_path / '0.npy', np.zeros((1, 1, 3), np.float32))
+  (tmp_path / 'a.csv').write_text('image\n0.npy\n')
+  data = dict(
+    name='table', split='all', path=str(tmp_path / 'a.csv'), label_key=None
+  )
+  with pytest.raises(UserError, match=r'examples of .*a\.csv.* have no label'):
+    classification.Evaluator(
+      predict, sharding.make_mesh(), data=data, ops='decode_bands', batch_size=8
+    )
+
+
 def test_unknown_loss_is_an_error(evaluate):
   with pytest.raises(UserError, match="loss='mse'"):
     evaluate(np.eye(3), [0, 1, 2], loss='mse')

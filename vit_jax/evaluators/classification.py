@@ -69,6 +69,8 @@ class Evaluator:
       num_threads=num_threads,
       sharding=sharding.batch_sharding(mesh),
     )
+    if 'label' not in self.input.element_spec():
+      raise UserError(f'the examples of {dict(data)} have no label')
     self._predict, self._mesh, self._loss = predict, mesh, loss
     self._per_class, self._data = per_class, dict(data)
     self._skips = on_error == 'skip'

@@ -112,6 +112,11 @@ class Objective:
     the fraction of the rows that have a label (`losses.hits`). Of a mixed row
     the class with the larger weight is the right one.
     """
+    if 'label' not in batch:
+      raise UserError(
+        f'objective supervised: the examples have {sorted(batch)} and no '
+        'label; does the data section say label_key=None?'
+      )
     logits_BY = _logits(
       self.model.apply(
         {'params': params}, batch['image'], train=True, rngs={'dropout': rng}
