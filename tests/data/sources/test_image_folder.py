@@ -153,6 +153,21 @@ def test_a_folder_that_cannot_be_listed_is_named(root, monkeypatch):
     image_folder.Source('train', data_dir=str(root))
 
 
+def test_a_folder_that_cannot_be_entered_is_named(root, monkeypatch):
+  def refuse(real, part):
+    def function(path, *args, **kwargs):
+      if str(path).startswith(f'{root}{part}'):
+        raise PermissionError(13, 'Permission denied', str(path))
+      return real(path, *args, **kwargs)
+
+    return function
+
+  monkeypatch.setattr(os, 'stat', refuse(os.stat, '/'))
+  monkeypatch.setattr(os, 'scandir', refuse(os.scandir, ''))
+  with pytest.raises(UserError, match=f'{root} cannot be listed: .*Permission'):
+    image_folder.Source('train', data_dir=str(root))
+
+
 def test_slices_share_nothing_and_keep_the_class_ids(root):
   parts = [image_folder.Source(f'train[{s}]', data_dir=str(root))
            for s in (':60%', '60%:')]  # fmt: skip

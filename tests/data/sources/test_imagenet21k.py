@@ -66,6 +66,15 @@ def test_another_number_of_classes_than_published_is_told(folder, monkeypatch):
   assert (str(path), num) == (f'{folder}/w21', '3')
 
 
+def test_a_folder_that_cannot_be_listed_is_named(folder, monkeypatch):
+  def refuse(path):
+    raise PermissionError(13, 'Permission denied')
+
+  monkeypatch.setattr(imagenet21k.os, 'listdir', refuse)
+  with pytest.raises(UserError, match=r'w21 cannot be listed: .*Permission'):
+    _source(folder)
+
+
 def test_slices_hold_images_out(folder):
   parts = [_source(folder, f'full[{s}]') for s in (':3', '3:')]
   names = [p.describe(i) for p in parts for i in range(len(p))]

@@ -91,10 +91,11 @@ class Source:
 
 
 def _split_folder(root: pathlib.Path, split: str) -> pathlib.Path:
-  if not root.is_dir():
+  # Unlike pathlib's, this is no error where a folder cannot be entered.
+  if not os.path.isdir(root):
     raise UserError(f'no folder {root}; expected {_LAYOUT}')
   folder = root / split
-  if not folder.is_dir():
+  if not os.path.isdir(folder):
     raise UserError(
       f'no folder {folder}; expected {_LAYOUT}; {root} has the folders: '
       f'{_first(_folders(root)) or "none"}'

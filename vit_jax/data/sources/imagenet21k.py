@@ -23,6 +23,7 @@ from vit_jax.errors import UserError
 
 _SPLIT = 'full'
 _WNID = re.compile(r'n\d{8}')
+_TAR = re.compile(r'n\d{8}\.tar')
 _NUM_CLASSES = (21_841, 19_167)
 
 
@@ -48,18 +49,20 @@ class Source:
         f"images out with slices: '{_SPLIT}[51200:]' and '{_SPLIT}[:51200]'"
       )
     folder = pathlib.Path(data_dir).expanduser()
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
       raise UserError(
         f'{folder} is no folder; unpack the outer file alone:\n  mkdir DIR\n  '
         f'tar -xf {folder} -C DIR --strip-components=1\nand say data_dir=DIR'
       )
-    names = sorted(
-      f.stem for f in folder.glob('*.tar') if _WNID.fullmatch(f.stem)
-    )
+    try:
+      there = sorted(os.listdir(folder))
+    except OSError as e:
+      raise UserError(f'{folder} cannot be listed: {e}') from e
+    names = [f[:-4] for f in there if _TAR.fullmatch(f)]
     if not names:
       raise UserError(
         f'{folder} holds no n########.tar; it has: '
-        f'{", ".join(sorted(os.listdir(folder))[:5]) or "nothing"}'
+        f'{", ".join(there[:5]) or "nothing"}'
       )
     self._tars = tar_index.open_all([str(folder / f'{n}.tar') for n in names])
     _check_names(names, self._tars)
