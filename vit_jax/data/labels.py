@@ -133,12 +133,18 @@ def as_int(label: Any) -> int | None:
 
 def _read(path: str) -> list[str]:
   try:
-    with open(os.path.expanduser(path), encoding='utf-8') as file:
-      text = file.read()
-    names = json.loads(text) if text.startswith('[') else text.splitlines()
+    with open(os.path.expanduser(path), encoding='utf-8-sig') as file:
+      text = file.read().strip()
+    is_json = text.startswith(('[', '{'))
+    names = json.loads(text) if is_json else text.splitlines()
   except (OSError, ValueError) as e:
     raise UserError(f'class_names: {path} cannot be read: {e}') from e
-  return [str(name) for name in names]
+  if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+    raise UserError(f'class_names: {path} is JSON, but no list of texts')
+  names = [name.strip() for name in names]
+  if '' in names:
+    raise UserError(f'class_names: name {names.index("")} of {path} is empty')
+  return names
 
 
 def _some(names: Sequence[str]) -> str:

@@ -113,12 +113,25 @@ def test_labels_can_be_names_or_lists_in_json(tmp_path):
 
 def test_class_names_come_from_a_file_too(tmp_path):
   path = _write(tmp_path / 'x.tar', {'a.jpg': _png(1), 'a.cls': b'dog'})
-  for content in ('["cat", "dog"]', 'cat\ndog\n'):
+  for content in (
+    '["cat", "dog"]',
+    'cat\ndog\n',
+    '\ufeffcat\r\ndog\r\n\r\n',
+    '\ufeff\n["cat", "dog"]',
+  ):
     (tmp_path / 'names').write_text(content)
     names = str(tmp_path / 'names')
     source = tar_shards.Source('all', paths=path, class_names=names)
     assert source.class_names == ['cat', 'dog']
     assert source[0]['label'] == 1
+  for content, words in (
+    ('{"0": "cat"}', 'no list of texts'),
+    ('["cat", 1]', 'no list of texts'),
+    ('cat\n\ndog', 'name 1 of .* is empty'),
+  ):
+    (tmp_path / 'names').write_text(content)
+    with pytest.raises(UserError, match=f'class_names: .*{words}'):
+      tar_shards.Source('all', paths=path, class_names=names)
 
 
 def test_without_classes_it_says_what_to_give(folder):
