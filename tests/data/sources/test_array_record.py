@@ -130,6 +130,13 @@ class TestDisappears:
     assert '00000-of-00003.array_record is missing' in str(error.value)
     assert 'has 10 bytes instead of' in str(error.value)
 
+  @pytest.mark.parametrize('content', ['{', '[]', '{"name": "another"}'])
+  def test_a_description_by_someone_else_is_named(self, folder, content):
+    _prepare(folder)
+    (folder / 'out' / 'train' / 'dataset.json').write_text(content)
+    with pytest.raises(UserError, match=r'dataset\.json cannot be read'):
+      _source(folder)
+
   def test_an_unknown_split_lists_those_there_are(self, folder):
     _prepare(folder)
     with pytest.raises(UserError, match="no split 'test'; it has: train"):

@@ -16,6 +16,7 @@ from vit_jax.data import splits
 from vit_jax.errors import UserError
 
 INFO = 'dataset.json'  # written last: its presence means that all is there
+_KEYS = {'num_classes', 'class_names', 'shards'}
 
 
 class Source:
@@ -134,7 +135,10 @@ def _open(path: str, num_examples: int):
 
 def _info(root: pathlib.Path, folder: pathlib.Path) -> dict:
   try:
-    return json.loads((folder / INFO).read_text(encoding='utf-8'))
+    info = json.loads((folder / INFO).read_text(encoding='utf-8'))
+    if not isinstance(info, dict) or not _KEYS <= info.keys():
+      raise ValueError(f'it is JSON, but has no {", ".join(sorted(_KEYS))}')
+    return info
   except FileNotFoundError as e:
     there = sorted(f.parent.name for f in root.glob(f'*/{INFO}'))
     half = ' (it is there, but not complete: run prepare again)'
