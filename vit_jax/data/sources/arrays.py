@@ -46,14 +46,17 @@ class Source:
     self._check()
     train_labels = _squeeze(file.get('train_labels', labels))
     names = file.get('class_names')
+    # Names may be there twice: ImageNet has two kinds of crane.
+    self.class_names = None if names is None else [str(name) for name in names]
+    if num_classes is None and names is not None:
+      num_classes = len(names)
+    if names is not None and num_classes != len(names):
+      raise UserError(
+        f'{self._path}: num_classes={num_classes}, but there are {len(names)} '
+        'class_names'
+      )
     try:
-      given = labels_lib.classes(
-        num_classes, None if names is None else names.tolist()
-      )
-      self.class_names = None if given is None else given.names
-      self.num_classes = self._count_classes(
-        train_labels, None if given is None else given.num
-      )
+      self.num_classes = self._count_classes(train_labels, num_classes)
     except UserError as e:
       raise UserError(f'{self._path}: {e}') from e
     self._records = self._split.records(len(self._images))
