@@ -309,6 +309,14 @@ class TestHang:
   def _named(self, number):
     return sum(f"record {number} of 'train'" in text for text in self.messages)
 
+  def test_a_record_whose_name_hangs_too_has_its_number(self, monkeypatch):
+    monkeypatch.setattr(watchdog, '_SECONDS_FOR_A_NAME', 0.01)
+    dog = watchdog.Watchdog(lambda index: threading.Event().wait())
+    assert dog._name(13) == 'record 13'
+    dog = watchdog.Watchdog('the name of {}'.format)
+    monkeypatch.setattr(watchdog, '_SECONDS_FOR_A_NAME', 30)
+    assert dog._name(13) == 'the name of 13'
+
   def test_a_read_that_does_not_end_is_named_while_it_lasts(self, hangs):
     data = dict(name='synthetic', split='train', num_examples=20)
     batches = iter(

@@ -22,6 +22,7 @@ from vit_jax.errors import UserError
 T = TypeVar('T')
 
 _LOOK_SECONDS = 30.0  # at least two pass before a record is named
+_SECONDS_FOR_A_NAME = 5.0
 _most_seconds: float | None = None
 
 
@@ -114,6 +115,17 @@ class Watchdog:
     thread.start()
     return thread, stop
 
+  def _name(self, index: int) -> str:
+    """Returns what the source calls a record, if it can say so by now."""
+    names = []
+    # To describe a record of some sources is to read it.
+    thread = threading.Thread(
+      target=lambda: names.append(self._describe(index)), daemon=True
+    )
+    thread.start()
+    thread.join(timeout=_SECONDS_FOR_A_NAME)
+    return names[0] if names else f'record {index}'
+
   def _watch(self, stop: threading.Event) -> None:
     most, seen = _most_seconds, {}
     pause = min(_LOOK_SECONDS, most or _LOOK_SECONDS)
@@ -123,14 +135,16 @@ class Watchdog:
         read: seen.get(read, -1) + 1 for read in list(self._reading.values())
       }
       for (index, _), looks in seen.items():
+        ends = most is not None and looks * pause >= most
+        if not ends and looks != 2:
+          continue
         what = (
           f'the input has been reading one record for {looks * pause:.0f} s: '
-          f'{self._describe(index)}'
+          f'{self._name(index)}'
         )
-        if most is not None and looks * pause >= most:
+        if ends:
           _end(what)
-        if looks == 2:
-          logging.warning('%s', what)
+        logging.warning('%s', what)
 
 
 def _end(what: str) -> None:
