@@ -12,7 +12,8 @@ r"""A small ViT on CIFAR-10 from scratch, from TFDS or from a folder of images.
   small      width 384, 7 blocks: for a GPU or a TPU (200 epochs)
 
 `tiny` and `half_hour` have crops and flips alone. `half_hour` was chosen by
-runs of minutes on 44,000 of the training images, judged by the other 6,000. The
+runs of minutes on 44,000 of the training images, judged by the other 6,000;
+with `--config.optimizer.schedule=linear` it made 83.8 % in place of 83.7. The
 two were run here, see the README. `small` has what DeiT has (RandAugment, mixup
 or CutMix, random erasing, stochastic depth), at the size of these images: draws
 for each pair in place of each process, and reflections in place of black around
