@@ -57,7 +57,10 @@ def parse_arg(arg: str | None, **options) -> ConfigDict:
     elif not equals and name not in options and first not in given:
       name, text = first, name
     elif not equals or name not in options:
-      raise ValueError(f'unknown option {part!r}; {_describe(options)}')
+      hint = ''
+      if ':/' in arg or '=/' in arg:
+        hint = ' (a path with a comma goes into --config.input.data.data_dir=)'
+      raise ValueError(f'unknown option {part!r}{hint}; {_describe(options)}')
     if name in given:
       raise ValueError(f'the option {name!r} is given twice in {arg!r}')
     given[name] = _value(name, text, options[name])

@@ -300,6 +300,7 @@ def test_a_bare_word_is_the_first_option():
     ('S/17', "variant='S/17': expected one of B/16, S/16"),
     ('B/16,smoek', "unknown option 'smoek'; .* variant=B/16|S/16, epochs=90"),
     ('epochs', 'unknown option|expected one of'),
+    ('S/16,data_dir=/a, b', r"' b' \(a path with a comma goes into"),
     ('epoch=3', "unknown option 'epoch=3'; .* epochs=90"),
     ('epochs=3.5', "epochs='3.5': expected int"),
     ('smoke=maybe', "smoke='maybe': expected bool"),

@@ -3,6 +3,7 @@
 import io
 import math
 import struct
+import warnings
 import zlib
 
 import numpy as np
@@ -15,6 +16,9 @@ from vit_jax.errors import UserError
 # All formats, now: Pillow loads the rare ones when it meets one, and a second
 # thread that meets one meanwhile may be told that its file is no image.
 Image.init()
+# Read all the same, and told as lines of this code.
+warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
+warnings.filterwarnings('ignore', 'Palette images with Transparency')
 
 _JPEG = b'\xff\xd8'
 _PNG = b'\x89PNG\r\n\x1a\n'
