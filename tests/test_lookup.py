@@ -4,6 +4,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import ml_collections
 import pytest
 
 from vit_jax import lookup
@@ -94,6 +95,11 @@ def test_unknown_and_missing_keys_are_told_at_once():
     "objectives/mine: unknown key 'los' (did you mean 'loss'?); missing key "
     "'weight'; it takes: ['loss', 'label_smoothing', 'weight']"
   )
+
+
+def test_a_config_dict_is_a_section():
+  section = ml_collections.ConfigDict(dict(name='digits', split='train'))
+  assert len(lookup.build('data/sources', section, 'Source')) > 1000
 
 
 def test_what_is_no_section_is_named():

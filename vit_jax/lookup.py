@@ -23,6 +23,7 @@ from vit_jax.errors import UserError
 # What else a text or a dict may be where Python and no config calls us: _ALSO.
 _WORDS = {str: 'a text', Sequence: 'a list', Mapping: 'a dict'}
 _ALSO = (os.PathLike, ml_collections.ConfigDict)
+SECTION = (Mapping, ml_collections.ConfigDict)
 _PACKAGE = pathlib.Path(__file__).parent
 
 
@@ -73,7 +74,7 @@ def build(
   for messages.
   """
   where = where or f'the {folder} section'
-  if not isinstance(section, Mapping) or 'name' not in section:
+  if not isinstance(section, SECTION) or 'name' not in section:
     raise UserError(f'{where} needs a name; got {section}')
   section = dict(section)
   name = section.pop('name')
@@ -110,7 +111,7 @@ def check_keys(
   taken = {
     p.name: p for p in parameters if p.kind in kinds and p.name not in given
   }
-  if not isinstance(section, Mapping):
+  if not isinstance(section, SECTION):
     raise UserError(
       f'{where} is a section with keys of {list(taken)}; got {section!r}'
     )

@@ -63,7 +63,7 @@ def build(
     model=model, objective=objective, input=input, optimizer=optimizer
   )
   for name, section in sections.items():
-    if not isinstance(section, Mapping):
+    if not isinstance(section, lookup.SECTION):
       raise UserError(f'config.{name} is a section with keys; got {section!r}')
   device_mesh = call(sharding_lib.make_mesh, mesh or {}, 'config.mesh')
   batch_sharding = sharding_lib.batch_sharding(device_mesh)

@@ -308,7 +308,8 @@ class TestDevice:
       batches = _train(num_threads=3).batches()
     ahead = pipeline.prefetch_to_device(batches, _sharding())
     next(ahead)
-    assert set(threading.enumerate()) - before
+    if leave != 'error':  # which may have ended them already
+      assert set(threading.enumerate()) - before
     if leave == 'close':
       ahead.close()
     elif leave == 'delete':

@@ -1,5 +1,6 @@
 """What the input benchmark counts."""
 
+import pathlib
 import sys
 import time
 
@@ -42,7 +43,8 @@ def test_stages_add_up_to_the_cpu_time_of_an_image():
   )
 
 
-def test_the_time_of_worker_processes_counts():
+def test_the_time_of_worker_processes_counts(monkeypatch):
+  monkeypatch.syspath_prepend(pathlib.Path(__file__).parents[2])
   result = measure(
     f'decode|resize(8)|{__name__}.spin()', num_batches=50, num_workers=1
   )

@@ -58,6 +58,11 @@ def _take(one, num, start_step=0):
     batches.close()
 
 
+@pytest.fixture(autouse=True)
+def workers_can_import_this(monkeypatch):
+  monkeypatch.syspath_prepend(pathlib.Path(__file__).parents[2])
+
+
 @pytest.fixture(scope='module', autouse=True)
 def nothing_stays():
   yield
