@@ -19,6 +19,7 @@ import grain
 import jax
 from absl import flags
 
+from vit_jax import host_memory
 from vit_jax.data import watchdog
 from vit_jax.errors import RunError
 
@@ -53,6 +54,7 @@ def alive(batches: Iterator[T]) -> Iterator[T]:
 def _start(most_seconds: float | None, index: int, count: int) -> None:
   """Prepares a worker process."""
   del index, count
+  host_memory.keep()
   # The run is asked to stop, and then stops us: it may need a batch until then.
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   signal.signal(signal.SIGTERM, signal.SIG_IGN)
