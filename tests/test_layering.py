@@ -13,7 +13,7 @@ PACKAGE = ROOT / 'vit_jax'
 # A file may import from lower levels and from its own folder. The unit is a
 # file or a folder of vit_jax/; errors lies below everything.
 LEVELS = [
-  ['__init__', 'errors', 'host_memory'],
+  ['__init__', 'errors', 'host_memory', 'printable'],
   ['lookup', 'losses', 'trees', 'schedules', 'config_file', 'event_file'],
   ['fingerprint', 'orbax_noise', 'command', 'layer_decay', 'moments'],
   ['activation_sharding', 'accumulation', 'distributed', 'profiling'],

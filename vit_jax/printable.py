@@ -1,0 +1,37 @@
+"""Text from outside, such as names in files, made safe for a terminal."""
+
+import unicodedata
+
+# Joiners inside words and emoji; they move no cursor and hide no text.
+_HARMLESS = '\u200c\u200d'
+_ESCAPED = ('Cc', 'Cf', 'Cs', 'Zl', 'Zp')
+
+
+def printable(text: object, *, max_length: int | None = None) -> str:
+  r"""Returns `str(text)` on one line, without characters that control output.
+
+  Control characters (escape sequences, newlines), invisible format characters
+  such as the right-to-left override, and lone surrogates are written as Python
+  escapes: `'\x1b[31m'` becomes the seven characters `\x1b[31m`.
+
+  Args:
+    text: what to show.
+    max_length: longer results are cut and end with `...`; None keeps all.
+  """
+  text = str(text)
+  if max_length is not None and len(text) > max_length:
+    text = text[: max(0, max_length - 3)] + '...'
+  return ''.join(
+    c.encode('unicode_escape').decode() if _is_control(c) else c for c in text
+  )
+
+
+def printable_lines(text: object) -> str:
+  """Returns `printable` of each line; newlines stay newlines."""
+  return '\n'.join(printable(line) for line in str(text).split('\n'))
+
+
+def _is_control(character: str) -> bool:
+  return (
+    unicodedata.category(character) in _ESCAPED and character not in _HARMLESS
+  )
