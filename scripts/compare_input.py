@@ -9,7 +9,8 @@ threads or worker processes, and give batches of 64 uint8 images of 224 x 224.
 DeiT's: bicubic, a flip and RandAugment (tf.data has none and stays out). They
 take turns; the table has the median over the turns of images per second and per
 CPU-second (threads and processes together). Needs the parity extra for timm and
-tensorflow-cpu for tf.data; who is not installed is left out.
+tensorflow-cpu for tf.data; who is not installed is left out. Prints the
+processor first: ratios differ from one to another.
 """
 
 import argparse
@@ -24,6 +25,7 @@ import time
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
+import machine
 import mend_torchvision
 
 from vit_jax import host_memory
@@ -66,6 +68,7 @@ def main() -> None:
         found[name].append(
           _measure(loader(folder, args.pipeline), args.seconds)
         )
+  print(f'{machine.describe()}\n')
   print(f'| {args.pipeline} | images/s | images/CPU-second |')
   print('|---|---|---|')
   medians = {

@@ -5,7 +5,8 @@
 Each side is a process of its own, started as its users would start it; the two
 take turns within one run, so that both meet the same machine. A training step
 is forward, backward and a momentum SGD update in float32 on random images.
-Needs the extra [parity]. Prints a table and, last, one JSON object.
+Needs the extra [parity]. Prints the processor, a table and, last, one JSON
+object. The ratio is that of the machine it ran on: others differ.
 """
 
 import argparse
@@ -15,6 +16,8 @@ import statistics
 import subprocess
 import sys
 import time
+
+import machine
 
 _SIDES = ('vit_jax', 'torch')
 _TASKS = ('train', 'predict')
@@ -48,20 +51,19 @@ def _compare(args) -> None:
     )
     for side in _SIDES
   }
-  seconds = {(task, side): [] for task in _TASKS for side in _SIDES}
-  for task in _TASKS:
-    for number in range(args.rounds + 1):
-      for side, worker in workers.items():
-        worker.stdin.write(f'{task}\n')
-        worker.stdin.flush()
-        answer = float(worker.stdout.readline())
-        if number:  # The first round compiles and warms up.
-          seconds[task, side].append(answer)
-  for worker in workers.values():
-    worker.stdin.close()
-    worker.wait()
+  try:
+    seconds = _take_turns(workers, args.rounds)
+  finally:
+    for worker in workers.values():
+      worker.kill()
+      worker.communicate()
 
-  report = {'variant': args.variant, 'batch_size': args.batch_size}
+  report = {
+    'machine': machine.describe(),
+    'variant': args.variant,
+    'batch_size': args.batch_size,
+  }
+  print(report['machine'])
   print(f'{"":10}{"vit_jax":>14}{"torch":>14}{"ratio":>8}   images/s, medians')
   for task in _TASKS:
     speed = {
@@ -79,6 +81,25 @@ def _compare(args) -> None:
     )
     report[task] = {**speed, 'ratio': ratio}
   print(json.dumps(report))
+
+
+def _take_turns(workers, rounds: int) -> dict[tuple[str, str], list[float]]:
+  """Returns the seconds of a step in each round, for each task and side."""
+  seconds = {(task, side): [] for task in _TASKS for side in _SIDES}
+  for task in _TASKS:
+    for number in range(rounds + 1):
+      for side, worker in workers.items():
+        try:
+          worker.stdin.write(f'{task}\n')
+          worker.stdin.flush()
+          answer = worker.stdout.readline()
+        except BrokenPipeError:
+          answer = ''
+        if not answer:
+          sys.exit(f'the side {side} failed; its error is above')
+        if number:  # The first round compiles and warms up.
+          seconds[task, side].append(float(answer))
+  return seconds
 
 
 def _work(args) -> None:
@@ -145,6 +166,9 @@ def _vit_jax_steps(args):
 def _torch_steps(args):
   import os
 
+  import mend_torchvision
+
+  mend_torchvision.mend()
   import torch
   import transformers
 

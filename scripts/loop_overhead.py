@@ -14,12 +14,14 @@ import tempfile
 import time
 
 import jax
+import machine
 import numpy as np
 
 from vit_jax import run as run_lib, train
 
 
 def main() -> int:
+  print(machine.describe())
   for log_every_steps in (50, 1):
     times = _times(log_every_steps)
     steps = np.diff(times)[20:] * 1e6
