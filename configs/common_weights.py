@@ -1,8 +1,9 @@
 """What recipes that start from weights know of them, without reading arrays."""
 
-import json
 import pathlib
 import re
+
+from vit_jax.pretrained import bounded_read
 
 # What published names begin with: the model, the norm of the images.
 _GOOGLE = dict(pooling='token', activation='gelu_tanh', norm_epsilon=1e-6)
@@ -55,8 +56,10 @@ def model_of(model: str, pixels: int = 384) -> tuple[dict, str, int | None]:
     if path.suffix == '.safetensors':
       section, device_ops = _read_file(path)
     else:
-      run = json.loads((path / 'config.json').read_text())
+      run = bounded_read.read_json_object(path / 'config.json')
       section, device_ops = dict(run['model']), run['input']['device_ops']
+    if not isinstance(device_ops, str):
+      raise TypeError(f'device_ops={device_ops!r} is no text')
   except (OSError, ValueError, KeyError, TypeError) as e:
     raise ValueError(
       f'model={model} is neither a published name, which starts with one of '
@@ -74,8 +77,6 @@ def model_of(model: str, pixels: int = 384) -> tuple[dict, str, int | None]:
 
 def _read_file(path: pathlib.Path) -> tuple[dict, str]:
   """Returns what the header of our .safetensors says of model and images."""
-  with path.open('rb') as file:
-    size = int.from_bytes(file.read(8), 'little')
-    said = json.loads(file.read(size))['__metadata__']['vit_jax']
-  said = json.loads(said)
-  return said['model'], said['preprocess'].get('device_ops', _UNIT)
+  _, metadata = bounded_read.read_safetensors_header(path)
+  said = bounded_read.parse_json(metadata['vit_jax'], str(path))
+  return dict(said['model']), dict(said['preprocess']).get('device_ops', _UNIT)

@@ -1,0 +1,215 @@
+"""Bounded reading of small files from outside: JSON and safetensors headers.
+
+Nothing here waits for a pipe, reads a device, or allocates what a number in a
+file claims. Imports neither jax nor numpy, so that recipes can use it.
+"""
+
+import json
+import math
+import os
+import pathlib
+import stat
+from collections.abc import Mapping
+from typing import Any
+
+from vit_jax.errors import UserError
+from vit_jax.printable import printable
+
+MAX_JSON_BYTES = 16 * 2**20  # The names of 21,843 classes are 0.5 MB.
+MAX_JSON_NESTING = 64  # Ours have 5.
+# safetensors itself has 100 MB; a ViT-G in float32 has a header of 0.1 MB.
+MAX_HEADER_BYTES = 32 * 2**20
+_ENTRY = {'dtype', 'shape', 'data_offsets'}
+
+
+def check_regular(path: str | os.PathLike) -> int:
+  """Returns the size of a file in bytes; symlinks are followed.
+
+  Raises:
+    UserError: there is no such file, or it is a folder, a pipe or a device.
+  """
+  try:
+    status = os.stat(path)
+  except (OSError, ValueError) as e:  # ValueError: a NUL in the path.
+    raise unreadable(path, e) from e
+  if not stat.S_ISREG(status.st_mode):
+    raise UserError(
+      f'cannot read {printable(path)}: it is {_kind(status.st_mode)}; give the'
+      ' path of a regular file'
+    )
+  return status.st_size
+
+
+def parse_json(
+  text: str | bytes, where: str, *, max_nesting: int = MAX_JSON_NESTING
+) -> Any:
+  """Returns the value of a JSON text.
+
+  Args:
+    text: what to parse.
+    where: the file, or the part of it, for messages.
+    max_nesting: how many lists and objects may be inside each other.
+
+  Raises:
+    UserError: it is no JSON, or is nested deeper than that.
+  """
+  try:
+    value = json.loads(text)
+  except RecursionError as e:
+    raise _too_nested(where, max_nesting) from e
+  except ValueError as e:
+    raise UserError(
+      f'{where} is not valid JSON: {printable(e, max_length=200)}; if it was'
+      ' downloaded, delete it and try again'
+    ) from e
+  level = [value]
+  for _ in range(max_nesting):
+    level = [child for parent in level for child in _children(parent)]
+    if not level:
+      return value
+  raise _too_nested(where, max_nesting)
+
+
+def read_json(
+  path: str | os.PathLike,
+  *,
+  max_bytes: int = MAX_JSON_BYTES,
+  max_nesting: int = MAX_JSON_NESTING,
+) -> Any:
+  """Returns the value of a JSON file.
+
+  Raises:
+    UserError: no regular file of at most `max_bytes`, or no JSON; see
+      `parse_json`.
+  """
+  size = check_regular(path)
+  if size > max_bytes:
+    raise UserError(
+      f'cannot read {printable(path)}: it has {size:,} bytes, and the limit for'
+      f' JSON is max_bytes={max_bytes:,}; give the file that belongs there'
+    )
+  try:
+    text = pathlib.Path(path).read_bytes()
+  except OSError as e:
+    raise unreadable(path, e) from e
+  return parse_json(text, printable(path), max_nesting=max_nesting)
+
+
+def read_json_object(path: str | os.PathLike, **limits) -> dict[str, Any]:
+  """Returns the object in a JSON file; see `read_json`.
+
+  Raises:
+    UserError: also where it holds a list or a single value.
+  """
+  return check_object(read_json(path, **limits), printable(path))
+
+
+def check_object(value: Any, where: str) -> dict[str, Any]:
+  """Returns `value` if it is a JSON object, and raises UserError otherwise."""
+  if not isinstance(value, dict):
+    raise UserError(
+      f'{where} must be a JSON object; got {printable(value, max_length=80)}'
+    )
+  return value
+
+
+def read_safetensors_header(
+  path: str | os.PathLike, *, max_bytes: int = MAX_HEADER_BYTES
+) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+  """Returns the entries of arrays by name, and the metadata, of a .safetensors.
+
+  An entry has `dtype` (such as 'F32'), `shape` and `data_offsets`, which are
+  checked to be inside the file. No array is read.
+
+  Args:
+    path: of the file.
+    max_bytes: of the header.
+
+  Raises:
+    UserError: no regular file, or no header of safetensors in it.
+  """
+  path = os.path.expanduser(path)
+  size = check_regular(path)
+  try:
+    with open(path, 'rb') as file:
+      length = int.from_bytes(file.read(8), 'little')
+      limit = min(size - 8, max_bytes)
+      if not 0 < length <= limit:
+        raise UserError(
+          f'cannot read {printable(path)} as .safetensors: its header claims'
+          f' {length:,} bytes, of a file of {size:,} and with a limit of'
+          f' max_bytes={max_bytes:,}; if it was downloaded, delete it and try'
+          ' again'
+        )
+      text = file.read(length)
+  except OSError as e:
+    raise unreadable(path, e) from e
+  where = f'the header of {printable(path)}'
+  entries = check_object(parse_json(text, where), where)
+  metadata = check_object(entries.pop('__metadata__', {}), f'metadata: {where}')
+  wrong = [k for k, v in metadata.items() if not isinstance(v, str)]
+  wrong += [
+    name
+    for name, entry in entries.items()
+    if not _is_entry(entry, size - 8 - length)
+  ]
+  if wrong:
+    raise UserError(
+      f'cannot read {printable(path)} as .safetensors: its header has'
+      f' {len(wrong)} entries that are wrong, such as'
+      f' {printable(wrong[0], max_length=80)}; if it was downloaded, delete it'
+      ' and try again'
+    )
+  return entries, metadata
+
+
+def unreadable(path: str | os.PathLike, e: BaseException) -> UserError:
+  """Returns the error for a file that cannot be opened or is broken."""
+  reason = getattr(e, 'strerror', None) or e or type(e).__name__
+  return UserError(
+    f'cannot read {printable(path)}: {printable(reason, max_length=300)}; if it'
+    ' was downloaded, delete it and try again'
+  )
+
+
+def _is_entry(entry: Any, num_bytes: int) -> bool:
+  if not isinstance(entry, Mapping) or set(entry) != _ENTRY:
+    return False
+  shape, offsets = entry['shape'], entry['data_offsets']
+  if not isinstance(entry['dtype'], str):
+    return False
+  for numbers in (shape, offsets):
+    if not isinstance(numbers, list) or not all(
+      type(n) is int and n >= 0 for n in numbers
+    ):
+      return False
+  if len(offsets) != 2 or not offsets[0] <= offsets[1] <= num_bytes:
+    return False
+  # A type has half a byte per number at least.
+  return math.prod(shape) <= 2 * (offsets[1] - offsets[0])
+
+
+def _children(value: Any) -> list[Any]:
+  if isinstance(value, dict):
+    return list(value.values())
+  return value if isinstance(value, list) else []
+
+
+def _too_nested(where: str, max_nesting: int) -> UserError:
+  return UserError(
+    f'{where} has JSON that is nested deeper than max_nesting={max_nesting}; if'
+    ' it was downloaded, delete it and try again'
+  )
+
+
+def _kind(mode: int) -> str:
+  for is_kind, kind in (
+    (stat.S_ISDIR, 'a folder'),
+    (stat.S_ISFIFO, 'a pipe'),
+    (stat.S_ISCHR, 'a device'),
+    (stat.S_ISBLK, 'a device'),
+    (stat.S_ISSOCK, 'a socket'),
+  ):
+    if is_kind(mode):
+      return kind
+  return 'no regular file'
