@@ -75,15 +75,17 @@ def make_train_step(
       updates, opt_state = tx.update(grads, state.opt_state, state.params)
       params = optax.apply_updates(state.params, updates)
     step = state.step + 1
+    # The optimizer counts the updates that it applied, not the steps.
+    update_number = step - state.skipped_updates
     new = state.replace(
       step=step, params=params, opt_state=opt_state, extra=extra
     )
     if ema is not None:
-      average = train_state.ema_update(state.ema_params, params, step, **ema)
+      average = train_state.ema_update(
+        state.ema_params, params, update_number, **ema
+      )
       new = new.replace(ema_params=average)
     metrics = dict(metrics, loss=loss, grad_norm=optax.tree.norm(grads))
-    # The optimizer counts the updates that it applied, not the steps.
-    update_number = step - state.skipped_updates
     metrics['learning_rate'] = schedule(update_number)
     if on_nonfinite == 'skip':
       finite = jnp.isfinite(loss) & jnp.isfinite(metrics['grad_norm'])
