@@ -40,6 +40,7 @@ setuptools.setup(
   long_description_content_type='text/markdown',
   license='Apache-2.0',
   packages=setuptools.find_packages(include=['vit_jax*', 'configs*']),
+  package_data={'vit_jax': ['py.typed']},
   python_requires='>=3.11',
   install_requires=[
     'absl-py',

@@ -88,6 +88,19 @@ def test_a_run_knows_its_classes_and_how_it_was_evaluated(tmp_path, capsys):
   assert loss == pytest.approx(results['val/loss'], rel=1e-4)
 
 
+def test_a_photo_for_a_model_of_small_grey_images(
+  tiny_weights, photos, tmp_path, capsys
+):
+  weights = tiny_weights(channels=1)
+  weights.preprocess['ops'] = ''
+  our_files.write(weights, tmp_path / 'grey.safetensors')
+  argv = [f'--weights={tmp_path / "grey.safetensors"}', str(photos)]
+  assert predict.main([*argv, '--format=json']) == 0
+  out, error = capsys.readouterr()
+  assert len(json.loads(out)) == 3
+  assert error.count('resized to 16x16') == 1
+
+
 def test_formats_say_the_same(weights, photos, capsys):
   argv = [f'--weights={weights}', '--top_k=2', str(photos)]
   assert predict.main([*argv, '--format=json']) == 0
@@ -159,7 +172,8 @@ def test_what_weights_do_not_know_can_be_said(
   our_files.write(bare, path)
   argv = [f'--weights={path}', str(photos / 'a.png'), '--format=json']
   assert predict.main(argv) == 2
-  assert 'ops=' in capsys.readouterr().err
+  assert "such as device_ops='" in (error := capsys.readouterr().err)
+  assert "(--device_ops='normalize(-1, 1)' on the command line)" in error
   (tmp_path / 'names.txt').write_text('v\nw\nx\ny\nz\n')
   argv += ['--ops=decode|resize(16)', f'--device_ops={_DEVICE_OPS}']
   argv += [f'--class_names={tmp_path / "names.txt"}', '--loss=sigmoid']

@@ -1,18 +1,136 @@
-"""vit_jax: Vision Transformers in JAX, from pre-training to shipping."""
+"""Vision Transformers in JAX and Flax: train, evaluate and use them.
 
+Use a model, from a run, a file or by the name of published weights:
+
+    import vit_jax
+
+    model = vit_jax.load('augreg-B/16-i1k-384')
+    for name, probability, _ in model.predict('cat.jpg', top_k=3):
+      print(f'{probability:.1%} {name}')
+    features = model(['cat.jpg', 'dog.png'])['features']  # [2, D]
+
+    vit_jax.list_models('*B/16*')  # names of published weights
+
+Train one, from a shell:
+
+    python -m vit_jax.main --config=configs/quickstart.py --workdir=runs/quick
+"""
+
+import typing as _typing
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+if _typing.TYPE_CHECKING:
+  import os
+
+  import jax
+
+  from vit_jax.inference.model import Model
+
 __version__ = '0.1.0'
+__all__ = ['list_models', 'load']
 
 
-def __getattr__(name: str) -> Any:
-  # `import vit_jax` is to cost nothing; `vit_jax.load` needs JAX.
-  if name == 'load':
-    import importlib
+def load(
+  source: 'str | os.PathLike',
+  *,
+  model: Mapping[str, Any] | None = None,
+  step: int | None = None,
+  ema: bool | None = None,
+  ops: str | None = None,
+  device_ops: str | None = None,
+  class_names: 'str | os.PathLike | Sequence[str] | None' = None,
+  loss: str | None = None,
+  batch_size: int = 8,
+  mesh: 'jax.sharding.Mesh | None' = None,
+  weights_dir: 'str | os.PathLike | None' = None,
+  on_log: Callable[[str], Any] = print,
+  **options: Any,
+) -> 'Model':
+  """Returns a model that is ready for images.
 
-    return importlib.import_module('vit_jax.inference.model').load
-  raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+  Example:
+
+      model = vit_jax.load('runs/pets')
+      model.predict('cat.jpg', top_k=3)  # [Prediction('Bengal', 0.97, 5), ...]
+      model(['cat.jpg', 'dog.png'])['features']  # float32 [2, D]
+      model.save('pets.safetensors')
+      model.module, model.params  # for a loop of your own
+
+  `help(vit_jax.inference.model.Model)` describes what is returned, after
+  `import vit_jax.inference.model`.
+
+  Args:
+    source: a training run, a file (.npz, .safetensors, .pth), a folder of timm
+      or Hugging Face, or the name of published weights, which are downloaded:
+      one of `list_models()`, a name of timm ('vit_base_patch16_224'), a
+      repository of the Hugging Face Hub ('google/vit-base-patch16-224'), an
+      address. A path that exists comes before a name.
+    model: keys of the model section that replace what is found, such as
+      `{'dtype': 'bfloat16'}`.
+    step: of a run, which checkpoint; None is the newest.
+    ema: of a run, whether to take the averaged weights; None takes them if
+      there are any.
+    ops: how an image is prepared on the host, such as `'decode|resize(224)'`;
+      None is what the weights were evaluated with. Photos are resized to the
+      size that the model needs where that does not do it.
+    device_ops: how it is normalised, such as `'normalize(-1, 1)'`; likewise.
+    class_names: a list, a file, or 'imagenet'; None takes those that come with
+      the weights.
+    loss: 'softmax' or 'sigmoid': how logits become probabilities; None is what
+      the weights were trained with, softmax if that is not known.
+    batch_size: of the one compiled program, rounded up to the devices. Fewer
+      images cost as much as that many, more are processed in turns: 1 is best
+      for single images, 32 and more for many.
+    mesh: devices, from `vit_jax.sharding.make_mesh`; None is all of this
+      process. Axes fsdp and tensor split a model that is too large for one.
+    weights_dir: the folder of downloads; None is $VIT_JAX_WEIGHTS or
+      ~/.cache/vit_jax.
+    on_log: called with a line of text for every download, and where images are
+      resized by default.
+    **options: of the reader of a format: `grid` (rows and columns of the
+      position table), `entry` (which state dict of several in a .pth).
+
+  Raises:
+    UserError: nothing is found, it cannot be read, or an option does not fit.
+  """
+  import importlib
+
+  # By its name, not as an import: `import vit_jax` costs nothing, jax seconds.
+  module = importlib.import_module('vit_jax.inference.model')
+  return module.load(
+    source,
+    model=model,
+    step=step,
+    ema=ema,
+    ops=ops,
+    device_ops=device_ops,
+    class_names=class_names,
+    loss=loss,
+    batch_size=batch_size,
+    mesh=mesh,
+    weights_dir=weights_dir,
+    on_log=on_log,
+    **options,
+  )
 
 
-def __dir__() -> list[str]:
-  return [*globals(), 'load']
+def list_models(pattern: str = '*') -> list[str]:
+  """Returns the names of published weights that `load` takes.
+
+  Example:
+
+      list_models('*B/16*')  # ['augreg-B/16', 'augreg-B/16-i1k-384', ...]
+      list_models('vit_base*')  # names of timm
+
+  docs/models.md has a table of them. `load` takes more: repositories of the
+  Hugging Face Hub, tags of timm, and the names of all AugReg checkpoints.
+
+  Args:
+    pattern: as in `fnmatch`: `*` is any text, `?` any character, `[ab]` one of
+      these; upper and lower case differ.
+  """
+  import importlib
+
+  module = importlib.import_module('vit_jax.pretrained.catalog')
+  return module.names(pattern)

@@ -214,22 +214,6 @@ def test_positions_that_are_computed_take_any_size(tiny_weights):
     model([image[0, :16, :16], image[0]])
 
 
-def test_unknown_preprocessing_is_asked_for(tiny_weights, images, tmp_path):
-  weights = dataclasses.replace(
-    tiny_weights(), preprocess=dict(image_size=(16, 16))
-  )
-  path = tmp_path / 'x.safetensors'
-  our_files.write(weights, path)
-  model = vit_jax.load(path)
-  for call in (model, model.predict):
-    with pytest.raises(UserError) as e:
-      call(images)
-    for word in ("ops='decode|resize((16, 16))'", 'device_ops=', 'imagenet'):
-      assert word in str(e.value)
-  model = vit_jax.load(path, ops='', device_ops='normalize(-1, 1)')
-  assert model(images)['logits'].shape == (19, 5)
-
-
 def test_a_model_without_a_head_has_features_and_says_so(tiny_weights, images):
   model = Model(tiny_weights(num_classes=None))
   assert 'logits' not in model(images)
@@ -320,9 +304,3 @@ def test_grey_models_take_colour(tiny_weights):
 def test_a_batch_size_that_is_none_is_refused(tiny_weights):
   with pytest.raises(UserError, match='batch_size is at least 1; got 0'):
     Model(tiny_weights(), batch_size=0)
-
-
-def test_the_package_offers_load_and_nothing_that_is_not_there():
-  assert 'load' in dir(vit_jax)
-  with pytest.raises(AttributeError, match="no attribute 'lod'"):
-    _ = vit_jax.lod

@@ -4,7 +4,8 @@ import concurrent.futures
 import itertools
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -26,11 +27,17 @@ class Forward:
 
   Attributes:
     batch_size: of the program, a multiple of the devices that share a batch.
+    module: the linen module.
     params: float32, on the devices.
   """
 
   def __init__(
-    self, weights: Weights, *, batch_size: int, mesh: jax.sharding.Mesh
+    self,
+    weights: Weights,
+    *,
+    batch_size: int,
+    mesh: jax.sharding.Mesh,
+    on_log: Callable[[str], Any] = print,
   ):
     """Sends the parameters to the devices; compiles nothing yet.
 
@@ -38,6 +45,7 @@ class Forward:
       weights: with the preprocessing; it may be missing until images come.
       batch_size: rounded up to the devices.
       mesh: from `sharding.make_mesh`.
+      on_log: is given a line of text where images are resized by default.
 
     Raises:
       UserError: a section or ops that do not fit what they name.
@@ -46,7 +54,7 @@ class Forward:
       raise UserError(f'batch_size is at least 1; got {batch_size!r}')
     parts = mesh.shape['data'] * mesh.shape['fsdp']
     self.batch_size = math.ceil(batch_size / parts) * parts
-    self._module = lookup.build('models', weights.model, 'Model')
+    self.module = lookup.build('models', weights.model, 'Model')
     named = trees.flatten(weights.params)
     if weights.model.get('scan'):
       named = blocks.stack(named)
@@ -55,16 +63,24 @@ class Forward:
     self.params = jax.device_put(params, shardings)
     self._sharding = sharding.batch_sharding(mesh)
 
-    preprocess = self._preprocess = weights.preprocess
-    self._read = self._normalize = None
+    preprocess = self._preprocess = dict(weights.preprocess)
+    self._on_log, self._notes, self._resize_noted = on_log, [], False
+    self._image_size = _fixed_size(named, preprocess)
+    if 'ops' not in preprocess and self._image_size is not None:
+      ops = preprocess['ops'] = f'decode|resize({self._image_size})'
+      self._notes.append(
+        'the weights do not say how images were prepared: using'
+        f' {_option("ops", ops)}'
+      )
+    self._reader = self._normalize = None
     if 'ops' in preprocess:
-      num_channels = model_section.num_channels(named) or 3
-      self._read = images_lib.Reader(preprocess['ops'], num_channels).read
+      self._reader = images_lib.Reader(
+        preprocess['ops'],
+        model_section.num_channels(named) or 3,
+        image_size=self._image_size,
+      )
     if 'device_ops' in preprocess:
       self._normalize = device_ops.parse(preprocess['device_ops'])
-    # A learned table of positions is for images of one size only.
-    fixed = 'position_embedding' in named and preprocess.get('image_size')
-    self._image_size = tuple(fixed) if fixed else None
     self._apply = jax.jit(self._outputs)
 
   def stream(
@@ -78,6 +94,7 @@ class Forward:
       pending = None
       while chunk := list(itertools.islice(images, self.batch_size)):
         arrays = list(pool.map(self._read_or_error, chunk))
+        self._log_notes()
         good = (a for a in arrays if isinstance(a, np.ndarray))
         first = next(good, None) if first is None else first
         arrays = [
@@ -92,10 +109,26 @@ class Forward:
       if pending is not None:
         yield from _rows(*pending, outputs)
 
-  def _outputs(self, params, image) -> dict[str, jax.Array]:
+  def prepare(self, images: Sequence[Any]) -> jax.Array:
+    """Returns images as the module takes them; see `Model.prepare`."""
+    self._check_preprocess()
+    arrays = []
+    for image in images:
+      array = self._reader.read(image)
+      array = self._alike(array, arrays[0] if arrays else array, image)
+      if isinstance(array, UserError):
+        raise array
+      arrays.append(array)
+    self._log_notes()
+    return self._normalized(jnp.asarray(np.stack(arrays)))
+
+  def _normalized(self, image_BHWC: jax.Array) -> jax.Array:
     # Evaluation draws nothing, so that there is no key.
-    batch = self._normalize({'image': image}, None, train=False)
-    return self._module.apply({'params': params}, batch['image'], train=False)
+    return self._normalize({'image': image_BHWC}, None, train=False)['image']
+
+  def _outputs(self, params, image) -> dict[str, jax.Array]:
+    image = self._normalized(image)
+    return self.module.apply({'params': params}, image, train=False)
 
   def _dispatch(self, arrays: list) -> dict[str, jax.Array] | None:
     """Starts the devices on those that are arrays; None if there are none."""
@@ -109,7 +142,7 @@ class Forward:
 
   def _read_or_error(self, image: Any) -> np.ndarray | UserError:
     try:
-      return self._read(image)
+      return self._reader.read(image)
     except UserError as e:
       return e
 
@@ -121,30 +154,59 @@ class Forward:
     if array.shape[:2] == size and array.dtype == first.dtype:
       return array
     what = f'{array.shape[0]}x{array.shape[1]} {array.dtype}'
+    wanted = f'decode|resize({size})'
     return UserError(
       f'{images_lib.where(image)}an image is {what} after the ops'
       f' {self._preprocess["ops"]!r}; expected {size[0]}x{size[1]}'
-      f' {first.dtype}. Other ops may help, such as'
-      f' ops={f"decode|resize({size})"!r}'
+      f' {first.dtype}. Other ops may help, such as {_option("ops", wanted)}'
     )
 
   def _check_preprocess(self) -> None:
-    size = self._image_size or (224, 224)
-    examples = {
-      'ops': f"'decode|resize({size})'",
-      'device_ops': "'normalize(-1, 1)' or \"normalize('imagenet')\"",
-    }
+    examples = {'ops': 'decode|resize(224)', 'device_ops': 'normalize(-1, 1)'}
     missing = [
-      f'{key}={example}'
+      _option(key, example)
       for key, example in examples.items()
       if key not in self._preprocess
     ]
     if missing:
       raise UserError(
-        'nothing tells how images were prepared for these weights, and the'
-        ' answers depend on it; when loading, say what it was, such as '
-        + ', '.join(missing)
+        'the weights do not say how images were prepared, and the answers'
+        f' depend on it. Give what it was, such as {"; ".join(missing)}'
+        + '. Many models were trained with device_ops="normalize(\'imagenet\')"'
+        * ('device_ops' not in self._preprocess)
       )
+
+  def _log_notes(self) -> None:
+    """Says once that images are prepared in a way that nobody asked for."""
+    if self._reader.resized and not self._resize_noted:
+      self._resize_noted = True
+      height, width = self._image_size
+      ops = f'decode|resize({self._image_size})'
+      self._notes.append(
+        f'images are resized to {height}x{width}, since the ops'
+        f' {self._preprocess["ops"]!r} of these weights do not resize them; to'
+        f' say so yourself, give {_option("ops", ops)}'
+      )
+    while self._notes:
+      self._on_log(self._notes.pop(0))
+
+
+def _option(name: str, value: str) -> str:
+  """Returns how an option is given, in Python and to the commands."""
+  flag = f'--{name}={shlex.quote(value)}'
+  return f'{name}={value!r} ({flag} on the command line)'
+
+
+def _fixed_size(named, preprocess) -> tuple[int, int] | None:
+  """Returns the only size of images that a learned table of positions takes."""
+  table = named.get('position_embedding')
+  if table is None:
+    return None
+  patch = model_section.patch_size(named)
+  if patch is None or np.ndim(table) != 3:
+    size = preprocess.get('image_size')
+    return None if size is None else tuple(size)
+  return table.shape[0] * patch[0], table.shape[1] * patch[1]
 
 
 def _rows(arrays, found, outputs) -> Iterator[dict | UserError]:

@@ -10,18 +10,32 @@ from PIL import Image, ImageOps
 
 from vit_jax.data.ops import label as label_ops, language
 from vit_jax.data.ops.decode import decode
+from vit_jax.data.ops.resize import resample
 from vit_jax.errors import UserError
 
 # In folders only these are taken for images; a file that is named is opened
 # whatever it is called.
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff')
 _MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}
+_PHOTOS = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)
+# In the names of all ops, also of a user's own, that change the size.
+_SIZE_WORDS = ('resize', 'crop', 'pad')
 
 
 class Reader:
-  """Reads one image of any kind and puts it through the host ops."""
+  """Reads one image of any kind and puts it through the host ops.
 
-  def __init__(self, ops: str, num_channels: int):
+  Attributes:
+    resized: whether a photo was resized because the ops do not do it.
+  """
+
+  def __init__(
+    self,
+    ops: str,
+    num_channels: int,
+    *,
+    image_size: tuple[int, int] | None = None,
+  ):
     """Parses the ops.
 
     Args:
@@ -29,6 +43,9 @@ class Reader:
         left out: there are no labels.
       num_channels: of the images that the model takes. Images that have 1, 3
         or 4 become RGB or grey where the model takes that.
+      image_size: (height, width) that the model takes, or None for any. Photos
+        (files and PIL images, not arrays) are resized to it where no op
+        changes the size, as in runs on data sets whose images all have it.
 
     Raises:
       UserError: ops that do not parse.
@@ -43,6 +60,11 @@ class Reader:
     self._num_channels = num_channels
     channels = num_channels if num_channels in (1, 3) else None
     self._decode = decode(channels)
+    changes = any(
+      word in segment.name for segment in segments for word in _SIZE_WORDS
+    )
+    self._image_size = None if changes else image_size
+    self.resized = False
 
   def read(self, image: Any) -> np.ndarray:
     """Returns `[H, W, C]` as the device ops take it.
@@ -67,12 +89,25 @@ class Reader:
       if converts:
         example = self._decode(example, rng)
       array = self._ops(example, rng)['image']
+      if isinstance(image, _PHOTOS):
+        array = self._fit(array, rng)
       self._check(array)
     except UserError as e:
       raise UserError(f'{where(image)}{e}') from e
     except Exception as e:
       e.add_note(f'{where(image)}while the image was read')
       raise
+    return array
+
+  def _fit(self, array: Any, rng: np.random.Generator) -> Any:
+    """Returns an image with the channels and, if none did it, the size."""
+    if not isinstance(array, np.ndarray) or array.ndim != 3:
+      return array  # An error; see _check.
+    if array.shape[2] in _MODES and array.dtype == np.uint8:
+      array = self._decode({'image': array}, rng)['image']
+    if self._image_size not in (None, array.shape[:2]):
+      array = resample(array, self._image_size)
+      self.resized = True
     return array
 
   def _content(self, image: Any) -> bytes | np.ndarray:

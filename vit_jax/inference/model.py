@@ -37,36 +37,7 @@ def load(
   on_log: Callable[[str], Any] = print,
   **options,
 ) -> 'Model':
-  """Returns a model that is ready for images.
-
-  Args:
-    source: a training run, a file (.npz, .safetensors, .pth), a folder of timm
-      or Hugging Face, a name such as 'augreg-B/16', an address; all that
-      `catalog.load` takes.
-    model: keys of the model section that win over what is found, such as
-      `{'dtype': 'bfloat16'}`.
-    step: of a run, which checkpoint; None is the newest.
-    ema: of a run, whether to take the averaged weights; None takes them if
-      there are any.
-    ops: how an image is prepared on the host, such as
-      `'decode|resize(224)'`; None is what the weights were evaluated with.
-    device_ops: how it is normalised, such as `'normalize(-1, 1)'`; likewise.
-    class_names: a list, a file, or 'imagenet'; None is what the weights know.
-      See `classes.names_of`.
-    loss: 'softmax' or 'sigmoid': how logits become probabilities; None is what
-      the weights were trained with, softmax if nothing tells.
-    batch_size: of the one compiled program, rounded up to the devices. Fewer
-      images cost as much as that many, more are taken in turns: 1 is best for
-      single images, 32 and more for many.
-    mesh: devices, from `sharding.make_mesh`; None is all of this process. Axes
-      fsdp and tensor split a model that is too large for one of them.
-    weights_dir: where weights lie and downloads go, see `catalog.load`.
-    on_log: is given a line of text for every download.
-    **options: of the reader, see `catalog.load`.
-
-  Raises:
-    UserError: nothing is found, it cannot be read, or an option does not fit.
-  """
+  """Returns a model that is ready for images; see `vit_jax.load`."""
   weights = catalog.load(
     source,
     model=model,
@@ -84,7 +55,7 @@ def load(
     class_names=classes.names_of(weights, class_names),
     source=dict(weights.source, loss=classes.loss_of(weights, loss)),
   )
-  return Model(weights, batch_size=batch_size, mesh=mesh)
+  return Model(weights, batch_size=batch_size, mesh=mesh, on_log=on_log)
 
 
 class Model:
@@ -92,12 +63,15 @@ class Model:
 
   Attributes:
     weights: all of it as it was loaded, arrays on the host.
-    config: the model section, with which `config.model` builds the same.
+    config: the model section of a config that builds the same model.
     class_names: of the logits in order, or None.
     loss: 'softmax' or 'sigmoid', see `load`.
     batch_size: of the compiled program.
-    params: float32, on the devices.
-    num_params: how many numbers they are.
+    module: the linen module; `module.apply({'params': params}, image_BHWC,
+      train=False)` is the forward pass, for a loop of one's own. It takes what
+      `prepare` returns, and with `train=True` the key `rngs={'dropout': key}`.
+    params: nested dict of arrays, float32, on the devices.
+    num_params: how many numbers they hold.
   """
 
   def __init__(
@@ -106,6 +80,7 @@ class Model:
     *,
     batch_size: int = 8,
     mesh: jax.sharding.Mesh | None = None,
+    on_log: Callable[[str], Any] = print,
   ):
     """Sends the parameters to the devices; see `load`.
 
@@ -119,8 +94,11 @@ class Model:
     self.config = dict(weights.model)
     self.class_names = weights.class_names
     self.loss = classes.loss_of(weights, None)
-    self._forward = forward.Forward(weights, batch_size=batch_size, mesh=mesh)
+    self._forward = forward.Forward(
+      weights, batch_size=batch_size, mesh=mesh, on_log=on_log
+    )
     self.batch_size = self._forward.batch_size
+    self.module = self._forward.module
     self.params = self._forward.params
     self.num_params = sum(x.size for x in jax.tree.leaves(self.params))
 
@@ -191,6 +169,24 @@ class Model:
       outputs: likewise.
     """
     yield from self._forward.stream(images, outputs)
+
+  def prepare(self, images: Any) -> jax.Array:
+    """Returns what the module takes: images read, resized and normalised.
+
+    Args:
+      images: as in a call of the model.
+
+    Returns:
+      float32 [B, H, W, C], or [H, W, C] for a single image, on one device.
+
+    Raises:
+      UserError: as a call of the model.
+    """
+    items, single = images_lib.as_list(images)
+    if not items:
+      raise UserError('no images were given')
+    image_BHWC = self._forward.prepare(items)
+    return image_BHWC[0] if single else image_BHWC
 
   def best(
     self, logits_Y: np.ndarray, *, top_k: int = 5

@@ -5,6 +5,7 @@ catalog.save(weights, 'b16.safetensors')
 """
 
 import difflib
+import fnmatch
 import inspect
 import os
 import pathlib
@@ -82,6 +83,11 @@ def load(
     raise _unknown(text)
   path = download.fetch([remote], weights_dir=weights_dir, on_log=on_log)
   return _read(path, model=model, on_log=on_log, **options)
+
+
+def names(pattern: str = '*') -> list[str]:
+  """Returns the names of published weights that fit an fnmatch pattern."""
+  return [n for n in PUBLISHED if fnmatch.fnmatchcase(n, pattern)]
 
 
 def save(

@@ -1,11 +1,14 @@
 """What every format file reads into and writes from: weights of one model."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
+from vit_jax import trees
 
-@dataclasses.dataclass(frozen=True)
+
+@dataclasses.dataclass(frozen=True, repr=False)
 class Weights:
   """Parameters and all that must travel with them to give the same answers.
 
@@ -29,3 +32,17 @@ class Weights:
   preprocess: dict[str, Any] = dataclasses.field(default_factory=dict)
   class_names: list[str] | None = None
   source: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  def __repr__(self) -> str:
+    """Returns the model, its size and where it is from, without the arrays."""
+    arrays = trees.flatten(self.params).values()
+    num_params = sum(math.prod(array.shape) for array in arrays)
+    num_classes = self.model.get('num_classes')
+    parts = [
+      str(self.model.get('variant') or self.model.get('name')),
+      f'{num_params:,} parameters',
+      f'{num_classes:,} classes' if num_classes else 'no head',
+    ]
+    if 'path' in self.source:
+      parts.append(f'from {self.source["path"]}')
+    return f'Weights({", ".join(parts)})'
