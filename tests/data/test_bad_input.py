@@ -250,8 +250,8 @@ import ctypes, simplejpeg
 from vit_jax import command
 from vit_jax.data import pipeline
 decode_jpeg = simplejpeg.decode_jpeg
-def crash(data, colorspace):
-  image = decode_jpeg(data, colorspace)
+def crash(data, colorspace, **kwargs):
+  image = decode_jpeg(data, colorspace, **kwargs)
   return ctypes.string_at(0) if image.shape[1] == 32 else image
 simplejpeg.decode_jpeg = crash
 def run(argv):

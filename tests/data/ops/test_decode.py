@@ -1,4 +1,6 @@
 import io
+import struct
+import time
 
 import numpy as np
 import pytest
@@ -182,10 +184,93 @@ def test_what_is_no_image_is_named():
 
 
 @pytest.mark.parametrize('fmt', ['JPEG', 'PNG', 'TIFF'])
-def test_an_enormous_image_is_refused(fmt, monkeypatch):
+def test_an_enormous_image_is_refused(fmt):
+  data = encode(picture(), fmt)
+  with pytest.raises(UserError, match=r'61 x 83 .* 5,062 \(max_pixels\)'):
+    decode(data, 'max_pixels=5062')
+  np.testing.assert_array_equal(decode(data, 'max_pixels=5063'), decode(data))
+
+
+def test_pillows_own_limit_holds_for_other_formats(monkeypatch):
   monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 61 * 83 // 2 - 1)
-  with pytest.raises(UserError, match='exceeds limit'):
-    decode(encode(picture(), fmt))
+  with pytest.raises(UserError, match='exceeds limit of 5060 pixels'):
+    decode(encode(picture(), 'PNG'))
+
+
+def with_size(jpeg, height, width):
+  """Returns the file with another size in its header."""
+  frame = max(jpeg.find(b'\xff\xc0'), jpeg.find(b'\xff\xc2')) + 5
+  return jpeg[:frame] + struct.pack('>HH', height, width) + jpeg[frame + 4 :]
+
+
+@pytest.mark.parametrize('progressive', [False, True])
+@pytest.mark.parametrize('mode', ['L', 'RGB', 'CMYK'])
+def test_a_small_jpeg_that_claims_to_be_enormous_is_refused_at_once(
+  mode, progressive
+):
+  image = Image.new(mode, (16, 16), 9)
+  data = with_size(
+    encode(image, 'JPEG', progressive=progressive), 13_000, 13_000
+  )
+  began = time.process_time()
+  with pytest.raises(UserError, match=r'Premature end .* 13000 x 13000'):
+    decode(data)
+  # Filling half a gigabyte with grey takes more than one second.
+  assert time.process_time() - began < 0.3
+
+
+@pytest.mark.parametrize('mode', ['L', 'RGB', 'CMYK'])
+def test_a_jpeg_over_pillows_warning_limit_is_read_and_checked(
+  mode, monkeypatch
+):
+  data = encode(Image.fromarray(picture()).convert(mode), 'JPEG')
+  want = pillow(data)
+  monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 61 * 83 - 1)
+  np.testing.assert_array_equal(decode(data), want)
+  middle = len(data) // 2
+  with pytest.raises(UserError, match=r'Premature end|Corrupt'):
+    decode(data[:middle] + b'\xff\xd9' + data[middle + 2 :])
+
+
+def with_scans(jpeg, num):
+  """Returns a progressive file whose last scan is there `num` times more."""
+  last = jpeg.rindex(b'\xff\xda')
+  return jpeg[:-2] + jpeg[last:-2] * num + b'\xff\xd9'
+
+
+def test_a_jpeg_of_many_scans_is_refused():
+  # Its image is large, and a scan takes a few bytes: seconds for kilobytes.
+  data = encode(Image.new('L', (3000, 3000), 9), 'JPEG', progressive=True)
+  began = time.process_time()
+  with pytest.raises(UserError, match=r'limit of 100 \(max_scans\)'):
+    decode(with_scans(data, 300))
+  assert time.process_time() - began < 0.3
+  few = encode(picture(), 'JPEG', progressive=True)  # 10 scans.
+  for hidden in (few, few[:2] + b'\xff\x01' + few[2:]):
+    decode(few, 'max_scans=10')
+    with pytest.raises(UserError, match=r'limit of 9 \(max_scans\)'):
+      decode(hidden, 'max_scans=9')
+
+
+def test_scans_times_pixels_have_a_limit():
+  data = encode(picture(), 'JPEG', progressive=True)
+  decode(data, 'max_pixels=5063')
+  with pytest.raises(UserError, match=r'13 scans of 61 x 83 .* 12 times 5,063'):
+    decode(with_scans(data, 3), 'max_pixels=5063')
+
+
+def test_scans_of_a_thumbnail_or_behind_the_image_do_not_count():
+  data = encode(picture(), 'JPEG', progressive=True)
+  inside = data[:2] + b'\xff\xe7' + struct.pack('>H', len(data) + 2) + data
+  for longer in (inside + data[2:], data * 20):
+    np.testing.assert_array_equal(decode(longer, 'max_scans=10'), decode(data))
+
+
+@pytest.mark.parametrize('limit', ['max_pixels', 'max_scans'])
+@pytest.mark.parametrize('value', ['0', '1.5', 'True', 'None'])
+def test_a_limit_that_is_none_is_an_error(limit, value):
+  with pytest.raises(UserError, match=f'{limit} is a positive int; got'):
+    language.parse(f'decode({limit}={value})')
 
 
 def test_a_number_of_channels_that_no_file_has_is_an_error():

@@ -1,15 +1,14 @@
 """decode: the bytes of an image file become a uint8 array."""
 
 import io
-import math
 import struct
 import warnings
 import zlib
 
 import numpy as np
-import simplejpeg
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from vit_jax.data.ops import _jpeg
 from vit_jax.data.ops.language import Example, Op
 from vit_jax.errors import UserError
 
@@ -20,16 +19,12 @@ Image.init()
 warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
 warnings.filterwarnings('ignore', 'Palette images with Transparency')
 
-_JPEG = b'\xff\xd8'
+MAX_PIXELS = 178_956_970  # from which on Pillow refuses to open an image
+MAX_SCANS = 100
+
 _PNG = b'\x89PNG\r\n\x1a\n'
 _PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of a pixel, by colour type
 _MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}
-_COLORSPACES = {1: 'GRAY', 3: 'RGB', 4: 'RGBA'}
-# What libjpeg says when a file ends early, or when its data does not decode
-# and the rest of the picture is filled in grey.
-_BROKEN = ('Premature end of JPEG file', 'Corrupt JPEG data')
-# Stray bytes after the last block: harmless, and not rare in the wild.
-_STRAY = 'extraneous bytes before marker 0xd9'
 _UPRIGHT = {  # EXIF orientation -> what turns the picture upright.
   2: lambda image: image[:, ::-1],
   3: lambda image: image[::-1, ::-1],
@@ -42,7 +37,12 @@ _UPRIGHT = {  # EXIF orientation -> what turns the picture upright.
 
 
 def decode(
-  channels: int | None = None, *, exif_orientation: bool = False
+  channels: int | None = None,
+  *,
+  exif_orientation: bool = False,
+  dct: str = 'accurate',
+  max_pixels: int = MAX_PIXELS,
+  max_scans: int = MAX_SCANS,
 ) -> Op:
   """Decodes `image`: bytes become uint8 `[H, W, C]`.
 
@@ -55,11 +55,19 @@ def decode(
     exif_orientation: whether photos are turned upright as their EXIF tag says.
       The default does not, as the pipelines behind the published ImageNet
       numbers did not (TensorFlow, torchvision, timm, big_vision).
+    dct: see `decode_image`.
+    max_pixels: see `decode_image`.
+    max_scans: see `decode_image`.
 
   `decode_image` says how files are read. Raises UserError for a broken one.
   """
   if channels not in (None, *_MODES):
     raise UserError(f'channels is 1, 3, 4 or None; got {channels!r}')
+  if dct not in ('accurate', 'fast'):
+    raise UserError(f"dct is 'accurate' or 'fast'; got {dct!r}")
+  for name, limit in (('max_pixels', max_pixels), ('max_scans', max_scans)):
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+      raise UserError(f'{name} is a positive int; got {limit!r}')
 
   def op(example: Example, rng: np.random.Generator) -> Example:
     del rng
@@ -75,14 +83,27 @@ def decode(
         f"'image' is {type(image).__name__}; expected the bytes of an image "
         'file, or an array'
       )
-    image = decode_image(image, channels or 3, exif_orientation)
+    image = decode_image(
+      image,
+      channels or 3,
+      exif_orientation,
+      dct=dct,
+      max_pixels=max_pixels,
+      max_scans=max_scans,
+    )
     return example | {'image': image}
 
   return op
 
 
 def decode_image(
-  data: bytes, channels: int = 3, exif_orientation: bool = False
+  data: bytes,
+  channels: int = 3,
+  exif_orientation: bool = False,
+  *,
+  dct: str = 'accurate',
+  max_pixels: int = MAX_PIXELS,
+  max_scans: int = MAX_SCANS,
 ) -> np.ndarray:
   """Returns the image in an encoded file as uint8 `[H, W, channels]`.
 
@@ -95,29 +116,42 @@ def decode_image(
 
   JPEG goes through libjpeg-turbo's strict mode: 1.5 times as fast, and it
   refuses files whose data breaks off in the middle, which Pillow and OpenCV
-  return with a grey remainder.
+  return with a grey remainder. That holds for every size up to the limit.
 
   Args:
     data: the content of the file.
     channels: 1, 3 or 4.
     exif_orientation: whether to turn the image as its EXIF tag says.
+    dct: inverse cosine transform of JPEGs: 'accurate' as in Pillow, or 'fast'
+      as TensorFlow does by default. CMYK is always accurate.
+    max_pixels: height times width that is read. Formats other than JPEG also
+      have Pillow's own limit, twice `PIL.Image.MAX_IMAGE_PIXELS`.
+    max_scans: of a progressive JPEG. Encoders write about ten; each costs time
+      and may have only a few bytes. Scans times pixels are at most 12 times
+      `max_pixels`.
 
   Raises:
-    UserError: the data is empty, truncated, corrupt or not an image.
+    UserError: the data is empty, truncated, corrupt, not an image, or exceeds
+      a limit.
   """
+  data = bytes(data)
   try:
-    image = _jpeg(data, channels) if data[:2] == _JPEG else None
+    image = None
+    if data[:2] == _jpeg.MAGIC:
+      image = _jpeg.read(
+        data, channels, dct=dct, max_pixels=max_pixels, max_scans=max_scans
+      )
     if image is None:
-      image = _pillow(data, channels)
+      image = _pillow(data, channels, max_pixels)
     if exif_orientation:
       image = _UPRIGHT.get(orientation(data), lambda x: x)(image)
     return image
   except Exception as e:  # Pillow's decoders raise most kinds there are.
-    reason = f'it begins with {bytes(data[:12])!r}: {e}'
+    reason = f'it begins with {data[:12]!r}: {e}'
     if isinstance(e, UnidentifiedImageError):
-      reason = f'no known format begins with {bytes(data[:12])!r}'
-      if data[:2] == _JPEG:
-        reason = f'it is a JPEG that cannot be read: {_jpeg_problem(data)}'
+      reason = f'no known format begins with {data[:12]!r}'
+      if data[:2] == _jpeg.MAGIC:
+        reason = f'it is a JPEG that cannot be read: {_jpeg.problem(data)}'
     if data[:6] == b'\x93NUMPY' or data[:4] in (b'II*\0', b'MM\0*'):
       reason += '; the op decode_bands reads .npy and TIFF with many bands'
     if not data:
@@ -135,35 +169,13 @@ def orientation(data: bytes) -> int:
     return image.getexif().get(ExifTags.Base.Orientation, 1)
 
 
-def _jpeg(data: bytes, channels: int) -> np.ndarray | None:
-  """Returns the image, or None if this JPEG is one for Pillow."""
-  try:
-    height, width, stored, _ = simplejpeg.decode_jpeg_header(data)
-    # Pillow guards against bombs.
-    if height * width > (Image.MAX_IMAGE_PIXELS or math.inf):
-      return None
-    if stored not in ('Gray', 'YCbCr', 'RGB'):
-      # Pillow converts CMYK; whether the data is whole only libjpeg says.
-      simplejpeg.decode_jpeg(data, 'CMYK')
-      return None
-    return simplejpeg.decode_jpeg(data, _COLORSPACES[channels])
-  except ValueError as e:
-    if str(e).startswith(_BROKEN) and _STRAY not in str(e):
-      raise
-    return None
-
-
-def _jpeg_problem(data: bytes) -> str:
-  """Returns why libjpeg does not read it: 12 bits a sample, for example."""
-  try:
-    simplejpeg.decode_jpeg(data)
-  except ValueError as e:
-    return str(e)
-  return 'Pillow does not know it'
-
-
-def _pillow(data: bytes, channels: int) -> np.ndarray:
+def _pillow(data: bytes, channels: int, max_pixels: int) -> np.ndarray:
   with Image.open(io.BytesIO(data)) as image:
+    if image.width * image.height > max_pixels:
+      raise ValueError(
+        f'its {image.height} x {image.width} pixels exceed the limit of '
+        f'{max_pixels:,} (max_pixels)'
+      )
     if image.format == 'PNG':
       _check_png(data, image)
     if image.mode.startswith('I;16') or (

@@ -1,0 +1,134 @@
+"""JPEG files read by libjpeg-turbo, with limits on their size and scans.
+
+libjpeg-turbo's strict mode says what Pillow does not: that the data breaks off
+or has a hole. Its decoder fills in grey there.
+"""
+
+import itertools
+import re
+from collections.abc import Iterator
+
+import numpy as np
+import simplejpeg
+
+MAGIC = b'\xff\xd8'
+
+_COLORSPACES = {1: 'GRAY', 3: 'RGB', 4: 'RGBA'}
+# What libjpeg says when a file ends early, or when its data does not decode
+# and the rest of the picture is filled in grey.
+_BROKEN = ('Premature end of JPEG file', 'Corrupt JPEG data')
+# Stray bytes after the last block: harmless, and not rare in the wild.
+_STRAY = 'extraneous bytes before marker 0xd9'
+# Encoders write about ten scans. All scans of a file together may take as much
+# work as so many scans of the largest picture that is read.
+_SCANS_OF_LARGEST = 12
+_SCAN, _END = 0xDA, 0xD9
+_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+# Frames with Huffman codes of one bit or more for each block and scan: their
+# work is in proportion to their bytes.
+_SEQUENTIAL = {0xC0, 0xC1, 0xC3}
+_HUFFMAN = {0xC0, 0xC1, 0xC2, 0xC3}
+# All but restarts; libjpeg ends at those below.
+_MARKER = re.compile(rb'\xff[\xc0-\xcf\xd8-\xfe]')
+
+
+def read(
+  data: bytes, channels: int, *, max_pixels: int, max_scans: int, dct: str
+) -> np.ndarray | None:
+  """Returns uint8 `[H, W, channels]`, or None if Pillow has to read the file.
+
+  Pillow converts CMYK, and knows some kinds that are refused here; CMYK is
+  decoded all the same, to see whether the data is whole.
+
+  Args:
+    data: the content of the file.
+    channels: 1, 3 or 4.
+    max_pixels: of the picture.
+    max_scans: of the file.
+    dct: 'accurate' or 'fast'.
+
+  Raises:
+    ValueError: the data breaks off or is corrupt, or a limit is exceeded.
+  """
+  frame, scans = _frame_and_scans(data, max_scans)
+  if scans > max_scans:
+    raise ValueError(
+      f'it has more scans than the limit of {max_scans} (max_scans)'
+    )
+  try:
+    height, width, stored, _ = simplejpeg.decode_jpeg_header(data)
+  except ValueError:
+    return None
+  _check_size(data, frame, height, width, scans, max_pixels)
+  as_it_is = stored in ('Gray', 'YCbCr', 'RGB')
+  colorspace = _COLORSPACES[channels] if as_it_is else 'CMYK'
+  try:
+    image = simplejpeg.decode_jpeg(data, colorspace, fastdct=dct == 'fast')
+  except ValueError as e:
+    if str(e).startswith(_BROKEN) and _STRAY not in str(e):
+      raise
+    return None
+  return image if as_it_is else None
+
+
+def problem(data: bytes) -> str:
+  """Returns why libjpeg does not read it: 12 bits a sample, for example."""
+  try:
+    simplejpeg.decode_jpeg(data)
+  except ValueError as e:
+    return str(e)
+  return 'Pillow does not know it'
+
+
+def _check_size(
+  data: bytes,
+  frame: int | None,
+  height: int,
+  width: int,
+  scans: int,
+  max_pixels: int,
+) -> None:
+  pixels = height * width
+  if pixels > max_pixels:
+    raise ValueError(
+      f'its {height} x {width} pixels exceed the limit of {max_pixels:,} '
+      '(max_pixels)'
+    )
+  # One bit for each block of 8 x 8 is the least that Huffman codes take. The
+  # decoder would fill gigabytes with grey before it complains.
+  least = pixels // (64 * 8)
+  if len(data) < least and frame in _HUFFMAN:
+    raise ValueError(
+      f'Premature end of JPEG file: {height} x {width} pixels take {least:,} '
+      'bytes or more'
+    )
+  if scans * pixels > _SCANS_OF_LARGEST * max_pixels:
+    raise ValueError(
+      f'its {scans} scans of {height} x {width} pixels exceed the limit of '
+      f'{_SCANS_OF_LARGEST} times {max_pixels:,} (max_pixels)'
+    )
+
+
+def _frame_and_scans(data: bytes, max_scans: int) -> tuple[int | None, int]:
+  """Returns the kind of frame and the number of scans.
+
+  Counting ends at `max_scans + 1`. Scans of sequential frames are not counted.
+  """
+  markers = _markers(data)
+  frame = next(filter(_FRAMES.__contains__, markers), None)
+  if frame in _SEQUENTIAL:
+    return frame, 0
+  scans = (marker for marker in markers if marker == _SCAN)
+  return frame, sum(1 for _ in itertools.islice(scans, max_scans + 1))
+
+
+def _markers(data: bytes) -> Iterator[int]:
+  """Yields the markers of an image before its end, without restarts."""
+  at = len(MAGIC)
+  while found := _MARKER.search(data, at):
+    marker, at = data[found.start() + 1], found.end()
+    if marker == _END:
+      return
+    yield marker
+    # A segment begins with its length; the codes of a scan come behind one.
+    at += int.from_bytes(data[at : at + 2], 'big')
