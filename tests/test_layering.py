@@ -20,7 +20,7 @@ LEVELS = [
   ['activation_sharding', 'accumulation', 'distributed', 'profiling'],
   ['models', 'data', 'sharding', 'flops', 'metric_writer', 'checkpoint_format'],
   ['objectives', 'pretrained', 'optimizer', 'progress'],
-  ['resume', 'preemption', 'sharding_limits'],
+  ['resume', 'preemption', 'sharding_limits', 'workdir_lock'],
   ['evaluators', 'checkpoint', 'train_state', 'reporting'],
   ['inference', 'visualize', 'train_step', 'tpu', 'hlo_collectives'],
   ['run', 'hlo_estimate'],

@@ -25,6 +25,7 @@ from vit_jax import (
   run as run_lib,
   sharding as sharding_lib,
   train_state,
+  workdir_lock,
 )
 from vit_jax.data import pipeline, watchdog
 from vit_jax.pretrained import initialize as initialize_lib, run_weights
@@ -115,6 +116,9 @@ def train(
 
   with contextlib.ExitStack() as stack:
     progress = progress_lib.Progress(run.total_steps)
+    confirm_lock = stack.enter_context(
+      workdir_lock.hold(workdir, on_log=progress.log)
+    )
     checkpointer = run_lib.call(
       checkpoint_lib.Checkpointer,
       checkpoint,
@@ -212,6 +216,7 @@ def train(
           progress.update(step, {} if is_last else results)
           progress.log(evaluation.one_line(step, results))
         if saves:
+          confirm_lock()
           # First the rows: a checkpoint must never be ahead of the metrics.
           writer.flush()
           checkpointer.save(
