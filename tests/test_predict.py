@@ -152,6 +152,23 @@ def test_broken_images_are_named_counted_and_left_out(weights, photos, capsys):
       assert name in out
 
 
+def test_files_of_a_folder_that_are_no_images_are_counted(
+  weights, photos, capsys
+):
+  for name in ('notes.txt', 'a.heic', 'more/b.heic', 'more/.hidden'):
+    (photos / name).touch()
+  _write(photos, ['d.avif', 'e.jfif'])
+  assert (
+    predict.main([f'--weights={weights}', str(photos), '--format=csv']) == 0
+  )
+  out, error = capsys.readouterr()
+  assert f'{photos}: 3 files are left out: 2 .heic, 1 .txt; images' in error
+  names = {row['image'] for row in csv.DictReader(io.StringIO(out))}
+  assert {os.path.basename(name) for name in names} == {
+    *('a.png', 'b.jpg', 'c.png', 'd.avif', 'e.jfif')
+  }
+
+
 def test_nothing_but_broken_images(weights, tmp_path, capsys):
   (tmp_path / 'x.jpg').touch()
   for format, expected in (
@@ -187,6 +204,7 @@ def test_what_weights_do_not_know_can_be_said(
   ('argv', 'words'),
   [
     (['absent.jpg'], ['no file or folder absent.jpg']),
+    (['/dev/zero'], ['/dev/zero is not a regular file']),
     (['.', '--weights=augreg-B/61'], ['augreg-B/16']),
     (['.', '--class_names=absent.txt'], ['absent.txt']),
     (['.', '--ops=resiz(16)'], ["'resiz'", "'resize'"]),

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
@@ -20,6 +21,8 @@ from vit_jax.checkpoint_format import DamagedError
 from vit_jax.errors import RunError, UserError
 
 _MIN_SLICE_BYTES = 2**22
+_MOST_ERRORS_OF_A_SAVE = 10
+_SECONDS_FOR_WRITERS = 300.0
 
 
 class Checkpointer:
@@ -79,15 +82,13 @@ class Checkpointer:
           meta = checkpoint_format.read_meta(self.directory, step)
           self._best.note(step, meta['metrics'])
       policies.append(self._best)
-    self._manager = ocp.CheckpointManager(
-      self.directory,
-      options=ocp.CheckpointManagerOptions(
-        preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
-        cleanup_tmp_directories=True,
-        # Reads no file of old checkpoints: a damaged one would stop us here.
-        lightweight_initialize=True,
-      ),
+    self._options = ocp.CheckpointManagerOptions(
+      preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+      cleanup_tmp_directories=True,
+      # Reads no file of old checkpoints: a damaged one would stop us here.
+      lightweight_initialize=True,
     )
+    self._manager = ocp.CheckpointManager(self.directory, options=self._options)
 
   @property
   def latest_good(self) -> int | None:
@@ -219,17 +220,35 @@ class Checkpointer:
       multihost_utils.sync_global_devices('vit_jax moved damaged checkpoints')
     self._manager.reload()
 
+  def _abandon(self, step: int) -> None:
+    """Waits for all writers and removes what they left half written."""
+    self._ours.discard(step)
+    # The first error leaves other files of the same checkpoint being written.
+    # Orbax waits for some in `close`, which raises the errors one by one.
+    for _ in range(_MOST_ERRORS_OF_A_SAVE):
+      try:
+        self._manager.close()
+        break
+      except Exception as e:
+        logging.debug('another error in writing step %d: %s', step, e)
+    orbax_noise.join_writers(_SECONDS_FOR_WRITERS)
+    if jax.process_index() == 0:
+      for path in self.directory.glob(f'{step}.orbax-checkpoint-tmp*'):
+        shutil.rmtree(path, ignore_errors=True)
+    if jax.process_count() == 1:
+      self._manager = ocp.CheckpointManager(
+        self.directory, options=self._options
+      )
+
   @contextlib.contextmanager
   def _run_error(self, step: int) -> Iterator[None]:
     """Turns whatever goes wrong in writing `step` into one clear RunError."""
     try:
       yield
     except Exception as e:
-      if jax.process_index() == 0:
-        for path in self.directory.glob(f'{step}.orbax-checkpoint-tmp*'):
-          shutil.rmtree(path, ignore_errors=True)
-      self._manager.reload()
-      good = max(checkpoint_format.steps(self.directory), default=None)
+      self._abandon(step)
+      found = checkpoint_format.steps(self.directory)
+      good = max((s for s in found if s != step), default=None)
       raise RunError(
         f'the checkpoint of step {step} could not be written to '
         f'{self.directory}: {_reason(e, self.directory)}. '

@@ -1,4 +1,4 @@
-"""Keeps orbax off the console: what goes wrong in it is raised as well.
+"""Orbax kept off the console and, after an error, off the disk.
 
 Orbax logs each phase of each save at INFO, an error with its stack trace and,
 when one of many concurrent reads fails, leaves the others to asyncio, which
@@ -7,6 +7,8 @@ prints dozens of stack traces after the exception was handled.
 
 import logging
 import sys
+import threading
+import time
 import traceback
 import warnings
 
@@ -23,6 +25,24 @@ def silence() -> None:
   if not isinstance(sys.unraisablehook, _UnraisableHook):
     sys.unraisablehook = _UnraisableHook(sys.unraisablehook)
   warnings.filterwarnings('ignore', "coroutine '_read_array", RuntimeWarning)
+
+
+def join_writers(seconds: float) -> None:
+  """Waits for the threads that write parts of a checkpoint that has failed.
+
+  When one part of a checkpoint fails, orbax (0.12.8) no longer waits for the
+  others, which write on and make folders again that were removed.
+
+  Args:
+    seconds: the longest wait for all of them.
+  """
+  deadline = time.monotonic() + seconds
+  for thread in threading.enumerate():
+    if type(thread).__module__.startswith('orbax.checkpoint.'):
+      try:
+        thread.join(max(0.0, deadline - time.monotonic()))
+      except Exception as e:  # That of its own work, which has failed anyway.
+        absl_logging.debug('another error in writing a checkpoint: %s', e)
 
 
 class _NotOrbax(logging.Filter):

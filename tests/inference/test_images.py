@@ -8,6 +8,7 @@ import PIL.Image
 import pytest
 
 from vit_jax.data.ops import decode
+from vit_jax.data.sources import image_folder
 from vit_jax.errors import UserError
 from vit_jax.inference import images
 
@@ -97,10 +98,13 @@ def test_what_is_one_image_and_what_are_several():
 
 
 def test_folders_give_the_images_below_them(tmp_path):
+  told = []
   for name in (
     'z.jpg',
     'in/b.PNG',
     'in/deep/a.jpeg',
+    'in/deep/b.avif',
+    'c.JFIF',
     'in/notes.txt',
     'in/.hidden.jpg',
     '.cache/c.jpg',
@@ -110,12 +114,75 @@ def test_folders_give_the_images_below_them(tmp_path):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
   os.symlink(tmp_path, tmp_path / 'in/loop')
-  inside = ['in/b.PNG', 'in/deep/a.jpeg', 'z.jpg']
+  inside = ['c.JFIF', 'in/b.PNG', 'in/deep/a.jpeg', 'in/deep/b.avif', 'z.jpg']
   inside = [str(tmp_path / name) for name in inside]
-  assert images.find([tmp_path]) == inside
+  assert images.find([tmp_path], on_log=told.append) == inside
   # What is named is taken, whatever it is called, and in this order.
   named = [str(tmp_path / 'data.bin'), str(tmp_path / 'in')]
-  assert images.find(named) == [named[0], *inside[:2]]
+  assert images.find(named) == [named[0], *inside[1:4]]
+
+
+def test_files_that_are_left_out_are_counted_by_suffix(tmp_path):
+  for name in (
+    'a.jpg',
+    '1.txt',
+    'in/2.txt',
+    'b.HEIC',
+    'cat',
+    '.hidden',
+    'x.\t',
+  ):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+  told = []
+  assert images.find([tmp_path], on_log=told.append) == [
+    str(tmp_path / 'a.jpg')
+  ]
+  (line,) = told
+  head, _, tail = line.partition(' files are left out: ')
+  assert head == f'{tmp_path}: 5'
+  assert tail.startswith('2 .txt, ')
+  counted = set(tail.partition(';')[0].split(', '))
+  assert counted == {'2 .txt', '1 .HEIC', '1 cat', r'1 .\t'}
+  (tmp_path / 'a.jpg').unlink()
+  with pytest.raises(UserError, match=r'holds no images .* but 2 \.txt'):
+    images.find([tmp_path])
+
+
+def test_predict_and_training_take_the_same_files_for_images(tmp_path):
+  names = ['1.jfif', '2.avif', '3.npy', '4.TIFF', '5.heic', '6.txt', '7']
+  for name in names:
+    path = tmp_path / 'train' / 'cat' / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+  source = image_folder.Source('train', data_dir=str(tmp_path))
+  found = [source.describe(i) for i in range(len(source))]
+  assert images.find([tmp_path], on_log=[].append) == found
+  assert len(found) == 4
+
+
+def test_a_folder_behind_a_link_is_searched(tmp_path):
+  for name in ('one', 'two'):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / 'a.png').touch()
+  os.symlink(tmp_path / 'two', tmp_path / 'one' / 'link')
+  found = images.find([tmp_path / 'one'])
+  assert [os.path.relpath(f, tmp_path / 'one') for f in found] == [
+    'a.png',
+    'link/a.png',
+  ]
+
+
+def test_devices_and_pipes_are_refused_at_once(tmp_path):
+  os.mkfifo(tmp_path / 'pipe.png')
+  for path in ('/dev/zero', tmp_path / 'pipe.png'):
+    with pytest.raises(UserError, match=f'{path} is not a regular file'):
+      images.find([path])
+    with pytest.raises(UserError, match='not a regular file'):
+      images.Reader('decode', 3).read(path)
+  # In a folder it is one image that cannot be read.
+  assert images.find([tmp_path]) == [str(tmp_path / 'pipe.png')]
 
 
 def test_paths_that_give_nothing_are_all_named(tmp_path):

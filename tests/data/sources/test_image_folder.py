@@ -106,6 +106,16 @@ def test_names_that_are_not_utf_8_are_read_and_shown_escaped(root):
     assert source[9] == {'image': file.read(), 'label': 3}
 
 
+def test_a_pipe_is_a_bad_image_and_is_not_waited_for(root):
+  os.mkfifo(root / 'train' / 'cat' / 'zzz.png')
+  source = image_folder.Source('train', data_dir=str(root))
+  (index,) = [
+    i for i in range(len(source)) if source.describe(i).endswith('zzz.png')
+  ]
+  with pytest.raises(UserError, match='not a regular file'):
+    source[index]
+
+
 def test_a_link_to_a_parent_folder_adds_nothing(root):
   (root / 'train' / 'cat' / 'loop').symlink_to(root / 'train')
   source = image_folder.Source('train', data_dir=str(root))

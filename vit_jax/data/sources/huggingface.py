@@ -9,7 +9,12 @@ import pathlib
 
 import numpy as np
 
-from vit_jax.data import labels as labels_lib, paths as paths_lib, splits
+from vit_jax.data import (
+  image_files,
+  labels as labels_lib,
+  paths as paths_lib,
+  splits,
+)
 from vit_jax.errors import UserError
 
 _FILES = ('PIL.Image.Image', 'binary', 'large_binary')
@@ -164,5 +169,4 @@ def _image(value, dtype: np.dtype | None) -> bytes | np.ndarray:
     return np.asarray(value, dtype)
   if value['bytes'] is not None:
     return value['bytes']
-  with open(value['path'], 'rb') as file:
-    return file.read()
+  return image_files.read(value['path'])

@@ -12,14 +12,10 @@ import pathlib
 import numpy as np
 from absl import logging
 
-from vit_jax.data import paths, splits
+from vit_jax.data import image_files, paths, splits
 from vit_jax.errors import UserError
 
-_SUFFIXES = (  # in any case
-  *('.jpg', '.jpeg', '.jfif', '.png', '.webp', '.bmp', '.gif'),
-  *('.avif', '.tif', '.tiff', '.npy'),
-)
-_LAYOUT = f'<data_dir>/<split>/<class>/*{{{",".join(_SUFFIXES)}}}'
+_LAYOUT = f'<data_dir>/<split>/<class>/*{{{",".join(image_files.SUFFIXES)}}}'
 
 
 class Source:
@@ -53,7 +49,7 @@ class Source:
         f'from {classes_from!r} (key classes_from)'
       )
     others = collections.Counter()
-    files = [_images(self._folder / name, others) for name in here]
+    files = [image_files.below(self._folder / name, others) for name in here]
     empty = [name for name, found in zip(here, files, strict=True) if not found]
     if len(empty) == len(here) or (empty and self._split.name == classes_from):
       raise UserError(
@@ -64,8 +60,8 @@ class Source:
     if others:
       _warn_once(
         f'{paths.printable(str(self._folder))}: {others.total():,} files in '
-        f'the class folders are left out: {_kinds(others)}; images end in '
-        f'{", ".join(_SUFFIXES)}'
+        f'the class folders are left out: {image_files.kinds(others)}; images '
+        f'end in {", ".join(image_files.SUFFIXES)}'
       )
     ids = {name: i for i, name in enumerate(self._classes)}
     names = [name for found in files for name in found]
@@ -78,8 +74,8 @@ class Source:
     return len(self._names)
 
   def __getitem__(self, index: int) -> dict:
-    with open(self._path(index), 'rb') as file:
-      return {'image': file.read(), 'label': int(self._labels[index])}
+    image = image_files.read(self._path(index))
+    return {'image': image, 'label': int(self._labels[index])}
 
   def describe(self, index: int) -> str:
     """Returns the path of the file."""
@@ -123,58 +119,17 @@ def _folders(folder: pathlib.Path) -> list[str]:
     raise UserError(f'{folder} cannot be listed: {e}') from e
 
 
-def _images(folder: pathlib.Path, others: collections.Counter) -> list[str]:
-  """Returns the images below a folder, relative to it, sorted.
-
-  Args:
-    folder: of a class.
-    others: counts the suffixes of visible files that are no images.
-  """
-
-  def stop(error: OSError):
-    raise UserError(f'{error.filename} cannot be listed: {error}') from error
-
-  # Each real folder once, and none above: a link to a parent would never end.
-  seen = {str(parent) for parent in folder.resolve().parents}
-  found = []
-  for parent, folders, files in os.walk(folder, onerror=stop, followlinks=True):
-    real = os.path.realpath(parent)
-    if real in seen:
-      folders.clear()
-      continue
-    seen.add(real)
-    folders[:] = [f for f in folders if not f.startswith('.')]
-    relative = os.path.relpath(parent, folder)
-    for name in files:
-      if name.startswith('.'):
-        continue
-      if name.lower().endswith(_SUFFIXES):
-        found.append(os.path.normpath(os.path.join(relative, name)))
-      else:
-        others[_kind(name)] += 1
-  return sorted(found)
-
-
 @functools.cache
 def _warn_once(text: str) -> None:
   logging.warning('%s', text)
 
 
-def _kind(name: str) -> str:
-  return paths.printable(os.path.splitext(name)[1] or name)
-
-
-def _kinds(counts: collections.Counter) -> str:
-  more = ', ...' if len(counts) > 5 else ''
-  return ', '.join(f'{n:,} {kind}' for kind, n in counts.most_common(5)) + more
-
-
 def _what_else(folder: pathlib.Path) -> str:
   """Says which kinds of files lie in a folder instead of what we expected."""
   kinds = collections.Counter(
-    _kind(p.name) for p in folder.iterdir() if p.is_file()
+    image_files.kind(p.name) for p in folder.iterdir() if p.is_file()
   )
-  return f'; {folder} has {_kinds(kinds) or "no files"}'
+  return f'; {folder} has {image_files.kinds(kinds) or "no files"}'
 
 
 def _first(names: list[str]) -> str:

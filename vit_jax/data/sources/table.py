@@ -10,7 +10,12 @@ import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from vit_jax.data import labels as labels_lib, paths as paths_lib, splits
+from vit_jax.data import (
+  image_files,
+  labels as labels_lib,
+  paths as paths_lib,
+  splits,
+)
 from vit_jax.errors import UserError
 
 _DELIMITERS = {'.csv': ',', '.tsv': '\t'}
@@ -94,8 +99,7 @@ class Source:
         if self._several
         else self._classes.id_of(row.label)
       )
-    with open(self._image_path(row), 'rb') as file:
-      return {'image': file.read()} | example
+    return {'image': image_files.read(self._image_path(row))} | example
 
   def describe(self, index: int) -> str:
     """Returns the path of the image and the line that names it."""
