@@ -66,13 +66,18 @@ def restore_large(directory):
 
 
 def test_kill_in_the_middle_of_a_save_leaves_the_one_before(tmp_path):
+  # The kernel kills who writes beyond the limit, unless the signal is ignored,
+  # as Python does: the file of the arrays is cut off there.
   done = run_python(
     'checkpointer.save(1, state, config=config, wait=True)\n'
-    'checkpointer.save(2, state, config=config)\n'
-    'os.kill(os.getpid(), signal.SIGKILL)\n',
+    'signal.signal(signal.SIGXFSZ, signal.SIG_DFL)\n'
+    'resource.setrlimit(resource.RLIMIT_CORE, (0, 0))\n'
+    'hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]\n'
+    'resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, hard))\n'
+    'checkpointer.save(2, state, config=config, wait=True)\n',
     tmp_path,
   )
-  assert done.returncode == -signal.SIGKILL, done.stderr
+  assert done.returncode == -signal.SIGXFSZ, done.stderr
   assert done.stdout + done.stderr == ''
   directory = tmp_path / 'run' / 'checkpoints'  # Given as a relative path.
   assert names(directory) == ['1', '2.orbax-checkpoint-tmp']
@@ -128,6 +133,29 @@ def test_failed_write_surfaces_wherever_it_is_next_looked_for(tmp_path):
     assert f'The checkpoint of step {good} is untouched' in message
     assert (left, latest_good) == (f"['{good}']", good)
   assert restore_large(directory) == 4
+
+
+def test_files_that_fail_together_give_one_message_and_leave_nothing(tmp_path):
+  # With a limit of 10 bytes all files fail, with 300 the meta and the arrays.
+  done = run_python(
+    'checkpointer.save(1, state, config=config, wait=True)\n'
+    'hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]\n'
+    'for size in 3 * [10, 300]:\n'
+    '  checkpointer = checkpoint.Checkpointer("run/checkpoints")\n'
+    '  resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))\n'
+    '  try:\n'
+    '    checkpointer.save(2, state, config=config, wait=True)\n'
+    '  except RunError as e:\n'
+    '    assert "The checkpoint of step 1 is untouched" in str(e)\n'
+    '  else:\n'
+    '    assert False, size\n'
+    '  checkpointer.close()\n'
+    '  resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))\n'
+    '  assert os.listdir("run/checkpoints") == ["1"], size\n',
+    tmp_path,
+  )
+  assert (done.returncode, done.stderr) == (0, '')
+  assert restore_large(tmp_path / 'run' / 'checkpoints') == 1
 
 
 def test_full_disk_ends_with_the_free_space_and_the_good_step(tmp_path):

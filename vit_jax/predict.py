@@ -10,6 +10,7 @@ read; they are named at the end, and the others are answered.
 import argparse
 import contextlib
 import csv
+import functools
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -32,7 +33,8 @@ def _main(argv: Sequence[str]) -> int:
   # Importing jax takes seconds: a mistyped command should not wait for it.
   from vit_jax.inference import images, model as model_lib
 
-  paths = images.find(args.images)
+  log = functools.partial(print, file=sys.stderr)
+  paths = images.find(args.images, on_log=log)
   model = model_lib.load(
     args.weights,
     ops=args.ops,

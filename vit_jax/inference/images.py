@@ -1,21 +1,21 @@
 """Images as users have them: found in folders, read, put through host ops."""
 
+import collections
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 from PIL import Image, ImageOps
 
+from vit_jax.data import image_files
 from vit_jax.data.ops import label as label_ops, language
 from vit_jax.data.ops.decode import decode
 from vit_jax.data.ops.resize import resample
 from vit_jax.errors import UserError
+from vit_jax.printable import printable
 
-# In folders only these are taken for images; a file that is named is opened
-# whatever it is called.
-SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff')
 _MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}
 _PHOTOS = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)
 # In the names of all ops, also of a user's own, that change the size.
@@ -115,7 +115,10 @@ class Reader:
       return bytes(image)
     if isinstance(image, str | os.PathLike):
       try:
-        return epath.Path(image).expanduser().read_bytes()
+        path = epath.Path(image).expanduser()
+        # Of other places, such as gs://, epath reads.
+        is_here = os.path.exists(path)
+        return image_files.read(path) if is_here else path.read_bytes()
       except OSError as e:
         raise UserError(f'cannot be read: {e.strerror or e}') from e
     if isinstance(image, Image.Image):
@@ -171,40 +174,51 @@ def where(image: Any) -> str:
   return f'{os.fspath(image)}: ' if is_path else ''
 
 
-def find(paths: Iterable[str | os.PathLike]) -> list[str]:
+def find(
+  paths: Iterable[str | os.PathLike], *, on_log: Callable[[str], Any] = print
+) -> list[str]:
   """Returns the files that are meant: folders give all images below them.
 
-  Files keep the order in which they are given; those of a folder are sorted.
-  Hidden files and folders are left out, and links to folders not followed.
+  Files keep the order in which they are given, whatever they are called; those
+  of a folder are sorted. `data/image_files.py` says which files of a folder are
+  images; hidden files and folders are left out.
+
+  Args:
+    paths: of files and folders.
+    on_log: is given a line of text for each folder with files that are left
+      out because of their suffix.
 
   Raises:
-    UserError: a path that does not exist, or a folder without images; all of
-      them in one message.
+    UserError: a path that does not exist, a device or a pipe, or a folder
+      without images; all of them in one message.
   """
   found, problems = [], []
   for path in map(os.fspath, paths):
     path = os.path.expanduser(path)
     if os.path.isdir(path):
-      inside = _below(path)
-      found += inside
+      others = collections.Counter()
+      inside = image_files.below(path, others)
+      found += [os.path.join(path, name) for name in inside]
+      what = image_files.kinds(others)
       if not inside:
-        problems.append(f'{path} holds no images (*{", *".join(SUFFIXES)})')
-    elif os.path.exists(path):
+        suffixes = ', *'.join(image_files.SUFFIXES)
+        problems.append(
+          f'{printable(path)} holds no images (*{suffixes}), but '
+          f'{what or "no files"}'
+        )
+      elif others:
+        on_log(
+          f'{printable(path)}: {others.total():,} files are left out: {what}; '
+          f'images end in {", ".join(image_files.SUFFIXES)}'
+        )
+    elif os.path.isfile(path):
       found.append(path)
+    elif os.path.exists(path):
+      problems.append(
+        f'{printable(path)} is not a regular file: copy what it holds into one'
+      )
     else:
-      problems.append(f'there is no file or folder {path}')
+      problems.append(f'there is no file or folder {printable(path)}')
   if problems:
     raise UserError('\n'.join(problems))
   return found
-
-
-def _below(folder: str) -> list[str]:
-  found = []
-  for parent, folders, files in os.walk(folder):
-    folders[:] = sorted(f for f in folders if not f.startswith('.'))
-    found += [
-      os.path.join(parent, name)
-      for name in files
-      if name.lower().endswith(SUFFIXES) and not name.startswith('.')
-    ]
-  return sorted(found)
