@@ -1,13 +1,18 @@
-"""Small models with random parameters, and files of others' making."""
+"""Small models, files of others' making, and servers of files."""
 
 import functools
+import http.server
+import io
+import threading
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from vit_jax import lookup
+from vit_jax.pretrained import download
 from vit_jax.pretrained.weights import Weights
 
 
@@ -130,3 +135,127 @@ def google_arrays(
 def timm():
   """Returns timm; tests/conftest.py mends torchvision, which it imports."""
   return pytest.importorskip('timm')
+
+
+_ARRAY = np.arange(3000, dtype=np.float32)
+
+
+def _npz():
+  out = io.BytesIO()
+  np.savez(out, x=_ARRAY)
+  return out.getvalue()
+
+
+_CONTENT = _npz()
+_SAFETENSORS = safetensors.numpy.save({'x': _ARRAY})
+_HTML = b'<!DOCTYPE html><html>Please log in</html>'
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+  """Serves `server.files`, else _CONTENT or _SAFETENSORS by the suffix.
+
+  The first folder says how: /short promises twice as much, /cut says no length
+  and stops half-way, /stall stops without an end, /drip comes byte by byte,
+  /mute says nothing, /html is a web page, /to_... redirects to `server.target`.
+  """
+
+  def do_GET(self):
+    self.server.requests.append((self.command, self.path))
+    self.server.tokens.append(self.headers.get('Authorization'))
+    files, path = self.server.files, self.path.partition('?')[0]
+    how = path.split('/')[1]
+    if how == 'mute':
+      self.server.stop.wait(20)
+      return
+    if 'absent' in path or (files and path not in files):
+      self.send_error(404)
+      return
+    if how.startswith('to_'):
+      self.send_response(302)
+      self.send_header('Location', self.server.target)
+      self.end_headers()
+      return
+    content = _SAFETENSORS if path.endswith('.safetensors') else _CONTENT
+    content = _HTML if how == 'html' else files.get(path, content)
+    self.send_response(200)
+    if how != 'cut':
+      self.send_header('Content-Length', str(len(content)))
+    self.end_headers()
+    if how in ('short', 'cut', 'stall'):
+      content = content[: len(content) // 2]
+    if how == 'drip':
+      for i in range(len(content)):
+        self.wfile.write(content[i : i + 1])
+        if self.server.stop.wait(0.02):
+          return
+    else:
+      self.wfile.write(content)
+    if how == 'stall':
+      self.server.stop.wait(60)
+
+  def log_message(self, *args):
+    pass
+
+
+@pytest.fixture
+def npz():
+  """Returns the bytes of the file that the servers have as *.npz and others."""
+  return _CONTENT
+
+
+@pytest.fixture
+def tensors():
+  """Returns the bytes of the file that the servers have as *.safetensors."""
+  return _SAFETENSORS
+
+
+@pytest.fixture
+def servers(monkeypatch):
+  """Returns `start()`, which returns a server and its address."""
+  for name in ('no_proxy', 'NO_PROXY'):
+    monkeypatch.setenv(name, '127.0.0.1')
+  monkeypatch.setenv('HF_TOKEN', 'hf_secret')
+  started = []
+
+  def start():
+    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), _Handler)
+    server.requests, server.tokens, server.files = [], [], {}
+    server.stop, server.target = threading.Event(), None
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    started.append((server, thread))
+    return server, f'http://127.0.0.1:{server.server_port}'
+
+  yield start
+  for server, thread in started:
+    server.stop.set()
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def server(servers):
+  """Returns the address of a server, and the list of what was asked of it."""
+  server, url = servers()
+  return url, server.requests
+
+
+@pytest.fixture
+def hub(servers, monkeypatch):
+  """Returns a server in the place of the Hugging Face Hub, and its address."""
+  server, url = servers()
+  monkeypatch.setenv('HF_ENDPOINT', url)
+  return server, url
+
+
+@pytest.fixture
+def fetch(tmp_path):
+  """Returns `fetch(*remotes)` into a folder, and its log."""
+  log = []
+
+  def fetch_into(*remotes, **more):
+    more = dict(weights_dir=tmp_path / 'weights', on_log=log.append) | more
+    return download.fetch(remotes, **more)
+
+  return fetch_into, log

@@ -20,6 +20,7 @@ from vit_jax.pretrained import (
   published,
   resample,
   torch_files,
+  transfer,
 )
 
 NAME = 'mu_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0'
@@ -34,10 +35,10 @@ def assert_same(found, expected):
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch, tmp_path):
-  def refuse(url, part):
-    raise download._FailedError('no network')
+  def refuse(url, part, *, deadline):
+    raise transfer.FailedError('no network')
 
-  monkeypatch.setattr(download, '_download', refuse)
+  monkeypatch.setattr(transfer, 'copy', refuse)
   monkeypatch.setenv(download.FOLDER_VARIABLE, str(tmp_path / 'weights'))
 
 

@@ -2,24 +2,29 @@
 
 import dataclasses
 import hashlib
+import json
 import os
 import pathlib
-import shutil
-import tempfile
-import urllib.error
-import urllib.request
+import re
+import time
+import urllib.parse
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from etils import epath
-
 from vit_jax.errors import UserError
-from vit_jax.pretrained import files
+from vit_jax.pretrained import files, intact, transfer
+from vit_jax.pretrained.transfer import FailedError
 
 FOLDER_VARIABLE = 'VIT_JAX_WEIGHTS'
-_STORAGE = 'https://storage.googleapis.com/'
-_TIMEOUT_SECONDS = 30
-_CHUNK_BYTES = 1 << 20
+DOWNLOAD_SECONDS = 4 * 3600
+# Hexadecimal digits of each.
+_CHECKSUMS = {'sha256': 64, 'md5': 32}
+# Of a repository, the first that it has; safetensors need no torch.
+_REPOSITORY_WEIGHTS = tuple(
+  f'{name}{index}'
+  for name in ('model.safetensors', 'pytorch_model.bin')
+  for index in ('', '.index.json')
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,34 +33,60 @@ class Remote:
 
   Attributes:
     url: `http(s)://...`, `gs://bucket/path`, or `hf://owner/repository/path`
-      for a file on the Hugging Face hub.
+      for a file on the Hugging Face Hub.
     checksum: `sha256:...` or `md5:...` in hexadecimal, or as much of its start
       as was published; None if nothing was.
     name: of the local file, below the folder of weights; None for the usual.
+
+  Raises:
+    UserError: another kind of checksum, or a name outside the folder.
   """
 
   url: str
   checksum: str | None = None
   name: str | None = None
 
+  def __post_init__(self):
+    if self.checksum is not None:
+      algorithm, _, digits = self.checksum.partition(':')
+      most = _CHECKSUMS.get(algorithm.lower(), 0)
+      hexadecimal = re.fullmatch('[0-9a-fA-F]+', digits)
+      if not hexadecimal or len(digits) > most:
+        raise UserError(
+          f'{self.url}: cannot check {self.checksum!r}; expected sha256: or'
+          ' md5: and hexadecimal digits'
+        )
+    name = pathlib.PurePath(self.file_name)
+    if (name.is_absolute() or '..' in name.parts or not name.name) or re.search(
+      r'[\0\\]', self.file_name
+    ):
+      raise UserError(
+        f'{self.url}: {self.file_name!r} is no name for a file below the folder'
+        ' of weights; give the address of a file'
+      )
+
   @property
   def file_name(self) -> str:
     """Under which the file is kept.
 
-    If no other is given, the last part of the address. On the hub, where most
-    are called 'model.safetensors', the repository's name with that suffix.
+    If no other is given, the last part of the address, without `?...`. On the
+    Hub, where most are called 'model.safetensors', the repository's name with
+    that suffix.
     """
     if self.name is not None:
       return self.name
-    last = self.url.rstrip('/').rpartition('/')[2]
+    path = self.url
+    if path.startswith(('http://', 'https://')):
+      path = urllib.parse.unquote(urllib.parse.urlsplit(path).path)
+    last = path.rstrip('/').rpartition('/')[2]
     if self.url.startswith('hf://') and last.startswith('model.'):
-      _, repository, *_ = self.url.removeprefix('hf://').split('/')
-      return f'{repository}.{last.removeprefix("model.")}'
+      repository, _ = transfer.hub_parts(self.url)
+      return f'{repository.partition("/")[2]}.{last.removeprefix("model.")}'
     return last
 
 
 def folder(weights_dir: str | os.PathLike | None = None) -> pathlib.Path:
-  """Returns where weights lie.
+  """Returns the folder of weights.
 
   The argument, else the environment variable VIT_JAX_WEIGHTS, else
   `~/.cache/vit_jax`.
@@ -69,43 +100,38 @@ def fetch(
   *,
   weights_dir: str | os.PathLike | None = None,
   on_log: Callable[[str], Any] = print,
+  download_seconds: float = DOWNLOAD_SECONDS,
 ) -> pathlib.Path:
   """Returns a local file that is one of the remote ones.
 
-  The first that lies in the folder, else the first that can be downloaded. A
-  file with a known checksum is checked each time.
+  The first that the folder has, else the first that can be downloaded. A file
+  with a known checksum is checked each time.
 
   Args:
     remotes: files with the same content, the preferred first.
     weights_dir: see `folder`.
-    on_log: is given a line of text for every download.
+    on_log: called with a line of text for every download.
+    download_seconds: after which time to give up.
 
   Raises:
     UserError: a file in the folder is damaged; or no download succeeded, with
       all the reasons, and which file to put where.
   """
   directory = folder(weights_dir)
+  deadline = time.monotonic() + download_seconds
   for remote in remotes:
-    path = directory / remote.file_name
-    if path.exists():
-      if wrong := _wrong_checksum(path, remote.checksum):
-        raise UserError(f'{path} is damaged: {wrong}; delete it and try again')
-      return path
+    if (directory / remote.file_name).exists():
+      return _get(remote, directory, deadline, on_log)
   reasons = []
   for remote in remotes:
-    path = directory / remote.file_name
-    on_log(f'downloading {remote.url} to {path}')
     try:
-      with files.writing(path) as part:
-        _download(remote.url, part)
-        if wrong := _wrong_checksum(part, remote.checksum):
-          raise _FailedError(wrong)
-      return path
-    except _FailedError as e:
-      reasons.append(f'{remote.url}: {e}')
+      return _get(remote, directory, deadline, on_log)
+    except FailedError as e:
+      reasons.append(f'{remote.url}: {e}{_late(deadline, download_seconds)}')
       on_log(f'failed: {e}')
   wanted = ' or '.join(
-    f'{remote.file_name} (from {_address(remote.url)})' for remote in remotes
+    f'{remote.file_name} (from {transfer.address(remote.url)})'
+    for remote in remotes
   )
   raise UserError(
     'none of these could be downloaded:\n  '
@@ -115,89 +141,109 @@ def fetch(
   )
 
 
-class _FailedError(Exception):
-  """A download that did not succeed; says why in one line."""
+def fetch_repository(
+  repository: str,
+  *,
+  weights_dir: str | os.PathLike | None = None,
+  on_log: Callable[[str], Any] = print,
+  download_seconds: float = DOWNLOAD_SECONDS,
+) -> pathlib.Path:
+  """Returns a local folder with a model's repository on the Hugging Face Hub.
 
+  config.json, preprocessor_config.json if there is one, and the weights:
+  model.safetensors, or else pytorch_model.bin, in one file or in several.
 
-def _download(url: str, part: pathlib.Path) -> None:
-  scheme = url.partition('://')[0]
-  try:
-    if scheme == 'hf':
-      _download_from_hub(url, part)
-    elif scheme in ('http', 'https'):
-      _download_by_http(url, part)
-    else:
-      _download_by_epath(url, part)
-  except _FailedError:
-    raise
-  except Exception as e:
-    # From the libraries of whatever service it is; a full disk as well.
-    text = ' '.join(str(e).split()) or type(e).__name__
-    raise _FailedError(text[:300]) from e
+  Args:
+    repository: 'owner/name'.
+    weights_dir: see `folder`, in which it becomes the folder 'owner--name'.
+    on_log: called with a line of text for every download.
+    download_seconds: after which time to give up.
 
+  Raises:
+    UserError: it could not be downloaded, and which files to put where.
+  """
+  inside = repository.replace('/', '--')
+  directory = folder(weights_dir)
+  deadline = time.monotonic() + download_seconds
 
-def _download_by_http(url: str, part: pathlib.Path) -> None:
-  request = urllib.request.Request(url, headers={'User-Agent': 'vit_jax'})
-  with (
-    urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as response,
-    part.open('wb') as file,
-  ):
-    shutil.copyfileobj(response, file, _CHUNK_BYTES)
-    expected = response.headers.get('Content-Length')
-    received = file.tell()
-  # A connection that is cut looks like the end of the file.
-  if expected is not None and received != int(expected):
-    raise _FailedError(f'the connection ended after {received} of {expected} B')
+  def get(name: str) -> pathlib.Path:
+    remote = Remote(f'hf://{repository}/{name}', name=f'{inside}/{name}')
+    return _get(remote, directory, deadline, on_log)
 
+  def there(name: str) -> bool:
+    return (directory / inside / name).exists()
 
-def _download_by_epath(url: str, part: pathlib.Path) -> None:
-  try:
-    source = epath.Path(url).open('rb')
-  except ImportError:  # No client of Google's cloud; what is public needs none.
-    if not url.startswith('gs://'):
-      raise
-    _download_by_http(_address(url), part)
-    return
-  with source, part.open('wb') as target:
-    shutil.copyfileobj(source, target, _CHUNK_BYTES)
-
-
-def _download_from_hub(url: str, part: pathlib.Path) -> None:
-  owner, repository, path = url.removeprefix('hf://').split('/', 2)
-  try:
-    import huggingface_hub
-  except ImportError:  # What is public needs no more than this.
-    _download_by_http(_address(url), part)
-    return
-  # Not through the hub's own cache, which would keep a second copy.
-  with tempfile.TemporaryDirectory(dir=part.parent) as scratch:
-    found = huggingface_hub.hf_hub_download(
-      f'{owner}/{repository}', path, endpoint=_hub(), local_dir=scratch
-    )
-    os.replace(found, part)
-
-
-def _hub() -> str:
-  return os.environ.get('HF_ENDPOINT', 'https://huggingface.co')
-
-
-def _address(url: str) -> str:
-  """Returns what a browser opens."""
-  if url.startswith('hf://'):
-    owner, repository, path = url.removeprefix('hf://').split('/', 2)
-    return f'{_hub()}/{owner}/{repository}/resolve/main/{path}'
-  if url.startswith('gs://'):
-    return url.replace('gs://', _STORAGE, 1)
-  return url
-
-
-def _wrong_checksum(path: pathlib.Path, checksum: str | None) -> str | None:
-  """Returns what is wrong with the file's checksum, or None."""
-  if checksum is None:
+  def get_first(names: Sequence[str]) -> pathlib.Path | None:
+    for name in sorted(names, key=lambda name: not there(name)):
+      try:
+        return get(name)
+      except FailedError as e:
+        if not e.absent:
+          raise
     return None
-  algorithm, _, expected = checksum.partition(':')
-  with path.open('rb') as file:
-    found = hashlib.file_digest(file, algorithm).hexdigest()
-  if found.startswith(expected):
-    return None
-  return f'its {algorithm} is {found[: len(expected)]}, expected {expected}'
+
+  try:
+    get('config.json')
+    if not any(map(there, _REPOSITORY_WEIGHTS)):
+      get_first(['preprocessor_config.json'])
+    path = get_first(_REPOSITORY_WEIGHTS)
+    if path is None:
+      raise FailedError(f'it has none of {", ".join(_REPOSITORY_WEIGHTS)}')
+    if path.name.endswith('.index.json'):
+      for name in _shards(path):
+        get(name)
+  except FailedError as e:
+    web = f'{transfer.hub()}/{repository}'
+    raise UserError(
+      f'the repository {repository} of the Hugging Face Hub could not be'
+      f' downloaded: {e}{_late(deadline, download_seconds)}. Is {web} a public'
+      ' model? Others need a token in $HF_TOKEN. To go on without a network,'
+      f' put its config.json and model.safetensors into {directory / inside}'
+    ) from e
+  return directory / inside
+
+
+def _get(
+  remote: Remote,
+  directory: pathlib.Path,
+  deadline: float,
+  on_log: Callable[[str], Any],
+) -> pathlib.Path:
+  """Returns the local file of a remote one, which is downloaded if need be."""
+  path = directory / remote.file_name
+  if path.exists():
+    if wrong := _wrong(path, remote, path.suffix):
+      raise UserError(f'{path} is damaged: {wrong}; delete it and try again')
+    return path
+  on_log(f'downloading {remote.url} to {path}')
+  with files.writing(path) as part:
+    transfer.copy(remote.url, part, deadline=deadline)
+    if wrong := _wrong(part, remote, path.suffix):
+      raise FailedError(wrong)
+  return path
+
+
+def _wrong(path: pathlib.Path, remote: Remote, suffix: str) -> str | None:
+  """Returns what is wrong with a file, or None."""
+  if remote.checksum is not None:
+    algorithm, _, expected = remote.checksum.lower().partition(':')
+    with path.open('rb') as file:
+      found = hashlib.file_digest(file, algorithm).hexdigest()
+    if not found.startswith(expected):
+      return f'its {algorithm} is {found[: len(expected)]}, expected {expected}'
+  return intact.problem(path, suffix)
+
+
+def _shards(index: pathlib.Path) -> list[str]:
+  """Returns the names of the files that an index lists."""
+  content = json.loads(index.read_bytes())
+  table = content.get('weight_map') if isinstance(content, dict) else None
+  names = list(table.values()) if isinstance(table, dict) else []
+  if not names or not all(isinstance(name, str) for name in names):
+    raise FailedError(f'{index.name} lists no files')
+  return sorted(set(names))
+
+
+def _late(deadline: float, download_seconds: float) -> str:
+  over = time.monotonic() > deadline
+  return f' (download_seconds={download_seconds:g})' if over else ''

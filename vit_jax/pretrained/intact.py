@@ -1,0 +1,75 @@
+"""Checks that a file is whole and of the kind that its name says.
+
+A server may answer with a web page (a login, a captcha, a notice) instead of
+the file, and a connection that is cut looks like the end of the file where the
+server did not say how long it is. Both are seen without reading it all.
+"""
+
+import json
+import pathlib
+import zipfile
+
+_PICKLES = ('.pth', '.pt', '.bin', '.ckpt', '.tar')
+_ZIP, _PICKLE = b'PK', b'\x80'
+_HEADER_BYTES = 8  # of safetensors: the length of the JSON that follows
+MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+
+
+def problem(path: pathlib.Path, suffix: str) -> str | None:
+  """Returns what is wrong with a file, or None.
+
+  Args:
+    path: of the file.
+    suffix: that it has or will have: '.npz', '.safetensors', '.pth' and its
+      like, '.json'. Of others only web pages are found.
+  """
+  with path.open('rb') as file:
+    start = file.read(256)
+  if not start:
+    return 'it is empty'
+  if start.lstrip().lower().startswith((b'<!doctype', b'<html')):
+    return f'it is a web page, not a {suffix or "file of weights"}'
+  if suffix == '.npz' and not start.startswith(_ZIP):
+    return f'it is no .npz: it begins with {start[:8]!r}'
+  if suffix in _PICKLES and not start.startswith((_ZIP, _PICKLE)):
+    return f'it is no {suffix} of torch: it begins with {start[:8]!r}'
+  if suffix in ('.npz', *_PICKLES) and start.startswith(_ZIP):
+    # The table of contents is at the end.
+    return None if zipfile.is_zipfile(path) else 'its end is missing'
+  if suffix == '.safetensors':
+    return _safetensors_problem(path)
+  if suffix == '.json':
+    return _json_problem(path)
+  return None
+
+
+def _safetensors_problem(path: pathlib.Path) -> str | None:
+  size = path.stat().st_size
+  with path.open('rb') as file:
+    length = int.from_bytes(file.read(_HEADER_BYTES), 'little')
+    if length > MAX_HEADER_BYTES or file.read(1) != b'{':
+      return 'it is no .safetensors: it has no header'
+    file.seek(_HEADER_BYTES)
+    content = file.read(length)
+  if len(content) < length:
+    return 'its end is missing'
+  try:
+    header = json.loads(content)
+    entries = [v for k, v in header.items() if k != '__metadata__']
+    ends = [int(entry['data_offsets'][1]) for entry in entries]
+  except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+    return 'it is no .safetensors: its header cannot be read'
+  except RecursionError:
+    return 'it is no .safetensors: its header is nested too deeply'
+  expected = _HEADER_BYTES + length + max(ends, default=0)
+  if size < expected:
+    return f'its end is missing: it has {size} of {expected} bytes'
+  return None
+
+
+def _json_problem(path: pathlib.Path) -> str | None:
+  try:
+    json.loads(path.read_bytes())
+  except (ValueError, RecursionError) as e:
+    return f'it is no JSON: {type(e).__name__}'
+  return None
