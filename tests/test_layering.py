@@ -21,7 +21,7 @@ LEVELS = [
   ['models', 'data', 'sharding', 'flops', 'metric_writer', 'checkpoint_format'],
   ['objectives', 'pretrained', 'optimizer', 'progress'],
   ['resume', 'preemption', 'sharding_limits', 'workdir_lock'],
-  ['evaluators', 'checkpoint', 'train_state', 'reporting'],
+  ['evaluators', 'checkpoint', 'train_state', 'reporting', 'nonfinite'],
   ['inference', 'visualize', 'train_step', 'tpu', 'hlo_collectives'],
   ['run', 'hlo_estimate'],
   ['evaluation'],

@@ -69,6 +69,39 @@ def test_the_last_evaluation_is_shown_and_replaced_by_the_next():
   ]
 
 
+def test_the_last_line_has_the_last_evaluation():
+  progress, file, clock = plain(total_steps=2)
+  with progress:
+    progress.update(1, {'train/loss': 2.0, 'val/top1': 0.5})
+    clock.now += 60
+    progress.update(2, {'train/loss': 1.0})
+    clock.now += 60
+    progress.update(2, {'val/top1': 0.75})
+  assert file.getvalue().splitlines() == [
+    'step 1/2  50%  loss 2  val/top1 0.5',
+    'step 2/2  100%  loss 1  val/top1 0.75',
+  ]
+
+
+def test_a_run_that_fails_has_no_last_line():
+  progress, file, _ = plain(total_steps=1)
+  with pytest.raises(ValueError), progress:
+    progress.update(1, METRICS)
+    raise ValueError
+  assert file.getvalue() == ''
+
+
+def test_skipped_updates_are_shown_if_there_are_any():
+  progress, file, clock = plain()
+  with progress:
+    progress.update(1, {'train/loss': 1.0, 'train/skipped_updates': 0})
+    clock.now += 60
+    progress.update(2, {'train/skipped_updates': 3})
+  first, second = file.getvalue().splitlines()
+  assert first.endswith('loss 1')
+  assert second.endswith('loss 1  3 updates skipped')
+
+
 def test_plain_output_has_no_control_characters():
   progress, file, _ = plain()
   with progress:

@@ -2,8 +2,7 @@ import io
 
 import pytest
 
-from vit_jax.errors import RunError
-from vit_jax.reporting import Clock, check_finite, print_table
+from vit_jax.reporting import Clock, print_table
 
 
 class Seconds:
@@ -117,31 +116,6 @@ def test_the_time_left_includes_the_share_of_pauses(time):
     time.now += 5
   clock.report(10)
   assert clock.eta_seconds(10, 20) == pytest.approx(10)
-
-
-def test_a_non_finite_metric_ends_the_run_and_says_what_is_safe():
-  metrics = {
-    'train/loss': float('nan'),
-    'train/grad_norm': float('inf'),
-    'train/learning_rate': 1e-3,
-  }
-  with pytest.raises(RunError) as error:
-    check_finite(120, metrics, lambda: 100)
-  text = str(error.value)
-  assert 'step 120: train/loss is nan, train/grad_norm is inf.' in text
-  assert 'checkpoint of step 100 is good' in text
-  assert 'train/learning_rate' not in text
-  for advice in ('learning_rate', 'grad_clip_norm', "on_nonfinite='skip'"):
-    assert advice in text
-
-
-def test_a_non_finite_metric_before_any_checkpoint_says_so():
-  with pytest.raises(RunError, match='No checkpoint was saved before it'):
-    check_finite(3, {'train/loss': float('-inf')}, lambda: None)
-
-
-def test_finite_metrics_pass():
-  check_finite(3, {'train/loss': 1e38}, find_good=pytest.fail)
 
 
 def table(*args):

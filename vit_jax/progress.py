@@ -71,10 +71,14 @@ class Progress:
       self._live.start()
     return self
 
-  def __exit__(self, *_):
+  def __exit__(self, error, *_):
     if self._live is not None:
       live, self._live = self._live, None
       live.stop()  # Draws the last state and shows the cursor again.
+    elif self._enabled and error is None and self._step >= self._total:
+      # Here and not in `update`: the last evaluation belongs to this line.
+      if self._metrics:
+        self._print_line()
 
   def update(
     self,
@@ -86,7 +90,9 @@ class Progress:
     """Moves to `step`; `metrics` replace what is shown under their names.
 
     Shown are `train/loss`, `train/learning_rate`, `train/images_per_second`,
-    `train/mfu`, and of the last metrics that are not `train/...` the first.
+    `train/mfu`, `train/skipped_updates` if there are any, and of the last
+    metrics that are not `train/...` the first. Without a bar the line of the
+    last step is printed at the end of the `with`.
     """
     self._step = step
     if eta_seconds is not None:
@@ -98,11 +104,9 @@ class Progress:
       if len(_only_train(metrics)) < len(metrics):
         old = _only_train(old)
       self._metrics = {**old, **metrics}
-    if self._enabled and self._live is None:
-      last = bool(metrics) and step >= self._total
-      if first or last or self._now() - self._printed >= self._every_seconds:
-        self._printed = self._now()
-        self._print('  '.join([f'step {self._position()}', *self._facts()]))
+    if self._enabled and self._live is None and step < self._total:
+      if first or self._now() - self._printed >= self._every_seconds:
+        self._print_line()
 
   def log(self, message: str) -> None:
     """Prints a line that stays: a checkpoint was saved, a result."""
@@ -124,6 +128,10 @@ class Progress:
     finally:
       self._status = outer
 
+  def _print_line(self) -> None:
+    self._printed = self._now()
+    self._print('  '.join([f'step {self._position()}', *self._facts()]))
+
   def _print(self, line: str) -> None:
     print(line, file=self._file, flush=True)
 
@@ -134,7 +142,7 @@ class Progress:
   def _facts(self, with_eta: bool = True) -> list[str]:
     facts, metrics = [], self._metrics
     for name, form in _SHOWN.items():
-      if name in metrics:
+      if name in metrics and (name not in _IF_ANY or metrics[name]):
         facts.append(form.format(float(metrics[name])))
     for name in [n for n in metrics if not n.startswith('train/')][:1]:
       facts.append(f'{name} {float(metrics[name]):.4g}')
@@ -172,7 +180,9 @@ _SHOWN = {
   'train/learning_rate': 'lr {:.1e}',
   'train/images_per_second': '{:,.0f} img/s',
   'train/mfu': 'MFU {:.1%}',
+  'train/skipped_updates': '{:,.0f} updates skipped',
 }
+_IF_ANY = ('train/skipped_updates',)  # Shown where they are not zero.
 
 
 def _only_train(metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,6 @@
-"""The numbers about a run itself: speed, utilisation, time left, health.
+"""Speed, utilisation and time left of a run, and tables of its results.
 
-`Clock` measures, `check_finite` stops, `print_table` sums up. What is written
-to files is in `metric_writer.py`, what the terminal shows in `progress.py`.
+Files are written by `metric_writer.py`, the terminal's bar by `progress.py`.
 """
 
 import collections
@@ -10,9 +9,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TextIO
-
-from vit_jax.errors import RunError
+from typing import TextIO
 
 
 class Clock:
@@ -138,39 +135,6 @@ class Clock:
   def _begin(self, step: int) -> None:
     self._step, self._time = step, self._now()
     self._pause = self._wait = 0.0
-
-
-def check_finite(
-  step: int, metrics: Mapping[str, Any], find_good: Callable[[], int | None]
-) -> None:
-  """Ends the run where a metric of `step` is NaN or infinite.
-
-  Args:
-    step: the step that the metrics belong to.
-    metrics: fetched scalars by name.
-    find_good: returns the step of the newest good checkpoint, None if there is
-      none; called only where the run ends.
-
-  Raises:
-    RunError: names the step, each such metric, the checkpoint, and what to try.
-  """
-  bad = {k: float(v) for k, v in metrics.items() if not math.isfinite(v)}
-  if not bad:
-    return
-  values = ', '.join(f'{name} is {value}' for name, value in bad.items())
-  last_good = find_good()
-  if last_good is None:
-    saved = 'No checkpoint was saved before it; the run starts afresh.'
-  else:
-    saved = (
-      f'The checkpoint of step {last_good} is good; the same command continues '
-      'from it.'
-    )
-  raise RunError(
-    f'step {step}: {values}. {saved} To try: a lower optimizer.learning_rate '
-    'or a longer warm-up, optimizer.grad_clip_norm=1.0, or '
-    "on_nonfinite='skip', which leaves such updates out and counts them."
-  )
 
 
 def print_table(

@@ -18,6 +18,7 @@ from vit_jax import (
   evaluation,
   flops,
   metric_writer,
+  nonfinite,
   preemption,
   profiling,
   progress as progress_lib,
@@ -28,7 +29,10 @@ from vit_jax import (
   workdir_lock,
 )
 from vit_jax.data import pipeline, watchdog
+from vit_jax.errors import RunError
 from vit_jax.pretrained import initialize as initialize_lib, run_weights
+
+_MIN_ROWS = 20  # Of metrics that a run logs, if it has as many steps.
 
 
 def train(
@@ -50,6 +54,7 @@ def train(
   log_every_steps: int = 50,
   pictures: Mapping[str, Mapping[str, Any]] | None = None,
   on_nonfinite: str = 'stop',
+  max_consecutive_skips: int = nonfinite.MAX_CONSECUTIVE_SKIPS,
   micro_batches: int = 1,
   max_read_seconds: float | None = 1800.0,
   profile: str | None = None,
@@ -81,11 +86,14 @@ def train(
       of both: the first is logged as `val/...`, another as `val_ema/...`.
     checkpoint: `every_steps` or `every_epochs` and arguments of
       `checkpoint.Checkpointer`. The end of the run is always saved.
-    log_every_steps: cadence of the training metrics; the last step is always
-      logged.
+    log_every_steps: cadence of the training metrics, but at least every 20th
+      of `total_steps`, so that a short run has a curve; the last step is always
+      logged. 0 logs the last step alone.
     pictures: for each name: a file of `visualize/` and its arguments; drawn at
       the end of the run into `<workdir>/<name>.png`.
     on_nonfinite: `'stop'` or `'skip'`, see `train_step.make_train_step`.
+    max_consecutive_skips: with `'skip'`: the run fails after so many skipped
+      updates in a row, and where no update of the whole run was applied.
     micro_batches: parts of a batch that are worked through one after the other
       before the update, see `accumulation`.
     max_read_seconds: for one record, in training and evaluation; then the
@@ -95,7 +103,8 @@ def train(
 
   Raises:
     UserError: the config, the data or the workdir; nothing was trained.
-    RunError: the loss became non-finite, or a checkpoint could not be written.
+    RunError: the loss became non-finite (see `on_nonfinite`), or a checkpoint
+      could not be written.
     SystemExit: preempted (42) or interrupted (130), after saving.
   """
   config = {
@@ -112,6 +121,13 @@ def train(
     checkpoint or {}, per_epoch, 'config.checkpoint'
   )
   save_every_steps = checkpoint.pop('every_steps', None)
+  finite = nonfinite.Check(
+    on_nonfinite,
+    input=run.input,
+    total_steps=run.total_steps,
+    max_consecutive_skips=max_consecutive_skips,
+  )
+  log_every_steps = _log_cadence(log_every_steps, run.total_steps)
   evaluates_only = run.total_steps == 0
 
   with contextlib.ExitStack() as stack:
@@ -174,10 +190,10 @@ def train(
       metrics = {
         f'train/{key}': value for key, value in jax.device_get(metrics).items()
       }
-      if on_nonfinite == 'stop':
-        reporting.check_finite(step, metrics, good_step)
+      problem = finite.problem(step, metrics, good_step)
       progress.update(step)
-      if _divides(log_every_steps, step) or step == run.total_steps:
+      is_last = step == run.total_steps
+      if problem or is_last or _divides(log_every_steps, step):
         metrics['train/epoch'] = step / per_epoch
         if run.input.skipped:
           metrics['train/skipped_examples'] = run.input.skipped
@@ -185,21 +201,27 @@ def train(
         writer.write(step, metrics)
         eta = clock.eta_seconds(step, run.total_steps)
         progress.update(step, metrics, eta_seconds=eta)
+      if problem:
+        raise RunError(problem)
 
     step, pending, results = first, None, {}
     for step in range(first + 1, run.total_steps + 1):
       with clock.waiting():
         batch = next(batches)
       trace.before(step, state)
-      state, metrics = run.step(state, batch)
+      if step == first + 1:
+        progress.log('compiling the training step')
+        with progress.status('compiling'):
+          state, metrics = run.step(state, batch)
+          jax.block_until_ready(metrics)
+        seconds = clock.start(step)
+        progress.log(f'compiled and took the first step in {seconds:.1f} s')
+      else:
+        state, metrics = run.step(state, batch)
       # Step t - 1 is fetched while the devices work on step t.
       if pending is not None:
         finish_step(*pending)
       pending = (step, metrics)
-      if step == first + 1:
-        jax.block_until_ready(metrics)
-        seconds = clock.start(step)
-        progress.log(f'compiled and took the first step in {seconds:.1f} s')
 
       is_last = step == run.total_steps
       exit_code = asked_to_stop(step)
@@ -213,7 +235,7 @@ def train(
         if due:
           results = evaluation.evaluate(due, state, step, progress)
           writer.write(step, results)
-          progress.update(step, {} if is_last else results)
+          progress.update(step, results)
           progress.log(evaluation.one_line(step, results))
         if saves:
           confirm_lock()
@@ -237,6 +259,11 @@ def train(
       writer.write(step, results)
       writer.flush()
       evaluation.draw(drawings, state, step, workdir, writer)
+    if finite.skipped_updates:
+      progress.log(
+        f'{finite.skipped_updates} of {step} updates were skipped: a loss or a '
+        'gradient was not finite'
+      )
     checkpointer.wait()
   if jax.process_index() == 0:
     evaluation.print_results(results, step)
@@ -306,6 +333,16 @@ def _describe(run: run_lib.Run) -> str:
     f'{run.total_steps:,} steps of {run.input.batch_size:,} images '
     f'({epochs:.3g} epochs)'
   )
+
+
+def _log_cadence(log_every_steps: int | None, total_steps: int) -> int | None:
+  """Returns the cadence that gives a short run `_MIN_ROWS` rows as well.
+
+  It depends on the config alone, so a run that continues logs the same steps.
+  """
+  if not log_every_steps:
+    return log_every_steps
+  return min(log_every_steps, max(1, total_steps // _MIN_ROWS))
 
 
 def _divides(every_steps: int | None, step: int) -> bool:

@@ -1,0 +1,181 @@
+"""Losses and gradients that are not finite: when they end a run, and why.
+
+`train_step` computes them and, with `on_nonfinite='skip'`, leaves such updates
+out; here the fetched metrics of each step are checked on the host.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from vit_jax.data import pipeline
+from vit_jax.errors import UserError
+from vit_jax.printable import printable
+
+# While updates are skipped the weights stay as they are, so skips in a row are
+# independent draws of batches. Even where nine batches in ten are bad, 100 of
+# them follow one another once in 40,000 times; where the weights are the
+# cause, no update will ever succeed. There is no loss scale that skips could
+# lower (those of torch and JMP need some 16 skips in a row to start).
+MAX_CONSECUTIVE_SKIPS = 100
+
+_MAX_NAMED = 3  # Bad examples in a message.
+_CHANGES = (
+  'a lower optimizer.learning_rate or a longer warm-up, '
+  'optimizer.grad_clip_norm=1.0'
+)
+
+
+class Check:
+  """Follows the metrics of a run and says when and why it has to end."""
+
+  def __init__(
+    self,
+    on_nonfinite: str,
+    *,
+    input: pipeline.TrainInput,
+    total_steps: int,
+    max_consecutive_skips: int = MAX_CONSECUTIVE_SKIPS,
+  ):
+    """Keeps the limits.
+
+    Args:
+      on_nonfinite: `'stop'`, at the first metric that is not finite, or
+        `'skip'`.
+      input: its batch is read again, on the host, where the run has to end.
+      total_steps: the last step of the run.
+      max_consecutive_skips: updates in a row that may be skipped.
+
+    Raises:
+      UserError: a limit below 1.
+    """
+    if max_consecutive_skips < 1:
+      raise UserError(
+        f'max_consecutive_skips={max_consecutive_skips}: expected 1 or more'
+      )
+    self._stops = on_nonfinite == 'stop'
+    self._input = input
+    self._total_steps = total_steps
+    self._max_consecutive_skips = max_consecutive_skips
+    self._in_a_row = 0  # How many of the newest steps were skipped.
+    self.skipped_updates = 0  # Of the whole run so far.
+
+  def problem(
+    self,
+    step: int,
+    metrics: Mapping[str, Any],
+    find_good: Callable[[], int | None],
+  ) -> str | None:
+    """Returns why the run has to end after `step`, or None.
+
+    The text names the metrics, the checkpoint to continue from, and examples
+    of the batch with values that are not finite or, where there are none, the
+    settings to change.
+
+    Args:
+      step: every step is given once, in order.
+      metrics: its fetched scalars by name.
+      find_good: returns the step of the newest good checkpoint, None if there
+        is none; called only where the run has to end.
+    """
+    bad = {k: float(v) for k, v in metrics.items() if not math.isfinite(v)}
+    if self._stops:
+      return self._stopped(step, bad, find_good()) if bad else None
+    self.skipped_updates = int(metrics['train/skipped_updates'])
+    # For these `train_step` skips an update.
+    skipped = not bad.keys().isdisjoint({'train/loss', 'train/grad_norm'})
+    self._in_a_row = self._in_a_row + 1 if skipped else 0
+    if self._in_a_row >= self._max_consecutive_skips:
+      found = (
+        f'the last {self._in_a_row} updates were skipped '
+        f'(max_consecutive_skips={self._max_consecutive_skips})'
+      )
+    elif step == self._total_steps == self.skipped_updates:
+      found = f'all {step} updates of the run were skipped'
+    else:
+      return None
+    return self._skipped(step, bad, found, find_good())
+
+  def _stopped(
+    self, step: int, bad: Mapping[str, float], good: int | None
+  ) -> str:
+    if good is None:
+      saved = 'No checkpoint was saved before it; the run starts afresh.'
+    else:
+      saved = (
+        f'The checkpoint of step {good} is good; the same command continues '
+        'from it.'
+      )
+    skip = "on_nonfinite='skip', which leaves such updates out and counts them."
+    return f'step {step}: {_values(bad)}. {saved} ' + self._advice(step, skip)
+
+  def _skipped(
+    self, step: int, bad: Mapping[str, float], found: str, good: int | None
+  ) -> str:
+    if good is None:
+      saved = 'No checkpoint was saved.'
+    elif good < step - self._in_a_row:
+      saved = f'The same command continues from the checkpoint of step {good}.'
+    else:
+      saved = (
+        f'The checkpoint of step {good} has the weights of all these steps: '
+        'the same command helps only if the data was the cause; otherwise '
+        'start in another workdir.'
+      )
+    text = f'step {step}: {found}. {_values(bad)}. {saved} '
+    return text + self._advice(
+      step, 'float32 in place of a 16-bit model.dtype.'
+    )
+
+  def _advice(self, step: int, last: str) -> str:
+    """Returns what to try, after a look at the data of the step."""
+    try:
+      names = self._bad_examples(step)
+    except UserError as e:
+      return f'Its batch cannot be read again: {e}'
+    if names:
+      shown = '; '.join(names[:_MAX_NAMED])
+      if len(names) > _MAX_NAMED:
+        shown += f'; and {len(names) - _MAX_NAMED} more'
+      other = f', or {last}' if self._stops else '.'
+      return (
+        f'The cause is the data: {shown}. Repair or remove these examples'
+        f'{other}'
+      )
+    whose = ' that this process reads' if jax.process_count() > 1 else ''
+    return (
+      f'The images and labels of its batch{whose} are finite. To try: '
+      f'{_CHANGES}, or {last}'
+    )
+
+  def _bad_examples(self, step: int) -> list[str]:
+    """Returns what is wrong with the examples of a step, of this process."""
+    batches = self._input.batches(step - 1)
+    try:
+      batch = dict(next(batches))
+    finally:
+      batches.close()
+    indices = batch.pop('index')
+    found = []
+    for key, values in batch.items():
+      rows = values.reshape(len(values), -1)
+      if values.dtype.kind == 'f':
+        found.append((~np.isfinite(rows), f'{key} with NaN or infinity'))
+      elif key == 'label' and self._input.num_classes:
+        unknown = (rows < 0) | (rows >= self._input.num_classes)
+        found.append(
+          (unknown, f'label outside 0..{self._input.num_classes - 1}')
+        )
+    describe = self._input.source.describe
+    return [
+      f'{printable(describe(int(index)))}: {what}'
+      for bad, what in found
+      for index in indices[bad.any(axis=1)]
+    ]
+
+
+def _values(bad: Mapping[str, float]) -> str:
+  return ', '.join(f'{name} is {value}' for name, value in bad.items())
