@@ -66,6 +66,50 @@ def test_cycles_are_added_up_by_phase_as_often_as_they_run():
   assert found.unknown_loops == 1
 
 
+def test_a_loop_inside_a_loop_runs_as_often_as_both():
+  # As micro-batches around scanned blocks: 3 turns of a loop of 5 turns, and of
+  # 2 turns of that loop inside a call.
+  nested = """\
+HloModule jit_step, is_scheduled=true
+
+%block (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %f = f32[8]{0} fusion(%p), calls=%products, metadata={op_name="jit(step)/\
+jvp(ViT)/mlp/dot"}, backend_config={"estimated_cycles":"100"}
+}
+
+%products (p: f32[8]) -> f32[8] {
+  %c = f32[8]{0} convolution(%p, %p), window={}
+  ROOT %all-reduce.9 = bf16[4]{0} all-reduce(%c), replica_groups={}
+}
+
+%condition (p: (s32[], f32[8])) -> pred[] {
+  %n = s32[]{:T(128)} constant(5)
+  ROOT %lt = pred[] compare(%p, %n), direction=LT
+}
+
+%called (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %l3 = (s32[], f32[8]) while(%p), condition=%unknown, body=%block, \
+backend_config={"known_trip_count":{"n":"2"}}
+}
+
+%micro_batch (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %g = f32[8]{0} fusion(%p), calls=%x, metadata={op_name="jit(step)/\
+optimizer/add"}, backend_config={"estimated_cycles":"7"}
+  %l2 = (s32[], f32[8]) while(%p), condition=%condition, body=%block
+  %d = (s32[], f32[8]) call(%p), to_apply=%called
+}
+
+ENTRY %main (p: f32[8]) -> f32[8] {
+  %l1 = (s32[], f32[8]) while(%t), condition=%unknown, body=%micro_batch, \
+backend_config={"known_trip_count":{"n":"3"}}
+}
+"""
+  found = hlo_estimate.read(nested, _MESH)
+  assert found.cycles['forward'] == 3 * (5 + 2) * 100
+  assert found.cycles['optimizer'] == 3 * 7
+  assert [c.count for c in found.collectives] == [3 * (5 + 2)]
+
+
 def test_products_without_cycles_are_told():
   # %b, and %f in three loops.
   assert hlo_estimate.read(_PROGRAM, _MESH).products == (4, 3)

@@ -317,6 +317,48 @@ class TestHang:
     monkeypatch.setattr(watchdog, '_SECONDS_FOR_A_NAME', 30)
     assert dog._name(13) == 'the name of 13'
 
+  @pytest.mark.parametrize(
+    ('most', 'step', 'named', 'ended'),
+    # The first look may come at any time after the read began.
+    [(None, 30, 3, None), (90, 30, 3, 4), (1800, 30, 3, 61), (20, 20, None, 2)],
+  )
+  def test_it_is_named_and_ended_after_so_many_looks(
+    self, monkeypatch, most, step, named, ended
+  ):
+    look, events = 0, {}
+
+    class Stop:
+      def wait(self, seconds):
+        nonlocal look
+        assert seconds == step
+        look += 1
+        return look == 70
+
+    def end(what):
+      events['ended'] = look, what
+      raise SystemExit(1)
+
+    dog = watchdog.Watchdog('record {}'.format)
+    monkeypatch.setattr(
+      watchdog.logging,
+      'warning',
+      lambda _, what: events.setdefault('named', (look, what)),
+    )
+    monkeypatch.setattr(watchdog, '_end', end)
+    with watchdog.most_seconds(most), dog.reading(13):
+      if ended:
+        with pytest.raises(SystemExit):
+          dog._watch(Stop())
+      else:
+        dog._watch(Stop())
+    text = 'the input has been reading one record for {} s: record 13'
+    assert events.get('named', (None,))[0] == named
+    if named:
+      assert events['named'][1] == text.format(60)
+    assert events.get('ended', (None,))[0] == ended
+    if ended:
+      assert events['ended'][1] == text.format(most)
+
   def test_a_read_that_does_not_end_is_named_while_it_lasts(self, hangs):
     data = dict(name='synthetic', split='train', num_examples=20)
     batches = iter(

@@ -255,8 +255,8 @@ import numpy as np
 class Source:
   num_classes, class_names = 3, None
 
-  def __init__(self, split):
-    pass
+  def __init__(self, split, multi_hot=False):
+    self._multi_hot = multi_hot
 
   def __len__(self):
     return 10
@@ -265,21 +265,24 @@ class Source:
     if i in (4, 7):
       raise OSError('truncated')
     logits = np.float32(np.eye(3)[i % 3])
-    return {'image': logits[None, None], 'label': i % 3}
+    label = i % 3
+    if self._multi_hot:
+      label = logits * (i != 2)  # Number 2 lists no class.
+    return {'image': logits[None, None], 'label': label}
 
   def describe(self, i):
     return f'picture_{i}.jpg'
 """
 
 
-def _broken(tmp_path, monkeypatch, **kwargs):
+def _broken(tmp_path, monkeypatch, data=(), **kwargs):
   (tmp_path / 'my_data').mkdir()
   (tmp_path / 'my_data' / 'broken.py').write_text(SOURCE)
   monkeypatch.syspath_prepend(tmp_path)
   return classification.Evaluator(
     predict,
     sharding.make_mesh(),
-    data=dict(name='my_data.broken', split='test'),
+    data=dict(data, name='my_data.broken', split='test'),
     ops='',
     batch_size=8,
     num_threads=0,
@@ -297,6 +300,16 @@ def test_skipped_examples_are_counted_and_named_not_scored(
   assert result['top1'] == 1.0
   assert 'skipped 2 examples' in caplog.text
   assert 'picture_4.jpg' in caplog.text and 'picture_7.jpg' in caplog.text
+
+
+def test_unlabelled_examples_are_not_counted_as_skipped(tmp_path, monkeypatch):
+  evaluator = _broken(
+    tmp_path, monkeypatch, data=dict(multi_hot=True), on_error='skip'
+  )
+  result = evaluator.run(jnp.float32(1))
+  assert result['num_skipped'] == 2
+  assert result['num_unlabelled'] == 1
+  assert result['num_examples'] == 7
 
 
 def test_an_unreadable_example_stops_by_default(tmp_path, monkeypatch):
