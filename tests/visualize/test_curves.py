@@ -106,6 +106,42 @@ def test_a_value_that_is_not_finite_does_not_spoil_the_mean():
   np.testing.assert_allclose(found, [1.5, 1.5, 3, 4, 4, np.nan, 8, 8])
 
 
+def test_a_point_without_a_neighbour_has_a_dot(panels, tmp_path):
+  values = [1.0, None, 2.0, 3.0, None, 4.0]
+  rows = [{'step': i, 'train/loss': x} for i, x in enumerate(values, 1)]
+  curves.draw({'x': write(tmp_path, rows)}, tmp_path / 'x.png')
+  (line,) = panels[0].get_lines()
+  assert line.get_marker() == 'o' and line.get_markevery() == [0, 5]
+  one = write(tmp_path / 'one', [{'step': 46, 'train/loss': 0.5}])
+  curves.draw({'x': one}, tmp_path / 'x.png')
+  assert panels[1].get_lines()[0].get_markevery() == [0]
+  curves.draw({'x': run(tmp_path / 'run')}, tmp_path / 'x.png')
+  assert panels[2].get_lines()[0].get_marker() == 'None'
+
+
+def test_curves_without_a_finite_value_and_empty_panels_are_left_out(
+  panels, tmp_path
+):
+  rows = [
+    {'step': i, 'train/loss': None, 'train/top1': None, 'val/top1': 0.5}
+    for i in (1, 2)
+  ]
+  curves.draw({'x': write(tmp_path, rows)}, tmp_path / 'x.png')
+  assert [axes.get_title('left') for axes in panels] == ['top1']
+  assert list(lines(panels[0])) == ['val']
+  assert panels[0].get_legend() is None
+
+
+@pytest.mark.parametrize('last_step', [0, 1, 4, 12, 2021])
+def test_steps_are_whole_numbers_and_all_in_view(panels, tmp_path, last_step):
+  rows = [{'step': step, 'val/loss': 1.0} for step in range(last_step + 1)]
+  curves.draw({'x': write(tmp_path, rows)}, tmp_path / 'x.png')
+  ticks = panels[0].get_xticks()
+  assert len(set(np.round(ticks))) == len(ticks)
+  left, right = panels[0].get_xlim()
+  assert left == 0 and right >= max(1, last_step)
+
+
 def test_a_run_draws_its_own_curves(panels, tmp_path):
   run(tmp_path)
   picture = curves.Picture(None, None, metrics=('5shot',))
@@ -117,7 +153,7 @@ def test_what_cannot_be_drawn_is_told(tmp_path):
   with pytest.raises(UserError, match=r'no metrics of a run in .*nowhere'):
     curves.draw({'x': tmp_path / 'nowhere'}, tmp_path / 'x.png')
   folder = run(tmp_path / 'run')
-  with pytest.raises(UserError, match=r'no curves of mIoU.*there are 5shot, '):
+  with pytest.raises(UserError, match=r'no finite values of mIoU.*are 5shot, '):
     curves.draw({'x': folder}, tmp_path / 'x.png', metrics=('mIoU',))
   (folder / 'metrics.jsonl').write_text('{"step": 1}\n{"step": \n')
   with pytest.raises(UserError, match=r'metrics.jsonl, line 2: not a row'):

@@ -101,13 +101,14 @@ def draw(
   There is a panel for each metric, with the curves of that name of training,
   thin, and of evaluations, with a dot at each. Of a single run these differ in
   colour; of several each run has its colour. Long training curves are pale
-  behind their running means.
+  behind their running means. A point without a neighbour has a dot.
 
   Args:
     runs: the folders of the runs (or their metrics.jsonl) by what to call them.
     path: of the PNG file.
     metrics: the last parts of names in metrics.jsonl, as in 'loss' for
-      `train/loss` and `val/loss`. What no run has is left out.
+      `train/loss` and `val/loss`. Curves without a finite value are left out,
+      and so are panels without curves.
 
   Raises:
     UserError: a run has no metrics, or none of the runs has any of these.
@@ -118,8 +119,8 @@ def draw(
   if not panels:
     known = sorted({_last(name) for run in curves.values() for name in run})
     raise UserError(
-      f'no curves of {", ".join(metrics)} in the metrics of {", ".join(runs)};'
-      f' there are {", ".join(known) or "none at all"}'
+      f'no finite values of {", ".join(metrics)} in the metrics of '
+      f'{", ".join(runs)}; there are {", ".join(known) or "none at all"}'
     )
   step_right = _TICKS_LEFT + _WIDTH + _GAP
   figure = _figure.new(
@@ -145,13 +146,16 @@ def _last(name: str) -> str:
 def _of_panel(
   curves: Mapping[str, Mapping[str, Curve]], metric: str
 ) -> list[tuple[str, str, Curve]]:
-  """Returns run, prefix and curve of every line of a panel."""
+  """Returns run, prefix and curve of every line of a panel.
+
+  A curve without a finite value would be a name in the legend and no line.
+  """
   return [
     (label, name.rpartition('/')[0], curve)
     for label, run in curves.items()
     for name, curve in run.items()
     # A metric of one class, `val/top1/cat`, ends otherwise.
-    if _last(name) == metric
+    if _last(name) == metric and np.isfinite(curve[1]).any()
   ]
 
 
@@ -168,13 +172,18 @@ def _draw_panel(
     place = runs.index(run) if several else prefixes.index(prefix)
     color = _COLORS[place % len(_COLORS)]
     words = [run] * several + [prefix] * (len(prefixes) > 1 or not several)
-    style = dict(color=color, label=' '.join(words))
+    # Not clipped: the dot of step 0 is on the edge.
+    style = dict(color=color, label=' '.join(words), clip_on=False)
     if prefix in evaluations:
       dashes = ('-', '--', ':')[evaluations.index(prefix) % 3 if several else 0]
       style |= dict(marker='o', markersize=3.5, linestyle=dashes)
     elif metric != 'learning_rate' and len(values) > _MOST_POINTS:
       axes.plot(steps, values, color=color, alpha=0.2, linewidth=0.8)
       values = _running_mean(values, len(values) // 20)
+    alone = _without_neighbours(values)
+    if prefix not in evaluations and alone:
+      # A line through one point is invisible.
+      style |= dict(marker='o', markersize=3, markevery=alone)
     width = 1.6 if prefix in evaluations else 1.0
     axes.plot(steps, values, linewidth=width, **style)
   _decorate(axes, metric)
@@ -196,6 +205,13 @@ def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
   )
 
 
+def _without_neighbours(values: np.ndarray) -> list[int]:
+  """Returns the positions of finite values between others or at an end."""
+  finite = np.pad(np.isfinite(values), 1)
+  alone = finite[1:-1] & ~finite[:-2] & ~finite[2:]
+  return np.flatnonzero(alone).tolist()
+
+
 def _decorate(axes: Any, metric: str) -> None:
   title = metric.replace('_', ' ')
   axes.set_title(title, loc='left', size=11, weight='bold', color=_figure.INK)
@@ -205,8 +221,10 @@ def _decorate(axes: Any, metric: str) -> None:
   axes.spines[['left', 'bottom']].set_color('#d0d7de')
   axes.grid(axis='y', color='#eaeef2')
   axes.set_axisbelow(True)
-  axes.set_xlim(left=0)
-  axes.locator_params(nbins=5)
+  # An evaluation before the first step is the only point of its run.
+  axes.set_xlim(0, max(1, axes.get_xlim()[1]))
+  axes.locator_params('y', nbins=5)
+  axes.locator_params('x', nbins=5, integer=True)
   axes.xaxis.set_major_formatter('{x:,.0f}')
   if metric in _FRACTIONS or metric.endswith('shot'):
     axes.yaxis.set_major_formatter(lambda y, _: f'{100 * y:.4g}%')
