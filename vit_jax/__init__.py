@@ -45,6 +45,7 @@ def load(
   mesh: 'jax.sharding.Mesh | None' = None,
   weights_dir: 'str | os.PathLike | None' = None,
   on_log: Callable[[str], Any] = print,
+  download_seconds: float = 4 * 3600,
   **options: Any,
 ) -> 'Model':
   """Returns a model that is ready for images.
@@ -88,6 +89,7 @@ def load(
       ~/.cache/vit_jax.
     on_log: called with a line of text for every download, and where images are
       resized by default.
+    download_seconds: after which time to give up a download.
     **options: of the reader of a format: `grid` (rows and columns of the
       position table), `entry` (which state dict of several in a .pth).
 
@@ -111,6 +113,7 @@ def load(
     mesh=mesh,
     weights_dir=weights_dir,
     on_log=on_log,
+    download_seconds=download_seconds,
     **options,
   )
 

@@ -168,7 +168,7 @@ def test_offline_the_error_says_which_file_to_put_where(shelf):
   [
     ('augreg-B16', 'did you mean augreg-B/16'),
     ('dino-S/9', 'did you mean dino-S/'),
-    ('something', 'Names start with augreg, bv, '),
+    ('something', 'the names, which start with augreg, bv, '),
     ('runs/absent/x.npz', 'there is no file or folder runs/absent/x.npz$'),
     ('augrg-B/16', 'no file or folder augrg-B/16; did you mean augreg-B/16'),
   ],

@@ -17,7 +17,7 @@ import numpy as np
 from vit_jax import sharding
 from vit_jax.errors import UserError
 from vit_jax.inference import classes, forward, images as images_lib
-from vit_jax.pretrained import catalog
+from vit_jax.pretrained import catalog, download
 from vit_jax.pretrained.weights import Weights
 
 
@@ -35,6 +35,7 @@ def load(
   mesh: jax.sharding.Mesh | None = None,
   weights_dir: str | os.PathLike | None = None,
   on_log: Callable[[str], Any] = print,
+  download_seconds: float = download.DOWNLOAD_SECONDS,
   **options,
 ) -> 'Model':
   """Returns a model that is ready for images; see `vit_jax.load`."""
@@ -43,6 +44,7 @@ def load(
     model=model,
     weights_dir=weights_dir,
     on_log=on_log,
+    download_seconds=download_seconds,
     step=step,
     ema=ema,
     **options,

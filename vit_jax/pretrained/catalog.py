@@ -4,11 +4,13 @@ weights = catalog.load('augreg-B/16')
 catalog.save(weights, 'b16.safetensors')
 """
 
+import dataclasses
 import difflib
 import fnmatch
 import inspect
 import os
 import pathlib
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,7 +21,10 @@ from vit_jax.pretrained import (
   google_npz,
   our_files,
   run_weights,
+  timm_names,
   torch_files,
+  torch_storage,
+  transfer,
 )
 from vit_jax.pretrained.published import PUBLISHED, Published
 from vit_jax.pretrained.weights import Weights
@@ -32,6 +37,10 @@ FORMATS: dict[str, tuple[Callable[..., None], dict[str, str]]] = {
   'timm': (torch_files.write, {'format': 'timm'}),
   'huggingface': (torch_files.write, {'format': 'huggingface'}),
 }
+# Of these owners 'owner/name' is a repository of the Hub; of others
+# 'hf://owner/name' is, so that a mistyped path asks no server.
+_HUB_OWNERS = ('facebook', 'google', 'timm')
+_SUFFIXES = ('.npz', *torch_storage.SUFFIXES)
 
 
 def load(
@@ -40,6 +49,7 @@ def load(
   model: Mapping[str, Any] | None = None,
   weights_dir: str | os.PathLike | None = None,
   on_log: Callable[[str], Any] = print,
+  download_seconds: float = download.DOWNLOAD_SECONDS,
   **options,
 ) -> Weights:
   """Returns weights from wherever they are.
@@ -48,13 +58,15 @@ def load(
     source: the first of these that fits: a path of a file (.npz, .safetensors,
       .pth) or folder (one of our runs, its checkpoints or one of them; a folder
       of timm or Hugging Face with config.json); the name of a file in
-      `weights_dir`; a short name such as 'augreg-B/16' (`published.PUBLISHED`
-      lists them); the name of any AugReg checkpoint; an address
-      (https://, gs://, hf://owner/repository/file).
+      `weights_dir`; an address (https://, gs://, hf://owner/repository/file,
+      hf://owner/repository); a short name such as 'augreg-B/16' (docs/models.md
+      and `names` list them); the name of any AugReg checkpoint; a name of timm
+      with or without its tag; 'owner/name' of `_HUB_OWNERS` on the Hub.
     model: keys of the model section that win over what is found, such as
       `{'pooling': 'mean'}` or `{'num_classes': None}`; see `given.apply`.
-    weights_dir: where weights lie and downloads go; see `download.folder`.
-    on_log: is given a line of text for every download.
+    weights_dir: the folder of downloads; see `download.folder`.
+    on_log: called with a line of text for every download.
+    download_seconds: after which time to give up a download.
     **options: of the reader: `step` and `ema` of `run_weights.read`, `grid` of
       `google_npz.read` and `torch_files.read`, `entry` of the latter. Those
       that are None are left out.
@@ -64,30 +76,42 @@ def load(
       does not take.
   """
   text = os.fspath(source)
+  if not text:
+    raise UserError('the name of the weights is empty; give a path or a name')
   options = {k: v for k, v in options.items() if v is not None}
-  path = pathlib.Path(text).expanduser()
-  if not path.exists():
-    path = download.folder(weights_dir) / text
-  if path.exists():
-    return _read(path, model=model, on_log=on_log, **options)
-  if '://' in text and not pathlib.PurePath(text).suffix:  # A run far away.
-    return _read(text, model=model, on_log=on_log, **options)
-  if text in PUBLISHED:
-    return _load_published(text, model, weights_dir, on_log, options)
+  options |= dict(model=model, on_log=on_log)
+  folder = download.folder(weights_dir)
+  for path in (pathlib.Path(text).expanduser(), folder / text):
+    if os.path.exists(path):
+      return _read(path, **options)
+  fetching = dict(
+    weights_dir=weights_dir, on_log=on_log, download_seconds=download_seconds
+  )
   if '://' in text:
-    remote = download.Remote(text)
-  elif augreg.is_name(text):
+    return _load_address(text, fetching, options)
+  if text in PUBLISHED:
+    return _load_published(text, fetching, options)
+  if augreg.is_name(text):
     name = text.removesuffix('.npz')
     remote = download.Remote(f'{augreg.BUCKET}{name}.npz')
-  else:
-    raise _unknown(text)
-  path = download.fetch([remote], weights_dir=weights_dir, on_log=on_log)
-  return _read(path, model=model, on_log=on_log, **options)
+    return _read(download.fetch([remote], **fetching), **options)
+  text = re.sub('^hf[-_]hub:', '', text)
+  if name := timm_names.resolve(text):
+    if short := _published_as(name):
+      return _load_published(short, fetching, options)
+    return _load_repository(f'timm/{name}', fetching, options)
+  if re.fullmatch(rf'({"|".join(_HUB_OWNERS)})/[\w.-]+', text):
+    return _load_repository(text, fetching, options)
+  raise _unknown(text)
 
 
 def names(pattern: str = '*') -> list[str]:
-  """Returns the names of published weights that fit an fnmatch pattern."""
-  return [n for n in PUBLISHED if fnmatch.fnmatchcase(n, pattern)]
+  """Returns the names of published weights that fit an fnmatch pattern.
+
+  First the short ones, then timm's.
+  """
+  known = [*PUBLISHED, *timm_names.DEFAULT_TAGS]
+  return [name for name in known if fnmatch.fnmatchcase(name, pattern)]
 
 
 def save(
@@ -122,9 +146,10 @@ def save(
 def _read(path: str | os.PathLike, **options) -> Weights:
   """Reads what is there, in whatever format it is."""
   suffix, read = pathlib.PurePath(path).suffix, torch_files.read
-  if suffix == '.npz':
+  is_file = os.path.isfile(path)
+  if suffix == '.npz' and is_file:
     read = google_npz.read
-  elif suffix == '.safetensors' and our_files.is_ours(path):
+  elif suffix == '.safetensors' and is_file and our_files.is_ours(path):
     read = our_files.read
   elif '://' in os.fspath(path) or run_weights.is_run(path):
     read = run_weights.read
@@ -140,19 +165,59 @@ def _read(path: str | os.PathLike, **options) -> Weights:
   return read(path, **options)
 
 
-def _load_published(name, model, weights_dir, on_log, options) -> Weights:
+def _load_address(url: str, fetching, options) -> Weights:
+  page = re.fullmatch(rf'{re.escape(transfer.hub())}/([^/?#]+/[^/?#]+)/?', url)
+  if page:  # What a browser shows of a repository.
+    url = f'hf://{page[1]}'
+  if url.startswith('hf://'):
+    repository, file = transfer.hub_parts(url)
+    if file is None:
+      return _load_repository(repository, fetching, options)
+  remote = download.Remote(url)
+  is_file = pathlib.PurePath(remote.file_name).suffix in _SUFFIXES
+  if is_file:
+    return _read(download.fetch([remote], **fetching), **options)
+  if url.startswith(('http://', 'https://', 'hf://')):
+    raise UserError(
+      f'{url} is not the address of a file of weights; expected one that ends'
+      f' in {", ".join(_SUFFIXES)}'
+    )
+  return _read(url, **options)  # A run in a bucket.
+
+
+def _load_repository(repository: str, fetching, options) -> Weights:
+  path = download.fetch_repository(repository, **fetching)
+  ours = path / 'model.safetensors'
+  if ours.exists() and our_files.is_ours(ours):
+    return _read(ours, **options)
+  weights = _read(path, **options)
+  if not repository.startswith('timm/'):
+    return weights
+  # With a name the 1,000 classes are known to be those of ImageNet.
+  source = dict(weights.source, name=repository)
+  return dataclasses.replace(weights, source=source)
+
+
+def _load_published(name, fetching, options) -> Weights:
   entry = PUBLISHED[name]
-  path = download.fetch(entry.remotes, weights_dir=weights_dir, on_log=on_log)
+  path = download.fetch(entry.remotes, **fetching)
   # What the file does not show, and then what the user wants.
   unseen = {k: entry.model[k] for k in ('activation', 'norm_epsilon')}
-  wanted = unseen | dict(model or {})
-  weights = _read(path, model=wanted, on_log=on_log, **options)
+  wanted = unseen | dict(options['model'] or {})
+  weights = _read(path, **options | dict(model=wanted))
   _check(path, name, weights, entry, wanted)
   preprocess = weights.preprocess | entry.preprocess
   source = dict(weights.source, name=name, resize=entry.resize)
-  return Weights(
-    weights.params, weights.model, preprocess, weights.class_names, source
-  )
+  return dataclasses.replace(weights, preprocess=preprocess, source=source)
+
+
+def _published_as(timm_name: str) -> str | None:
+  """Returns the short name of the same weights, if there is one."""
+  url = f'hf://timm/{timm_name}/model.safetensors'
+  for name, entry in PUBLISHED.items():
+    if any(remote.url == url for remote in entry.remotes):
+      return name
+  return None
 
 
 def _check(path, name, weights: Weights, entry: Published, wanted) -> None:
@@ -171,15 +236,39 @@ def _check(path, name, weights: Weights, entry: Published, wanted) -> None:
 
 def _unknown(text: str) -> UserError:
   is_path = os.sep in text and not text.startswith(tuple(_families()))
-  cutoff = 0.8 if is_path else 0.4
-  close = difflib.get_close_matches(text, PUBLISHED, n=3, cutoff=cutoff)
+  close = _close(text, 0.8 if is_path else 0.6)
   hint = f'; did you mean {" or ".join(close)}?' if close else ''
+  hub = f'hf://{text}' if text.count('/') == 1 else 'hf://owner/name'
+  hub = f'for a model of the Hugging Face Hub write {hub}'
   if is_path:
-    return UserError(f'there is no file or folder {text}{hint}')
+    is_file = pathlib.PurePath(text).suffix in _SUFFIXES
+    hub = (
+      f'; {hub}' if text.count('/') == 1 and not is_file and not hint else ''
+    )
+    return UserError(f'there is no file or folder {text}{hint}{hub}')
+  tag = ''
+  if re.match('(vit|deit)3?_', text):
+    tag = (
+      " With its tag, any name of timm can be tried: 'vit_....augreg_in21k'."
+    )
   return UserError(
     f'{text!r} is no path that exists and no name of published weights{hint}.'
-    f' Names start with {", ".join(_families())}'
+    f'{tag} vit_jax.list_models() lists the names, which start with'
+    f' {", ".join(_families())}; {hub}'
   )
+
+
+def _close(text: str, cutoff: float) -> list[str]:
+  """Returns names that differ little, whatever their case and punctuation."""
+  keys: dict[str, str] = {}
+  for name in names():
+    keys.setdefault(_letters(name), name)
+  close = difflib.get_close_matches(_letters(text), keys, n=3, cutoff=cutoff)
+  return [keys[key] for key in close]
+
+
+def _letters(name: str) -> str:
+  return re.sub('[^a-z0-9]', '', name.lower())
 
 
 def _families() -> list[str]:
