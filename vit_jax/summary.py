@@ -67,7 +67,9 @@ def _of_config(config: Mapping[str, Any], args) -> dict[str, Any]:
 
   from vit_jax import lookup, optimizer, run
   from vit_jax.inference import anatomy
+  from vit_jax.pretrained import like
 
+  config = like.complete(config)
   module = lookup.build('models', config['model'], 'Model')
   image_shape = _given_shape(args) or _config_shape(config, args.channels)
   params = anatomy.abstract_params(module, image_shape)

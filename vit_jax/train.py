@@ -30,7 +30,11 @@ from vit_jax import (
 )
 from vit_jax.data import pipeline, watchdog
 from vit_jax.errors import RunError
-from vit_jax.pretrained import initialize as initialize_lib, run_weights
+from vit_jax.pretrained import (
+  initialize as initialize_lib,
+  like,
+  run_weights,
+)
 
 _MIN_ROWS = 20  # Of metrics that a run logs, if it has as many steps.
 
@@ -67,7 +71,8 @@ def train(
 
   Args:
     workdir: where checkpoints, metrics and pictures go; made if missing.
-    model: name of a file in `models/` and the arguments of its `Model`.
+    model: name of a file in `models/` and the arguments of its `Model`; or
+      `like`, weights whose model it is, see `pretrained.like`.
     objective: name of a file in `objectives/` and the arguments of `Objective`.
     input: arguments of `pipeline.TrainInput` but the seed.
     optimizer: arguments of `optimizer.make`; durations also as `*_epochs`.
@@ -111,6 +116,8 @@ def train(
     k: v for k, v in locals().items() if k not in ('workdir', 'profile')
   }
   workdir = metric_writer.local_folder(workdir)
+  config = like.complete(config)
+  model = config['model']
   run = build(config)
   per_epoch = run.input.steps_per_epoch
   jobs = evaluation.make_jobs(
@@ -275,6 +282,7 @@ def train(
 
 def build(config: Mapping[str, Any]) -> run_lib.Run:
   """Returns the parts of the run that `train(workdir, **config)` would be."""
+  config = like.complete(config)
   defaults = inspect.signature(train).parameters
   keys = inspect.signature(run_lib.build).parameters
   return run_lib.build(

@@ -1,0 +1,45 @@
+"""Model sections that say `like`: the model of some weights, written out."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from vit_jax import lookup
+from vit_jax.errors import UserError
+from vit_jax.pretrained import catalog
+
+_NORMALIZE = 'normalize(-1, 1)'  # Where the weights do not say it.
+
+
+def complete(
+  config: Mapping[str, Any], *, on_log: Callable[[str], Any] = print
+) -> dict[str, Any]:
+  """Returns the config with `config.model.like` replaced by what it means.
+
+  `like` is whatever `catalog.load` takes. The model section becomes that of the
+  weights, in which the section's other keys win; an input section without
+  `device_ops` gets the normalisation of the weights. A config without `like` is
+  returned as it is.
+
+  Args:
+    config: the sections of a config.
+    on_log: is given a line of text for every download.
+
+  Raises:
+    UserError: the weights cannot be read.
+  """
+  config = dict(config)
+  model = config.get('model')
+  if not isinstance(model, lookup.SECTION) or 'like' not in model:
+    return config
+  keys = dict(model)
+  source = keys.pop('like')
+  try:
+    weights = catalog.load(source, on_log=on_log)
+  except UserError as e:
+    raise UserError(f'config.model.like={source!r}: {e}') from e
+  config['model'] = dict(weights.model) | keys
+  section = dict(config.get('input') or {})
+  if 'device_ops' not in section:
+    section['device_ops'] = weights.preprocess.get('device_ops', _NORMALIZE)
+    config['input'] = section
+  return config
