@@ -1,10 +1,11 @@
 r"""A small ViT on CIFAR-10 from scratch, from TFDS or from a folder of images.
 
-  python -m vit_jax.main --config=configs/cifar10.py:folder:/data/cifar10 \
+  python -m vit_jax.main --config=configs/cifar10.py:data=/data/cifar10 \
     --workdir=runs/cifar10
 
-`folder:/data/cifar10` holds `train/<class>/*.jpg` and `test/<class>/*.jpg`;
-`cifar10` (the default) is read from TFDS. Sizes:
+`/data/cifar10` holds `train/<class>/*.jpg` and `test/<class>/*.jpg`, all images
+of 32 x 32 pixels (configs/scratch.py takes images of any size); `data=cifar10`,
+the default, is read from TFDS. Sizes:
 
   tiny       width 128, 5 blocks: 13 minutes on 2 CPU cores (6 epochs)
   half_hour  width 128, 4 blocks after a convolutional stem, by Muon: 28 minutes
@@ -22,7 +23,7 @@ a crop; it was not run.
 
 import ml_collections
 
-from configs import common
+from configs import common, common_data
 
 _SIZES = {
   'tiny': dict(
@@ -75,27 +76,34 @@ _EVALUATION_EPOCHS = {'tiny': 1.0, 'half_hour': 2.0, 'small': 10.0}
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
-  """Returns the config; options: dataset, size, smoke."""
+  """Returns the config; options: data, size, smoke."""
   options = common.parse_arg(
-    arg, dataset='cifar10', size=tuple(_SIZES), data_dir=None, smoke=False
+    arg, data='cifar10', size=tuple(_SIZES), data_dir=None, smoke=False
   )
   size = dict(_SIZES[options.size])
   epochs, batch_size = size.pop('epochs'), size.pop('batch_size')
   ema_decay = size.pop('ema_decay', 0.999)
 
+  train, val, test = common_data.splits(options.data)
+  test = test or val
+
   def data(split):
-    return common.images(options.dataset, split, options.data_dir)
+    return common_data.images(options.data, split, options.data_dir)
 
   config = ml_collections.ConfigDict()
   config.total_epochs = epochs
   config.model = dict(
-    name='vit', variant='mu/4', num_classes=10, pooling='mean', **size
+    name='vit',
+    variant='mu/4',
+    num_classes=common_data.num_classes(options.data, default=10),
+    pooling='mean',
+    **size,
   )
   if options.size == 'small':
     config.model.update(stochastic_depth_rate=0.1, dtype='bfloat16')
   config.objective = dict(name='supervised', label_smoothing=0.1)
   config.input = dict(
-    data=data('train'),
+    data=data(train),
     batch_size=batch_size,
     **_AUGMENTATION[options.size],
   )
@@ -112,7 +120,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
       name='classification',
       every_epochs=_EVALUATION_EPOCHS[options.size],
       weights=('ema',),
-      data=data('test'),
+      data=data(test),
       ops='decode',
       batch_size=500,
     )
@@ -120,7 +128,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.checkpoint = dict(every_epochs=1.0)
   config.log_every_steps = 50
   config.pictures = dict(
-    predictions=dict(name='predictions', data=data('test'), ops='decode'),
+    predictions=dict(name='predictions', data=data(test), ops='decode'),
     curves=dict(name='curves'),
   )
   return common.smoke(config) if options.smoke else config

@@ -1,20 +1,12 @@
-"""What recipes share: their options, where images lie, and the smoke run."""
+"""Options of recipes, AugReg's strengths, and the smoke run."""
 
-import pathlib
 import re
+import sys
 
 import ml_collections
 
 ConfigDict = ml_collections.ConfigDict
 
-# Of datasets in TFDS that recipes name.
-_NUM_CLASSES = {
-  'imagenet2012': 1000,
-  'cifar10': 10,
-  'cifar100': 100,
-  'oxford_iiit_pet': 37,
-  'oxford_flowers102': 102,
-}
 _SMOKE_PIXELS = 16  # 2x2 patches of 8
 _SMOKE_CLASSES = 4
 # Strengths of regularization in "How to train your ViT?" (arXiv:2106.10270,
@@ -37,7 +29,7 @@ def parse_arg(arg: str | None, **options) -> ConfigDict:
   `parse_arg(arg, variant=('B/16', 'S/16'), epochs=90, smoke=False)` reads
   'variant=S/16,epochs=30', 'S/16,smoke' and ''. Options are separated by
   commas. A word without '=' switches on the bool option of that name; the
-  first other word is the value of the first option.
+  first other word is the value of the first option. `dataset=` is `data=`.
 
   Args:
     arg: what follows the colon; None or '' keeps every default.
@@ -52,6 +44,8 @@ def parse_arg(arg: str | None, **options) -> ConfigDict:
   given, first = {}, next(iter(options))
   for part in filter(None, (arg or '').split(',')):
     name, equals, text = (word.strip() for word in part.partition('='))
+    if name == 'dataset' and name not in options:
+      name = 'data'  # An older spelling.
     if not equals and isinstance(options.get(name), bool):
       text = 'true'
     elif not equals and name not in options and first not in given:
@@ -71,31 +65,9 @@ def parse_arg(arg: str | None, **options) -> ConfigDict:
   return ConfigDict(defaults | given)
 
 
-def images(dataset: str, split: str, data_dir: str | None = None) -> ConfigDict:
-  """Returns the data section for a dataset as a user names it.
-
-  Args:
-    dataset: 'folder:/path' for images in /path/<split>/<class>/,
-      'records:/path' for what vit_jax.data.prepare wrote there, or a dataset of
-      TFDS.
-    split: in TFDS's notation. TFDS's 'validation' is the folder 'val'.
-    data_dir: where TFDS finds the dataset; None is $TFDS_DATA_DIR or else
-      ~/tensorflow_datasets.
-
-  Raises:
-    ValueError: a data_dir besides a '...:/path', where it has no effect.
-  """
-  kind, colon, path = dataset.partition(':')
-  sources = dict(folder='image_folder', records='array_record')
-  if kind in sources and colon:
-    if data_dir is not None:
-      raise ValueError(f'data_dir={data_dir!r} has no effect on {dataset!r}')
-    if kind == 'folder':
-      split = re.sub('^validation', 'val', split)
-    return ConfigDict(dict(name=sources[kind], data_dir=path, split=split))
-  return ConfigDict(
-    dict(name='tfds', dataset=dataset, split=split, data_dir=data_dir)
-  )
+def say(line: str) -> None:
+  """Prints what a recipe decided by itself; stdout is for results."""
+  print(line, file=sys.stderr, flush=True)
 
 
 def augreg(strength: str, flavour: str = 'fixed') -> tuple[str, float]:
@@ -119,22 +91,6 @@ def augreg(strength: str, flavour: str = 'fixed') -> tuple[str, float]:
   return f'randaug({layers[0]}, {layers[1]}{more})', alpha
 
 
-def num_classes(dataset: str, given: int = 0) -> int:
-  """Returns the number of classes: as given, known, or counted in a folder.
-
-  Raises:
-    ValueError: nothing tells it.
-  """
-  found = given or _NUM_CLASSES.get(dataset) or _count_classes(dataset)
-  if not found:
-    raise ValueError(
-      f'dataset={dataset} is neither one of {", ".join(_NUM_CLASSES)} nor a '
-      'folder with train/<class>/ in it: add num_classes=, the number of its '
-      'classes'
-    )
-  return found
-
-
 def smoke(config: ConfigDict, *, channels: int = 3) -> ConfigDict:
   """Shrinks a recipe in place to 2 steps, seconds on a CPU; returns it.
 
@@ -154,6 +110,9 @@ def smoke(config: ConfigDict, *, channels: int = 3) -> ConfigDict:
     if 'mesh' in config:
       config.mesh = None  # Whatever there is here, each with all of the state.
     config.model.variant = 'mu/8'
+    if 'like' in config.model:  # Weights that are not read.
+      del config.model.like
+      config.input.device_ops = 'normalize(-1, 1)'
     for key in ('width', 'depth', 'mlp_dim', 'num_heads', 'patch_size'):
       if key in config.model:
         del config.model[key]
@@ -219,13 +178,3 @@ def _describe(options) -> str:
     else:
       texts.append(f'{name}={default}')
   return f'the options and their defaults are: {", ".join(texts)}'
-
-
-def _count_classes(dataset: str) -> int:
-  """Returns how many classes a folder of images has; 0 if it is none."""
-  kind, _, path = dataset.partition(':')
-  folder = pathlib.Path(path).expanduser() / 'train'
-  if kind != 'folder' or not folder.is_dir():
-    return 0
-  found = (x for x in folder.iterdir() if not x.name.startswith('.'))
-  return sum(x.is_dir() for x in found)

@@ -1,4 +1,4 @@
-"""What recipes that start from weights know of them, without reading arrays."""
+"""Model sections that follow from the name of weights, or a file's header."""
 
 import pathlib
 import re
@@ -32,16 +32,31 @@ _NOT_KEPT += ('head_zero_init', 'dropout_rate', 'attention_dropout_rate')
 _NOT_KEPT += ('stochastic_depth_rate', 'scan', 'remat', 'attention')
 
 
-def model_of(model: str, pixels: int = 384) -> tuple[dict, str, int | None]:
-  """Returns the model section, what normalises its images, a resolution.
+_SIDES = re.compile(
+  r'\w*(?:resize|crop)\w*\((?:size=)?[(\[]?(\d+)(?:, *(\d+))?'
+)
+
+
+def model_of(
+  model: str, pixels: int = 384, *, resolution: int = 0
+) -> tuple[dict, dict, int]:
+  """Returns the model section, `device_ops` for the input, a resolution.
+
+  A published name, a run and a file of ours say what they are. All other
+  weights that `vit_jax.load` takes become `like=model`: the run completes the
+  section when it starts (`pretrained.like`), and without `device_ops` it
+  normalises images as they say.
 
   Args:
-    model: a published name, the folder of a run, or a .safetensors of ours.
+    model: what `vit_jax.load` takes.
     pixels: the resolution wanted of a published model, which becomes the
-      nearest multiple of its patch; for the others the resolution is None.
+      nearest multiple of its patch. A run and a file of ours have the one that
+      they were evaluated at, and others 224, a multiple of the usual patches.
+    resolution: as the user gives it; 0 is one of these.
 
   Raises:
-    ValueError: it is none of these.
+    ValueError: a run or a file of ours that cannot be read, or that does not
+      say the size of its images.
   """
   if match := _AUGREG_FILE.fullmatch(pathlib.PurePath(model).name):
     model = f'augreg-{match[1]}/{match[2]}'
@@ -50,33 +65,75 @@ def model_of(model: str, pixels: int = 384) -> tuple[dict, str, int | None]:
     computed, device_ops = FAMILIES[match[1]]
     section = dict(name='vit', variant=match[2], **computed, dtype='bfloat16')
     patch = int(match[2].rpartition('/')[2])
-    return section, device_ops, round(pixels / patch) * patch
+    resolution = resolution or round(pixels / patch) * patch
+    return section, dict(device_ops=device_ops), resolution
   path = pathlib.Path(model).expanduser()
   try:
-    if path.suffix == '.safetensors':
-      section, device_ops = _read_file(path)
-    else:
-      run = bounded_read.read_json_object(path / 'config.json')
-      section, device_ops = dict(run['model']), run['input']['device_ops']
-    if not isinstance(device_ops, str):
-      raise TypeError(f'device_ops={device_ops!r} is no text')
-  except (OSError, ValueError, KeyError, TypeError) as e:
+    found = _read_ours(path) or _read_run(path)
+  except (ValueError, KeyError, TypeError) as e:
     raise ValueError(
-      f'model={model} is neither a published name, which starts with one of '
-      f'{", ".join(FAMILIES)}, nor a run, nor a .safetensors file of ours. Of '
-      'weights in any other file either say what they are, as in '
-      f'model=augreg-B/16,weights={model}, or make a file of ours with '
-      f'`python -m vit_jax.convert {model} x.safetensors`'
+      f'model={model} cannot be read as a run or a file of ours: {e}'
     ) from e
+  if found is None:
+    section = dict(name='vit', like=model, representation_size=None)
+    return section | dict(dtype='bfloat16'), {}, resolution or 224
+  section, device_ops, sides = found
   section = {k: v for k, v in section.items() if k not in _NOT_KEPT}
   # The other ops that a run has on the device are for training alone.
   parts = [part.strip() for part in device_ops.split('|')]
   device_ops = '|'.join(p for p in parts if p.startswith('normalize'))
-  return section, device_ops, None
+  if not resolution:
+    if sides is None or sides[0] != sides[1]:
+      raise ValueError(
+        f'model={model} was not evaluated at square images of one size: give '
+        'resolution=, in pixels'
+      )
+    resolution = sides[0]
+  return section, dict(device_ops=device_ops), resolution
 
 
-def _read_file(path: pathlib.Path) -> tuple[dict, str]:
-  """Returns what the header of our .safetensors says of model and images."""
+def _read_ours(path: pathlib.Path) -> tuple[dict, str, tuple | None] | None:
+  """Returns model, device ops and image size of our .safetensors, or None."""
+  if path.suffix != '.safetensors' or not path.exists():
+    return None
   _, metadata = bounded_read.read_safetensors_header(path)
+  if 'vit_jax' not in metadata:
+    return None
   said = bounded_read.parse_json(metadata['vit_jax'], str(path))
-  return dict(said['model']), dict(said['preprocess']).get('device_ops', _UNIT)
+  model, preprocess = dict(said['model']), dict(said['preprocess'])
+  device_ops = _text(preprocess.get('device_ops', _UNIT))
+  sides = _sides(_text(preprocess.get('ops', '')))
+  return model, device_ops, sides or preprocess.get('image_size')
+
+
+def _read_run(path: pathlib.Path) -> tuple[dict, str, tuple | None] | None:
+  """Returns the same of a run, its folder of checkpoints, or one of these."""
+  if path.name == 'checkpoints':
+    path = path.parent
+  elif path.parent.name == 'checkpoints':
+    path = path.parent.parent
+  if not (path / 'config.json').exists():
+    return None
+  run = bounded_read.read_json_object(path / 'config.json')
+  if not isinstance(run.get('model'), dict) or 'input' not in run:
+    return None  # Of timm or Hugging Face.
+  evals = (run.get('evals') or {}).values()
+  texts = [section['ops'] for section in evals if 'ops' in section]
+  texts.append(run['input'].get('ops', ''))
+  sides = next(filter(None, (_sides(_text(text)) for text in texts)), None)
+  return run['model'], _text(run['input'].get('device_ops', '')), sides
+
+
+def _sides(ops: str) -> tuple[int, int] | None:
+  """Returns (height, width) of what the last resize or crop makes."""
+  matches = _SIDES.findall(ops)
+  if not matches:
+    return None
+  height, width = matches[-1]
+  return int(height), int(width or height)
+
+
+def _text(value) -> str:
+  if not isinstance(value, str):
+    raise TypeError(f'expected the text of ops; got {value!r}')
+  return value

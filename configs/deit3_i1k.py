@@ -15,7 +15,7 @@ the paper's table differs (rate, weight decay). Run it with
 S/16 is trained at 224 px; B/16 and L/16 at 192 and H/14 at 160, then all three
 for 20 epochs at 224. S, B and L may go on to 20 epochs at 384 px: finetune=
 names the run at 224, and pixels=384 is added. With image folders (train/, val/)
-add dataset=folder:/path/to/imagenet.
+add data=/path/to/imagenet.
 
 Hardware, of the authors: 8 GPUs for S and B, 32 for L and H (batch 2048);
 fine-tuning 8, of H 16 (batch 512). Expected top-1 at 224 px, theirs:
@@ -38,7 +38,7 @@ starts at zero). Not run here.
 
 import ml_collections
 
-from configs import common
+from configs import common, common_data
 
 # Pixels, rate, stochastic depth, images of a process.
 SIZES = {
@@ -65,7 +65,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     variant=tuple(SIZES),
     finetune=None,
     pixels=tuple(FINETUNE),
-    dataset='imagenet2012',
+    data='imagenet2012',
     data_dir=None,
     smoke=False,
   )
@@ -81,14 +81,18 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   elif options.pixels != 224:
     raise ValueError('pixels= goes with finetune=; sizes of training are fixed')
 
+  train, val, _ = common_data.splits(
+    options.data, tfds=('train', 'validation', None)
+  )
+
   def data(split):
-    return common.images(options.dataset, split, options.data_dir)
+    return common_data.images(options.data, split, options.data_dir)
 
   config = ml_collections.ConfigDict()
   config.model = dict(
     name='vit',
     variant=options.variant,
-    num_classes=1000,
+    num_classes=common_data.num_classes(options.data, default=1000),
     pooling='token',
     activation='gelu',
     layer_scale=1e-4,
@@ -103,7 +107,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     config.init_from = [dict(weights=options.finetune, into='params')]
     config.objective = dict(name='supervised', loss='softmax')
     config.input = dict(
-      data=data('train'),
+      data=data(train),
       ops=f"{crop}|rand_augment('rand-m9-mstd0.5-inc1')",
       device_ops=f"normalize('imagenet')|{mix}, label_smoothing=0.1)",
       batch_size=512,
@@ -122,7 +126,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
       class_reduction='mean',
     )
     config.input = dict(
-      data=data('train'),
+      data=data(train),
       ops=f'{crop}|three_augment|color_jitter(0.3, 0.3, 0.3)',
       device_ops=f"normalize('imagenet')|{mix}){rest}",
       batch_size=2048,
@@ -142,7 +146,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     val=dict(
       name='classification',
       every_epochs=10.0,
-      data=data('validation'),
+      data=data(val),
       ops=EVAL_OPS.format(pixels),
     )
   )

@@ -5,14 +5,14 @@ settings of the commands in README_revenge.md of facebookresearch/deit. Run the
 two with
 
   python -m vit_jax.main --workdir=runs/deit3_b16_i21k \
-      --config=configs/deit3_i21k.py:variant=B/16,dataset=records:/data/i21k
+      --config=configs/deit3_i21k.py:variant=B/16,data=records:/data/i21k
   python -m vit_jax.main --workdir=runs/deit3_b16_i21k_i1k \
       --config=configs/deit3_i21k.py:variant=B/16,finetune=runs/deit3_b16_i21k
 
 where /data/i21k is what vit_jax.data.prepare made of the tar files
-(docs/data.md); dataset=folder:/path names image folders (train/<class>/). The
+(docs/data.md); data=/path may also be a folder of images (train/<class>/). The
 authors have the 21,841 classes of the Fall 2011 release; add num_classes=19167
-for Winter 2021. Fine-tuning reads ImageNet-1k from TFDS, or from what dataset=
+for Winter 2021. Fine-tuning reads ImageNet-1k from TFDS, or from what data=
 names. The first 51,200 images of ImageNet-21k are kept for evaluation here.
 
 240 epochs of 224 px (H/14: 90 of 128 px), then 50 of 224 px. Hardware, of the
@@ -29,7 +29,7 @@ here.
 
 import ml_collections
 
-from configs import common
+from configs import common, common_data
 
 # Epochs and pixels on ImageNet-21k, stochastic depth there and on ImageNet-1k,
 # images of a process.
@@ -56,7 +56,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     arg,
     variant=tuple(SIZES),
     finetune=None,
-    dataset=None,
+    data=None,
     data_dir=None,
     num_classes=0,
     smoke=False,
@@ -64,22 +64,27 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   epochs, pixels, *depth_rates, group_size = SIZES[options.variant]
   if options.finetune:
     epochs, pixels = 50.0, 224
-    dataset = options.dataset or 'imagenet2012'
-    train, val = 'train', 'validation'
+    name = options.data or 'imagenet2012'
+    train, val, _ = common_data.splits(name, tfds=('train', 'validation', None))
   else:
-    dataset = options.dataset or 'imagenet21k'
-    split = 'train' if dataset.startswith('folder:') else 'full'
-    train, val = f'{split}[51200:]', f'{split}[:51200]'
+    name = options.data or 'imagenet21k'
+    train, evals = common_data.pretraining_splits(
+      name, held_out=dict(val='[:51200]')
+    )
+    val = evals['val']
+  num_classes = common_data.num_classes(
+    name, options.num_classes, default=1000 if options.finetune else 21_841
+  )
 
   def data(split):
-    return common.images(dataset, split, options.data_dir)
+    return common_data.images(name, split, options.data_dir)
 
   config = ml_collections.ConfigDict()
   config.total_epochs = epochs
   config.model = dict(
     name='vit',
     variant=options.variant,
-    num_classes=options.num_classes or (1000 if options.finetune else 21_841),
+    num_classes=num_classes,
     pooling='token',
     activation='gelu',
     layer_scale=1e-4,

@@ -8,7 +8,7 @@ code (facebookresearch/deit, main.py, with timm 0.3.2). Run it with
       --workdir=runs/deit_b16
 
 after preparing imagenet2012 for TFDS, or on image folders (train/, val/) with
-configs/deit_b16_i1k.py:variant=B/16,dataset=folder:/path/to/imagenet. B/16 may
+configs/deit_b16_i1k.py:variant=B/16,data=/path/to/imagenet. B/16 may
 go on to 30 epochs at 384 px, with the command of README_deit.md:
 
   python -m vit_jax.main --workdir=runs/deit_b16_384 \
@@ -31,7 +31,7 @@ are Xavier uniform, the head starts at zero). Not run here.
 
 import ml_collections
 
-from configs import common
+from configs import common, common_data
 
 # Images of a process of the authors' runs.
 GROUP_SIZE = {'B/16': 64, 'S/16': 256, 'Ti/16': 256}
@@ -51,7 +51,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     arg,
     variant=tuple(GROUP_SIZE),
     finetune=None,
-    dataset='imagenet2012',
+    data='imagenet2012',
     data_dir=None,
     smoke=False,
   )
@@ -67,15 +67,19 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     f'group_size={group_size})'
   )
 
+  train, val, _ = common_data.splits(
+    options.data, tfds=('train', 'validation', None)
+  )
+
   def data(split):
-    return common.images(options.dataset, split, options.data_dir)
+    return common_data.images(options.data, split, options.data_dir)
 
   config = ml_collections.ConfigDict()
   config.total_epochs = 30.0 if options.finetune else 300.0
   config.model = dict(
     name='vit',
     variant=options.variant,
-    num_classes=1000,
+    num_classes=common_data.num_classes(options.data, default=1000),
     pooling='token',
     activation='gelu',
     stochastic_depth_rate=0.0 if options.finetune else 0.1,
@@ -85,7 +89,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     config.init_from = [dict(weights=options.finetune, into='params')]
   config.objective = dict(name='supervised', loss='softmax')
   config.input = dict(
-    data=data('train'),
+    data=data(train),
     ops=TRAIN_OPS.format(pixels),
     device_ops=(
       "normalize('imagenet')|random_erasing(0.25, mode='pixel')|" + mix
@@ -107,7 +111,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     val=dict(
       name='classification',
       every_epochs=10.0,
-      data=data('validation'),
+      data=data(val),
       ops=EVAL_OPS.format(pixels * 256 // 224, pixels),
     )
   )

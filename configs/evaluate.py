@@ -1,16 +1,20 @@
 r"""Judges the features of any weights: few-shot, k-NN and a linear classifier.
 
   python -m vit_jax.main --workdir=runs/judged \
-    --config=configs/evaluate.py:model=augreg-B/16,dataset=folder:/data/pets
+    --config=configs/evaluate.py:model=augreg-B/16,data=/data/pets
 
-  model       a published name (pretrained/published.py lists them), the folder
-              of a run of yours, or a .safetensors file of ours
-  weights     where they lie, if `model` alone does not say it
-  dataset     folder:/path, which has /path/train/<class>/*.jpg and
-              /path/test/...; or one of TFDS with num_classes
-  train, test    splits
-  resolution  in pixels, 224 if not given; position tables are resized. For a
-              run and a file it must be given
+  model       what vit_jax.load takes: a published name
+              (pretrained/published.py lists them), the folder of a run of
+              yours, a file (.safetensors, .npz, .pth), a folder of timm or
+              Hugging Face
+  weights     where the weights are, if `model` does not say it
+  data        /path with train/<class>/ and test/<class>/ (or val/), or with
+              <class>/ alone; or a dataset of TFDS with num_classes
+              (configs/common_data.py)
+  train, test    splits; the test images are those of test/, or else of val/, or
+              else held out of the others
+  resolution  in pixels; that of a run and of a file of ours, else 224. Position
+              tables are resized
   data_dir    of TFDS
 
 Nothing is trained but the linear classifiers: the run has no steps, and its
@@ -22,7 +26,7 @@ trained.
 
 import ml_collections
 
-from configs import common, common_weights
+from configs import common, common_data, common_weights
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
@@ -31,22 +35,26 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     arg,
     model='augreg-B/16',
     weights=None,
-    dataset='cifar10',
+    data='cifar10',
     num_classes=0,
-    train='train',
-    test='test',
+    train=None,
+    test=None,
     resolution=0,
     data_dir=None,
     smoke=False,
   )
-  num_classes = common.num_classes(options.dataset, options.num_classes)
-  model, device_ops, size = common_weights.model_of(options.model, 224)
-  size = options.resolution or size
-  if size is None:
-    raise ValueError(f'model={options.model} needs resolution=, in pixels')
+  num_classes = common_data.num_classes(options.data, options.num_classes)
+  train, val, test = common_data.splits(options.data)
+  model, device_ops, size = common_weights.model_of(
+    options.model, 224, resolution=options.resolution
+  )
+
+  def data(split):
+    return common_data.images(options.data, split, options.data_dir)
+
   splits = dict(
-    data_train=common.images(options.dataset, options.train, options.data_dir),
-    data_test=common.images(options.dataset, options.test, options.data_dir),
+    data_train=data(options.train or train),
+    data_test=data(options.test or test or val),
   )
   ops = (
     f"decode|resize_small({round(size * 256 / 224)}, method='area')"
@@ -65,7 +73,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   ]
   config.objective = dict(name='supervised')
   config.input = dict(
-    data=splits['data_train'], ops=ops, device_ops=device_ops, batch_size=32
+    data=splits['data_train'], ops=ops, batch_size=32, **device_ops
   )
   config.optimizer = dict(name='sgd', learning_rate=1.0, schedule='constant')
   config.evals = {

@@ -14,7 +14,7 @@ cool-down can be resumed with a larger total_steps, and a cool-down can be
 branched off from any of them.
 
 The authors had JFT-3B (29,593 classes), which is not public. The default here
-is ImageNet-21k, prepared as vit_i21k.py says (dataset=folder:/path and
+is ImageNet-21k, prepared as vit_i21k.py says (data=/path and
 data_dir=/path work here too); a million steps are over 1,100 epochs of it, so
 set --config.total_steps and think of augmentation.
 
@@ -31,7 +31,7 @@ tells whether it fits. Expected, of the authors with JFT-3B: G/14 fine-tuned
 
 import ml_collections
 
-from configs import common
+from configs import common, common_data
 
 TRAIN_OPS = (
   "decode|random_resized_crop(224, sampling='tensorflow', antialias=False)"
@@ -45,15 +45,17 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   options = common.parse_arg(
     arg,
     variant=('g/14', 'G/14'),
-    dataset='imagenet21k',
+    data='imagenet21k',
     data_dir=None,
     fsdp=16,
     smoke=False,
   )
-  split = 'train' if options.dataset.startswith('folder:') else 'full'
+  train, evals = common_data.pretraining_splits(
+    options.data, held_out=dict(test='[:25600]', val='[25600:51200]')
+  )
 
-  def data(part):
-    return common.images(options.dataset, split + part, options.data_dir)
+  def data(split):
+    return common_data.images(options.data, split, options.data_dir)
 
   config = ml_collections.ConfigDict()
   config.total_steps = 1_000_000
@@ -61,7 +63,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.model = dict(
     name='vit',
     variant=options.variant,
-    num_classes=21_843,
+    num_classes=common_data.num_classes(options.data, default=21_843),
     pooling='map',
     head_bias_init=-10.0,
     dtype='bfloat16',  # As TPUs multiply; parameters and norms are float32.
@@ -70,7 +72,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   )
   config.objective = dict(name='supervised', loss='sigmoid')
   config.input = dict(
-    data=data('[51200:]'),
+    data=data(train),
     ops=TRAIN_OPS,
     device_ops='normalize(-1, 1)',
     batch_size=16_384,
@@ -91,15 +93,15 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     grad_clip_norm=1.0,
   )
 
-  def top1(part):
+  def top1(split):
     return dict(
       name='classification',
       every_steps=10_000,
       loss='sigmoid',
-      data=data(part),
+      data=data(split),
       ops=EVAL_OPS,
     )
 
-  config.evals = dict(test=top1('[:25600]'), val=top1('[25600:51200]'))
+  config.evals = {name: top1(split) for name, split in evals.items()}
   config.checkpoint = dict(every_steps=1000, keep_every_steps=10_000)
   return common.smoke(config) if options.smoke else config

@@ -8,7 +8,7 @@ here are those for L/16 on this data, see vit_l16_i21k.py, and clipping to norm
   python -m vit_jax.main --config=configs/vit_h14_i21k.py \
       --workdir=runs/vit_h14_i21k
 
-Data: see vit_i21k.py; dataset=folder:/path and data_dir=/path work here too.
+Data: see vit_i21k.py; data=/path and data_dir=/path work here too.
 
 Hardware: 256 TPU chips. The parameters, their moments and the batch are split
 over fsdp=16 neighbours, and there are as many such groups as chips allow;
@@ -23,7 +23,7 @@ tells whether it fits. Expected: 49 % of the validation images get a right class
 
 import ml_collections
 
-from configs import common
+from configs import common, common_data
 
 TRAIN_OPS = (
   "decode|random_resized_crop(224, sampling='tensorflow', antialias=False)"
@@ -35,12 +35,14 @@ EVAL_OPS = "decode|resize_small(256, method='area')|central_crop(224)"
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
   """Returns the config; options are in the header of this file."""
   options = common.parse_arg(
-    arg, dataset='imagenet21k', data_dir=None, fsdp=16, smoke=False
+    arg, data='imagenet21k', data_dir=None, fsdp=16, smoke=False
   )
-  split = 'train' if options.dataset.startswith('folder:') else 'full'
+  train, evals = common_data.pretraining_splits(
+    options.data, held_out=dict(test='[:25600]', val='[25600:51200]')
+  )
 
-  def data(part):
-    return common.images(options.dataset, split + part, options.data_dir)
+  def data(split):
+    return common_data.images(options.data, split, options.data_dir)
 
   config = ml_collections.ConfigDict()
   config.total_epochs = 90.0
@@ -48,7 +50,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.model = dict(
     name='vit',
     variant='H/14',
-    num_classes=21_843,
+    num_classes=common_data.num_classes(options.data, default=21_843),
     pooling='token',
     representation_size=True,
     dropout_rate=0.1,
@@ -59,7 +61,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   )
   config.objective = dict(name='supervised', loss='sigmoid')
   config.input = dict(
-    data=data('[51200:]'),
+    data=data(train),
     ops=TRAIN_OPS,
     device_ops='normalize(-1, 1)',
     batch_size=4096,
@@ -75,15 +77,15 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     mu_dtype='bfloat16',
   )
 
-  def top1(part):
+  def top1(split):
     return dict(
       name='classification',
       every_steps=10_000,
       loss='sigmoid',
-      data=data(part),
+      data=data(split),
       ops=EVAL_OPS,
     )
 
-  config.evals = dict(test=top1('[:25600]'), val=top1('[25600:51200]'))
+  config.evals = {name: top1(split) for name, split in evals.items()}
   config.checkpoint = dict(every_steps=5000)
   return common.smoke(config) if options.smoke else config

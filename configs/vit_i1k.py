@@ -8,7 +8,7 @@ configs/vit_i1k.py. Run it with
       --workdir=runs/vit_i1k
 
 after preparing imagenet2012 for TFDS, or on image folders (train/, val/) with
-configs/vit_i1k.py:variant=B/16,dataset=folder:/path/to/imagenet.
+configs/vit_i1k.py:variant=B/16,data=/path/to/imagenet.
 
 Hardware: a TPU pod slice that holds a batch of 4096. Expected: about 79 % top-1
 for B/16 (its authors, google-research/big_vision issue 7). Each model has the
@@ -20,7 +20,7 @@ here.
 
 import ml_collections
 
-from configs import common
+from configs import common, common_data
 
 AUGMENTATION = {
   'B/16': 'medium2',
@@ -43,7 +43,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     arg,
     variant=tuple(AUGMENTATION),
     augmentation=None,
-    dataset='imagenet2012',
+    data='imagenet2012',
     data_dir=None,
     smoke=False,
   )
@@ -51,8 +51,10 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     options.augmentation or AUGMENTATION[options.variant], flavour='compat'
   )
 
+  train, evals = common_data.imagenet_splits(options.data)
+
   def data(split):
-    return common.images(options.dataset, split, options.data_dir)
+    return common_data.images(options.data, split, options.data_dir)
 
   device_ops = 'normalize(-1, 1)'
   if mixup:
@@ -62,7 +64,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.model = dict(
     name='vit',
     variant=options.variant,
-    num_classes=1000,
+    num_classes=common_data.num_classes(options.data, default=1000),
     pooling='token',
     representation_size=True,
     head_bias_init=-6.9,  # log(1 / 1000): what a sigmoid loss starts best from.
@@ -70,7 +72,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   )
   config.objective = dict(name='supervised', loss='sigmoid')
   config.input = dict(
-    data=data('train[:99%]'),
+    data=data(train),
     ops=f'{TRAIN_OPS}|{randaug}' if randaug else TRAIN_OPS,
     device_ops=device_ops,
     batch_size=4096,
@@ -94,11 +96,6 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
       ops=EVAL_OPS,
     )
 
-  # `minival` is what choices may be made on; `val` is what papers report.
-  config.evals = dict(
-    train=top1('train[:2%]'),
-    minival=top1('train[99%:]'),
-    val=top1('validation'),
-  )
+  config.evals = {name: top1(split) for name, split in evals.items()}
   config.checkpoint = dict(every_steps=1000)
   return common.smoke(config) if options.smoke else config

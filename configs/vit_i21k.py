@@ -6,11 +6,13 @@ of the checkpoints that its authors recommend for each model. Run it with
   python -m vit_jax.main --config=configs/vit_i21k.py:variant=B/16 \
       --workdir=runs/vit_i21k
 
-TFDS has no recipe to prepare ImageNet-21k. A prepared one (its folder holds
-imagenet21k/1.0.0/ with the split `full`) is named with
-configs/vit_i21k.py:variant=B/16,data_dir=/path; image folders (train/<class>/)
-with configs/vit_i21k.py:variant=B/16,dataset=folder:/path. The releases differ
-in their classes: set --config.model.num_classes=21841 where yours has as many.
+TFDS has no recipe to prepare ImageNet-21k. Prepare the downloaded tars with
+vit_jax.data.prepare (docs/data.md) and name the result, or a folder of images
+(<class>/, or train/<class>/), with configs/vit_i21k.py:variant=B/16,data=/path;
+one that was prepared for TFDS (imagenet21k/1.0.0/ with the split `full`) is
+found with data_dir=/path. The releases differ in their classes: those of a path
+are counted, for TFDS set --config.model.num_classes=21841 where yours has as
+many.
 
 Hardware: a TPU pod slice that holds a batch of 4096. Expected, ImageNet-1k
 top-1 of the recommended checkpoint fine-tuned at 384 px for 20,000 steps
@@ -26,7 +28,7 @@ here.
 
 import ml_collections
 
-from configs import common
+from configs import common, common_data
 
 # variant: weight decay and augmentation, from the names of the recommended
 # checkpoints, e.g. B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0.
@@ -51,7 +53,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     arg,
     variant=tuple(RECOMMENDED),
     augmentation=None,
-    dataset='imagenet21k',
+    data='imagenet21k',
     data_dir=None,
     smoke=False,
   )
@@ -59,10 +61,12 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   randaug, mixup = common.augreg(
     options.augmentation or augmentation, flavour='compat'
   )
-  split = 'train' if options.dataset.startswith('folder:') else 'full'
+  train, evals = common_data.pretraining_splits(
+    options.data, held_out=dict(test='[:25600]', val='[25600:51200]')
+  )
 
-  def data(part):
-    return common.images(options.dataset, split + part, options.data_dir)
+  def data(split):
+    return common_data.images(options.data, split, options.data_dir)
 
   device_ops = 'normalize(-1, 1)'
   if mixup:
@@ -72,14 +76,14 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.model = dict(
     name='vit',
     variant=options.variant,
-    num_classes=21_843,
+    num_classes=common_data.num_classes(options.data, default=21_843),
     pooling='token',
     head_bias_init=-10.0,
     dtype='bfloat16',  # As TPUs multiply; parameters and norms are float32.
   )
   config.objective = dict(name='supervised', loss='sigmoid')
   config.input = dict(
-    data=data('[51200:]'),
+    data=data(train),
     ops=f'{TRAIN_OPS}|{randaug}' if randaug else TRAIN_OPS,
     device_ops=device_ops,
     batch_size=4096,
@@ -94,15 +98,15 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     mu_dtype='bfloat16',
   )
 
-  def top1(part):
+  def top1(split):
     return dict(
       name='classification',
       every_steps=10_000,
       loss='sigmoid',
-      data=data(part),
+      data=data(split),
       ops=EVAL_OPS,
     )
 
-  config.evals = dict(test=top1('[:25600]'), val=top1('[25600:51200]'))
+  config.evals = {name: top1(split) for name, split in evals.items()}
   config.checkpoint = dict(every_steps=5000)
   return common.smoke(config) if options.smoke else config

@@ -7,12 +7,14 @@ google-research/vision_transformer (2, 28, 34, 124). Run it with
   python -m vit_jax.main --config=configs/vit_l16_i21k.py \
       --workdir=runs/vit_l16_i21k
 
-TFDS has no recipe to prepare ImageNet-21k. A prepared one (its folder holds
-imagenet21k/1.0.0/ with the split `full`) is named with
-configs/vit_l16_i21k.py:data_dir=/path; image folders (train/<class>/) with
-configs/vit_l16_i21k.py:dataset=folder:/path. The releases differ in their
-classes: set --config.model.num_classes=21841 where yours has as many. The
-authors removed duplicates of their test images, which left about 12.4 million.
+TFDS has no recipe to prepare ImageNet-21k. Prepare the downloaded tars with
+vit_jax.data.prepare (docs/data.md) and name the result, or a folder of images
+(<class>/, or train/<class>/), with configs/vit_l16_i21k.py:data=/path; one that
+was prepared for TFDS (imagenet21k/1.0.0/ with the split `full`) is found with
+data_dir=/path. The releases differ in their classes: those of a path are
+counted, for TFDS set --config.model.num_classes=21841 where yours has as many.
+The authors removed duplicates of their test images, which left about 12.4
+million.
 
 The weight decay is 0.1, as section 4.1 says; appendix B.1 and the authors'
 issue 2 have 0.03 for ImageNet-21k: choose it with weight_decay=0.03.
@@ -25,7 +27,7 @@ flips are all the augmentation of this pre-training. Not run here.
 
 import ml_collections
 
-from configs import common
+from configs import common, common_data
 
 TRAIN_OPS = (
   "decode|random_resized_crop(224, sampling='tensorflow', antialias=False)"
@@ -38,22 +40,24 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   """Returns the config; options are in the header of this file."""
   options = common.parse_arg(
     arg,
-    dataset='imagenet21k',
+    data='imagenet21k',
     data_dir=None,
     weight_decay=0.1,
     smoke=False,
   )
-  split = 'train' if options.dataset.startswith('folder:') else 'full'
+  train, evals = common_data.pretraining_splits(
+    options.data, held_out=dict(test='[:25600]', val='[25600:51200]')
+  )
 
-  def data(part):
-    return common.images(options.dataset, split + part, options.data_dir)
+  def data(split):
+    return common_data.images(options.data, split, options.data_dir)
 
   config = ml_collections.ConfigDict()
   config.total_epochs = 90.0
   config.model = dict(
     name='vit',
     variant='L/16',
-    num_classes=21_843,
+    num_classes=common_data.num_classes(options.data, default=21_843),
     pooling='token',
     representation_size=True,
     dropout_rate=0.1,
@@ -62,7 +66,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   )
   config.objective = dict(name='supervised', loss='sigmoid')
   config.input = dict(
-    data=data('[51200:]'),
+    data=data(train),
     ops=TRAIN_OPS,
     device_ops='normalize(-1, 1)',
     batch_size=4096,
@@ -78,15 +82,15 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     weight_decay=options.weight_decay,
   )
 
-  def top1(part):
+  def top1(split):
     return dict(
       name='classification',
       every_steps=10_000,
       loss='sigmoid',
-      data=data(part),
+      data=data(split),
       ops=EVAL_OPS,
     )
 
-  config.evals = dict(test=top1('[:25600]'), val=top1('[25600:51200]'))
+  config.evals = {name: top1(split) for name, split in evals.items()}
   config.checkpoint = dict(every_steps=5000)
   return common.smoke(config) if options.smoke else config

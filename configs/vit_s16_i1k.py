@@ -7,7 +7,7 @@ big_vision's configs/vit_s16_i1k.py. Run it with
       --workdir=runs/vit_s16_i1k
 
 after preparing imagenet2012 for TFDS, or on image folders (train/, val/) with
-configs/vit_s16_i1k.py:epochs=90,dataset=folder:/path/to/imagenet.
+configs/vit_s16_i1k.py:epochs=90,data=/path/to/imagenet.
 
 Hardware: the authors took 6 to 7 hours for 90 epochs on a TPU v3-8.
 Top-1 on the validation set, by the authors:
@@ -23,7 +23,7 @@ revisited"). Mixup has one weight a step, as theirs. Not run here.
 
 import ml_collections
 
-from configs import common
+from configs import common, common_data
 
 TRAIN_OPS = (
   "decode|random_resized_crop(224, sampling='tensorflow', antialias=False)"
@@ -38,20 +38,22 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   options = common.parse_arg(
     arg,
     epochs=(90, 150, 300),
-    dataset='imagenet2012',
+    data='imagenet2012',
     data_dir=None,
     smoke=False,
   )
 
+  train, evals = common_data.imagenet_splits(options.data)
+
   def data(split):
-    return common.images(options.dataset, split, options.data_dir)
+    return common_data.images(options.data, split, options.data_dir)
 
   config = ml_collections.ConfigDict()
   config.total_epochs = float(options.epochs)
   config.model = dict(
     name='vit',
     variant='S/16',
-    num_classes=1000,
+    num_classes=common_data.num_classes(options.data, default=1000),
     position='sincos2d',
     pooling='mean',
     representation_size=True,
@@ -59,7 +61,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   )
   config.objective = dict(name='supervised', loss='softmax')
   config.input = dict(
-    data=data('train[:99%]'),
+    data=data(train),
     ops=TRAIN_OPS,
     device_ops=DEVICE_OPS,
     batch_size=1024,
@@ -79,11 +81,6 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
       name='classification', every_steps=2500, data=data(split), ops=EVAL_OPS
     )
 
-  # `minival` is what choices may be made on; `val` is what papers report.
-  config.evals = dict(
-    train=top1('train[:2%]'),
-    minival=top1('train[99%:]'),
-    val=top1('validation'),
-  )
+  config.evals = {name: top1(split) for name, split in evals.items()}
   config.checkpoint = dict(every_steps=1000)
   return common.smoke(config) if options.smoke else config

@@ -97,6 +97,7 @@ CASES = [
 NUM_PARAMETERS = {
   'quickstart': 450_538,
   'cifar10': 678_410,
+  'scratch': 2_045_821,
   # B/16 has 86,567,656 at 224 pixels, with 1000 classes and a position for the
   # class token; 24 x 24 positions, 100 classes.
   'finetune': 86_567_656 + 768 * (24**2 - 197) - 769 * 900,
@@ -289,6 +290,11 @@ def test_options_take_the_type_of_their_default():
   )
 
 
+def test_dataset_is_an_older_spelling_of_data():
+  for text in ('dataset=folder:/x', 'data=folder:/x', 'folder:/x'):
+    assert common.parse_arg(text, data='cifar10').data == 'folder:/x'
+
+
 def test_a_bare_word_is_the_first_option():
   for text in ('S/16', 'S/16,smoke', 'smoke,S/16', 'variant=S/16'):
     assert common.parse_arg(text, **OPTIONS).variant == 'S/16'
@@ -310,23 +316,6 @@ def test_a_bare_word_is_the_first_option():
 def test_a_wrong_option_is_an_error_that_lists_the_choices(text, message):
   with pytest.raises(ValueError, match=message):
     common.parse_arg(text, **OPTIONS)
-
-
-def test_images_lie_in_a_folder_or_in_tfds():
-  records = common.images('records:/data/x', 'validation[:10%]')
-  assert records.to_dict() == dict(
-    name='array_record', data_dir='/data/x', split='validation[:10%]'
-  )
-  folder = common.images('folder:/data/x', 'validation[:10%]')
-  assert folder.to_dict() == dict(
-    name='image_folder', data_dir='/data/x', split='val[:10%]'
-  )
-  tfds = common.images('imagenet2012', 'validation', '/tfds')
-  assert tfds.to_dict() == dict(
-    name='tfds', dataset='imagenet2012', split='validation', data_dir='/tfds'
-  )
-  with pytest.raises(ValueError, match="data_dir='/x' has no effect"):
-    common.images('folder:/data', 'train', '/x')
 
 
 def test_augreg_strengths_are_those_of_the_paper():
@@ -355,7 +344,7 @@ def test_loading_a_recipe_imports_nothing_heavy():
     'import importlib, sys\n'
     f'for name in {RECIPES}:\n'
     "  importlib.import_module(f'configs.{name}').get_config('')\n"
-    "print([m for m in ('jax', 'numpy', 'vit_jax') if m in sys.modules])"
+    "print([m for m in ('jax', 'numpy') if m in sys.modules])"
   )
   done = subprocess.run(
     [sys.executable, '-c', code],

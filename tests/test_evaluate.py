@@ -33,10 +33,7 @@ def test_weights_in_a_file_are_judged_by_three_protocols(
   folder, tiny_weights, tmp_path
 ):
   our_files.write(tiny_weights(num_classes=5), tmp_path / 'w.safetensors')
-  config = (
-    f'{RECIPE}:model={tmp_path / "w.safetensors"},dataset=folder:{folder},'
-    'resolution=16'
-  )
+  config = f'{RECIPE}:model={tmp_path / "w.safetensors"},data={folder}'
   workdir = tmp_path / 'run'
   assert not main.main([f'--config={config}', f'--workdir={workdir}'])
   (row,) = (workdir / 'metrics.jsonl').read_text().splitlines()
@@ -49,7 +46,7 @@ def test_weights_in_a_file_are_judged_by_three_protocols(
 
 
 def test_a_dataset_without_a_known_number_of_classes_is_refused():
-  with pytest.raises(ValueError, match=r'dataset=my_data .*add num_classes='):
+  with pytest.raises(ValueError, match=r'data=my_data .*add num_classes='):
     evaluate.get_config('dataset=my_data')
   config = evaluate.get_config('dataset=my_data,num_classes=7')
   assert config.model.num_classes == 7

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import common_weights
+from configs import common_data as finetune_data, common_weights
 from vit_jax import config_file, lookup, train, trees
 from vit_jax.errors import UserError
 from vit_jax.models import vit
@@ -98,11 +98,11 @@ def test_a_dataset_has_the_settings_of_its_authors(dataset):
 
 def test_a_folder_has_free_settings():
   config = load(
-    'dataset=folder:/data/x,num_classes=7,train=train,val=validation,test=test,'
+    'data=folder:/no/x,num_classes=7,train=train,val=validation,test=test,'
     'steps=60,crop=resize,resolution=96,model=dino-S/16,weights=/data/w.pth'
   )
   assert config.input.data.to_dict() == dict(
-    name='image_folder', data_dir='/data/x', split='train'
+    name='image_folder', data_dir='/no/x', split='train'
   )
   assert config.evals.val.data.split == 'val'
   assert config.evals.test.data.split == 'test'
@@ -113,18 +113,66 @@ def test_a_folder_has_free_settings():
   assert config.total_steps == 60 and config.optimizer.warmup_steps == 12
   assert config.model.num_classes == 7
   assert config.init_from[0]['weights'] == '/data/w.pth'
-  config = load('dataset=folder:/data/x,num_classes=7')
-  assert config.input.data.split == 'train[:90%]'
-  assert list(config.evals) == ['val'] and config.total_steps == 500
 
 
-def test_the_classes_of_a_folder_are_counted(tmp_path):
-  for name in ('train/cat', 'train/dog', 'train/.thumbs', 'test/cat'):
-    (tmp_path / name).mkdir(parents=True)
-  (tmp_path / 'train/readme.txt').touch()
-  assert load(f'dataset=folder:{tmp_path}').model.num_classes == 2
-  given = load(f'dataset=folder:{tmp_path},num_classes=7')
-  assert given.model.num_classes == 7
+def _folders(root, *names, count=1):
+  for name in names:
+    (root / name).mkdir(parents=True)
+    for i in range(count):
+      (root / name / f'{i}.jpg').touch()
+
+
+def test_a_users_validation_folder_is_what_is_evaluated(tmp_path):
+  _folders(tmp_path, 'train/cat', 'train/dog', 'train/.thumbs', 'val/cat')
+  config = load(f'data={tmp_path}')
+  assert config.model.num_classes == 2
+  assert config.input.data.split == 'train'
+  assert config.evals.val.data.split == 'val' and list(config.evals) == ['val']
+  assert config.pictures.predictions.data.split == 'val'
+  assert load(f'data={tmp_path},num_classes=7').model.num_classes == 7
+  _folders(tmp_path, 'test/cat')
+  config = load(f'data={tmp_path}')
+  splits = [config.evals[name].data.split for name in ('val', 'test')]
+  assert splits == ['val', 'test']
+  config = load(f'data={tmp_path},train=train[:50%],val=train[50%:]')
+  assert config.evals.val.data.split == 'train[50%:]'
+
+
+def test_the_plan_goes_with_the_number_of_images(tmp_path, capsys):
+  _folders(tmp_path / 'small', 'train/cat', 'val/cat', count=220)
+  _folders(tmp_path / 'tiny', 'train/cat', 'val/cat', count=5)
+  config = load(f'data={tmp_path}/small')
+  # 220 / 8 = 27.5; 20 * 220 / 16 = 275; 0.01 * sqrt(16 / 512).
+  assert config.input.batch_size == 16 and config.total_steps == 275
+  assert config.optimizer.learning_rate == 0.0018
+  assert config.optimizer.warmup_steps == 55
+  assert config.evals.val.every_steps == 13
+  assert capsys.readouterr().err == (
+    'finetune.py: about 220 training images: 275 steps of 16 images, 20 epochs,'
+    ' 384 x 384 pixels\n'
+  )
+  config = load(f'data={tmp_path}/small,steps=40,optimizer=adamw')
+  assert config.input.batch_size == 16 and config.total_steps == 40
+  assert config.optimizer.learning_rate == 1.8e-5
+  assert '2.91 epochs' in capsys.readouterr().err
+  config = load(f'data={tmp_path}/tiny')
+  assert config.input.batch_size == 8 and config.total_steps == 13
+
+
+def test_large_data_has_the_published_plan(tmp_path, capsys, monkeypatch):
+  _folders(tmp_path, 'train/cat', 'val/cat')
+  for count, steps in ((12_800, 500), (4096, 160)):
+    monkeypatch.setattr(
+      finetune_data, 'num_training_images', lambda *_, n=count, **__: n
+    )
+    config = load(f'data={tmp_path}')
+    assert config.input.batch_size == 512 and config.total_steps == steps
+    assert config.optimizer.learning_rate == 0.01
+    assert bool(capsys.readouterr().err) == (steps < 500)
+  monkeypatch.undo()
+  load('data=cifar100')
+  load('data=my_data,num_classes=7')
+  assert not capsys.readouterr().err
 
 
 def test_adamw_takes_the_place_of_sgd_and_what_belongs_to_it():
@@ -145,10 +193,8 @@ def test_adamw_takes_the_place_of_sgd_and_what_belongs_to_it():
 @pytest.mark.parametrize(
   'arg, message',
   [
-    ('dataset=folder:/x', 'dataset=folder:/x .*cifar100.*add num_classes='),
-    ('model=augrg-B/16', 'neither a published name, .* augreg, .*mae, nor a'),
-    ('model=augreg-B16', r'weights=augreg-B16, .*vit_jax\.convert augreg-B16'),
-    ('model=/no/x.safetensors', 'neither a published name'),
+    ('dataset=folder:/x', 'data=folder:/x .*cifar100.*add num_classes='),
+    ('data=folder:/x,model=/no/y', 'add num_classes='),
     ('crop=central', "crop='central': expected one of inception, resmall, res"),
     ('optimizer=lion', "optimizer='lion': expected one of sgd, adamw"),
     ('freeze,layer_decay=0.5', 'only the head learns: remove layer_decay'),
@@ -181,12 +227,34 @@ def test_a_run_gives_its_model_and_normalisation(tmp_path):
     input=dict(device_ops="mixup(0.2) | normalize('imagenet')|erase(0.1)"),
   )
   (tmp_path / 'config.json').write_text(json.dumps(run))
-  arg = f'model={tmp_path},dataset=cifar10'
+  arg = f'model={tmp_path},data=cifar10'
   config = load(f'{arg},resolution=32')
   assert config.model.to_dict() == KEPT | dict(num_classes=10)
   assert config.input.device_ops == "normalize('imagenet')"
-  with pytest.raises(UserError, match='needs resolution=, in pixels'):
+  with pytest.raises(UserError, match='give resolution=, in pixels'):
     load(arg)
+  for path in ('checkpoints', 'checkpoints/20'):
+    assert load(f'model={tmp_path}/{path},resolution=32').model.pooling
+
+
+@pytest.mark.parametrize(
+  'train_ops, eval_ops, size',
+  [
+    ('decode|random_crop(32, padding=4)|flip_lr', 'decode', 32),
+    ('decode', "decode|resize_small(55, method='area')|central_crop(48)", 48),
+    ('decode', 'decode|resize((40, 40), antialias=False)', 40),
+    ('random_resized_crop(8, scale=(0.6, 1.0))', '', 8),
+  ],
+)
+def test_a_run_gives_its_resolution(train_ops, eval_ops, size, tmp_path):
+  run = dict(
+    model=KEPT,
+    input=dict(ops=train_ops, device_ops=''),
+    evals=dict(val=dict(ops=eval_ops)),
+  )
+  (tmp_path / 'config.json').write_text(json.dumps(run))
+  config = load(f'model={tmp_path},data=cifar10')
+  assert config.evals.val.ops.endswith(f'central_crop({size})')
 
 
 def test_a_file_of_ours_gives_its_model_and_normalisation(tmp_path):
@@ -197,12 +265,15 @@ def test_a_file_of_ours_gives_its_model_and_normalisation(tmp_path):
   weights = catalog.Weights(
     params=jax.tree.map(lambda x: np.zeros(x.shape, 'f'), shapes),
     model=section,
-    preprocess=dict(device_ops='normalize(0, 1)'),
+    preprocess=dict(
+      device_ops='normalize(0, 1)', ops='decode|resize(20)|central_crop(16)'
+    ),
   )
   catalog.save(weights, path)
-  config = load(f'model={path},dataset=cifar10,resolution=32')
+  config = load(f'model={path},data=cifar10')
   assert config.model.to_dict() == KEPT | dict(num_classes=10)
   assert config.input.device_ops == 'normalize(0, 1)'
+  assert config.evals.val.ops.endswith('central_crop(16)')
 
 
 @pytest.fixture(scope='module')

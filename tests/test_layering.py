@@ -128,8 +128,10 @@ def test_configs_import_only_ml_collections_and_common(file):
     for module in imports(file.read_text())
     if module.split('.')[0] not in allowed
     and not module.startswith('configs.common')
-    # Files of users must be read with the same bounds everywhere.
+    # Files and folders of users are read by the same rules everywhere; these
+    # two import neither jax nor numpy.
     and not module.startswith('vit_jax.pretrained.bounded_read')
+    and not module.startswith('vit_jax.data.layout')
   }
   assert wrong == set()
 

@@ -188,3 +188,87 @@ def test_slices_share_nothing_and_keep_the_class_ids(root):
     for i in range(len(part)):
       name = part.describe(i).split(os.sep)[-2]
       assert part.class_names[part[i]['label']] == name
+
+
+@pytest.fixture
+def flat(tmp_path):
+  for name, count in (('cat', 20), ('dog', 7), ('eel', 1)):
+    for k in range(count):
+      _write(tmp_path / name / f'{k}.png', k)
+  return tmp_path
+
+
+def _paths(split, root, **keys):
+  source = image_folder.Source(split, data_dir=str(root), **keys)
+  return {source.describe(i): source[i]['label'] for i in range(len(source))}
+
+
+def test_classes_without_splits_hold_out_a_part_of_each(flat):
+  train, val, both = (_paths(s, flat) for s in ('train', 'val', 'all'))
+  assert train | val == both and not train.keys() & val.keys()
+  count = [list(val.values()).count(label) for label in range(3)]
+  # A tenth, but at least one of two or more.
+  assert count == [2, 1, 0] and len(both) == 28
+  for path, label in both.items():
+    assert ['cat', 'dog', 'eel'][label] in path
+  assert _paths('val', flat, val_fraction=0.5).keys() > val.keys()
+  # Slices work as in any other split.
+  halves = [_paths(f'train[{s}]', flat) for s in (':50%', '50%:')]
+  assert halves[0] | halves[1] == train
+
+
+def test_what_is_held_out_depends_on_the_names_and_the_seed_alone(flat):
+  first = _paths('val', flat)
+  assert _paths('val', flat) == first != _paths('val', flat, split_seed=1)
+  names = sorted(path[len(str(flat)) :] for path in first)
+  assert names == ['/cat/16.png', '/cat/19.png', '/dog/1.png']
+  # Of other classes nothing changes.
+  for k in range(30):
+    _write(flat / 'yak' / f'{k}.png')
+  assert first.keys() < _paths('val', flat).keys()
+
+
+def test_holding_out_is_said_once(flat, monkeypatch):
+  said = []
+  monkeypatch.setattr(
+    image_folder.logging, 'warning', lambda text, *args: said.append(*args)
+  )
+  for split in ('train', 'val'):
+    image_folder.Source(split, data_dir=str(flat))
+  assert said == [
+    f'{flat} has no train/<class>/: of each of its 3 classes (cat, dog, eel) '
+    '90% of the images are for training, 10% for validation (seed 0)'
+  ]
+
+
+def test_a_class_may_have_the_name_of_a_split(tmp_path):
+  for name in ('bus', 'train'):
+    for k in range(3):
+      _write(tmp_path / name / f'{k}.png')
+  source = image_folder.Source('train', data_dir=str(tmp_path))
+  assert source.class_names == ['bus', 'train'] and len(source) == 4
+
+
+def test_folders_with_other_names_are_splits_when_they_are_asked_for(tmp_path):
+  for name in ('seen/cat', 'seen/dog', 'unseen/dog'):
+    _write(tmp_path / name / '0.png')
+  source = image_folder.Source(
+    'unseen', data_dir=str(tmp_path), classes_from='seen'
+  )
+  assert source.class_names == ['cat', 'dog'] and source[0]['label'] == 1
+
+
+def test_a_training_folder_with_another_name_names_the_classes(tmp_path):
+  for name in ('Training/cat', 'Training/dog', 'Testing/dog'):
+    _write(tmp_path / name / '0.png')
+  source = image_folder.Source('Testing', data_dir=str(tmp_path))
+  assert source.class_names == ['cat', 'dog'] and source[0]['label'] == 1
+
+
+def test_a_wrong_split_of_classes_without_splits_is_an_error(flat):
+  with pytest.raises(
+    UserError, match=r"no folder 'test' .*: cat, dog, eel\. I"
+  ):
+    image_folder.Source('test', data_dir=str(flat))
+  with pytest.raises(UserError, match='val_fraction is between 0 and 1; got 1'):
+    image_folder.Source('val', data_dir=str(flat), val_fraction=1)

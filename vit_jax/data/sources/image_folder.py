@@ -1,34 +1,53 @@
 """Images in one folder a class: `<data_dir>/<split>/<class>/**/*.jpg`.
 
 Class ids are the places of the sorted names of the training split's folders, in
-every split, so that a class that the test split lacks shifts nothing.
+every split, so that a class that the test split lacks shifts nothing. Without
+split folders, `<data_dir>/<class>/**/*.jpg`, a part of each class is held out.
 """
 
 import collections
 import functools
+import hashlib
 import os
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 from absl import logging
 
-from vit_jax.data import image_files, paths, splits
+from vit_jax.data import image_files, layout, paths, splits
 from vit_jax.errors import UserError
 
 _LAYOUT = f'<data_dir>/<split>/<class>/*{{{",".join(image_files.SUFFIXES)}}}'
+_HELD_OUT = ('train', 'val', 'all')  # Splits of a folder without any.
 
 
 class Source:
   """Examples `{'image': bytes of the file, 'label': int}`, sorted by path."""
 
-  def __init__(self, split: str, *, data_dir: str, classes_from: str = 'train'):
+  def __init__(
+    self,
+    split: str,
+    *,
+    data_dir: str,
+    classes_from: str | None = None,
+    val_fraction: float = 0.1,
+    split_seed: int = 0,
+  ):
     """Lists the files of a split; reads none of them.
 
     Args:
-      split: name of a folder in `data_dir`, or a slice of one.
+      split: name of a folder in `data_dir`, or a slice of one. Where `data_dir`
+        has no split folders but the classes themselves: 'train', 'val', or
+        'all', which is both.
       data_dir: the folder that holds the splits. Hidden files and folders are
         ignored; folders inside a class are searched too.
-      classes_from: the split whose folders name the classes.
+      classes_from: the split whose folders name the classes; None is 'train'
+        (or a folder 'training').
+      val_fraction: the part of each class that is 'val' where there are no
+        split folders, rounded, and at least one image of two or more.
+      split_seed: chooses these images. The choice depends on the seed and the
+        names of the files alone.
 
     Raises:
       UserError: a folder is missing, empty or unreadable, or this split has a
@@ -36,22 +55,30 @@ class Source:
     """
     self._split = splits.parse(split)
     root = pathlib.Path(data_dir).expanduser()
-    self._folder = _split_folder(root, self._split.name)
-    self._classes = _class_names(_split_folder(root, classes_from))
+    found = layout.find(root)
+    is_flat = found.flat and not layout.is_split(root / self._split.name)
+    if is_flat:
+      _check_held_out(root, self._split.name, val_fraction)
+      self._folder = training = root
+    else:
+      classes_from = classes_from or found.splits.get('train', 'train')
+      self._folder = _split_folder(root, self._split.name)
+      training = _split_folder(root, classes_from)
+    self._classes = _class_names(training)
     self.class_names = [paths.printable(name) for name in self._classes]
     self.num_classes = len(self.class_names)
     here = _class_names(self._folder)
     unknown = sorted(set(here) - set(self._classes))
     if unknown:
       raise UserError(
-        f'{self._folder} has {len(unknown)} classes that '
-        f'{root / classes_from} has not: {_first(unknown)}; class ids come '
-        f'from {classes_from!r} (key classes_from)'
+        f'{self._folder} has {len(unknown)} classes that {training} has not: '
+        f'{_first(unknown)}; class ids come from {classes_from!r} (key '
+        'classes_from)'
       )
     others = collections.Counter()
     files = [image_files.below(self._folder / name, others) for name in here]
     empty = [name for name, found in zip(here, files, strict=True) if not found]
-    if len(empty) == len(here) or (empty and self._split.name == classes_from):
+    if len(empty) == len(here) or (empty and self._folder == training):
       raise UserError(
         f'no image in {len(empty)} of the {len(here)} class folders of '
         f'{self._folder}: {_first(empty)}; expected {_LAYOUT}'
@@ -62,6 +89,17 @@ class Source:
         f'{paths.printable(str(self._folder))}: {others.total():,} files in '
         f'the class folders are left out: {image_files.kinds(others)}; images '
         f'end in {", ".join(image_files.SUFFIXES)}'
+      )
+    if is_flat and self._split.name != 'all':
+      files = [
+        _held_out(name, one, self._split.name, val_fraction, split_seed)
+        for name, one in zip(here, files, strict=True)
+      ]
+      _warn_once(
+        f'{paths.printable(str(root))} has no train/<class>/: of each of its '
+        f'{len(here):,} classes ({_first(self.class_names)}) '
+        f'{1 - val_fraction:.0%} of the images are for training, '
+        f'{val_fraction:.0%} for validation (seed {split_seed})'
       )
     ids = {name: i for i, name in enumerate(self._classes)}
     names = [name for found in files for name in found]
@@ -94,13 +132,13 @@ def _split_folder(root: pathlib.Path, split: str) -> pathlib.Path:
   if not os.path.isdir(folder):
     raise UserError(
       f'no folder {folder}; expected {_LAYOUT}; {root} has the folders: '
-      f'{_first(_folders(root)) or "none"}'
+      f'{_first(layout.folders(root)) or "none"}'
     )
   return folder
 
 
 def _class_names(folder: pathlib.Path) -> list[str]:
-  names = _folders(folder)
+  names = layout.folders(folder)
   if not names:
     raise UserError(
       f'no class folders in {folder}; expected {_LAYOUT}{_what_else(folder)}'
@@ -108,15 +146,33 @@ def _class_names(folder: pathlib.Path) -> list[str]:
   return names
 
 
-def _folders(folder: pathlib.Path) -> list[str]:
-  """Returns the names of the visible folders in a folder, sorted."""
-  try:
-    with os.scandir(folder) as entries:
-      return sorted(
-        e.name for e in entries if e.is_dir() and not e.name.startswith('.')
-      )
-  except OSError as e:
-    raise UserError(f'{folder} cannot be listed: {e}') from e
+def _check_held_out(root: pathlib.Path, split: str, fraction: float) -> None:
+  if split not in _HELD_OUT:
+    raise UserError(
+      f'{root} has no folder {split!r} but the folders: '
+      f'{_first(layout.folders(root))}. If these are classes, the splits are '
+      "'train', 'val' and 'all'; otherwise expected " + _LAYOUT
+    )
+  if not 0 < fraction < 1:
+    raise UserError(f'val_fraction is between 0 and 1; got {fraction!r}')
+
+
+def _held_out(
+  class_name: str,
+  files: Sequence[str],
+  split: str,
+  fraction: float,
+  seed: int,
+) -> list[str]:
+  """Returns the files of a class that are in 'train' or in 'val', sorted."""
+
+  def place(name: str) -> bytes:
+    text = f'{seed}/{class_name}/{name}'
+    return hashlib.sha256(os.fsencode(text)).digest()
+
+  count = max(round(fraction * len(files)), 1 if len(files) > 1 else 0)
+  order = sorted(files, key=place)
+  return sorted(order[:count] if split == 'val' else order[count:])
 
 
 @functools.cache
