@@ -2,13 +2,21 @@
 
 import dataclasses
 import inspect
+import pathlib
 import pydoc
+import re
 
+import numpy as np
+import PIL.Image
 import pytest
 
 import vit_jax
 from vit_jax.inference import model as inference_model
 from vit_jax.inference.model import Model
+from vit_jax.pretrained import timm_names
+from vit_jax.pretrained.published import PUBLISHED
+
+MODELS_MD = pathlib.Path(__file__).parents[1] / 'docs' / 'models.md'
 
 
 def test_the_package_offers_load_and_nothing_that_is_not_there():
@@ -46,3 +54,51 @@ def test_no_repr_prints_arrays(tiny_weights):
     'Weights(mu/8, 19,269 parameters, 5 classes, from x/y.npz)'
   )
   assert repr(Model(weights)) == 'Model(mu/8, 19,269 parameters, 5 classes)'
+
+
+def test_the_loop_of_the_docs_runs_as_it_is_written(
+  tiny_weights, tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  Model(tiny_weights()).save('pets.safetensors')
+  rng = np.random.default_rng(0)
+  for name in ('cat', 'dog'):
+    pixels = rng.integers(0, 256, (20, 30, 3), np.uint8)
+    PIL.Image.fromarray(pixels).save(f'{name}.jpg')
+  blocks = re.findall(r'```python\n(.*?)```', MODELS_MD.read_text(), re.DOTALL)
+  assert len(blocks) == 1
+  names = {}
+  exec(blocks[0], names)
+  assert np.isfinite(names['value'])
+  assert names['loss'](names['params']) < names['loss'](names['model'].params)
+
+
+def test_the_docs_list_every_name():
+  rows = []
+  for name, entry in PUBLISHED.items():
+    classes = entry.model['num_classes']
+    ops = entry.preprocess.get('ops', 'resize(224)')  # big_vision's own.
+    pixels = re.findall(r'(?:central_crop|resize)\((\d+)', ops)[-1]
+    mirrors = [
+      f'`{remote.url.split("/")[3]}`'
+      for remote in entry.remotes
+      if remote.url.startswith('hf://timm/')
+    ]
+    classes = f'{classes:,}' if classes else 'none'
+    rows.append(f'| `{name}` | {classes} | {pixels} | {"".join(mirrors)} |')
+  for name, tag in timm_names.DEFAULT_TAGS.items():
+    rows.append(f'| `{name}` | `{tag}` |')
+  # Short names in the rest of the page are examples.
+  listed = [
+    line
+    for line in MODELS_MD.read_text().partition('## Short names')[2].split('\n')
+    if line.startswith('| `')
+  ]
+  assert listed == rows
+
+
+def test_the_package_says_that_it_is_typed():
+  root = pathlib.Path(vit_jax.__file__).parent
+  assert (root / 'py.typed').read_bytes() == b''
+  setup = (root.parent / 'setup.py').read_text()
+  assert "package_data={'vit_jax': ['py.typed']}" in setup

@@ -53,6 +53,8 @@ def test_top_k_is_at_least_one():
     (_weights(1000, name='augreg-B/16-i1k-384'), 'softmax'),
     (_weights(1000, name='deit3-B/16-224-1k'), 'sigmoid'),
     (_weights(1000, name='deit3-B/16-224-21k'), 'softmax'),
+    (_weights(1000, name='timm/deit3_huge_patch14_224.fb_in1k'), 'sigmoid'),
+    (_weights(1000, name='timm/deit3_x.fb_in22k_ft_in1k'), 'softmax'),
     (_weights(1000, name='deit3-B/16-224-1k', loss='softmax'), 'softmax'),
   ],
 )

@@ -85,7 +85,7 @@ def loss_of(weights: Weights, given: str | None) -> str:
   name = weights.source.get('name', '')
   sigmoid = name and (
     weights.model.get('num_classes') == 21843
-    or re.fullmatch(r'deit3-.*-1k', name)
+    or re.fullmatch(r'deit3-.*-1k|timm/deit3_.*\.fb_in1k', name)
   )
   return 'sigmoid' if sigmoid else 'softmax'
 
