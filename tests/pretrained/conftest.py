@@ -1,9 +1,14 @@
 """Small models, files of others' making, and servers of files."""
 
+import dataclasses
 import functools
 import http.server
 import io
+import shutil
 import threading
+import time
+import tracemalloc
+import unicodedata
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +17,8 @@ import pytest
 import safetensors.numpy
 
 from vit_jax import lookup
-from vit_jax.pretrained import download
+from vit_jax.errors import UserError
+from vit_jax.pretrained import catalog, download
 from vit_jax.pretrained.weights import Weights
 
 
@@ -259,3 +265,78 @@ def fetch(tmp_path):
     return download.fetch(remotes, **more)
 
   return fetch_into, log
+
+
+@pytest.fixture(scope='session')
+def good_files(tmp_path_factory):
+  """Returns `{kind: path}` of the files that `check_refused` has written."""
+  return {'folder': tmp_path_factory.mktemp('good')}
+
+
+@pytest.fixture
+def check_refused(good_files, make_weights, tmp_path):
+  """Returns `check(kind, breaks)`: a file is one error once it is broken.
+
+  Where `breaks(path)` has broken a copy of a good file or folder of `kind`
+  ('npz', 'ours', 'timm', 'huggingface' or 'pth'), loading it must be a
+  UserError, quickly and without much memory.
+  """
+
+  def check(kind, breaks, *, max_seconds=10, max_bytes=64 * 2**20):
+    if kind not in good_files:
+      good_files[kind] = _write_good(make_weights, kind, good_files['folder'])
+      assert _load(good_files[kind]).model['num_classes'] == 5
+    source = good_files[kind]
+    path = tmp_path / source.name
+    (shutil.copytree if source.is_dir() else shutil.copy)(source, path)
+    breaks(path)
+    tracemalloc.start()
+    start = time.monotonic()
+    try:
+      with pytest.raises(UserError) as e:
+        _load(path)
+      seconds = time.monotonic() - start
+      peak = tracemalloc.get_traced_memory()[1]
+    finally:
+      tracemalloc.stop()
+    message = str(e.value)
+    assert str(path) in message or 'config' in message
+    assert len(message) < 4000
+    assert 'weights_only' not in message
+    lines = message.split('\n')  # Lists of parameters have a line for each.
+    assert all(line.startswith('  ') for line in lines[1:])
+    assert not [c for c in message if unicodedata.category(c) == 'Cc'][
+      len(lines) - 1 :
+    ]
+    assert seconds < max_seconds
+    assert peak < max_bytes
+
+  return check
+
+
+def _write_good(make_weights, kind, folder):
+  preprocess = dict(
+    image_size=(32, 32),
+    ops="decode|resize(32, method='bicubic')",
+    device_ops="normalize('imagenet')",
+  )
+  weights = make_weights(preprocess=preprocess, activation='gelu')
+  weights = dataclasses.replace(weights, class_names=list('abcde'))
+  path, format = folder / kind, kind
+  if kind in ('ours', 'npz'):
+    path = folder / {'ours': 'x.safetensors', 'npz': 'x.npz'}[kind]
+    format = None
+  elif kind == 'pth':
+    torch = pytest.importorskip('torch')
+    catalog.save(weights, path, format='timm')
+    arrays = safetensors.numpy.load_file(path / 'model.safetensors')
+    path = folder / 'x.pth'
+    torch.save({k: torch.from_numpy(a) for k, a in arrays.items()}, path)
+    return path
+  catalog.save(weights, path, format=format)
+  return path
+
+
+def _load(path):
+  model = dict(num_heads=3) if path.suffix == '.pth' else None
+  return catalog.load(path, model=model)

@@ -12,13 +12,19 @@ from typing import Any
 import numpy as np
 
 from vit_jax.errors import UserError
+from vit_jax.printable import printable
 
-_APART = re.compile(r'((?:.+/)?)block_(\d\d+)/(.+)')
+MAX_DEPTH = 999  # Names from files are not believed beyond this.
+_APART = re.compile(r'((?:.+/)?)block_(\d{2,3})/(.+)')
 _STACKED = re.compile(r'((?:.+/)?)blocks/(.+)')
 
 
 def unstack(named: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns `named` with all stacks of blocks taken apart, as views."""
+  """Returns `named` with all stacks of blocks taken apart, as views.
+
+  Raises:
+    UserError: a stack of more than MAX_DEPTH blocks.
+  """
   out = {}
   for name, array in named.items():
     match = _STACKED.fullmatch(name)
@@ -26,6 +32,11 @@ def unstack(named: Mapping[str, Any]) -> dict[str, Any]:
       out[name] = array
       continue
     folder, rest = match.groups()
+    if not array.shape or array.shape[0] > MAX_DEPTH:
+      raise UserError(
+        f'{printable(name, max_length=80)} {array.shape} is no stack of blocks:'
+        f' the first axis is one of at most MAX_DEPTH={MAX_DEPTH} blocks'
+      )
     for i in range(array.shape[0]):
       out[f'{folder}block_{i:02d}/{rest}'] = array[i]
   return out

@@ -163,12 +163,21 @@ def read_safetensors_header(
   return entries, metadata
 
 
-def unreadable(path: str | os.PathLike, e: BaseException) -> UserError:
-  """Returns the error for a file that cannot be opened or is broken."""
-  reason = getattr(e, 'strerror', None) or e or type(e).__name__
+def unreadable(
+  path: str | os.PathLike, e: BaseException, *, kind: str = ''
+) -> UserError:
+  """Returns the error for a file that cannot be opened or is broken.
+
+  Args:
+    path: of the file.
+    e: why, of which the message gets one line.
+    kind: what it should have been, such as 'an .npz of arrays'.
+  """
+  reason = getattr(e, 'strerror', None) or str(e) or type(e).__name__
   return UserError(
-    f'cannot read {printable(path)}: {printable(reason, max_length=300)}; if it'
-    ' was downloaded, delete it and try again'
+    f'cannot read {printable(path)}{kind and f" as {kind}"}:'
+    f' {printable(" ".join(reason.split()), max_length=300)}; if it was'
+    ' downloaded, delete it and try again'
   )
 
 

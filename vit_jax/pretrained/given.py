@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from vit_jax.errors import UserError
+
 # What a variant stands for.
 _SIZES = ('variant', 'patch_size', 'width', 'depth', 'mlp_dim', 'num_heads')
 
@@ -25,8 +27,13 @@ def apply(
     named: parameters by their names, with blocks apart.
     section: of the model that was found.
     given: keys of the section that is wanted.
+
+  Raises:
+    UserError: a section without a name.
   """
   named, given, kept = dict(named), dict(given or {}), dict(section)
+  if 'name' not in section:
+    raise UserError(f'the model section has no name: {section}')
   if given.get('name', section['name']) != section['name']:
     kept = {}
   elif 'variant' in given:
@@ -36,6 +43,8 @@ def apply(
   if given.get('pooling', 'token') != 'token':
     named.pop('class_token', None)
   elif 'pooling' in given and 'class_token' not in named:
-    width = named['encoder/block_00/norm_mlp/scale'].shape[-1]
-    named['class_token'] = np.zeros((1, 1, width), np.float32)
+    scale = named.get('encoder/block_00/norm_mlp/scale')
+    if scale is not None:  # Or else it is missing, which is told later.
+      width = scale.shape[-1]
+      named['class_token'] = np.zeros((1, 1, width), np.float32)
   return named, kept | given

@@ -56,40 +56,10 @@ def read(
       are not exactly those of the model; all of them in one message.
   """
   arrays, note = npz.read(path)
-  dialect = google_names.detect(arrays)
-  named, problems = _our_names(arrays, dialect)
-  aside = {}
   try:
-    if 'position_embedding' in named:
-      grid = grid or note.get('grid')
-      dialect, named, aside = google_position.split(named, dialect, grid)
-    named, section = _section(named, dialect)
-    image_size = _image_size(named)
-    implied = _preprocess(dialect, image_size, named)
-    section |= note.get('model', {})
-    named, section = given.apply(named, section, model)
-    problems += _mismatches(named, section, dialect)
-  except UnclearError as e:
-    problems.append(str(e))
-  if problems:
-    raise UserError(
-      f'{os.fspath(path)} does not hold exactly the parameters of a ViT:\n  '
-      + '\n  '.join(problems)
-    )
-  preprocess = implied | note.get('preprocess', {})
-  return Weights(
-    params=trees.unflatten(named),
-    model=section,
-    preprocess=preprocess | {'image_size': tuple(preprocess['image_size'])},
-    class_names=note.get('class_names'),
-    source=dict(
-      format='google_npz',
-      path=os.fspath(path),
-      resize='google',
-      dialect=dataclasses.asdict(dialect),
-      **aside,
-    ),
-  )
+    return _weights(os.fspath(path), arrays, note, model, grid)
+  except UserError as e:
+    raise UserError(f'{os.fspath(path)}: {e}') from e
 
 
 def write(
@@ -152,11 +122,48 @@ def write(
   npz.write(path, _their_names(named, dialect), note)
 
 
+def _weights(path: str, arrays, note, model, grid) -> Weights:
+  dialect = google_names.detect(arrays)
+  named, problems = _our_names(arrays, dialect)
+  aside = {}
+  try:
+    if 'position_embedding' in named:
+      grid = grid or note.get('grid')
+      dialect, named, aside = google_position.split(named, dialect, grid)
+    named, section = _section(named, dialect)
+    image_size = _image_size(named)
+    implied = _preprocess(dialect, image_size, named)
+    section |= note.get('model') or {}
+    named, section = given.apply(named, section, model)
+    problems += _mismatches(named, section, dialect)
+  except UnclearError as e:
+    problems.append(str(e))
+  if problems:
+    raise UserError(
+      'it does not hold exactly the parameters of a ViT:'
+      + model_section.listed(problems)
+    )
+  preprocess = implied | (note.get('preprocess') or {})
+  return Weights(
+    params=trees.unflatten(named),
+    model=section,
+    preprocess=preprocess | {'image_size': tuple(preprocess['image_size'])},
+    class_names=note.get('class_names'),
+    source=dict(
+      format='google_npz',
+      path=path,
+      resize='google',
+      dialect=dataclasses.asdict(dialect),
+      **aside,
+    ),
+  )
+
+
 def _our_names(
   arrays: Mapping[str, np.ndarray], dialect: Dialect
 ) -> tuple[dict[str, np.ndarray], list[str]]:
   """Returns arrays by our names, and a line for each name that has no place."""
-  pattern = re.escape(dialect.prefix) + r'Transformer/encoderblock_(\d+)/.*'
+  pattern = re.escape(dialect.prefix) + r'Transformer/encoderblock_(\d{1,3})/.*'
   numbers = {int(m[1]) for m in map(re.compile(pattern).match, arrays) if m}
   depth = max(numbers, default=-1) + 1
   table = google_names.table(dialect, depth)

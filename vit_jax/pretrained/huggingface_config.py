@@ -11,7 +11,11 @@ import numpy as np
 
 from vit_jax.errors import UserError
 from vit_jax.models import vit
-from vit_jax.pretrained import huggingface_preprocessor, torch_config
+from vit_jax.pretrained import (
+  huggingface_preprocessor,
+  json_fields,
+  torch_config,
+)
 from vit_jax.pretrained.torch_config import Facts
 from vit_jax.pretrained.torch_names import (
   HUGGINGFACE_DINOV2,
@@ -34,6 +38,18 @@ DEFAULTS = {
   'dinov2_with_registers': dict(activation='gelu', norm_epsilon=1e-6),
   'siglip_vision_model': dict(activation='gelu_tanh', norm_epsilon=1e-6),
 }
+_CONFIG = {
+  **dict.fromkeys(
+    ('hidden_size', 'num_hidden_layers', 'num_attention_heads'),
+    json_fields.SIZE,
+  ),
+  **dict.fromkeys(('intermediate_size', 'num_channels'), json_fields.SIZE),
+  **dict.fromkeys(('layer_norm_eps', 'layerscale_value'), json_fields.POSITIVE),
+  **dict.fromkeys(('model_type', 'hidden_act', 'pooler_act'), json_fields.TEXT),
+  'image_size': json_fields.SIDE_OR_SIDES,
+  'use_swiglu_ffn': json_fields.FLAG,
+  'vision_config': json_fields.OBJECT,
+}
 
 
 def read(
@@ -44,17 +60,19 @@ def read(
   Raises:
     UserError: a model that models/vit.py is not.
   """
-  names = _class_names(config.get('id2label') or {})
+  names = _class_names(config.get('id2label'))
+  json_fields.check(config, _CONFIG, 'config.json')
   kind = config.get('model_type')
   if kind == 'siglip':
-    config, kind = config.get('vision_config', {}), 'siglip_vision_model'
+    config, kind = config.get('vision_config') or {}, 'siglip_vision_model'
+    json_fields.check(config, _CONFIG, 'vision_config in config.json')
   if kind not in DEFAULTS:
     raise UserError(
       f'model_type={kind!r}: models/vit.py can read {list(DEFAULTS)}'
     )
   if config.get('use_swiglu_ffn'):
     raise UserError('use_swiglu_ffn: models/vit.py has no gated MLP')
-  if config.get('pooler_act', 'tanh') != 'tanh':
+  if (config.get('pooler_act') or 'tanh') != 'tanh':
     raise UserError(
       f'pooler_act={config["pooler_act"]!r}: models/vit.py has tanh'
     )
@@ -82,7 +100,9 @@ def read(
     model=model,
     image_size=None if size is None else tuple(size),
     preprocess=torch_config.to_ops(
-      huggingface_preprocessor.read(preprocessor or {})
+      huggingface_preprocessor.read(
+        preprocessor or {}, channels=config.get('num_channels') or 3
+      )
     ),
     class_names=names,
   )
@@ -234,9 +254,9 @@ def _architecture(kind: str, has_head: bool) -> str:
   return names[kind] + ('ForImageClassification' if has_head else 'Model')
 
 
-def _class_names(id2label: Mapping[str, str]) -> list[str] | None:
-  names = [id2label[key] for key in sorted(id2label, key=int)]
-  if names == [f'LABEL_{i}' for i in range(len(names))]:
+def _class_names(id2label: Any) -> list[str] | None:
+  names = json_fields.class_names(id2label, 'id2label in config.json')
+  if names == [f'LABEL_{i}' for i in range(len(names or ()))]:
     return None
   return names
 

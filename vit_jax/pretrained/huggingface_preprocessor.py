@@ -5,35 +5,86 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.pretrained import torch_config
+from vit_jax.errors import UserError
+from vit_jax.pretrained import json_fields, torch_config
 from vit_jax.pretrained.torch_config import Evaluation
 
 # Pillow's numbers of its methods.
 _METHODS = ('nearest', 'lanczos', 'bilinear', 'bicubic', 'area', None)
 
 
-def read(config: Mapping[str, Any]) -> Evaluation:
-  """Returns what a preprocessor_config.json says, of any of its ages."""
+_CONFIG = {
+  **dict.fromkeys(
+    ('do_resize', 'do_center_crop', 'do_normalize'), json_fields.FLAG
+  ),
+  'image_mean': json_fields.CHANNELS,
+  'image_std': json_fields.POSITIVE_CHANNELS,
+  'size': json_fields.Kind(
+    'a number of pixels, or height and width, or shortest_edge',
+    lambda v: _is_size(v, ('shortest_edge',), ('longest_edge',)),
+  ),
+  'crop_size': json_fields.Kind(
+    'a number of pixels, or height and width', lambda v: _is_size(v)
+  ),
+  'resample': json_fields.Kind(
+    f'a number of 0 to {len(_METHODS) - 1}',
+    lambda v: type(v) is int and 0 <= v < len(_METHODS),
+  ),
+}
+
+
+def read(config: Mapping[str, Any], *, channels: int = 3) -> Evaluation:
+  """Returns what a preprocessor_config.json says, of any of its ages.
+
+  Args:
+    config: its content.
+    channels: of images.
+
+  Raises:
+    UserError: values that no such file has.
+  """
+  json_fields.check(config, _CONFIG, 'preprocessor_config.json')
   fields = {}
-  if config.get('do_normalize', True) and config.get('image_mean'):
-    fields = dict(mean=config['image_mean'], std=config['image_std'])
+  if config.get('do_normalize') is not False and config.get('image_mean'):
+    mean, std = config['image_mean'], config.get('image_std')
+    sizes = {np.size(mean), np.size(std)}
+    if std is None or not sizes <= {1, channels}:
+      raise UserError(
+        f'preprocessor_config.json: image_mean={mean} and image_std={std} must'
+        f' have a number for each of {channels} channels'
+      )
+    fields = dict(mean=mean, std=std)
   size = config.get('size')
-  if isinstance(size, int):
+  if json_fields.SIDE_OR_SIDES.fits(size):
     # Before transformers 4.26: both sides, or the shorter if there is a crop.
-    both = not config.get('do_center_crop')
-    size = dict(height=size, width=size) if both else dict(shortest_edge=size)
-  method = _METHODS[config.get('resample', 2)]
-  if method and size and config.get('do_resize', True):
+    both = not config.get('do_center_crop') or not isinstance(size, int)
+    height, width = torch_config.pair(size)
+    size = dict(height=height, width=width)
+    size = size if both else dict(shortest_edge=height)
+  resample = config.get('resample')
+  method = _METHODS[2 if resample is None else resample]
+  if method and size and config.get('do_resize') is not False:
     if 'longest_edge' not in size:
       side = size.get('shortest_edge')
       fields['resize'] = side or (size['height'], size['width'])
       fields['method'] = method
   if config.get('do_center_crop') and config.get('crop_size'):
     crop = config['crop_size']
-    crop = (crop, crop) if isinstance(crop, int) else crop
-    crop = (crop['height'], crop['width']) if isinstance(crop, dict) else crop
-    fields['crop'] = tuple(crop)
+    if isinstance(crop, Mapping):
+      crop = (crop['height'], crop['width'])
+    fields['crop'] = torch_config.pair(crop)
   return Evaluation(**fields)
+
+
+def _is_size(value: Any, *others: tuple[str, ...]) -> bool:
+  """Whether a size is one of those that the versions of transformers wrote."""
+  if not isinstance(value, Mapping):
+    return json_fields.SIDE_OR_SIDES.fits(value)
+  return any(
+    set(keys) <= set(value)
+    and all(json_fields.SIDE.fits(value[key]) for key in keys)
+    for keys in (('height', 'width'), *others)
+  )
 
 
 def write(

@@ -1,7 +1,7 @@
 """The `config.model` section that parameters belong to, and if they fit it."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,8 +11,10 @@ import numpy as np
 from vit_jax import lookup, trees
 from vit_jax.errors import UserError
 from vit_jax.models import vit
-from vit_jax.pretrained import blocks
+from vit_jax.printable import printable
 
+# Shapes of a model of larger sizes are not computed, unless an array has them.
+_MAX_TRIED = 2**16
 _SIZES = ('width', 'depth', 'mlp_dim', 'num_heads')
 
 
@@ -77,7 +79,7 @@ def num_channels(named: Mapping[str, Any]) -> int | None:
 
 def depth(named: Mapping[str, Any]) -> int:
   """Returns the number of blocks, counting any that are left out."""
-  numbers = [re.match(r'encoder/block_(\d+)/', name) for name in named]
+  numbers = [re.match(r'encoder/block_(\d{1,3})/', name) for name in named]
   return max((int(match[1]) for match in numbers if match), default=-1) + 1
 
 
@@ -105,19 +107,35 @@ def problems(
 ) -> list[str]:
   """Returns how arrays differ from the model of a section: a line for each.
 
+  A section may come from a file: sizes that no array has are told before
+  anything is built from them.
+
   Args:
     named: arrays by our names, blocks apart.
     section: a `config.model` section of a ViT. Its parameters are those for the
       grid of the position table in `named`.
     labels: the file's names of our names, to be named in the lines.
+
+  Raises:
+    UserError: a section that no ViT can be built from.
   """
   labels = labels or {}
-  expected = _expected(named, section)
+  model = _build(section)
+  if lines := _too_large(named, model):
+    return lines
+  held = depth(named)
+  expected = _expected(named, model, min(model.depth, max(held, 1)))
 
   def name(ours):
-    return f'{labels[ours]} (our {ours})' if ours in labels else ours
+    found = printable(ours, max_length=200)
+    return f'{labels[ours]} (our {found})' if ours in labels else found
 
   lines = [f'missing: {name(n)}' for n in expected if n not in named]
+  if model.depth > held:
+    lines.append(
+      f'missing: blocks {held} to {model.depth - 1}: the model has'
+      f' depth={model.depth}, and {held} blocks are there'
+    )
   for ours, array in named.items():
     if ours not in expected:
       lines.append(f'unexpected: {name(ours)} {array.shape}')
@@ -126,24 +144,72 @@ def problems(
         f'{name(ours)}: expected {expected[ours]} in our layout, got'
         f' {array.shape}'
       )
+    elif not jnp.issubdtype(array.dtype, jnp.floating):
+      lines.append(f'{name(ours)}: expected floats, got {array.dtype}')
   return lines
 
 
-def _expected(named, section) -> dict[str, tuple[int, ...]]:
-  # Traced once for all blocks: a scan has them stacked.
-  model = lookup.build('models', {**section, 'scan': True}, 'Model')
+def listed(lines: Sequence[str], *, max_lines: int = 50) -> str:
+  """Returns problems as the indented lines of a message, if many the first."""
+  more = len(lines) - max_lines
+  shown = [printable(line, max_length=500) for line in lines[:max_lines]]
+  shown += [f'and {more:,} more'] * (more > 0)
+  return ''.join(f'\n  {line}' for line in shown)
+
+
+def _build(section: Mapping[str, Any]) -> vit.ViT:
+  """Returns the model, with blocks stacked: traced once for all of them."""
+  try:
+    model = lookup.build('models', {**section, 'scan': True}, 'Model')
+  except (TypeError, ArithmeticError) as e:
+    raise _unbuildable(section, e) from e
   if not isinstance(model, vit.ViT):
     raise UserError(f'the model must be one of models/vit.py; got {section}')
+  return model
+
+
+def _too_large(named, model: vit.ViT) -> list[str]:
+  """Returns a line for each size that is not even tried against the arrays."""
+  longest = max((n for array in named.values() for n in array.shape), default=0)
+  keys = ('width', 'mlp_dim', 'num_heads', 'num_classes', 'num_registers')
+  sizes = {key: getattr(model, key) or 0 for key in keys}
+  sizes['patch_size'] = max(model.patch_size)
+  sizes['representation_size'] = int(model.representation_size or 0)
+  return [
+    f'{key}={size}: no array is that long, the longest has {longest}'
+    for key, size in sizes.items()
+    if size > max(longest, _MAX_TRIED)
+  ]
+
+
+def _expected(named, model: vit.ViT, depth: int) -> dict[str, tuple[int, ...]]:
+  """Returns the shapes of the parameters of a model of `depth` blocks."""
   rows, columns = 1, 1
   table = named.get('position_embedding')
   if table is not None and table.ndim == 3:
     rows, columns = table.shape[:2]
   height, width = model.patch_size
   channels = num_channels(named) or 3
-  image = jnp.zeros((1, rows * height, columns * width, channels))
-  shapes = jax.eval_shape(
-    lambda: blocks.unstack(
-      trees.flatten(model.init(jax.random.key(0), image)['params'])
-    )
+  image = jax.ShapeDtypeStruct(
+    (1, rows * height, columns * width, channels), jnp.float32
   )
-  return {name: leaf.shape for name, leaf in shapes.items()}
+  model = model.clone(depth=depth)
+  try:
+    shapes = jax.eval_shape(model.init, jax.random.key(0), image)['params']
+  except (TypeError, ArithmeticError) as e:
+    raise _unbuildable(model, e) from e
+  shapes = {name: leaf.shape for name, leaf in trees.flatten(shapes).items()}
+  out = {}
+  for name, shape in shapes.items():
+    folder, is_stacked, rest = name.rpartition('/blocks/')
+    if not is_stacked:
+      out[name] = shape
+      continue
+    for i in range(depth):
+      out[f'{folder}/block_{i:02d}/{rest}'] = shape[1:]
+  return out
+
+
+def _unbuildable(section: Any, e: Exception) -> UserError:
+  reason = printable(e, max_length=200)
+  return UserError(f'no ViT can be built from {section}: {reason}')

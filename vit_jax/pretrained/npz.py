@@ -5,49 +5,115 @@ that the note disturbs none of them.
 """
 
 import json
+import math
 import os
 import pathlib
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from vit_jax.errors import UserError
-from vit_jax.pretrained import files
+from vit_jax.pretrained import bounded_read, files, json_fields
 
 _MARK = b'vit_jax '
-_MAX_BYTES = 65535  # Of a zip comment.
+_MAX_COMMENT_BYTES = 65535  # Of a zip comment.
+
+# Trained weights hardly compress at all; zeros do, by up to 1,032 times.
+MAX_RATIO = 20
+SMALL_BYTES = 64 * 2**20
+MAX_BYTES = 128 * 2**30  # A ViT-22B in float32 has 82 GiB.
+
+# What zipfile, zlib and numpy raise for broken files.
+_BROKEN = (
+  *(OSError, ValueError, EOFError, RuntimeError, MemoryError, OverflowError),
+  *(zipfile.BadZipFile, zlib.error, tokenize.TokenError),
+)
 
 
 def read(
   path: str | os.PathLike,
+  *,
+  max_ratio: float = MAX_RATIO,
+  max_bytes: int = MAX_BYTES,
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
   """Returns the arrays by name, and the note (empty if there is none).
 
   numpy does not know bfloat16 and stores it as two bytes of nothing in
   particular; such arrays become bfloat16 again.
 
+  Args:
+    path: of the file.
+    max_ratio: by how much the arrays may be larger than the file, if they have
+      over SMALL_BYTES.
+    max_bytes: that all arrays together may have.
+
   Raises:
-    UserError: the file cannot be read, or holds Python objects.
+    UserError: the file cannot be read, holds Python objects, inflates to more
+      than the limits, or is encrypted.
   """
   path = pathlib.Path(path).expanduser()
+  size = bounded_read.check_regular(path)
   try:
     with zipfile.ZipFile(path) as archive:
       comment = archive.comment
-    with np.load(path, allow_pickle=False) as file:
-      arrays = {name: file[name] for name in file.files}
-  except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
-    raise UserError(
-      f'cannot read {path} as an .npz of arrays: {e}; if it was downloaded,'
-      ' delete it and try again'
-    ) from e
+      members = check_archive(
+        archive, size, max_ratio=max_ratio, max_bytes=max_bytes
+      )
+      arrays = {
+        _array_name(member): _read_array(archive, member) for member in members
+      }
+  except _BROKEN as e:
+    raise bounded_read.unreadable(path, e, kind='an .npz of arrays') from e
   arrays = {name: _with_bfloat16(array) for name, array in arrays.items()}
   note = {}
   if comment.startswith(_MARK):
-    note = json.loads(comment.removeprefix(_MARK))
+    text = comment.removeprefix(_MARK)
+    note = json_fields.parse_description(text, f'the note in {path}')
   return arrays, note
+
+
+def check_archive(
+  archive: zipfile.ZipFile,
+  size: int,
+  *,
+  max_ratio: float = MAX_RATIO,
+  max_bytes: int = MAX_BYTES,
+) -> list[zipfile.ZipInfo]:
+  """Returns the members of a zip file, if they can be read within limits.
+
+  Args:
+    archive: the open file.
+    size: of the file in bytes.
+    max_ratio: see `read`.
+    max_bytes: see `read`.
+
+  Raises:
+    ValueError: they are encrypted, in another compression than zlib's, twice
+      there, or larger than the limits.
+  """
+  members = archive.infolist()
+  total = sum(member.file_size for member in members)
+  limit = min(max_bytes, max(SMALL_BYTES, max_ratio * size))
+  if total > limit:
+    raise ValueError(
+      f'it inflates from {size:,} to {total:,} bytes, and the limits are'
+      f' max_ratio={max_ratio:g} and max_bytes={max_bytes:,}'
+    )
+  if len({member.filename for member in members}) < len(members):
+    raise ValueError('two parts have the same name')
+  for member in members:
+    if member.flag_bits & 1:
+      raise ValueError('it is encrypted')
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+      raise ValueError(
+        f'it is compressed by method {member.compress_type}, and only 0'
+        ' (stored) and 8 (deflated) are read'
+      )
+  return members
 
 
 def write(
@@ -64,7 +130,7 @@ def write(
   """
   note = {key: value for key, value in note.items() if value}
   comment = _comment(note)
-  if len(comment) > _MAX_BYTES:
+  if len(comment) > _MAX_COMMENT_BYTES:
     comment = _comment({k: v for k, v in note.items() if k != 'class_names'})
   with files.writing(path) as part:
     with open(part, 'wb') as file:
@@ -72,6 +138,44 @@ def write(
     if comment:
       with zipfile.ZipFile(part, 'a') as archive:
         archive.comment = comment
+
+
+def _array_name(member: zipfile.ZipInfo) -> str:
+  if not member.filename.endswith('.npy'):
+    raise ValueError(f'{member.filename!r} in it is no array')
+  return member.filename.removesuffix('.npy')
+
+
+def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo):
+  """Returns an array once its header is known to claim what is there."""
+  with archive.open(member) as file:
+    version = np.lib.format.read_magic(file)
+    if version not in ((1, 0), (2, 0)):
+      raise ValueError(f'{member.filename!r} in it has a header {version}')
+    read_header = np.lib.format.read_array_header_1_0
+    if version == (2, 0):
+      read_header = np.lib.format.read_array_header_2_0
+    try:
+      shape, _, dtype = read_header(file)
+    except RecursionError as e:
+      raise ValueError(f'{member.filename!r} in it has no header') from e
+    held = member.file_size - file.tell()
+  if dtype.hasobject:
+    raise ValueError(f'{member.filename!r} in it holds Python objects')
+  if any(n < 0 for n in shape) or math.prod(shape) * dtype.itemsize != held:
+    raise ValueError(
+      f'{member.filename!r} in it claims the shape {_shape(shape)} of {dtype}'
+      f' and has {held:,} bytes'
+    )
+  if not held:
+    raise ValueError(f'{member.filename!r} in it is empty: {_shape(shape)}')
+  with archive.open(member) as file:
+    return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+  # A number of over 4,300 digits cannot be written.
+  return '(' + ', '.join(str(n) if n < 2**64 else 'huge' for n in shape) + ')'
 
 
 def _comment(note: Mapping[str, Any]) -> bytes:

@@ -12,13 +12,20 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import safetensors
 import safetensors.numpy
 
 from vit_jax import trees
 from vit_jax.errors import UserError
-from vit_jax.pretrained import blocks, files, given, model_section
+from vit_jax.pretrained import (
+  blocks,
+  files,
+  given,
+  json_fields,
+  model_section,
+  safetensors_file,
+)
 from vit_jax.pretrained.weights import Weights
+from vit_jax.printable import printable
 
 _KEY = 'vit_jax'
 _VERSION = 1
@@ -32,7 +39,7 @@ def is_ours(path: str | os.PathLike) -> bool:
   Raises:
     UserError: it cannot be read.
   """
-  return _KEY in _metadata(pathlib.Path(path).expanduser())
+  return _KEY in safetensors_file.read_metadata(path)
 
 
 def read(
@@ -49,34 +56,24 @@ def read(
       exactly the parameters of its model.
   """
   path = pathlib.Path(path).expanduser()
-  metadata = _metadata(path)
+  metadata = safetensors_file.read_metadata(path)
   if _KEY not in metadata:
     raise UserError(f'{path} was not written by vit_jax')
-  said = json.loads(metadata[_KEY])
+  said = json_fields.parse_description(
+    metadata[_KEY],
+    f'what {path} says of its model',
+    needed=('version', 'model', 'preprocess', 'source'),
+  )
   if said['version'] > _VERSION:
     raise UserError(
       f'{path} is of version {said["version"]} of the format, and this vit_jax'
       f' knows those up to {_VERSION}: update it'
     )
-  arrays = safetensors.numpy.load_file(path)
-  named = {k: x for k, x in arrays.items() if not k.startswith(_ASIDE)}
-  named, section = given.apply(named, said['model'], model)
-  if section['name'] == 'vit':
-    if problems := model_section.problems(named, section):
-      raise UserError(
-        f'{path} does not hold exactly the parameters of its model:\n  '
-        + '\n  '.join(problems)
-      )
-  preprocess = said['preprocess']
-  if preprocess.get('image_size'):
-    preprocess['image_size'] = tuple(preprocess['image_size'])
-  return Weights(
-    params=trees.unflatten(named),
-    model=section,
-    preprocess=preprocess,
-    class_names=said['class_names'],
-    source=_with_arrays(said['source'], arrays),
-  )
+  arrays, _ = safetensors_file.read(path)
+  try:
+    return _weights(said, arrays, model)
+  except UserError as e:
+    raise UserError(f'{path}: {e}') from e
 
 
 def write(weights: Weights, path: str | os.PathLike) -> None:
@@ -104,12 +101,25 @@ def write(weights: Weights, path: str | os.PathLike) -> None:
     )
 
 
-def _metadata(path: pathlib.Path) -> dict[str, str]:
-  try:
-    with safetensors.safe_open(path, framework='numpy') as file:
-      return file.metadata() or {}
-  except (OSError, safetensors.SafetensorError) as e:
-    raise UserError(f'cannot read {path} as .safetensors: {e}') from e
+def _weights(said, arrays, model) -> Weights:
+  named = {k: x for k, x in arrays.items() if not k.startswith(_ASIDE)}
+  named, section = given.apply(named, said['model'], model)
+  if section.get('name') == 'vit':
+    if problems := model_section.problems(named, section):
+      raise UserError(
+        'it does not hold exactly the parameters of its model:'
+        + model_section.listed(problems)
+      )
+  preprocess = said['preprocess']
+  if preprocess.get('image_size'):
+    preprocess['image_size'] = tuple(preprocess['image_size'])
+  return Weights(
+    params=trees.unflatten(named),
+    model=section,
+    preprocess=preprocess,
+    class_names=said.get('class_names'),
+    source=_with_arrays(said['source'], arrays),
+  )
 
 
 def _without_arrays(value: Any, aside: dict[str, np.ndarray]) -> Any:
@@ -131,5 +141,10 @@ def _with_arrays(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
   if isinstance(value, list):
     return [_with_arrays(v, arrays) for v in value]
   if isinstance(value, str) and value.startswith(_ASIDE):
+    if value not in arrays:
+      raise UserError(
+        f'the source of these weights names an array {printable(value)} that is'
+        ' not in the file; write the file again'
+      )
     return arrays[value]
   return value

@@ -10,12 +10,19 @@ from etils import epath
 from vit_jax import checkpoint_format, trees
 from vit_jax.data import device_ops
 from vit_jax.errors import UserError
-from vit_jax.pretrained import blocks, given, model_section
+from vit_jax.pretrained import (
+  blocks,
+  bounded_read,
+  given,
+  json_fields,
+  model_section,
+)
 from vit_jax.pretrained.weights import Weights
 
 # Keys of a model section that say how it is computed, not what.
 _HOW = ('scan', 'remat', 'attention')
 _CLASS_NAMES = 'class_names.json'
+_OPS = {'ops': json_fields.TEXT, 'device_ops': json_fields.TEXT}
 
 
 def is_run(path: str | os.PathLike) -> bool:
@@ -58,12 +65,12 @@ def read(
   params, meta = checkpoint_format.load_params(
     directory, step, ema=ema, on_log=on_log
   )
-  config = meta['config']
+  config = _checked_config(meta, os.fspath(path))
   section = {k: v for k, v in config['model'].items() if k not in _HOW}
   named = blocks.unstack(trees.flatten(params))
   named, section = given.apply(named, section, model)
   source = dict(format='run', path=os.fspath(path), step=meta['step'], ema=ema)
-  if 'loss' in config.get('objective', {}):
+  if 'loss' in config['objective']:
     source['loss'] = config['objective']['loss']
   return Weights(
     params=trees.unflatten(named),
@@ -111,11 +118,26 @@ def _kept_average(directory: epath.Path, step: int | None) -> bool:
   return False
 
 
+def _checked_config(meta: Mapping[str, Any], path: str) -> dict[str, Any]:
+  """Returns the config of a run, with the sections that are read here."""
+  where = f'the config in the checkpoint of {path}'
+  config = bounded_read.check_object(meta.get('config'), where)
+  sections = ('model', 'input', 'objective', 'evals')
+  json_fields.check(config, dict.fromkeys(sections, json_fields.OBJECT), where)
+  config = {**config, **{k: config.get(k) or {} for k in sections}}
+  evals = {k: v for k, v in config['evals'].items() if v is not None}
+  json_fields.check(evals, dict.fromkeys(evals, json_fields.OBJECT), where)
+  json_fields.check_model(config['model'], f'model in {where}')
+  for section in (config['input'], *evals.values()):
+    json_fields.check(section, _OPS, where)
+  return config | dict(evals=evals)
+
+
 def _preprocess(config: Mapping[str, Any], named) -> dict[str, Any]:
-  ops = device_ops.of_evaluation(config['input'].get('device_ops', ''))
+  ops = device_ops.of_evaluation(config['input'].get('device_ops') or '')
   preprocess = {'device_ops': ops}
   evals = (config.get('evals') or {}).values()
-  ops = [section['ops'] for section in evals if 'ops' in section]
+  ops = [section['ops'] for section in evals if section.get('ops') is not None]
   if ops:
     preprocess['ops'] = ops[0]
   table = named.get('position_embedding')
@@ -129,4 +151,10 @@ def _preprocess(config: Mapping[str, Any], named) -> dict[str, Any]:
 
 def _read_class_names(workdir: epath.Path) -> list[str] | None:
   path = workdir / _CLASS_NAMES
-  return json.loads(path.read_text()) if path.exists() else None
+  if not path.exists():
+    return None
+  if '://' in os.fspath(path):
+    value = bounded_read.parse_json(path.read_text(), str(path))
+  else:
+    value = bounded_read.read_json(path)
+  return json_fields.class_names(value, str(path))

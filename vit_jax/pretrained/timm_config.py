@@ -15,7 +15,7 @@ import numpy as np
 
 from vit_jax.errors import UserError
 from vit_jax.models import vit
-from vit_jax.pretrained import torch_config
+from vit_jax.pretrained import json_fields, torch_config
 from vit_jax.pretrained.torch_config import Evaluation, Facts
 
 DEFAULTS = {'activation': 'gelu', 'norm_epsilon': 1e-6}
@@ -25,6 +25,32 @@ ACTIVATIONS = {
   'quick_gelu': 'gelu_quick',
 }
 _POOLINGS = {'token': 'token', 'avg': 'mean', 'map': 'map'}
+
+_ARGUMENTS = {
+  **dict.fromkeys(('embed_dim', 'depth', 'num_heads'), json_fields.SIZE),
+  **dict.fromkeys(('act_layer', 'global_pool'), json_fields.TEXT),
+  'init_values': json_fields.POSITIVE,
+  'img_size': json_fields.SIDE_OR_SIDES,
+}
+_CONFIG = {
+  **dict.fromkeys(('architecture', 'global_pool'), json_fields.TEXT),
+  **dict.fromkeys(('pretrained_cfg', 'model_args'), json_fields.OBJECT),
+}
+_EVALUATION = {
+  **dict.fromkeys(('global_pool', 'crop_mode'), json_fields.TEXT),
+  'interpolation': json_fields.TEXT,
+  'input_size': json_fields.Kind(
+    '[channels, height, width]',
+    lambda v: (
+      json_fields.SIZES.fits(v)
+      and len(v) == 3
+      and json_fields.SIDES.fits(v[1:])
+    ),
+  ),
+  'crop_pct': json_fields.POSITIVE,
+  'mean': json_fields.CHANNELS,
+  'std': json_fields.POSITIVE_CHANNELS,
+}
 
 # The first of these whose regex matches an architecture's name is used.
 _ARCHITECTURES: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -64,9 +90,14 @@ def read(config: Mapping[str, Any]) -> Facts:
   Raises:
     UserError: a model that models/vit.py is not.
   """
-  evaluation_config = config.get('pretrained_cfg', config)
-  name = config.get('architecture', '')
+  json_fields.check(config, _CONFIG, 'config.json')
+  evaluation_config = config.get('pretrained_cfg') or config
+  name = config.get('architecture') or ''
   arguments = config.get('model_args') or {}
+  json_fields.check(arguments, _ARGUMENTS, 'model_args in config.json')
+  json_fields.check(
+    evaluation_config, _EVALUATION, 'the preprocessing in config.json'
+  )
   _check_supported(name, arguments)
   model = dict(DEFAULTS)
   model |= next((v for k, v in _ARCHITECTURES if re.fullmatch(k, name)), {})
@@ -98,13 +129,12 @@ def read(config: Mapping[str, Any]) -> Facts:
   size = (size, size) if isinstance(size, int) else size
   image_size = None if size is None else tuple(size[-2:])
   names = config.get('label_names', evaluation_config.get('label_names'))
-  if isinstance(names, Mapping):
-    names = [names[key] for key in sorted(names, key=int)]
+  names = json_fields.class_names(names, 'label_names in config.json')
   return Facts(
     model=model,
     image_size=image_size,
     preprocess=torch_config.to_ops(_evaluation(evaluation_config)),
-    class_names=list(names) if names else None,
+    class_names=names,
   )
 
 

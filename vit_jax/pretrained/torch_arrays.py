@@ -225,7 +225,7 @@ def depth(theirs: Mapping[str, np.ndarray]) -> tuple[int, dict[str, str]]:
   numbers = {
     int(match.group(1))
     for name in theirs
-    if (match := re.match(r'(?:blocks|encoder\.layers?)\.(\d+)\.', name))
+    if (match := re.match(r'(?:blocks|encoder\.layers?)\.(\d{1,3})\.', name))
   }
   count = max(numbers, default=-1) + 1
   absent = sorted(set(range(count)) - numbers)

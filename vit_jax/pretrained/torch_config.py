@@ -13,6 +13,7 @@ import numpy as np
 from vit_jax.data import device_ops
 from vit_jax.data.ops import language
 from vit_jax.errors import UserError
+from vit_jax.pretrained import json_fields
 
 # Of resizing, by Pillow's names, which both sides write.
 METHODS = {
@@ -65,8 +66,31 @@ class Evaluation:
 
 
 def to_ops(evaluation: Evaluation) -> dict[str, str]:
-  """Returns 'ops' and 'device_ops' as in `Weights.preprocess`, where known."""
+  """Returns 'ops' and 'device_ops' as in `Weights.preprocess`, where known.
+
+  Raises:
+    UserError: sizes of over `json_fields.MAX_SIDE`, or not as many means as
+      standard deviations.
+  """
   ops = {}
+  sides = [
+    side
+    for size in (evaluation.resize, evaluation.crop, 1)
+    if size is not None
+    for side in pair(size)
+  ]
+  if not 1 <= min(sides) <= max(sides) <= json_fields.MAX_SIDE:
+    raise UserError(
+      f'the config resizes images to {evaluation.resize} and crops'
+      f' {evaluation.crop} pixels; the limit is MAX_SIDE={json_fields.MAX_SIDE}'
+    )
+  if None not in (evaluation.mean, evaluation.std) and np.shape(
+    evaluation.mean
+  ) != np.shape(evaluation.std):
+    raise UserError(
+      f'the config has mean={evaluation.mean} and std={evaluation.std}; give as'
+      ' many of one as of the other'
+    )
   if evaluation.resize is not None:
     arguments = f'{_text(evaluation.resize)}, method={evaluation.method!r}'
     if isinstance(evaluation.resize, int):
@@ -106,9 +130,9 @@ def from_ops(preprocess: Mapping[str, Any]) -> Evaluation:
     if segment.name == 'resize_small' and not fields:
       fields = dict(resize=size, method=method)
     elif segment.name == 'resize' and not fields:
-      fields = dict(resize=_pair(size), method=method)
+      fields = dict(resize=pair(size), method=method)
     elif segment.name == 'central_crop' and 'crop' not in fields:
-      fields |= dict(crop=_pair(size), crop_rounding=rounding)
+      fields |= dict(crop=pair(size), crop_rounding=rounding)
     else:
       raise _inexpressible(segment)
   for segment in language.segments(preprocess.get('device_ops', '')):
@@ -116,6 +140,11 @@ def from_ops(preprocess: Mapping[str, Any]) -> Evaluation:
       raise _inexpressible(segment)
     fields |= _statistics(segment)
   return Evaluation(**fields)
+
+
+def pair(size: int | Sequence[int]) -> tuple[int, int]:
+  """Returns (height, width) of a size that may be the side of a square."""
+  return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def _statistics(segment) -> dict[str, Any]:
@@ -153,10 +182,6 @@ def _inexpressible(segment) -> UserError:
     ' then normalize. Give other evaluation ops, or none, with'
     ' dataclasses.replace(weights, preprocess=...)'
   )
-
-
-def _pair(size: int | Sequence[int]) -> tuple[int, int]:
-  return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def _text(size: int | tuple[int, int]) -> str:

@@ -1,5 +1,6 @@
 """What is known of a torch model's weights beyond their arrays."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,13 @@ from vit_jax.pretrained.torch_names import Dialect
 from vit_jax.pretrained.torch_storage import Stored
 
 _IMAGENET = {'device_ops': "normalize('imagenet')"}
+# Arguments that only the training scripts of these code bases have, and how
+# those resize positions: DINO and iBOT; DeiT and what is built on it; MAE.
+_ARGUMENTS = {
+  'local_crops_number': 'dino',
+  'distillation_type': 'torch',
+  'blr': 'torch',
+}
 
 
 def of(stored: Stored, dialect: Dialect, unused: list[str]) -> Facts:
@@ -36,9 +44,47 @@ def of(stored: Stored, dialect: Dialect, unused: list[str]) -> Facts:
     kind = kind.get(name, name.removeprefix('huggingface_'))
     return Facts(model=huggingface_config.DEFAULTS[kind])
   # All of Meta's models take images as torchvision normalizes them.
-  known = name in ('deit3', 'dinov2') or unused
+  known = name in ('deit3', 'dinov2') or unused or _script(stored)
   preprocess = _IMAGENET if known else {}
   return Facts(model=timm_config.DEFAULTS, preprocess=dict(preprocess))
+
+
+def resize_method(
+  stored: Stored, dialect: Dialect, unused: list[str], *, registers: bool
+) -> str:
+  """Returns how the code base of the weights resizes positions.
+
+  DINO, MAE and DeiT have timm's names and methods of their own. Their content
+  shows in DINO's heads, MAE's decoder, or the arguments of their training
+  scripts; with none of these (as in their published encoders), or with a config
+  of timm, the method is timm's.
+
+  Args:
+    stored: with the configs and arguments.
+    dialect: of its names.
+    unused: names in it that are no part of the encoder.
+    registers: whether the model has any.
+  """
+  if 'dinov2' in dialect.name and registers:
+    return 'timm'  # Antialiased, and without DINO's offset.
+  if dialect.name == 'dinov2':
+    return 'dino'
+  if dialect.name != 'timm':
+    return 'torch'
+  if 'architecture' in stored.config:
+    return 'timm'
+  for pattern, method in (
+    (torch_names.DINO_HEAD, 'dino'),
+    (torch_names.MAE_DECODER, 'torch'),
+  ):
+    if any(re.fullmatch(pattern, name) for name in unused):
+      return method
+  return _ARGUMENTS.get(_script(stored), 'timm')
+
+
+def _script(stored: Stored) -> str | None:
+  """Returns the first of `_ARGUMENTS` that the training script had."""
+  return next((name for name in _ARGUMENTS if name in stored.arguments), None)
 
 
 def num_heads(

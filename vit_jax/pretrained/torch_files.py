@@ -34,9 +34,6 @@ from vit_jax.pretrained.torch_names import Dialect
 from vit_jax.pretrained.weights import Weights
 
 FORMATS = ('timm', 'huggingface')
-# How code bases resize positions, 'torch' where it is not here: keys of
-# `resample.METHODS`. With registers, DINOv2 does as timm.
-_RESIZE = {'timm': 'timm', 'dinov2': 'dino'}
 
 
 def read(
@@ -52,6 +49,8 @@ def read(
   preprocessing. Without it they are what is usual for the dialect: exact GELU,
   1e-6 (1e-12 for Hugging Face's ViT), heads of 64 channels where no variant has
   these sizes; what images need is then only known for some dialects.
+  `source['resize']`, the method for positions, is that of
+  `torch_facts.resize_method`.
 
   Args:
     path: of a .safetensors or .pth file, or of a folder as timm and Hugging
@@ -171,8 +170,14 @@ def _weights(stored, path, model, grid) -> Weights:
   dialect, prefix = torch_dialect.detect(stored.arrays)
   theirs, unused = _strip(stored.arrays, dialect, prefix)
   if model.get('num_classes', 'as it is') is None:
-    head = (f'{dialect.head}.weight', f'{dialect.head}.bias')
-    theirs = {k: v for k, v in theirs.items() if k not in head}
+    head = f'{dialect.head}.'
+    theirs = {k: v for k, v in theirs.items() if not k.startswith(head)}
+  elif f'{dialect.head}.0.running_mean' in theirs:
+    raise UserError(
+      f'the classifier {dialect.head} starts with a BatchNorm (linear probing'
+      ' of MAE), which models/vit.py does not have: say'
+      " model={'num_classes': None} to read the encoder alone"
+    )
   torch_tokens.check(theirs, dialect)
   facts = torch_facts.of(stored, dialect, unused)
   if grid is None and facts.image_size is not None:
@@ -189,9 +194,9 @@ def _weights(stored, path, model, grid) -> Weights:
   )
   known = facts.model | dict(pooling=pooling)
   named, section = _section(converted, known, facts.class_names, model)
-  resize = _RESIZE.get(dialect.name, 'torch')
-  if 'dinov2' in dialect.name and 'registers' in named:
-    resize = 'timm'
+  resize = torch_facts.resize_method(
+    stored, dialect, unused, registers='registers' in named
+  )
   return Weights(
     params=trees.unflatten(named),
     model=section,
@@ -251,8 +256,8 @@ def _section(converted, known, class_names, model):
       problems.append(f'{len(class_names)} class names for {classes} classes')
   if problems:
     raise UserError(
-      'these are not exactly the parameters of a ViT:\n  '
-      + '\n  '.join(problems)
+      'these are not exactly the parameters of a ViT:'
+      + model_section.listed(problems)
     )
   return named, section
 

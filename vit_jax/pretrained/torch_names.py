@@ -58,6 +58,10 @@ class Dialect:
     return f'{patches}.weight'
 
 
+# What MAE and DINO train beside the encoder, whose names are timm's.
+MAE_DECODER = r'(.*\.)?decoder_(embed|pos_embed|blocks|norm|pred)(\..*)?'
+DINO_HEAD = r'(.*\.)?head\.(mlp|last_layer)\..*'
+
 TIMM = Dialect(
   name='timm',
   class_token='cls_token',
@@ -94,10 +98,11 @@ TIMM = Dialect(
     'blocks.*.attn.q_norm.bias': 'blocks.*.attn.q_norm.weight',
     'blocks.*.attn.k_norm.bias': 'blocks.*.attn.k_norm.weight',
   },
+  # Perhaps behind `module.`, as in DistributedDataParallel.
   unused=(
-    'mask_token',
-    'decoder_.*',  # MAE.
-    r'(.*\.)?head\.(mlp|last_layer)\..*',  # DINO.
+    r'(.*\.)?mask_token',
+    MAE_DECODER,
+    DINO_HEAD,
     r'(.*\.)?(dino|ibot)_head\..*',  # DINOv2.
   ),
 )
@@ -141,7 +146,7 @@ HUGGINGFACE_VIT = Dialect(
   head='classifier',
   unused=(
     r'(.*\.)?embeddings\.mask_token',
-    r'decoder\..*',  # ViTMAEForPreTraining, ViTForMaskedImageModeling.
+    r'(.*\.)?decoder\..*',  # ViTMAEForPreTraining, ViTForMaskedImageModeling.
   ),
 )
 
@@ -203,7 +208,11 @@ HUGGINGFACE_SIGLIP = Dialect(
     ),
   },
   head='classifier',
-  unused=(r'text_model\..*', 'logit_scale', 'logit_bias', r'.*position_ids'),
+  unused=(
+    r'(.*\.)?text_model\..*',
+    r'(.*\.)?logit_(scale|bias)',
+    r'.*position_ids',
+  ),
 )
 
 DIALECTS = {

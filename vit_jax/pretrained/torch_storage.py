@@ -9,16 +9,20 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-import ml_dtypes
 import numpy as np
-import safetensors
 import safetensors.numpy
 
 from vit_jax.errors import UserError
-from vit_jax.pretrained import files
+from vit_jax.pretrained import (
+  bounded_read,
+  files,
+  safetensors_file,
+  torch_pickle,
+)
+from vit_jax.printable import printable
 
 _PICKLES = ('.pth', '.pt', '.bin', '.ckpt', '.tar')
 SUFFIXES = ('.safetensors', *_PICKLES)
@@ -35,11 +39,13 @@ class Stored:
     arrays: by name.
     config: of config.json; empty if there is none.
     preprocessor: of preprocessor_config.json; likewise.
+    arguments: of the script that trained the weights, where it kept them.
   """
 
   arrays: dict[str, np.ndarray]
   config: dict[str, Any]
   preprocessor: dict[str, Any]
+  arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def read(path: str | os.PathLike, entry: str | None = None) -> Stored:
@@ -52,8 +58,9 @@ def read(path: str | os.PathLike, entry: str | None = None) -> Stored:
   Args:
     path: of a .safetensors or .pth file, or of a folder.
     entry: which of several state dicts in the file: a key, such as 'model_ema'
-      or 'student', or the first part of the names. None takes the first of
-      model, state_dict, model_state_dict and teacher.
+      or 'student', or the first part of the names (after 'module.'), also of
+      those under one of the following keys. None takes the first of model,
+      state_dict, model_state_dict and teacher.
 
   Raises:
     UserError: it cannot be read, or where in it the weights are is unclear.
@@ -62,23 +69,32 @@ def read(path: str | os.PathLike, entry: str | None = None) -> Stored:
   file = _find(path) if path.is_dir() else path
   parts, inside = [file], {}
   if file.name.endswith(_INDEX):
-    index = _json(file)['weight_map']
-    parts = [file.parent / name for name in sorted(set(index.values()))]
-  arrays: dict[str, Any] = {}
+    parts = _parts(file)
+  content: dict[str, Any] = {}
   for part in parts:
-    content, inside = _read_file(part)
-    arrays |= content
-  arrays = _entry(arrays, entry, file)
+    arrays, inside = _read_file(part)
+    content |= arrays
+  arguments = content.get('args')
+  arrays = _entry(content, entry, file)
   if not inside and (path.is_dir() or file.stem in ('model', 'pytorch_model')):
     inside = {
-      name: _json(file.parent / f'{name}.json')
+      name: bounded_read.read_json_object(file.parent / f'{name}.json')
       for name in ('config', 'preprocessor_config')
       if (file.parent / f'{name}.json').exists()
     }
   return Stored(
-    arrays={k: _array(v) for k, v in arrays.items() if hasattr(v, 'shape')},
+    arrays={
+      name: torch_pickle.to_numpy(
+        value, f'{printable(name, max_length=80)} in {file}'
+      )
+      for name, value in arrays.items()
+      if hasattr(value, 'shape')
+    },
     config=inside.get('config', {}),
     preprocessor=inside.get('preprocessor_config', {}),
+    arguments=dict(vars(arguments))
+    if isinstance(arguments, argparse.Namespace)
+    else {},
   )
 
 
@@ -134,78 +150,74 @@ def _read_file(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
   if path.suffix not in SUFFIXES:
     raise UserError(f'{path}: expected one of {", ".join(SUFFIXES)}')
   if path.suffix in _PICKLES:
-    return _read_pickle(path), {}
-  try:
-    with safetensors.safe_open(path, framework='np') as file:
-      header = file.metadata() or {}
-      arrays = {name: file.get_tensor(name) for name in file.keys()}
-  except (OSError, safetensors.SafetensorError) as e:
-    raise _unreadable(path, e) from e
-  names = ('config', 'preprocessor_config')
-  return arrays, {n: json.loads(header[n]) for n in names if n in header}
+    return torch_pickle.read(path), {}
+  arrays, metadata = safetensors_file.read(path)
+  configs = {}
+  for name in ('config', 'preprocessor_config'):
+    if name in metadata:
+      where = f'the {name} in {path}'
+      value = bounded_read.parse_json(metadata[name], where)
+      configs[name] = bounded_read.check_object(value, where)
+  return arrays, configs
 
 
-def _read_pickle(path: pathlib.Path) -> dict[str, Any]:
-  try:
-    import torch
-  except ImportError as e:
-    raise UserError(
-      f'{path} is a pickle of torch, which is not installed: pip install torch,'
-      ' or get the weights as .safetensors'
-    ) from e
-  try:
-    # Training scripts put their arguments beside the weights.
-    with torch.serialization.safe_globals([argparse.Namespace]):
-      content = torch.load(path, map_location='cpu', weights_only=True)
-  except Exception as e:  # torch raises many kinds for a broken file.
-    raise _unreadable(path, e) from e
-  if not isinstance(content, Mapping):
-    raise UserError(
-      f'{path} holds a {type(content).__name__}, not a state dict'
+def _parts(index: pathlib.Path) -> list[pathlib.Path]:
+  """Returns the files that an index names, which are beside it."""
+  table = bounded_read.read_json_object(index).get('weight_map')
+  if not (
+    isinstance(table, dict)
+    and table
+    and all(
+      isinstance(name, str) and pathlib.PurePath(name).name == name
+      for name in table.values()
     )
-  return dict(content)
+  ):
+    raise UserError(
+      f'{index} must have a weight_map from names of arrays to names of files'
+      ' beside it; if it was downloaded, delete it and try again'
+    )
+  return [index.parent / name for name in sorted(set(table.values()))]
 
 
 def _entry(content, entry: str | None, path) -> dict[str, Any]:
   """Returns the state dict among other things that a file may hold."""
-  nested = [k for k, v in content.items() if isinstance(v, Mapping)]
-  tensors = any(hasattr(v, 'shape') for v in content.values())
+  found = _choose(content, entry, path)
+  strange = [key for key in found if not isinstance(key, str)]
+  if strange:
+    raise UserError(
+      f'{path} holds no state dict: the name of an array is'
+      f' {printable(repr(strange[0]), max_length=80)}; say entry= to choose'
+      ' another part of the file'
+    )
+  return found
+
+
+def _choose(content, entry: str | None, path) -> dict[str, Any]:
+  nested = {k: v for k, v in content.items() if isinstance(v, Mapping)}
+  usual = [nested[name] for name in _ENTRIES if name in nested]
   if entry is not None:
-    inside = {k: v for k, v in content.items() if k.startswith(f'{entry}.')}
-    if entry not in nested and not inside:
-      raise UserError(f'{path} has no entry {entry!r}; it has {list(content)}')
-    return dict(content[entry]) if entry in nested else inside
-  if tensors:
+    for place in (content, *usual):
+      if isinstance(place.get(entry), Mapping):
+        return dict(place[entry])
+      for prefix in (f'{entry}.', f'module.{entry}.'):
+        inside = {k: v for k, v in place.items() if str(k).startswith(prefix)}
+        if inside:
+          return inside
+    choices = list(content)
+    for place in usual:
+      choices += {str(k).removeprefix('module.').split('.')[0] for k in place}
+    raise UserError(f'{path} has no entry {entry!r}; it has {_some(choices)}')
+  if any(hasattr(value, 'shape') for value in content.values()):
     return content
-  for name in _ENTRIES:
-    if name in nested:
-      return dict(content[name])
+  if usual:
+    return dict(usual[0])
   raise UserError(
     f'{path}: say entry= to choose where the weights are; there are'
-    f' {list(content)}'
+    f' {_some(content)}'
   )
 
 
-def _array(tensor: Any) -> np.ndarray:
-  if isinstance(tensor, np.ndarray):
-    return tensor
-  tensor = tensor.detach()
-  if str(tensor.dtype) == 'torch.bfloat16':  # numpy has none of its own.
-    import torch
-
-    bits = tensor.contiguous().view(torch.int16).numpy()
-    return bits.view(ml_dtypes.bfloat16)
-  return tensor.numpy()
-
-
-def _json(path: pathlib.Path) -> dict[str, Any]:
-  try:
-    return json.loads(path.read_text())
-  except (OSError, ValueError) as e:
-    raise _unreadable(path, e) from e
-
-
-def _unreadable(path, e: Exception) -> UserError:
-  return UserError(
-    f'cannot read {path}: {e}; if it was downloaded, delete it and try again'
-  )
+def _some(names: Iterable[Any], *, max_names: int = 20) -> str:
+  names = list(dict.fromkeys(names))
+  more = f' and {len(names) - max_names} more' if len(names) > max_names else ''
+  return printable(names[:max_names], max_length=1000) + more

@@ -1,0 +1,94 @@
+"""Broken pickles of torch, each made from a good one."""
+
+import os
+import pathlib
+import zipfile
+
+import pytest
+
+CASES = {}
+
+
+def case(name, kind, breaks, *args):
+  CASES[f'{kind}: {name}'] = (kind, lambda path: breaks(path, *args))
+
+
+def broken(name, kind):
+  """Returns a decorator that adds a function to `CASES`."""
+  return lambda breaks: case(name, kind, breaks)
+
+
+def save(path, change):
+  import torch
+
+  content = torch.load(path, weights_only=True)
+  torch.save(change(content), path)
+
+
+def to_float8(content):
+  import torch
+
+  return content | {'norm.bias': content['norm.bias'].to(torch.float8_e4m3fn)}
+
+
+def expanded(content):
+  import torch
+
+  return content | {'cls_token': torch.zeros(1).expand(1, 10**6, 10**6)}
+
+
+def empty(content):
+  import torch
+
+  return content | {'cls_token': torch.zeros(1, 0, 10**9)}
+
+
+for name, change in {
+  'names that are numbers': lambda c: {i: v for i, v in enumerate(c.values())},
+  'a list': list,
+  'names that are numbers below model': lambda c: {'model': {1: 2}},
+  'a number': lambda c: 3,
+  'types of 8 bits': to_float8,
+  'sparse': lambda c: c | {'norm.bias': c['norm.bias'].to_sparse()},
+  'complex': lambda c: c | {'norm.bias': c['norm.bias'] * 1j},
+  'quantized': lambda c: c | {'norm.bias': c['norm.bias'].to('meta')},
+  'integers': lambda c: c | {'norm.bias': c['norm.bias'].long()},
+  'a shape that repeats one number': expanded,
+  'an empty shape of 10^9': empty,
+  'block 10^9': lambda c: c | {f'blocks.{10**9}.norm1.weight': c['norm.bias']},
+  'an object': lambda c: c | {'x': pathlib.PurePosixPath('a')},
+  'code': lambda c: c | {'x': Code()},
+}.items():
+  case(name, 'pth', save, change)
+
+
+class Code:
+  def __reduce__(self):
+    return (print, ('this must not run',))
+
+
+@broken('a deflated bomb', 'pth')
+def _(path):
+  with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
+    archive.writestr('x/data.pkl', bytes(2**28))
+
+
+@broken('half of it', 'pth')
+def _(path):
+  path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@broken('text', 'pth')
+def _(path):
+  path.write_text('<html>not found</html>')
+
+
+@broken('a pipe', 'pth')
+def _(path):
+  path.unlink()
+  os.mkfifo(path)
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_a_broken_file_is_one_error(name, check_refused):
+  check_refused(*CASES[name])

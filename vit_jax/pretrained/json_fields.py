@@ -1,0 +1,181 @@
+"""Checks of values that come from JSON in weight files: types and bounds."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from vit_jax.errors import UserError
+from vit_jax.pretrained import bounded_read
+from vit_jax.printable import printable
+
+MAX_INT = 2**31 - 1
+MAX_SIDE = 2**14  # Of an image, in pixels.
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+  """What a value must be: in words, and as a test of it."""
+
+  words: str
+  fits: Callable[[Any], bool]
+
+
+def _is_int(value: Any, low: int = 1, high: int = MAX_INT) -> bool:
+  return type(value) is int and low <= value <= high
+
+
+def _is_number(value: Any) -> bool:
+  if type(value) is int:
+    return abs(value) <= MAX_INT
+  return type(value) is float and math.isfinite(value)
+
+
+def _is_list(value: Any, fits: Callable[[Any], bool]) -> bool:
+  return isinstance(value, list | tuple) and all(map(fits, value))
+
+
+def _is_side(value: Any) -> bool:
+  return _is_int(value, 1, MAX_SIDE)
+
+
+TEXT = Kind('a text', lambda v: isinstance(v, str))
+FLAG = Kind('true or false', lambda v: isinstance(v, bool))
+OBJECT = Kind('a JSON object', lambda v: isinstance(v, Mapping))
+COUNT = Kind(f'an integer of 0 to {MAX_INT}', lambda v: _is_int(v, 0))
+SIZE = Kind(f'an integer of 1 to {MAX_INT}', _is_int)
+NUMBER = Kind('a finite number', _is_number)
+POSITIVE = Kind('a positive number', lambda v: _is_number(v) and v > 0)
+RATE = Kind('a number of 0 to 1', lambda v: _is_number(v) and 0 <= v <= 1)
+PAIR = Kind(
+  f'[height, width] of 1 to {MAX_INT}',
+  lambda v: _is_list(v, _is_int) and len(v) == 2,
+)
+SIDE = Kind(f'1 to {MAX_SIDE} pixels', _is_side)
+SIDES = Kind(
+  f'[height, width] of 1 to {MAX_SIDE} pixels',
+  lambda v: _is_list(v, _is_side) and len(v) == 2,
+)
+SIDE_OR_SIDES = Kind(
+  f'1 to {MAX_SIDE} pixels, or [height, width]',
+  lambda v: _is_side(v) or SIDES.fits(v),
+)
+SIZE_OR_PAIR = Kind(
+  'a positive integer or two', lambda v: _is_int(v) or PAIR.fits(v)
+)
+SIZES = Kind('a list of positive integers', lambda v: _is_list(v, _is_int))
+CHANNELS = Kind(
+  'a number, or one per channel',
+  lambda v: _is_number(v) or (_is_list(v, _is_number) and len(v) > 0),
+)
+POSITIVE_CHANNELS = Kind(
+  'a positive number, or one per channel',
+  lambda v: POSITIVE.fits(v) or (_is_list(v, POSITIVE.fits) and len(v) > 0),
+)
+TEXTS = Kind('a list of texts', lambda v: _is_list(v, TEXT.fits))
+
+# Of a model section; other keys are text, or unknown and refused as such.
+_MODEL = {
+  'patch_size': SIZE_OR_PAIR,
+  **dict.fromkeys(
+    ('width', 'depth', 'mlp_dim', 'num_heads', 'num_classes'), SIZE
+  ),
+  **dict.fromkeys(('name', 'variant', 'stem', 'pooling', 'position'), TEXT),
+  **dict.fromkeys(('final_norm', 'activation', 'dtype', 'attention'), TEXT),
+  **dict.fromkeys(('qk_norm', 'qkv_bias', 'scan', 'head_zero_init'), FLAG),
+  **dict.fromkeys(('stochastic_depth_schedule', 'remat'), TEXT),
+  **dict.fromkeys(('stochastic_depth_rate', 'dropout_rate'), RATE),
+  'attention_dropout_rate': RATE,
+  'num_registers': COUNT,
+  'representation_size': Kind(
+    'true, false or a positive integer', lambda v: FLAG.fits(v) or _is_int(v)
+  ),
+  'layer_scale': POSITIVE,
+  'norm_epsilon': POSITIVE,
+  'head_bias_init': NUMBER,
+}
+_PREPROCESS = {'image_size': SIDES, 'ops': TEXT, 'device_ops': TEXT}
+_DESCRIPTION = {
+  'model': OBJECT,
+  'preprocess': OBJECT,
+  'class_names': TEXTS,
+  'grid': PAIR,
+  'source': OBJECT,
+  'version': SIZE,
+}
+
+
+def check(
+  values: Mapping[str, Any], kinds: Mapping[str, Kind], where: str
+) -> None:
+  """Raises UserError for values of another kind, all in one line.
+
+  Args:
+    values: from outside; those that are absent or None are fine.
+    kinds: by key; other keys are not looked at.
+    where: the file, or the part of it, for the message.
+  """
+  wrong = [
+    f'{key}={printable(repr(values[key]), max_length=60)}, expected'
+    f' {kind.words}'
+    for key, kind in kinds.items()
+    if values.get(key) is not None and not kind.fits(values[key])
+  ]
+  if wrong:
+    raise UserError(f'{where} has values that are wrong: ' + '; '.join(wrong))
+
+
+def check_model(section: Mapping[str, Any], where: str) -> None:
+  """Raises UserError for a model section with values of another kind."""
+  check(section, _MODEL, where)
+
+
+def class_names(value: Any, where: str) -> list[str] | None:
+  """Returns names from a list, or from an object of numbers and names.
+
+  Args:
+    value: `['cat', 'dog']` or `{'0': 'cat', '1': 'dog'}`; None or empty for no
+      names.
+    where: the key and file, for the message.
+
+  Raises:
+    UserError: something else, or numbers that are not 0, 1, 2, ...
+  """
+  if not value:
+    return None
+  names = value
+  if isinstance(value, Mapping):
+    keys = [str(i) for i in range(len(value))]
+    names = [value.get(key) for key in keys]
+  if not TEXTS.fits(names):
+    raise UserError(
+      f'{where} must be a list of names, or have a name for each of "0", "1",'
+      f' "2", ...; got {printable(repr(value), max_length=80)}'
+    )
+  return list(names)
+
+
+def parse_description(
+  text: str, where: str, *, needed: tuple[str, ...] = ()
+) -> dict[str, Any]:
+  """Returns what a file of ours says of its model, checked.
+
+  Args:
+    text: JSON of an object with the keys `model`, `preprocess`, `class_names`,
+      `source` (as in `Weights`), `version` and `grid`, if there are any.
+    where: the file, or the part of it, for messages.
+    needed: the keys that must be there and not null.
+
+  Raises:
+    UserError: no such JSON, or values of another kind.
+  """
+  said = bounded_read.check_object(bounded_read.parse_json(text, where), where)
+  if missing := [key for key in needed if said.get(key) is None]:
+    raise UserError(
+      f'{where} lacks {", ".join(missing)}; write the file again with'
+      ' `python -m vit_jax.convert`'
+    )
+  check(said, _DESCRIPTION, where)
+  check(said.get('preprocess') or {}, _PREPROCESS, f'preprocess in {where}')
+  check_model(said.get('model') or {}, f'model in {where}')
+  return said
