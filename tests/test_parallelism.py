@@ -62,8 +62,11 @@ def build(mesh, options=None, model=None, micro_batches=1, **changes):
       device_ops='normalize(-1, 1)',
       batch_size=32,
     ),
-    # Linear in the gradient: Adam would turn its rounding into updates.
-    optimizer=dict(name='sgd', learning_rate=0.1, schedule='constant'),
+    # Linear in the gradient: Adam would turn its rounding into updates. The
+    # momentum is split as its parameter is.
+    optimizer=dict(
+      name='sgd', learning_rate=0.1, momentum=0.9, schedule='constant'
+    ),
     total_steps=2,
     total_epochs=None,
     seed=0,
