@@ -79,9 +79,16 @@ def model_of(
     return section | dict(dtype='bfloat16'), {}, resolution or 224
   section, device_ops, sides = found
   section = {k: v for k, v in section.items() if k not in _NOT_KEPT}
+  # What a config names is imported, and what a file names must not be.
+  if not re.fullmatch(r'\w+', str(section.get('name'))):
+    raise ValueError(
+      f'model={model} names the code {section.get("name")!r} as its model. If '
+      'you trust it, name it in the model section of a recipe of your own'
+    )
   # The other ops that a run has on the device are for training alone.
   parts = [part.strip() for part in device_ops.split('|')]
-  device_ops = '|'.join(p for p in parts if p.startswith('normalize'))
+  normalize = re.compile(r'normalize(\(.*\))?', re.DOTALL)
+  device_ops = '|'.join(p for p in parts if normalize.fullmatch(p))
   if not resolution:
     if sides is None or sides[0] != sides[1]:
       raise ValueError(

@@ -158,7 +158,7 @@ def text_row(name: str, texts: dict[str, str], image: np.ndarray):
   """As `timm_row`, of ops in the mini-language."""
   cells = []
   for seed, (words, text) in enumerate(texts.items()):
-    example = language.parse(text)(
+    example = language.parse(text, trusted=True)(
       {'image': image}, np.random.default_rng(4 + seed)
     )
     out = example['image']

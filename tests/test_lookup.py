@@ -34,7 +34,7 @@ def test_a_dotted_name_is_the_users_own_module(tmp_path, monkeypatch):
   (tmp_path / 'my_lab' / 'cait.py').write_text('def Model(depth): return depth')
   monkeypatch.syspath_prepend(tmp_path)
   section = {'name': 'my_lab.cait', 'depth': 7}
-  assert lookup.build('models', section, 'Model') == 7
+  assert lookup.build('models', section, 'Model', trusted=True) == 7
 
 
 def test_an_unknown_name_gets_the_choices_and_a_guess():
@@ -48,12 +48,12 @@ def test_an_unknown_name_gets_the_choices_and_a_guess():
 @pytest.mark.parametrize('name', ['nowhere.cait', 'json.nothing'])
 def test_a_dotted_name_that_cannot_be_imported_is_an_error(name):
   with pytest.raises(UserError, match=f"no models named '{name}'.*PYTHONPATH"):
-    lookup.find('models', name, 'Model')
+    lookup.find('models', name, 'Model', trusted=True)
 
 
 def test_a_file_without_the_export_is_named():
   with pytest.raises(UserError, match=r"decoder\.py does not define 'Model'"):
-    lookup.find('models', 'json.decoder', 'Model')
+    lookup.find('models', 'json.decoder', 'Model', trusted=True)
 
 
 def test_an_import_error_inside_the_users_module_is_not_swallowed(
@@ -63,7 +63,7 @@ def test_an_import_error_inside_the_users_module_is_not_swallowed(
   (tmp_path / 'lab2' / 'm.py').write_text('import not_installed_anywhere')
   monkeypatch.syspath_prepend(tmp_path)
   with pytest.raises(ModuleNotFoundError, match='not_installed_anywhere'):
-    lookup.find('models', 'lab2.m', 'Model')
+    lookup.find('models', 'lab2.m', 'Model', trusted=True)
 
 
 def test_build_needs_a_name():
@@ -82,7 +82,8 @@ def test_build_leaves_the_section_as_it_was(tmp_path, monkeypatch):
   )
   monkeypatch.syspath_prepend(tmp_path)
   section = {'name': 'lab3.m', 'b': 2}
-  assert lookup.build('models', section, 'Model', 1, c=3) == (1, 2, 3)
+  built = lookup.build('models', section, 'Model', 1, c=3, trusted=True)
+  assert built == (1, 2, 3)
   assert section == {'name': 'lab3.m', 'b': 2}
 
 

@@ -61,6 +61,9 @@ def load(
   `help(vit_jax.inference.model.Model)` describes what is returned, after
   `import vit_jax.inference.model`.
 
+  Nothing that a file names is imported: a model or ops outside this package are
+  used only if `model`, `ops` or `device_ops` name them here.
+
   Args:
     source: a training run, a file (.npz, .safetensors, .pth), a folder of timm
       or Hugging Face, or the name of published weights, which are downloaded:

@@ -160,7 +160,8 @@ def _choose_data(sections: dict[str, Any], choice: str) -> str | None:
 
   if choice != 'synthetic':
     try:
-      lookup.build('data/sources', sections['input']['data'], 'Source')
+      data = sections['input']['data']
+      lookup.build('data/sources', data, 'Source', trusted=True)
       return None
     except UserError as e:
       if choice == 'config':

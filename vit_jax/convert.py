@@ -48,7 +48,11 @@ def _main(argv: Sequence[str]) -> None:
     print(f'{name:8} {fact}')
   catalog.save(weights, args.target, format=args.format)
   try:
-    found = catalog.load(args.target, on_log=options['on_log'])
+    # The file just written is no more trusted than any other.
+    model = (
+      dict(name=weights.model['name']) if 'model' in weights.trusted else {}
+    )
+    found = catalog.load(args.target, model=model, on_log=options['on_log'])
   except UserError as e:
     raise RunError(
       f'{args.target} was written but cannot be read again: {e}'
@@ -149,10 +153,10 @@ def _compare(before: Any, after: Any) -> str:
 
 def _unsaid(before: Any, after: Any) -> list[str]:
   """Returns what the target does not tell those who read it."""
-  from vit_jax import lookup
   from vit_jax.inference import classes
+  from vit_jax.pretrained.weights import build_model
 
-  modules = [lookup.build('models', w.model, 'Model') for w in (before, after)]
+  modules = [build_model(w) for w in (before, after)]
   lines = []
   for field in _UNSEEN:
     old, new = (getattr(module, field, None) for module in modules)

@@ -65,7 +65,13 @@ def make_jobs(
         'config.ema set'
       )
     evaluator = lookup.build(
-      'evaluators', section, 'Evaluator', run.predict, run.mesh, where=where
+      'evaluators',
+      section,
+      'Evaluator',
+      run.predict,
+      run.mesh,
+      where=where,
+      trusted=True,
     )
     # Evaluators that score the model's own classes have an input; few-shot,
     # k-NN and probes bring classes of their own.
@@ -110,6 +116,7 @@ def make_pictures(
       run.predict,
       run.mesh,
       where=f'config.pictures.{name}',
+      trusted=True,
     )
     for name, section in pictures.items()
   }

@@ -3,6 +3,10 @@
 A name is a file of a folder of this package (`'vit'` in `models` is
 `vit_jax/models/vit.py`) or, with a dot in it, a module of the user's own
 (`'my_project.cait'`). There is nothing to register.
+
+A dotted name is imported, and importing runs code. So it takes `trusted=True`,
+which says that the name was given by the user: in a config, on the command line
+or in Python. Names out of files are looked up without it.
 """
 
 import difflib
@@ -33,12 +37,25 @@ def names(folder: str) -> list[str]:
   return sorted(f.stem for f in files if not f.stem.startswith('_'))
 
 
-def find(folder: str, name: str, export: str) -> Any:
+def find(folder: str, name: str, export: str, *, trusted: bool = False) -> Any:
   """Returns the attribute `export` of the module that `name` means.
 
+  Args:
+    folder: of this package, such as 'models'.
+    name: of a file in it or, if trusted, a module of the user's own.
+    export: what the module has to define.
+    trusted: whether the user gave the name; a name out of a file never is.
+
   Raises:
-    UserError: no such file or module, or it does not export `export`.
+    UserError: no such file or module, or it does not export `export`; a dotted
+      name that is not trusted, which is not imported.
   """
+  if isinstance(name, str) and '.' in name and not trusted:
+    raise UserError(
+      f'no {folder} named {name!r} in this package, and a name out of a file is'
+      ' not imported. If you trust that module, name it yourself: in a config,'
+      ' on the command line, or with trusted=True in Python'
+    )
   if '.' in name:
     module_name = name
     try:
@@ -64,6 +81,7 @@ def build(
   export: str,
   *args,
   where: str | None = None,
+  trusted: bool = False,
   **kwargs,
 ) -> Any:
   """Calls what a config section names with the section's other keys.
@@ -71,14 +89,14 @@ def build(
   `build('models', {'name': 'vit', 'variant': 'B/16'}, 'Model')` calls
   `vit_jax.models.vit.Model(variant='B/16')`. `args` and `kwargs` come from the
   caller and may not appear in the section; `where` is its place in the config,
-  for messages.
+  for messages. `trusted` says that the user wrote the section, see `find`.
   """
   where = where or f'the {folder} section'
   if not isinstance(section, SECTION) or 'name' not in section:
     raise UserError(f'{where} needs a name; got {section}')
   section = dict(section)
   name = section.pop('name')
-  target = find(folder, name, export)
+  target = find(folder, name, export, trusted=trusted)
   check_keys(
     target,
     section,

@@ -78,8 +78,10 @@ def build(
   steps_per_epoch = train_input.steps_per_epoch
   total = _total_steps(total_steps, total_epochs, steps_per_epoch)
 
-  module = lookup.build('models', model, 'Model')
-  learner = lookup.build('objectives', objective, 'Objective', module)
+  module = lookup.build('models', model, 'Model', trusted=True)
+  learner = lookup.build(
+    'objectives', objective, 'Objective', module, trusted=True
+  )
   accumulation.check_objective(learner, micro_batches)
   sharding_lib.check_batch_size(
     train_input.batch_size, device_mesh, micro_batches=micro_batches

@@ -70,7 +70,7 @@ def _of_config(config: Mapping[str, Any], args) -> dict[str, Any]:
   from vit_jax.pretrained import like
 
   config = like.complete(config)
-  module = lookup.build('models', config['model'], 'Model')
+  module = lookup.build('models', config['model'], 'Model', trusted=True)
   image_shape = _given_shape(args) or _config_shape(config, args.channels)
   params = anatomy.abstract_params(module, image_shape)
   section = run.in_steps(
@@ -98,13 +98,13 @@ def _of_config(config: Mapping[str, Any], args) -> dict[str, Any]:
 
 
 def _of_weights(args) -> dict[str, Any]:
-  from vit_jax import lookup
   from vit_jax.data import stand_in
   from vit_jax.inference import anatomy
   from vit_jax.pretrained import catalog, model_section
+  from vit_jax.pretrained.weights import build_model
 
   weights = catalog.load(args.weights, **command.weights_options(args))
-  module = lookup.build('models', weights.model, 'Model')
+  module = build_model(weights)
   found = model_section.num_channels(_flat(weights.params))
   channels = args.channels or found or 3
   size = args.image_size or weights.preprocess.get('image_size')
@@ -153,7 +153,7 @@ def _config_shape(
   from vit_jax import run
   from vit_jax.data import pipeline, stand_in
 
-  shape = stand_in.image_shape(config['input']['ops'])
+  shape = stand_in.image_shape(config['input']['ops'], trusted=True)
   if shape is None:
     try:
       train_input = run.call(

@@ -122,17 +122,19 @@ def test_no_ops_leave_the_batch_as_it_is():
 def test_other_ops_do_not_change_what_an_op_draws(user_ops):
   draw = "their_device_ops.draw('a')"
   batch, key = {'image': jnp.array(levels())}, jax.random.key(3)
-  alone = device_ops.parse(draw)(batch, key, train=True)
-  more = device_ops.parse(f"normalize(-1, 1)|{draw}|their_device_ops.draw('b')")
-  more = more(batch, key, train=True)
+  alone = device_ops.parse(draw, trusted=True)(batch, key, train=True)
+  text = f"normalize(-1, 1)|{draw}|their_device_ops.draw('b')"
+  more = device_ops.parse(text, trusted=True)(batch, key, train=True)
   np.testing.assert_array_equal(alone['a'], more['a'])
   assert not np.any(np.asarray(more['a']) == np.asarray(more['b']))
-  other = device_ops.parse(draw)(batch, jax.random.key(4), train=True)
+  other = device_ops.parse(draw, trusted=True)
+  other = other(batch, jax.random.key(4), train=True)
   assert not np.any(np.asarray(alone['a']) == np.asarray(other['a']))
 
 
 def test_train_is_handed_on_and_evaluation_needs_no_key(user_ops):
-  op = device_ops.parse('normalize(0, 1)|their_device_ops.draw')
+  text = 'normalize(0, 1)|their_device_ops.draw'
+  op = device_ops.parse(text, trusted=True)
   batch = {'image': jnp.array(levels())}
   assert 'drawn' in op(batch, jax.random.key(0), train=True)
   assert 'drawn' not in op(batch, None, train=False)

@@ -23,5 +23,5 @@ def test_ops_that_need_more_than_an_image_do_not_tell(monkeypatch):
   def segmented(example, rng):
     return example | {'image': example['mask']}
 
-  monkeypatch.setattr(stand_in.language, 'parse', lambda text: segmented)
+  monkeypatch.setattr(stand_in.language, 'parse', lambda text, **_: segmented)
   assert stand_in.image_shape('decode|mine.segmented') is None

@@ -4,7 +4,7 @@ Images travel from the host as uint8; what turns them into floats, and what
 mixes images of a batch, happens here. The text is that of the host ops
 (`data/ops/language.py`): `'normalize(-1, 1)|mixup(0.2)'`. A name means a public
 function of a file of `on_device/` (`FILES`) or, with a dot in it, a factory of
-the user's own.
+the user's own, where the text is trusted.
 
 A factory takes the arguments once and returns one of
 - `(batch, rng, *, train) -> batch`: jax code on a dict of `[B, ...]` arrays
@@ -34,13 +34,26 @@ import numpy as np
 from vit_jax.data.on_device import normalize as normalize_file
 from vit_jax.data.on_device.mixing import Mix
 from vit_jax.data.on_device.per_image import PerImage
-from vit_jax.data.ops import language
+from vit_jax.data.ops import _from_files, language
 from vit_jax.errors import UserError
 
 Batch = dict[str, Any]
 
 # Those of `on_device/` whose public functions are ops.
 FILES = ('normalize', 'per_image', 'mixing', 'random_erasing')
+
+# The ops that text from a file may name. Those of training alone are among
+# them, since a run's text has them; in evaluation they do nothing.
+FROM_FILES = (
+  'crop',
+  'cutmix',
+  'flip_lr',
+  'mixup',
+  'mixup_cutmix',
+  'normalize',
+  'random_crop',
+  'random_erasing',
+)
 
 STATISTICS = normalize_file.STATISTICS
 
@@ -53,7 +66,13 @@ class DeviceOp(Protocol):
   ) -> Batch: ...
 
 
-def parse(text: str, num_classes: int | None = None) -> DeviceOp:
+def parse(
+  text: str,
+  num_classes: int | None = None,
+  *,
+  trusted: bool = False,
+  max_number: float = _from_files.MAX_NUMBER,
+) -> DeviceOp:
   """Returns the device ops that `text` names as one.
 
   Each op draws from a key of its own, folded from `rng`, its name and how many
@@ -63,14 +82,23 @@ def parse(text: str, num_classes: int | None = None) -> DeviceOp:
   Args:
     text: the ops.
     num_classes: of the data, for ops that turn class ids into soft labels.
+    trusted: whether the user wrote the text, and no file; see `language`.
+    max_number: the largest that ops may have as an argument where they are not
+      trusted.
 
   Raises:
     UserError: syntax, an unknown op or bad arguments, all in one message;
-      several ops that mix; classes that are not those of the data.
+      several ops that mix; classes that are not those of the data; what a text
+      that is not trusted may not ask for.
   """
+  limits = _from_files.Limits(
+    FROM_FILES, 'device_ops', 'max_number', max_number
+  )
   counts: collections.Counter[str] = collections.Counter()
   ops = []
-  for segment, op in language.build(text, _find):
+  for segment, op in language.build(
+    text, _find, limits=None if trusted else limits
+  ):
     salt = zlib.crc32(f'{segment.name}#{counts[segment.name]}'.encode())
     counts[segment.name] += 1
     ops.append((segment, op, np.uint32(salt)))
@@ -110,15 +138,22 @@ def parse(text: str, num_classes: int | None = None) -> DeviceOp:
 def of_evaluation(text: str) -> str:
   """Returns `text` without the ops that act in training alone.
 
-  Ops of the user's own stay; their modules are not imported.
+  The text may be from a file: no module is imported for it. Ops of the user's
+  own stay, and those that `parse` will refuse.
 
   Raises:
-    UserError: as `parse`.
+    UserError: text that is no list of ops.
   """
   kept = []
+  limits = _from_files.Limits(
+    FROM_FILES, 'device_ops', 'max_number', _from_files.MAX_NUMBER
+  )
   for segment in language.segments(text):
     if '.' not in segment.name:
-      op = language.build(segment.text, _find)[0][1]
+      try:
+        op = language.build(segment.text, _find, limits=limits)[0][1]
+      except UserError:
+        op = None
       trains_only = isinstance(op, PerImage) and op.evaluate is None
       if trains_only or isinstance(op, Mix):
         continue

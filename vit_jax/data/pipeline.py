@@ -94,7 +94,7 @@ class TrainInput:
     self.num_classes = self.source.num_classes
     self.class_names = self.source.class_names
     self.device_ops = device_ops_language.parse(
-      device_ops, num_classes=self.num_classes
+      device_ops, num_classes=self.num_classes, trusted=True
     )
 
   @property

@@ -12,15 +12,18 @@ from vit_jax.errors import UserError
 _NUM_EXAMPLES = 10**7
 
 
-def image_shape(ops: str) -> tuple[int, int, int] | None:
+def image_shape(
+  ops: str, *, trusted: bool = False
+) -> tuple[int, int, int] | None:
   """Returns [H, W, C] after the host ops, if it is so for images of any size.
 
   Args:
-    ops: of a config's input section.
+    ops: of a config's input section, or of weights.
+    trusted: whether the user wrote them, see `language.parse`.
   """
   if not any(segment.name == 'decode' for segment in language.segments(ops)):
     return None  # The number of channels is then up to the source.
-  parsed, shapes = language.parse(ops), set()
+  parsed, shapes = language.parse(ops, trusted=trusted), set()
   for size in ((600, 800), (900, 700)):
     example = {'image': np.zeros((*size, 3), np.uint8), 'label': 0}
     try:
@@ -46,7 +49,7 @@ def input_section(
   Raises:
     UserError: the ops do not tell and no size is given.
   """
-  shape = image_shape(section['ops'])
+  shape = image_shape(section['ops'], trusted=True)
   if size is None and shape is None:
     raise UserError(
       f'config.input.ops={section["ops"]!r} does not tell the size of the '

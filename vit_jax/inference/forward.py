@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import lookup, sharding, trees
+from vit_jax import sharding, trees
 from vit_jax.data import device_ops
 from vit_jax.errors import UserError
 from vit_jax.inference import images as images_lib
 from vit_jax.pretrained import blocks, model_section
-from vit_jax.pretrained.weights import Weights
+from vit_jax.pretrained.weights import Weights, build_model
 
 _MAX_THREADS = 16
 
@@ -54,7 +54,7 @@ class Forward:
       raise UserError(f'batch_size is at least 1; got {batch_size!r}')
     parts = mesh.shape['data'] * mesh.shape['fsdp']
     self.batch_size = math.ceil(batch_size / parts) * parts
-    self.module = lookup.build('models', weights.model, 'Model')
+    self.module = build_model(weights)
     named = trees.flatten(weights.params)
     if weights.model.get('scan'):
       named = blocks.stack(named)
@@ -78,9 +78,12 @@ class Forward:
         preprocess['ops'],
         model_section.num_channels(named) or 3,
         image_size=self._image_size,
+        trusted='ops' in weights.trusted,
       )
     if 'device_ops' in preprocess:
-      self._normalize = device_ops.parse(preprocess['device_ops'])
+      self._normalize = device_ops.parse(
+        preprocess['device_ops'], trusted='device_ops' in weights.trusted
+      )
     self._apply = jax.jit(self._outputs)
 
   def stream(

@@ -35,6 +35,7 @@ class Reader:
     num_channels: int,
     *,
     image_size: tuple[int, int] | None = None,
+    trusted: bool = False,
   ):
     """Parses the ops.
 
@@ -46,13 +47,15 @@ class Reader:
       image_size: (height, width) that the model takes, or None for any. Photos
         (files and PIL images, not arrays) are resized to it where no op
         changes the size, as in runs on data sets whose images all have it.
+      trusted: whether the user wrote the ops, see `language.parse`.
 
     Raises:
-      UserError: ops that do not parse.
+      UserError: ops that do not parse, or that a file may not name.
     """
     skipped = language.public_functions(label_ops)
     segments = [s for s in language.segments(ops) if s.name not in skipped]
-    self._ops = language.parse('|'.join(s.text for s in segments))
+    text = '|'.join(s.text for s in segments)
+    self._ops = language.parse(text, trusted=trusted)
     # Also of a user's own decoder, such as my_project.ops.decode_dicom.
     decoders = [s for s in segments if 'decode' in s.name.rpartition('.')[2]]
     self._ops_decode = bool(decoders)

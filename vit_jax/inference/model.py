@@ -54,6 +54,7 @@ def load(
   weights = dataclasses.replace(
     weights,
     preprocess=weights.preprocess | given,
+    trusted=weights.trusted | given.keys(),
     class_names=classes.names_of(weights, class_names),
     source=dict(weights.source, loss=classes.loss_of(weights, loss)),
   )

@@ -11,6 +11,11 @@ from vit_jax.errors import UserError
 _SIZES = ('variant', 'patch_size', 'width', 'depth', 'mlp_dim', 'num_heads')
 
 
+def trusted(given: Mapping[str, Any] | None) -> frozenset[str]:
+  """Returns `Weights.trusted` for keys of the model section from the user."""
+  return frozenset({'model'} if given and 'name' in given else ())
+
+
 def apply(
   named: Mapping[str, np.ndarray],
   section: Mapping[str, Any],

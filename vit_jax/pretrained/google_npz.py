@@ -88,7 +88,7 @@ def write(
       be written.
   """
   dialect = _dialect(weights, dialect)
-  module = _vit(weights.model)
+  module = _vit(weights.model, trusted='model' in weights.trusted)
   if module.stem != 'patch':
     raise UserError(
       f'Google has no names for stem={module.stem!r}; write another format,'
@@ -135,7 +135,8 @@ def _weights(path: str, arrays, note, model, grid) -> Weights:
     implied = _preprocess(dialect, image_size, named)
     section |= note.get('model') or {}
     named, section = given.apply(named, section, model)
-    problems += _mismatches(named, section, dialect)
+    trusted = given.trusted(model)
+    problems += _mismatches(named, section, dialect, bool(trusted))
   except UnclearError as e:
     problems.append(str(e))
   if problems:
@@ -156,6 +157,7 @@ def _weights(path: str, arrays, note, model, grid) -> Weights:
       dialect=dataclasses.asdict(dialect),
       **aside,
     ),
+    trusted=given.trusted(model),
   )
 
 
@@ -223,9 +225,9 @@ def _section(
   return named, model_section.compact(fields) | COMPUTED
 
 
-def _mismatches(named, section, dialect) -> list[str]:
+def _mismatches(named, section, dialect, trusted: bool) -> list[str]:
   labels = _labels(named, dialect)
-  lines = model_section.problems(named, section, labels=labels)
+  lines = model_section.problems(named, section, labels=labels, trusted=trusted)
   # A block that is missing as a whole, and a stack, are told of once.
   present = {name.split('/')[1] for name in named if '/block_' in name}
   told = []
@@ -261,8 +263,10 @@ def _dialect(weights: Weights, dialect: str | Dialect | None) -> Dialect:
   return DIALECTS[dialect]
 
 
-def _vit(section: Mapping[str, Any]) -> vit.ViT:
-  module = lookup.build('models', section, 'Model', where='the model section')
+def _vit(section: Mapping[str, Any], *, trusted: bool = False) -> vit.ViT:
+  module = lookup.build(
+    'models', section, 'Model', where='the model section', trusted=trusted
+  )
   if not isinstance(module, vit.ViT):
     raise UserError(
       f"Google's .npz files are for models/vit.py; got {section['name']!r}"

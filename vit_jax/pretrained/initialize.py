@@ -10,7 +10,7 @@ import numpy as np
 from vit_jax import lookup, trees
 from vit_jax.errors import UserError
 from vit_jax.pretrained import blocks, catalog, resample
-from vit_jax.pretrained.weights import Weights
+from vit_jax.pretrained.weights import Weights, check_model_name
 
 # Attributes of a model that change what its parameters mean, but not their
 # names and shapes.
@@ -116,7 +116,7 @@ def _fill(
       on_log=on_log,
     )
   if target_model is not None and into == 'params':
-    _check_meaning(target_model, weights.model, may_differ, where)
+    _check_meaning(target_model, weights, may_differ, where)
   found = blocks.unstack(trees.flatten(weights.params))
   if blocks.is_stacked(below):
     found = blocks.stack(found)
@@ -199,13 +199,17 @@ def _place(array: np.ndarray, leaf: Any) -> Any:
     )
 
 
-def _check_meaning(target, found, may_differ, where: str) -> None:
+def _check_meaning(target, weights, may_differ, where: str) -> None:
+  # The config has named the model: the same name in the weights is as good.
+  trusted = 'model' in weights.trusted
+  trusted |= weights.model.get('name') == target['name']
+  check_model_name(weights.model, trusted=trusted)
+  of_weights = f'the model of the weights ({where})'
   models = [
-    lookup.build('models', section, 'Model', where=what)
-    for section, what in (
-      (target, 'config.model'),
-      (found, f'the model of the weights ({where})'),
-    )
+    lookup.build('models', target, 'Model', where='config.model', trusted=True),
+    lookup.build(
+      'models', weights.model, 'Model', where=of_weights, trusted=trusted
+    ),
   ]
   different = []
   for key in _MEANING:

@@ -4,8 +4,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from vit_jax import lookup
+from vit_jax.data import device_ops
 from vit_jax.errors import UserError
 from vit_jax.pretrained import catalog
+from vit_jax.pretrained.weights import check_model_name
 
 _NORMALIZE = 'normalize(-1, 1)'  # Where the weights do not say it.
 
@@ -25,7 +27,7 @@ def complete(
     on_log: is given a line of text for every download.
 
   Raises:
-    UserError: the weights cannot be read.
+    UserError: the weights cannot be read, or name code outside this package.
   """
   config = dict(config)
   model = config.get('model')
@@ -37,9 +39,13 @@ def complete(
     weights = catalog.load(source, on_log=on_log)
   except UserError as e:
     raise UserError(f'config.model.like={source!r}: {e}') from e
+  # A config is trusted, and what a file says becomes a part of it here.
+  check_model_name(weights.model, trusted='name' in keys)
   config['model'] = dict(weights.model) | keys
   section = dict(config.get('input') or {})
   if 'device_ops' not in section:
-    section['device_ops'] = weights.preprocess.get('device_ops', _NORMALIZE)
+    text = weights.preprocess.get('device_ops', _NORMALIZE)
+    device_ops.parse(text)  # Without trusted=True: refuses foreign ops.
+    section['device_ops'] = text
     config['input'] = section
   return config

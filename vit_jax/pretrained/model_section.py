@@ -11,6 +11,7 @@ import numpy as np
 from vit_jax import lookup, trees
 from vit_jax.errors import UserError
 from vit_jax.models import vit
+from vit_jax.pretrained.weights import check_model_name
 from vit_jax.printable import printable
 
 # Shapes of a model of larger sizes are not computed, unless an array has them.
@@ -104,6 +105,7 @@ def problems(
   section: Mapping[str, Any],
   *,
   labels: Mapping[str, str] | None = None,
+  trusted: bool = False,
 ) -> list[str]:
   """Returns how arrays differ from the model of a section: a line for each.
 
@@ -115,12 +117,15 @@ def problems(
     section: a `config.model` section of a ViT. Its parameters are those for the
       grid of the position table in `named`.
     labels: the file's names of our names, to be named in the lines.
+    trusted: whether the user named the model, and no file.
 
   Raises:
-    UserError: a section that no ViT can be built from.
+    UserError: a section that no ViT can be built from, or that names code
+      outside this package and is not trusted.
   """
   labels = labels or {}
-  model = _build(section)
+  check_model_name(section, trusted=trusted)
+  model = _build(section, trusted)
   if lines := _too_large(named, model):
     return lines
   held = depth(named)
@@ -157,10 +162,12 @@ def listed(lines: Sequence[str], *, max_lines: int = 50) -> str:
   return ''.join(f'\n  {line}' for line in shown)
 
 
-def _build(section: Mapping[str, Any]) -> vit.ViT:
+def _build(section: Mapping[str, Any], trusted: bool) -> vit.ViT:
   """Returns the model, with blocks stacked: traced once for all of them."""
   try:
-    model = lookup.build('models', {**section, 'scan': True}, 'Model')
+    model = lookup.build(
+      'models', {**section, 'scan': True}, 'Model', trusted=trusted
+    )
   except (TypeError, ArithmeticError) as e:
     raise _unbuildable(section, e) from e
   if not isinstance(model, vit.ViT):

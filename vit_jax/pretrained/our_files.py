@@ -119,6 +119,7 @@ def _weights(said, arrays, model) -> Weights:
     preprocess=preprocess,
     class_names=said.get('class_names'),
     source=_with_arrays(said['source'], arrays),
+    trusted=given.trusted(model),
   )
 
 

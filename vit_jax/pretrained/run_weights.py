@@ -78,6 +78,7 @@ def read(
     preprocess=_preprocess(config, named),
     class_names=_read_class_names(directory.parent),
     source=source,
+    trusted=given.trusted(model),
   )
 
 

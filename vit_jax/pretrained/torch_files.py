@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax import lookup, trees
+from vit_jax import trees
 from vit_jax.errors import UserError
 from vit_jax.models import vit
 from vit_jax.pretrained import (
@@ -31,7 +31,7 @@ from vit_jax.pretrained import (
   torch_tokens,
 )
 from vit_jax.pretrained.torch_names import Dialect
-from vit_jax.pretrained.weights import Weights
+from vit_jax.pretrained.weights import Weights, build_model
 
 FORMATS = ('timm', 'huggingface')
 
@@ -89,7 +89,7 @@ def write(
   Raises:
     UserError: the other side has no such model, or it cannot be written.
   """
-  module = lookup.build('models', weights.model, 'Model')
+  module = build_model(weights)
   if not isinstance(module, vit.ViT):
     raise UserError(
       f'{format} can be written for models/vit.py; got {weights.model}'
@@ -211,6 +211,7 @@ def _weights(stored, path, model, grid) -> Weights:
       unused=unused,
       aside=converted.aside,
     ),
+    trusted=given.trusted(model),
   )
 
 
@@ -248,7 +249,9 @@ def _section(converted, known, class_names, model):
     told = tuple(f'missing: {name} ' for name in told)
     problems += [
       line
-      for line in model_section.problems(named, section, labels=labels)
+      for line in model_section.problems(
+        named, section, labels=labels, trusted=bool(given.trusted(model))
+      )
       if not (told and line.startswith(told))
     ]
     classes = section.get('num_classes')

@@ -5,7 +5,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from vit_jax import trees
+from vit_jax import lookup, trees
+from vit_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -25,6 +26,9 @@ class Weights:
     class_names: of the head's outputs in order, or None.
     source: where they are from: 'format', 'path', and whatever that format
       needs to be written back exactly.
+    trusted: which of 'model', 'ops' and 'device_ops' the user gave and no file.
+      Only they may name code outside this package (see docs/security.md), and
+      their sizes are not limited.
   """
 
   params: dict[str, Any]
@@ -32,6 +36,7 @@ class Weights:
   preprocess: dict[str, Any] = dataclasses.field(default_factory=dict)
   class_names: list[str] | None = None
   source: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  trusted: frozenset[str] = frozenset()
 
   def __repr__(self) -> str:
     """Returns the model, its size and where it is from, without the arrays."""
@@ -46,3 +51,26 @@ class Weights:
     if 'path' in self.source:
       parts.append(f'from {self.source["path"]}')
     return f'Weights({", ".join(parts)})'
+
+
+def build_model(weights: Weights) -> Any:
+  """Returns the flax module that weights are for.
+
+  Raises:
+    UserError: a model section that fits no model, or one from a file that names
+      code outside this package.
+  """
+  trusted = 'model' in weights.trusted
+  check_model_name(weights.model, trusted=trusted)
+  return lookup.build('models', weights.model, 'Model', trusted=trusted)
+
+
+def check_model_name(section: Mapping[str, Any], *, trusted: bool) -> None:
+  """Raises UserError if a section from a file names code to import."""
+  name = section.get('name')
+  if not trusted and isinstance(name, str) and '.' in name:
+    raise UserError(
+      f'the file names {name!r} as the code of its model, and nothing that a'
+      ' file names is imported. If you trust that module, name it yourself:'
+      f' model={ {"name": name}!r}'
+    )

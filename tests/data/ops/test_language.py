@@ -39,12 +39,14 @@ def user_ops(tmp_path, monkeypatch):
 
 
 def told(text):
-  return language.parse(text)({}, np.random.default_rng(0)).get('told', ())
+  return language.parse(text, trusted=True)({}, np.random.default_rng(0)).get(
+    'told', ()
+  )
 
 
 def error(text):
   with pytest.raises(UserError) as e:
-    language.parse(text)
+    language.parse(text, trusted=True)
   return str(e.value)
 
 
@@ -152,16 +154,16 @@ def test_a_dotted_name_that_leads_nowhere_is_explained(user_ops):
 def test_what_goes_wrong_on_an_example_names_the_op(user_ops):
   rng = np.random.default_rng(0)
   with pytest.raises(UserError, match=r"^flip_lr: the example has no 'image'"):
-    language.parse('flip_lr')({'label': 3}, rng)
+    language.parse('flip_lr', trusted=True)({'label': 3}, rng)
   with pytest.raises(KeyError) as e:
-    language.parse('their_project.ops.trip')({}, rng)
+    language.parse('their_project.ops.trip', trusted=True)({}, rng)
   assert e.value.__notes__ == ["in the op 'their_project.ops.trip'"]
   with pytest.raises(TypeError, match=r'ops\.forget.* returned NoneType'):
-    language.parse('their_project.ops.forget')({}, rng)
+    language.parse('their_project.ops.forget', trusted=True)({}, rng)
 
 
 def test_ops_draw_from_the_generator_they_are_given(user_ops):
-  op = language.parse('their_project.ops.draw')
+  op = language.parse('their_project.ops.draw', trusted=True)
   got = op({}, np.random.default_rng(5))['drawn']
   assert got == np.random.default_rng(5).random()
 

@@ -15,7 +15,7 @@ DEIT = 'rand-m9-mstd0.5-inc1'
 
 
 def run(text, image=IMAGE, seed=0):
-  op = language.parse(text)
+  op = language.parse(text, trusted=True)
   return op({'image': image}, np.random.default_rng(seed))['image']
 
 
@@ -41,7 +41,7 @@ def draws(monkeypatch):
   monkeypatch.setattr(_timm_policy, 'KINDS', kinds)
 
   def draw(text, num, seed=0):
-    op, rng = language.parse(text), np.random.default_rng(seed)
+    op, rng = language.parse(text, trusted=True), np.random.default_rng(seed)
     done = []
     for _ in range(num):
       calls.clear()
@@ -197,7 +197,10 @@ def test_method_random_draws_one_of_two(draws):
 
 
 def test_a_quarter_of_the_images_pass_untouched_and_uncopied():
-  op, rng = language.parse(f'rand_augment({DEIT!r})'), np.random.default_rng(0)
+  op, rng = (
+    language.parse(f'rand_augment({DEIT!r})', trusted=True),
+    np.random.default_rng(0),
+  )
   same = sum(op({'image': IMAGE}, rng)['image'] is IMAGE for _ in range(2000))
   assert stats.binomtest(same, 2000, 0.25).pvalue > 1e-3
 
@@ -251,7 +254,7 @@ def test_exposed_corners_have_the_fill_colour(monkeypatch):
 )
 def test_mistakes_in_the_text_are_named(text, message):
   with pytest.raises(UserError) as e:
-    language.parse(f'rand_augment({text})')
+    language.parse(f'rand_augment({text})', trusted=True)
   assert message in str(e.value)
 
 

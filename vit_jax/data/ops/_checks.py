@@ -6,6 +6,29 @@ import numpy as np
 
 from vit_jax.errors import UserError
 
+# 8192 x 8192. Nobody trains on larger images; a mistyped size makes them.
+MAX_PIXELS = 2**26
+
+
+def check_growth(
+  old: tuple[int, int], new: tuple[int, int], *, max_pixels: int = MAX_PIXELS
+) -> None:
+  """Raises UserError where an op would make an image that is far too large.
+
+  Args:
+    old: (height, width) of the image. Large images may be made smaller.
+    new: (height, width) that it would have.
+    max_pixels: of an image that is larger than it was.
+  """
+  # Pillow resizes across before it resizes down.
+  most = max(old[0], new[0]) * new[1]
+  if most > max(max_pixels, old[0] * old[1]):
+    raise UserError(
+      f'an image of {old[0]} x {old[1]} (height x width) would become'
+      f' {new[0]} x {new[1]}, and an op makes none over max_pixels='
+      f'{max_pixels:,}: is the size right?'
+    )
+
 
 def image_of(example: dict[str, Any]) -> np.ndarray:
   """Returns the image of an example, `[H, W, C]`.

@@ -2,7 +2,12 @@
 
 import numpy as np
 
-from vit_jax.data.ops._checks import image_of, probability, size_of
+from vit_jax.data.ops._checks import (
+  check_growth,
+  image_of,
+  probability,
+  size_of,
+)
 from vit_jax.data.ops.language import Example, Op
 from vit_jax.data.ops.resize import check_method, resample
 from vit_jax.errors import UserError
@@ -116,6 +121,8 @@ def random_crop(
       for old, new in zip(image.shape, size, strict=False)
     ]
     if any(pads):
+      padded = tuple(n + 2 * p for n, p in zip(image.shape, pads, strict=False))
+      check_growth(image.shape[:2], padded)
       widths = [(pad, pad) for pad in (*pads, 0)]
       image = np.pad(image, widths, modes[pad_mode])
     _check_fits(

@@ -10,6 +10,11 @@ a public function of `image.py` or `label.py`. With a dot in it, it is a factory
 of the user's own: `my_project.ops.solarize` is the function `solarize` of the
 module `my_project.ops`.
 
+To import and call what a text names is to run code, so a text is `trusted` only
+where the user wrote it: in a config, on the command line, as an argument in
+Python. Text out of a file, such as a header of weights, is not: it may name the
+ops of `FROM_FILES`, with sizes up to a limit, and that is the default.
+
 A factory takes the arguments once and returns `(example, rng) -> example`. An
 example is a dict of numpy arrays and raw bytes; `rng` is the numpy Generator
 of this one example and the only source of chance. An op returns a new dict, or
@@ -28,6 +33,7 @@ from typing import Any
 import numpy as np
 
 from vit_jax import lookup
+from vit_jax.data.ops import _from_files
 from vit_jax.errors import UserError
 
 Example = dict[str, Any]
@@ -35,6 +41,21 @@ Op = Callable[[Example, np.random.Generator], Example]
 
 _FOLDER = 'data/ops'
 _COLLECTIONS = ('image', 'label')  # Files that hold more than one op.
+
+# The ops that text from a file may name: those that prepare an image for
+# evaluation. None of them takes the name of other code, as multi_crop does.
+FROM_FILES = (
+  'central_crop',
+  'decode',
+  'decode_bands',
+  'flip_lr',
+  'grayscale',
+  'onehot',
+  'random_crop',
+  'random_resized_crop',
+  'resize',
+  'resize_small',
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,16 +68,26 @@ class Segment:
   kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def parse(text: str) -> Op:
+def parse(
+  text: str, *, trusted: bool = False, max_side: int = _from_files.MAX_SIDE
+) -> Op:
   """Returns the host ops that `text` names as one `(example, rng) -> example`.
 
   An exception that an op raises later on an example carries the op's text.
 
+  Args:
+    text: the ops.
+    trusted: whether the user wrote them, and no file.
+    max_side: in pixels, the largest number that ops may have as an argument
+      where they are not trusted.
+
   Raises:
     UserError: a segment that is not a name or a call with literals, an unknown
-      op, or arguments that the op does not take; all of them in one message.
+      op, arguments that the op does not take, or what a text that is not
+      trusted may not ask for; all of them in one message.
   """
-  ops = build(text, _find)
+  limits = _from_files.Limits(FROM_FILES, 'ops', 'max_side', max_side)
+  ops = build(text, _find, limits=None if trusted else limits)
 
   def apply(example: Example, rng: np.random.Generator) -> Example:
     for segment, op in ops:
@@ -85,21 +116,33 @@ def names() -> list[str]:
 
 
 def build(
-  text: str, find: Callable[[str], Callable[..., Any]]
+  text: str,
+  find: Callable[[str], Callable[..., Any]],
+  *,
+  limits: _from_files.Limits | None,
 ) -> list[tuple[Segment, Any]]:
   """Returns each segment with what its factory made of the arguments.
 
   Args:
     text: ops in the mini-language.
     find: returns the factory that a name means, or raises UserError.
+    limits: for text from a file; None for text of the user.
 
   Raises:
     UserError: all problems of all segments in one message.
   """
+  found = segments(text)
+  if limits is not None:
+    _from_files.check_count(len(found), limits)
   ops, problems = [], []
-  for segment in segments(text):
+  for segment in found:
     try:
-      ops.append((segment, _call(find(segment.name), segment)))
+      # A name without a dot is one of this package: a mistyped one gets a hint.
+      factory = None if '.' in segment.name else find(segment.name)
+      if limits is not None:
+        _from_files.check_segment(segment, limits)
+      factory = factory or find(segment.name)
+      ops.append((segment, _call(factory, segment)))
     except UserError as e:
       problems.append(str(e))
   if problems:
@@ -107,8 +150,12 @@ def build(
   return ops
 
 
-def segments(text: str) -> list[Segment]:
+def segments(text: str, *, max_length: int = 10_000) -> list[Segment]:
   """Returns the parsed segments of `text`, empty ones left out.
+
+  Args:
+    text: ops in the mini-language; nothing is imported or called.
+    max_length: characters of the longest text that is parsed.
 
   Raises:
     UserError: the segments that do not parse, all in one message.
@@ -116,6 +163,11 @@ def segments(text: str) -> list[Segment]:
   if not isinstance(text, str):
     raise UserError(
       f"ops are written as text such as 'decode|resize(224)'; got {text!r}"
+    )
+  if len(text) > max_length:
+    raise UserError(
+      f'ops of {len(text):,} characters are over max_length={max_length:,};'
+      f' they begin with {text[:40]!r}'
     )
   parsed, problems = [], []
   for piece in _split(text):

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from vit_jax.data.ops import _compiled
-from vit_jax.data.ops._checks import image_of, size_of
+from vit_jax.data.ops._checks import check_growth, image_of, size_of
 from vit_jax.data.ops.language import Example, Op
 from vit_jax.errors import UserError
 
@@ -94,12 +94,13 @@ def resample(
     antialias: no effect on 'nearest'; must be True for 'area'.
 
   Raises:
-    UserError: the image is empty.
+    UserError: the image is empty, or the result would be far too large.
   """
   if 0 in image.shape:
     raise UserError(f'cannot resize an empty image of shape {image.shape}')
   if image.shape[:2] == tuple(size):
     return image
+  check_growth(image.shape[:2], size)
   if method == 'nearest':
     # floor((i + 1/2) * old / new) in integers: exact where it is a tie.
     rows, columns = (

@@ -1,0 +1,91 @@
+"""Limits on ops whose text comes from a file: which ones, how large, how many.
+
+A file of weights says how its images are prepared. Whoever wrote it is not
+known, so its text names nothing but ops of a fixed list and asks for no image
+that would take minutes or all of the memory.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from vit_jax.errors import UserError
+
+MAX_SIDE = 4096  # pixels
+MAX_NUMBER = 2**16  # of arguments on the device, such as max_value=65535
+_MAX_OPS = 20
+_MAX_CLASSES = 10**6
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+  """What text from a file may ask for.
+
+  Attributes:
+    names: of the ops.
+    option: with which the user gives ops: 'ops' or 'device_ops'.
+    argument: what the limit on numbers is called in messages.
+    max_number: the largest size of a number among the arguments.
+  """
+
+  names: tuple[str, ...]
+  option: str
+  argument: str
+  max_number: float
+
+
+def check_count(num_ops: int, limits: Limits) -> None:
+  """Raises UserError for more ops than an evaluation needs."""
+  if num_ops > _MAX_OPS:
+    raise UserError(
+      f'a file asks for {num_ops:,} ops, over max_ops={_MAX_OPS}.'
+      f' {_advice(limits)}'
+    )
+
+
+def check_segment(segment: Any, limits: Limits) -> None:
+  """Raises UserError for an op that text from a file may not name or size.
+
+  Args:
+    segment: a `language.Segment`.
+    limits: those of the host or of the device.
+  """
+  if segment.name not in limits.names:
+    raise UserError(
+      f'{segment.text}: nothing that a file names is imported, and its'
+      f' {limits.option} may only be {", ".join(limits.names)}.'
+      f' {_advice(limits)}'
+    )
+  most, argument = limits.max_number, limits.argument
+  if segment.name == 'onehot':
+    most, argument = _MAX_CLASSES, 'max_classes'
+  for number in _numbers([*segment.args, *segment.kwargs.values()]):
+    if not abs(number) <= most:  # Also for NaN.
+      raise UserError(
+        f'{segment.text}: {number:g} is over {argument}={most:,}, the limit for'
+        f' {limits.option} of a file. {_advice(limits)}'
+      )
+
+
+def _advice(limits: Limits) -> str:
+  return (
+    f'If you trust them, give them yourself: {limits.option}=... in Python,'
+    f' --{limits.option}=... on the command line'
+  )
+
+
+def _numbers(values: Iterable[Any]) -> Iterable[float]:
+  """Yields the numbers among literals, also those inside texts."""
+  for value in values:
+    if isinstance(value, str | bytes):
+      text = value if isinstance(value, str) else value.decode('latin-1')
+      yield from map(float, re.findall(r'\d+', text))
+    elif isinstance(value, Mapping):
+      yield from _numbers([*value, *value.values()])
+    elif isinstance(value, list | tuple | set):
+      yield from _numbers(value)
+    elif isinstance(value, complex):
+      yield abs(value)
+    elif isinstance(value, int | float):
+      yield float(value) if abs(value) < 2**64 else float('inf')
