@@ -51,9 +51,8 @@ def resolve(recipe, arg):
       f'{segment.name}.{key}': value
       for key, value in bound(language._find, segment).items()
     }
-  device = language.build(
-    config.input.device_ops, device_ops._find, limits=None
-  )
+  text, find = config.input.device_ops, device_ops._find
+  device = language.build(text, find, limits=None)
   found['device_order'] = [segment.name for segment, _ in device]
   for segment, op in device:
     if isinstance(op, mixing.Mix):

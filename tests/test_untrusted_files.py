@@ -269,6 +269,7 @@ def test_weights_made_in_python_are_not_trusted_by_default(
     ('ops', 'decode|resize((16, 5000))', 'max_side=4,096'),
     ('ops', "decode|resize_small(16, rounding='9999999')", 'max_side=4,096'),
     ('ops', 'decode|random_crop(8, padding=1000000000)', 'max_side=4,096'),
+    ('ops', 'decode(max_scans=3000)|resize(16)', 'choose max_scans'),
     ('ops', '|'.join(['resize(4096)', 'resize(16)'] * 50), 'max_ops=20'),
     ('ops', "decode|rand_augment('rand-m9-n999999999')", 'may only be'),
     ('ops', 'decode|' + ' ' * 10_000 + 'resize(16)', 'max_length=10,000'),

@@ -1,5 +1,6 @@
 """The other augmentations: policies, colours, several views."""
 
+import functools
 import itertools
 
 import numpy as np
@@ -20,10 +21,11 @@ from vit_jax.errors import UserError
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (24, 20, 3)).astype(np.uint8)
 PICTURE = Image.fromarray(IMAGE)
+parse = functools.partial(language.parse, trusted=True)
 
 
 def run(text, seed=0, image=IMAGE):
-  op = language.parse(text, trusted=True)
+  op = parse(text)
   return op({'image': image}, np.random.default_rng(seed))['image']
 
 
@@ -54,10 +56,7 @@ def test_policies_hold_what_the_papers_print():
 def test_one_sub_policy_is_drawn_and_its_probabilities_hold(monkeypatch):
   monkeypatch.setitem(auto_augment._POLICIES, '3a', 'Invert 1 0; Solarize .3 0')
   dark = np.full((1, 1, 1), 10, np.uint8)
-  op, rng = (
-    language.parse("auto_augment('3a')", trusted=True),
-    np.random.default_rng(0),
-  )
+  op, rng = parse("auto_augment('3a')"), np.random.default_rng(0)
   # Both invert 10: with chance 1/2 + 1/2 * 0.3.
   inverted = sum(
     op({'image': dark}, rng)['image'][0, 0, 0] == 245 for _ in range(3000)
@@ -86,7 +85,7 @@ def test_noise_moves_the_magnitudes_of_a_policy(monkeypatch):
 )
 def test_unknown_policies_are_named(config, message):
   with pytest.raises(UserError) as e:
-    language.parse(f'auto_augment({config})', trusted=True)
+    parse(f'auto_augment({config})')
   assert message in str(e.value)
 
 
@@ -98,7 +97,7 @@ def test_three_augment_does_one_of_three_equally_often(op):
   grey = np.asarray(_pillow.grayscale(PICTURE))
   solar = np.asarray(_pillow.solarize(PICTURE, 128))
   counts, rng = [0, 0, 0], np.random.default_rng(0)
-  op = language.parse(op, trusted=True)
+  op = parse(op)
   for _ in range(900):
     out = op({'image': IMAGE}, rng)['image']
     matches = [(out == grey).all(), (out == solar).all()]
@@ -111,7 +110,7 @@ def test_the_radius_of_the_blur_is_uniform(monkeypatch):
   monkeypatch.setattr(_pillow, 'blur', lambda x, r: radii.append(r) or x)
   for text in ('three_augment', 'gaussian_blur'):
     radii.clear()
-    op, rng = language.parse(text, trusted=True), np.random.default_rng(0)
+    op, rng = parse(text), np.random.default_rng(0)
     for _ in range(1500):
       op({'image': IMAGE[:2, :2]}, rng)
     assert stats.kstest(radii, stats.uniform(0.1, 1.9).cdf).pvalue > 1e-3
@@ -135,10 +134,7 @@ def test_aug_mix_draws_its_weights_chains_and_share(monkeypatch):
   monkeypatch.setattr(
     aug_mix, 'mix', lambda image, *rest: seen.append(rest) or image
   )
-  op, rng = (
-    language.parse("aug_mix('augmix-w4-a2')", trusted=True),
-    np.random.default_rng(0),
-  )
+  op, rng = parse("aug_mix('augmix-w4-a2')"), np.random.default_rng(0)
   for _ in range(1500):
     op({'image': IMAGE[:1, :1]}, rng)
   lengths = [len(chain) for chains, _, _ in seen for chain in chains]
@@ -163,18 +159,15 @@ def test_aug_mix_draws_uniform_magnitudes_and_translates_less(monkeypatch):
       )
     },
   )
-  op, rng = (
-    language.parse("aug_mix('augmix-m5-d1')", trusted=True),
-    np.random.default_rng(0),
-  )
+  op, rng = parse("aug_mix('augmix-m5-d1')"), np.random.default_rng(0)
   for _ in range(500):
     op({'image': IMAGE[:1, :1]}, rng)
   law = stats.uniform(-0.15, 0.3)  # +-0.3 * 5 / 10
   assert stats.kstest(moved, law.cdf).pvalue > 1e-3
   with pytest.raises(UserError, match='w and d are at least 1'):
-    language.parse("aug_mix('augmix-w0')", trusted=True)
+    parse("aug_mix('augmix-w0')")
   with pytest.raises(UserError, match="'b1' is unknown"):
-    language.parse("aug_mix('augmix-b1')", trusted=True)
+    parse("aug_mix('augmix-b1')")
 
 
 # Colours.
@@ -188,9 +181,7 @@ def test_color_jitter_draws_factors_and_their_order(monkeypatch):
       name,
       lambda x, factor, name=name: calls.append((name, factor)) or x,
     )
-  op = language.parse(
-    'color_jitter(0.4, 1.5, (0.5, 3), 0.1, rate=0.8)', trusted=True
-  )
+  op = parse('color_jitter(0.4, 1.5, (0.5, 3), 0.1, rate=0.8)')
   rng, changed, orders = np.random.default_rng(0), 0, []
   factors = {name: [] for name in color_jitter._FUNCTIONS}
   for _ in range(3000):
@@ -261,10 +252,7 @@ def test_color_jitter_changes_colours_one_after_the_other():
   ],
 )
 def test_rates_are_probabilities_of_being_changed(text, changed):
-  op, rng = (
-    language.parse(text.format(0.3), trusted=True),
-    np.random.default_rng(0),
-  )
+  op, rng = parse(text.format(0.3)), np.random.default_rng(0)
   count = 0
   for _ in range(1000):
     out = op({'image': IMAGE}, rng)['image']
@@ -296,7 +284,7 @@ def test_rates_are_probabilities_of_being_changed(text, changed):
 )
 def test_mistakes_are_named(text, message):
   with pytest.raises(UserError) as e:
-    language.parse(text, trusted=True)
+    parse(text)
   assert message in str(e.value)
 
 
@@ -304,9 +292,7 @@ def test_mistakes_are_named(text, message):
 
 
 def test_multi_crop_makes_global_and_local_views():
-  op = language.parse(
-    'multi_crop(16, num_local=3, local_size=(8, 6))', trusted=True
-  )
+  op = parse('multi_crop(16, num_local=3, local_size=(8, 6))')
   example = op({'image': IMAGE, 'label': 5}, np.random.default_rng(0))
   assert example.keys() == {'image', 'local_image', 'label'}
   assert example['image'].shape == (2, 16, 16, 3)
@@ -314,7 +300,7 @@ def test_multi_crop_makes_global_and_local_views():
   assert example['image'].dtype == example['local_image'].dtype == np.uint8
   views = example['local_image'].reshape(3, -1)
   assert len(np.unique(views, axis=0)) == 3
-  example = language.parse('multi_crop(16, num_local=0)', trusted=True)(
+  example = parse('multi_crop(16, num_local=0)')(
     {'image': IMAGE}, np.random.default_rng(0)
   )
   assert example.keys() == {'image'}
@@ -331,7 +317,7 @@ def test_multi_crop_has_dinos_laws_for_each_view(monkeypatch):
   colors = dict.fromkeys(color_jitter._FUNCTIONS, lambda x, _: x)
   monkeypatch.setattr(color_jitter, '_FUNCTIONS', colors)
   op, rng = (
-    language.parse('multi_crop(9, local_size=5)', trusted=True),
+    parse('multi_crop(9, local_size=5)'),
     np.random.default_rng(0),
   )
   for _ in range(400):
@@ -357,9 +343,9 @@ def test_multi_crop_takes_its_crops_from_the_scales():
   image = np.stack([y, x, 0 * x], -1).astype(np.uint8)
 
   def sides(text, key):
-    views = language.parse(text, trusted=True)(
-      {'image': image}, np.random.default_rng(0)
-    )[key].astype(int)
+    views = parse(text)({'image': image}, np.random.default_rng(0))[key].astype(
+      int
+    )
     return np.ptp(views[..., :2], axis=(1, 2))
 
   none = "global_ops=('', ''), local_ops='', num_local=50"

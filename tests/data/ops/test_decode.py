@@ -32,7 +32,7 @@ def pillow(data, mode='RGB'):
 
 def decode(image, args=''):
   example = {'image': image, 'label': 3}
-  op = language.parse(f'decode({args})')
+  op = language.parse(f'decode({args})', trusted=True)
   return op(example, np.random.default_rng(0))['image']
 
 
@@ -270,7 +270,7 @@ def test_scans_of_a_thumbnail_or_behind_the_image_do_not_count():
 @pytest.mark.parametrize('value', ['0', '1.5', 'True', 'None'])
 def test_a_limit_that_is_none_is_an_error(limit, value):
   with pytest.raises(UserError, match=f'{limit} is a positive int; got'):
-    language.parse(f'decode({limit}={value})')
+    language.parse(f'decode({limit}={value})', trusted=True)
 
 
 def test_a_number_of_channels_that_no_file_has_is_an_error():

@@ -37,7 +37,9 @@ def test_the_defaults_are_dinos(monkeypatch):
     'random_resized_crop',
     lambda size, **kw: crops.append((size, kw)),
   )
-  monkeypatch.setattr(multi_crop.language, 'parse', texts.append)
+  monkeypatch.setattr(
+    multi_crop.language, 'parse', lambda text, **_: texts.append(text)
+  )
   multi_crop.multi_crop()
   assert crops == [
     (224, dict(scale=(0.4, 1.0), method='bicubic')),

@@ -4,6 +4,7 @@ import pytest
 from PIL import Image
 
 from vit_jax.data.ops import _compiled, language
+from vit_jax.data.ops._checks import check_growth
 from vit_jax.data.ops.resize import METHODS, resample
 from vit_jax.errors import UserError
 
@@ -249,3 +250,28 @@ def test_images_that_cannot_be_resized_are_named():
     op({'image': b'abc'}, rng)
   with pytest.raises(UserError, match=r'\(4, 5\), not \[H, W, C\]'):
     op({'image': noise(4, 5)}, rng)
+
+
+@pytest.mark.parametrize(
+  'text',
+  [
+    'resize(100_000)',
+    'resize((1, 1_000_000_000))',
+    "resize_small(9000, method='area')",
+    'random_crop(8, padding=1_000_000)',
+    'random_crop(20_000, pad_if_needed=True)',
+    "resize((1, 9_000_000), method='nearest')",
+  ],
+)
+def test_no_op_makes_an_image_that_fills_the_memory(text):
+  op, rng = language.parse(text, trusted=True), np.random.default_rng(0)
+  with pytest.raises(UserError, match='max_pixels=67,108,864'):
+    op({'image': np.zeros((16, 16, 3), np.uint8)}, rng)
+
+
+def test_large_images_may_be_made_smaller():
+  for new in ((4, 4), (7, 7), (2, 8), (8, 4), (8, 8)):
+    check_growth((8, 8), new, max_pixels=9)
+  check_growth((2, 2), (3, 3), max_pixels=9)
+  with pytest.raises(UserError, match=r'8 x 8 .* would become 8 x 9'):
+    check_growth((8, 8), (8, 9), max_pixels=9)

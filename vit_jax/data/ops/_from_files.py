@@ -16,6 +16,7 @@ MAX_SIDE = 4096  # pixels
 MAX_NUMBER = 2**16  # of arguments on the device, such as max_value=65535
 _MAX_OPS = 20
 _MAX_CLASSES = 10**6
+_OWN_LIMITS = {'max_pixels', 'max_scans'}  # Arguments of decode.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +57,11 @@ def check_segment(segment: Any, limits: Limits) -> None:
       f'{segment.text}: nothing that a file names is imported, and its'
       f' {limits.option} may only be {", ".join(limits.names)}.'
       f' {_advice(limits)}'
+    )
+  if raised := sorted(_OWN_LIMITS & segment.kwargs.keys()):
+    raise UserError(
+      f'{segment.text}: a file does not choose {", ".join(raised)}, which guard'
+      f' against images that take too long. {_advice(limits)}'
     )
   most, argument = limits.max_number, limits.argument
   if segment.name == 'onehot':
