@@ -123,7 +123,7 @@ def test_an_unknown_op_is_named_with_a_close_match_and_all_choices():
 
 
 def test_bad_arguments_say_what_the_op_takes():
-  takes = "it takes: resize(size, *, method='bilinear', antialias=True)"
+  takes = "it takes: resize(size, *, method='bilinear', antialias=True"
   message = error("resize(32, metod='area')")
   assert "'metod' (did you mean 'method'?)" in message
   assert takes in message

@@ -30,6 +30,11 @@ _SUMS = [
   )
   for dtype in (numba.uint8, numba.float32)
 ]
+_PLACES, _PARTS = _array(numba.int64, 1), _array(numba.float32, 1)
+_INTERPOLATED = [
+  numba.float32[:, :, ::1](_array(dtype, 3), *(2 * (_PLACES, _PLACES, _PARTS)))
+  for dtype in (numba.uint8, numba.float32)
+]
 
 # Pillow's fixed point for weights of uint8 (src/libImaging/Resample.c).
 _BITS = np.int32(22)
@@ -212,6 +217,57 @@ def sum_down(
         product = np.float32(flat[y, j]) * factor
         out[i, j] = product if k == 0 else out[i, j] + product
   return out.reshape(new, width, channels)
+
+
+@_compile(*_INTERPOLATED)
+def interpolate(
+  image: np.ndarray,
+  above: np.ndarray,
+  below: np.ndarray,
+  down: np.ndarray,
+  left: np.ndarray,
+  right: np.ndarray,
+  across: np.ndarray,
+) -> np.ndarray:
+  """Returns float32 `[h, w, C]`, each pixel between four, across first.
+
+  Args:
+    image: `[H, W, C]`, uint8 or float32, contiguous.
+    above: `[h]`, the upper rows.
+    below: `[h]`, the lower rows; no number is under the one before.
+    down: float32 `[h]`, how far down between the two, 0 to 1.
+    left: `[w]`, the left columns.
+    right: `[w]`, the right columns.
+    across: float32 `[w]`, how far to the right between the two.
+  """
+  channels = image.shape[2]
+  width = len(left) * channels
+  flat = image.reshape(image.shape[0], -1)
+  out = np.empty((len(above), width), np.float32)
+  first, second = np.empty(width, np.int64), np.empty(width, np.int64)
+  between = np.empty(width, np.float32)
+  for j in range(width):
+    x, channel = j // channels, j % channels
+    first[j] = left[x] * channels + channel
+    second[j] = right[x] * channels + channel
+    between[j] = across[x]
+  # The lower row is often the next one's upper row.
+  lines = np.empty((2, width), np.float32)
+  held = np.full(2, -1, np.int64)
+  for i in range(len(above)):
+    if held[1] == above[i]:
+      lines[0], held[0] = lines[1], held[1]
+    for k in range(2):
+      y = above[i] if k == 0 else below[i]
+      if held[k] != y:
+        held[k] = y
+        for j in range(width):
+          start = np.float32(flat[y, first[j]])
+          end = np.float32(flat[y, second[j]])
+          lines[k, j] = start + between[j] * (end - start)
+    for j in range(width):
+      out[i, j] = lines[0, j] + down[i] * (lines[1, j] - lines[0, j])
+  return out.reshape(len(above), len(left), channels)
 
 
 @_compile(

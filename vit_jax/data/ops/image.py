@@ -19,6 +19,7 @@ def resize_small(
   method: str = 'bilinear',
   antialias: bool = True,
   rounding: str = 'nearest',
+  truncate: bool = False,
 ) -> Op:
   """Resizes so that the shorter side is `size`, keeping the aspect ratio.
 
@@ -26,8 +27,10 @@ def resize_small(
     size: length of the shorter side in pixels.
     method: see `resize`.
     antialias: see `resize`.
-    rounding: of the longer side: 'nearest' as in big_vision, or 'down' as in
-      torchvision, timm and Hugging Face, `int(size * longer / shorter)`.
+    rounding: of the longer side: 'nearest' as in big_vision, in float32, or
+      'down' as in torchvision, timm and Hugging Face,
+      `int(size * longer / shorter)`.
+    truncate: see `resize`.
   """
   if isinstance(size, bool) or not isinstance(size, int) or size < 1:
     raise UserError(f'the shorter side is a positive int; got {size!r}')
@@ -42,9 +45,11 @@ def resize_small(
     if rounding == 'down':
       new = tuple(size * n // shorter for n in image.shape[:2])
     else:
-      factor = size / shorter
-      new = tuple(max(1, round(n * factor)) for n in image.shape[:2])
-    image = resample(image, new, method=method, antialias=antialias)
+      factor = np.float32(size) / np.float32(shorter)
+      new = tuple(round(np.float32(n) * factor) for n in image.shape[:2])
+    image = resample(
+      image, new, method=method, antialias=antialias, truncate=truncate
+    )
     return example | {'image': image}
 
   return op

@@ -25,6 +25,7 @@ def random_resized_crop(
   sampling: str = 'torchvision',
   method: str = 'bilinear',
   antialias: bool = True,
+  truncate: bool = False,
 ) -> Op:
   """Cuts a random box out of the image and resizes it to `size`.
 
@@ -38,6 +39,7 @@ def random_resized_crop(
       (vision_transformer, big_vision's inception_crop: `tensorflow_box`).
     method: how to resize, see `resize`.
     antialias: as in `resize`. The TensorFlow codebases train without.
+    truncate: as in `resize`. big_vision does.
   """
   size = size_of(size)
   check_method(method, antialias=antialias)
@@ -53,7 +55,9 @@ def random_resized_crop(
     image = image_of(example)
     top, left, height, width = draw(*image.shape[:2], scale, ratio, rng)
     image = image[top : top + height, left : left + width]
-    image = resample(image, size, method=method, antialias=antialias)
+    image = resample(
+      image, size, method=method, antialias=antialias, truncate=truncate
+    )
     return example | {'image': image}
 
   return op

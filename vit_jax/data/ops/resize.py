@@ -1,12 +1,9 @@
 """Resize an image of any dtype and any number of channels."""
 
-import functools
-import math
-
 import numpy as np
 from PIL import Image
 
-from vit_jax.data.ops import _compiled
+from vit_jax.data.ops import _compiled, _taps
 from vit_jax.data.ops._checks import check_growth, image_of, size_of
 from vit_jax.data.ops.language import Example, Op
 from vit_jax.errors import UserError
@@ -24,6 +21,7 @@ def resize(
   *,
   method: str = 'bilinear',
   antialias: bool = True,
+  truncate: bool = False,
 ) -> Op:
   """Resizes the image to `size`; the aspect ratio is not kept.
 
@@ -32,6 +30,8 @@ def resize(
     method: 'nearest', 'area', 'bilinear', 'bicubic' or 'lanczos'; `resample`
       says what each of them is.
     antialias: whether shrinking averages over all the pixels it covers.
+    truncate: whether integers are cut to whole levels and not rounded, as
+      big_vision does after each resize.
   """
   size = size_of(size)
   check_method(method, antialias=antialias)
@@ -39,7 +39,9 @@ def resize(
   def op(example: Example, rng: np.random.Generator) -> Example:
     del rng
     image = image_of(example)
-    image = resample(image, size, method=method, antialias=antialias)
+    image = resample(
+      image, size, method=method, antialias=antialias, truncate=truncate
+    )
     return example | {'image': image}
 
   return op
@@ -62,15 +64,16 @@ def resample(
   *,
   method: str = 'bilinear',
   antialias: bool = True,
+  truncate: bool = False,
 ) -> np.ndarray:
   """Returns `image` resized to `size`, in its own dtype.
 
   All methods put pixel centres at half-integers, as Pillow, TensorFlow 2,
   torch (`align_corners=False`) and jax do. 'bicubic' is Keys' cubic with
   a = -0.5 (Pillow, TensorFlow, jax; torch and OpenCV use -0.75), 'lanczos' has
-  three lobes, 'area' is the mean over the covered source area (OpenCV,
-  TensorFlow) where the image shrinks and bilinear where it grows, 'nearest'
-  takes the pixel under the centre.
+  three lobes, 'area' is the mean over the covered source area, also where the
+  image grows, as in TensorFlow (OpenCV and torch differ there), 'nearest' takes
+  the pixel under the centre.
 
   With `antialias` the kernel widens by the shrinking factor, as in Pillow and
   in torchvision; without it a fixed small number of source pixels is read per
@@ -81,8 +84,13 @@ def resample(
   because of clipping between the two, within a few at hard edges for 'bicubic'
   and 'lanczos'. Up to version 12 Pillow itself had that order, with which the
   published numbers were made; since 13 it takes tall images down first, which
-  makes other pixels. Other dtypes, 'area' and `antialias=False` are computed in
-  floating point. Integers are rounded and clipped to the range of their dtype.
+  makes other pixels. Other dtypes, 'area', `antialias=False` and `truncate` are
+  computed in floating point. Integers are then clipped to the range of their
+  dtype and rounded, or cut to the next level towards zero with `truncate`.
+
+  'area', and 'bilinear' with `antialias=False`, are TensorFlow's to the bit in
+  float32; so are uint8 images with `truncate`, where an area of 255 may become
+  254, as there.
 
   Where Numba is installed (the extra `fast`) uint8 images take a third of the
   time, with the same result.
@@ -92,6 +100,7 @@ def resample(
     size: `(height, width)` of the result.
     method: one of `METHODS`.
     antialias: no effect on 'nearest'; must be True for 'area'.
+    truncate: whether integers are cut and not rounded.
 
   Raises:
     UserError: the image is empty, or the result would be far too large.
@@ -110,16 +119,27 @@ def resample(
     return image[rows][:, columns]
   shrinks = size[0] < image.shape[0] or size[1] < image.shape[1]
   if (
-    image.dtype == np.uint8 and method in _PILLOW and (antialias or not shrinks)
+    image.dtype == np.uint8
+    and method in _PILLOW
+    and (antialias or not shrinks)
+    and not truncate
   ):
     return _as_pillow(image, size, method)
-  out = image
-  # The axis that shrinks more goes first: less work for the second.
-  for axis in sorted((0, 1), key=lambda a: size[a] / image.shape[a]):
-    out = _resample_axis(out, axis, size[axis], method, antialias)
+  if method == 'area':
+    out = _area(image, size)
+  elif method == 'bilinear' and not antialias:
+    out = _interpolated(image, size)
+  else:
+    out = image
+    # The axis that shrinks more goes first: less work for the second.
+    for axis in sorted((0, 1), key=lambda a: size[a] / image.shape[a]):
+      old, new = image.shape[axis], size[axis]
+      if old != new:
+        taps = _taps.kernel_taps(old, new, method, antialias)
+        out = _summed(out, axis, *taps)
   if np.issubdtype(image.dtype, np.integer):
     info = np.iinfo(image.dtype)
-    out = np.clip(np.rint(out), info.min, info.max)
+    out = np.clip(out if truncate else np.rint(out), info.min, info.max)
   return out.astype(image.dtype)
 
 
@@ -150,13 +170,38 @@ def _as_pillow(
   return np.stack(planes, axis=-1)
 
 
-def _resample_axis(
-  image: np.ndarray, axis: int, size: int, method: str, antialias: bool
+def _area(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+  """Returns the mean over the area that each pixel covers, across first."""
+  out, covered = image, np.float32(1)
+  for axis in (1, 0):
+    old, new = image.shape[axis], size[axis]
+    if old != new:
+      out = _summed(out, axis, *_taps.area_taps(old, new))
+      covered *= np.float32(old) / np.float32(new)
+  return out * (np.float32(1) / covered)
+
+
+def _interpolated(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+  """Returns the image interpolated between four pixels, across first."""
+  rows = _taps.neighbours(image.shape[0], size[0])
+  columns = _taps.neighbours(image.shape[1], size[1])
+  kernels = _compiled.kernels()
+  if kernels and image.dtype in (np.uint8, np.float32):
+    return kernels.interpolate(np.ascontiguousarray(image), *rows, *columns)
+  (above, below, down), (left, right, across) = rows, columns
+  across, down = across[:, None], down[:, None, None]
+  lines = []
+  for line in (image[above], image[below]):
+    line = line.astype(np.result_type(image, np.float32), copy=False)
+    start = line[:, left]
+    lines.append(start + across * (line[:, right] - start))
+  return lines[0] + down * (lines[1] - lines[0])
+
+
+def _summed(
+  image: np.ndarray, axis: int, index: np.ndarray, weight: np.ndarray
 ) -> np.ndarray:
   """Returns `[H, W, C]` with one axis resized: a weighted sum of rows."""
-  if image.shape[axis] == size:
-    return image
-  index, weight = _taps(image.shape[axis], size, method, antialias)
   kernels = _compiled.kernels()
   if kernels and image.dtype in (np.uint8, np.float32):
     summed = (kernels.sum_down, kernels.sum_across)[axis]
@@ -167,58 +212,3 @@ def _resample_axis(
   for k in range(1, len(index)):
     out += rows[index[k]] * weight[k, :, None, None]
   return np.moveaxis(out, 0, axis)
-
-
-@functools.lru_cache(maxsize=256)
-def _taps(
-  old: int, new: int, method: str, antialias: bool
-) -> tuple[np.ndarray, np.ndarray]:
-  """Returns which pixels to sum along one axis, with which weights.
-
-  `out[i] = sum_k weight[k, i] * in[index[k, i]]`; both are `[K, new]`. Weights
-  outside the image are dropped and the rest sums to one.
-  """
-  scale = old / new
-  center = (np.arange(new) + 0.5) * scale
-  if method == 'area' and scale > 1:
-    reach = scale / 2
-  else:
-    kernel, support = _KERNELS['bilinear' if method == 'area' else method]
-    stretch = max(scale, 1) if antialias else 1
-    reach = support * stretch
-  first = np.floor(center - reach).astype(np.int64)
-  index = first + np.arange(math.ceil(2 * reach) + 1)[:, None]
-  if method == 'area' and scale > 1:
-    high = np.minimum(index + 1, center + reach)
-    low = np.maximum(index, center - reach)
-    weight = np.maximum(high - low, 0)
-  else:
-    weight = kernel((index + 0.5 - center) / stretch)
-  weight = np.where((index >= 0) & (index < old), weight, 0)
-  weight /= weight.sum(0)
-  used = np.any(weight != 0, axis=1)
-  index, weight = np.clip(index[used], 0, old - 1), weight[used]
-  return index, weight.astype(np.float32)
-
-
-def _triangle(x: np.ndarray) -> np.ndarray:
-  return np.maximum(1 - np.abs(x), 0)
-
-
-def _keys_cubic(x: np.ndarray) -> np.ndarray:
-  """Keys (1981), a = -0.5."""
-  x = np.abs(x)
-  inner = 1.5 * x**3 - 2.5 * x**2 + 1
-  outer = -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
-  return np.where(x < 1, inner, np.where(x < 2, outer, 0))
-
-
-def _lanczos3(x: np.ndarray) -> np.ndarray:
-  return np.where(np.abs(x) < 3, np.sinc(x) * np.sinc(x / 3), 0)
-
-
-_KERNELS = {
-  'bilinear': (_triangle, 1),
-  'bicubic': (_keys_cubic, 2),
-  'lanczos': (_lanczos3, 3),
-}
