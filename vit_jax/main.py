@@ -1,14 +1,15 @@
 """The one command: `python -m vit_jax.main --config=... --workdir=...`.
 
-Exit codes: 0 done, 1 the run failed, 2 the user can mend it (config, data,
-paths), 42 preempted after saving (start the same command again), 130 Ctrl-C.
+Exit codes: 0 done, 1 the run failed, 2 a mistake that you can fix (config,
+data, paths), 42 preempted, with everything saved (start the same command
+again), 130 Ctrl-C.
 """
 
 import sys
 import traceback
 from collections.abc import Sequence
 
-from vit_jax import command, config_file, distributed
+from vit_jax import command, config_file, distributed, preemption
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,4 +48,5 @@ def _main(argv: Sequence[str]) -> None:
 
 
 if __name__ == '__main__':
-  sys.exit(main())
+  with preemption.exit_at_once():
+    sys.exit(main())

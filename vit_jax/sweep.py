@@ -20,7 +20,7 @@ from typing import Any
 
 import ml_collections
 
-from vit_jax import command, config_file
+from vit_jax import command, config_file, preemption
 from vit_jax.errors import RunError, UserError
 
 _PREFIX = '--sweep.'
@@ -179,4 +179,5 @@ def _is_first() -> bool:
 
 
 if __name__ == '__main__':
-  sys.exit(main())
+  with preemption.exit_at_once():
+    sys.exit(main())

@@ -56,8 +56,8 @@ def _start(most_seconds: float | None, index: int, count: int) -> None:
   del index, count
   host_memory.keep()
   # The run is asked to stop, and then stops us: it may need a batch until then.
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
-  signal.signal(signal.SIGTERM, signal.SIG_IGN)
+  for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, signal.SIG_IGN)
   jax.config.update('jax_platforms', 'cpu')  # The devices belong to the run.
   faulthandler.enable()
   watchdog.set_limit(most_seconds)
