@@ -14,7 +14,7 @@ PACKAGE = ROOT / 'vit_jax'
 # A file may import from lower levels and from its own folder. The unit is a
 # file or a folder of vit_jax/; errors lies below everything.
 LEVELS = [
-  ['__init__', 'errors', 'host_memory', 'printable'],
+  ['__init__', 'errors', 'host_memory', 'printable', 'suggestions'],
   ['lookup', 'losses', 'trees', 'schedules', 'config_file', 'event_file'],
   ['fingerprint', 'orbax_noise', 'command', 'layer_decay', 'moments'],
   ['activation_sharding', 'accumulation', 'distributed', 'profiling'],
@@ -24,7 +24,7 @@ LEVELS = [
   ['evaluators', 'checkpoint', 'train_state', 'reporting', 'nonfinite'],
   ['inference', 'visualize', 'train_step', 'tpu', 'hlo_collectives'],
   ['run', 'hlo_estimate'],
-  ['evaluation'],
+  ['evaluation', 'settings'],
   ['train'],
   ['aot_compile'],
   ['main', 'sweep', 'predict', 'convert', 'summary', 'aot', 'benchmark'],

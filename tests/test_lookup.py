@@ -122,24 +122,54 @@ def test_a_function_that_takes_any_key_gets_it():
   lookup.check_keys(lambda **options: options, {'anything': 1}, 'x')
 
 
-def test_a_number_in_the_place_of_a_text_or_a_dict_is_named():
+def test_a_value_of_another_type_than_the_signature_says_is_named():
   def target(
     path: str,
     paths: str | Sequence[str],
     names: Sequence[str] | str | None = None,
     sources: Mapping[str, Any] | None = None,
     size: int = 3,
+    rate: float | None = None,
+    flag: bool = False,
     other: str | int = 3,
+    anything=None,
   ):
     pass
 
-  fine = dict(path='a', paths=['a'], names=None, sources={}, size='x', other=2)
+  fine = dict(path='a', paths=['a'], names=None, sources={}, size=2, other=2)
+  fine |= dict(rate=1, flag=True, anything=object())
   lookup.check_keys(target, fine, 'x')
   lookup.check_keys(target, fine | dict(path=pathlib.Path('a')), 'x')
   with pytest.raises(UserError) as error:
-    bad = dict(path=None, paths=3, names=4, sources='a')
-    lookup.check_keys(target, bad, 'x')
-  assert str(error.value).startswith(
+    bad = dict(path=None, paths=3, names=4, sources='a', size=1.5, flag=1)
+    lookup.check_keys(target, bad | dict(rate=float('nan'), other=None), 'x')
+  assert str(error.value) == (
     'x: path=None, expected a text; paths=3, expected a text or a list; '
-    "names=4, expected a text or a list; sources='a', expected a dict; it takes"
+    "names=4, expected a list or a text or None; sources='a', expected a dict "
+    'or None; size=1.5, expected a whole number; rate=nan, expected a finite '
+    'number or None; flag=1, expected True or False; other=None, expected a '
+    'text or a whole number'
   )
+
+
+def test_a_target_of_any_keys_still_checks_those_that_it_names():
+  def target(variant: str, **others):
+    pass
+
+  lookup.check_keys(target, dict(variant='a', width=3), 'x')
+  with pytest.raises(UserError, match='variant=3, expected a text'):
+    lookup.check_keys(target, dict(variant=3, width=3), 'x')
+
+
+@pytest.mark.parametrize('name', ['../../etc/passwd', '.', 'a..b', 3, None])
+def test_what_cannot_be_a_name_is_refused(name):
+  with pytest.raises(UserError, match='no models named'):
+    lookup.find('models', name, 'Model', trusted=True)
+
+
+def test_only_files_that_define_the_export_are_offered():
+  with pytest.raises(UserError) as error:
+    lookup.find('models', 'resnet_of_nobody', 'Model')
+  offered = str(error.value).partition('models/ has: ')[2].split(', ')
+  assert 'vit' in offered
+  assert not {'attention', 'dropout', 'layers', 'norm'} & set(offered)

@@ -121,6 +121,8 @@ class Checkpointer:
     Raises:
       RunError: this checkpoint, or the one before it, which was still being
         written, could not be written.
+      UserError: metrics of the evaluation of `keep_best` without that metric;
+        the checkpoint is being written all the same.
     """
     if step not in self._manager.all_steps():
       self.wait()
@@ -140,6 +142,7 @@ class Checkpointer:
         )
       self._pending = step
       self._ours.add(step)
+      self._best.check(step, metrics)  # What was trained is saved before.
     if wait:
       self.wait()
 
@@ -277,6 +280,19 @@ class _Best:
     value = metrics.get(self.metric, math.nan)
     if math.isfinite(value):
       self.values[step] = value
+
+  def check(self, step: int, metrics: Mapping[str, float]) -> None:
+    """Raises UserError where its evaluation ran and has no such metric."""
+    if self.metric is None or self.metric in metrics:
+      return
+    prefix = self.metric.partition('/')[0] + '/'
+    found = [name for name in metrics if name.startswith(prefix)]
+    if found:
+      raise UserError(
+        f'checkpoint.keep_best={self.metric!r}: the evaluation gives '
+        f'{", ".join(found[:10])}. Step {step} is saved: correct '
+        '--config.checkpoint.keep_best, and the same command continues'
+      )
 
   def should_preserve(self, checkpoints, *, context) -> list[bool]:
     del context

@@ -8,8 +8,21 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from vit_jax import host_memory
+from vit_jax import host_memory, suggestions
 from vit_jax.errors import RunError, UserError
+
+# All commands, for the end of `--help`.
+COMMANDS = {
+  'main': 'train, continue or evaluate a run',
+  'sweep': 'train once for each of several values and compare the results',
+  'predict': 'classify images',
+  'convert': 'convert weights between formats',
+  'summary': 'show layers, parameters, multiply-adds and memory of a model',
+  'benchmark': 'measure the speed of a recipe on this machine',
+  'aot': 'compile a recipe for a TPU topology without a TPU',
+  'data.prepare': 'convert a dataset to ArrayRecord files',
+  'data.preflight': 'check a dataset for broken and duplicate images',
+}
 
 
 def run(
@@ -17,8 +30,8 @@ def run(
 ) -> int:
   """Runs a command and returns its exit code; its errors become one message.
 
-  Codes: what the command returns, 0 for None; 1 it failed; 2 the user can mend
-  it; 130 Ctrl-C. With `--traceback` errors are raised as they are.
+  Codes: what the command returns, 0 for None; 1 it failed; 2 a problem that the
+  user can fix; 130 Ctrl-C. With `--traceback` errors are raised as they are.
 
   Args:
     command: takes the arguments; its parser knows `--traceback`.
@@ -55,18 +68,28 @@ def run(
 def parser(module: str, doc: str) -> argparse.ArgumentParser:
   """Returns a parser for `python -m vit_jax.<module>`.
 
+  Arguments that do not fit raise UserError.
+
   Args:
-    module: the command.
+    module: the command, one of `COMMANDS`.
     doc: its docstring, shown by `--help`.
   """
-  out = argparse.ArgumentParser(
+  others = [
+    f'  {name:15} {COMMANDS[name]}' for name in COMMANDS if name != module
+  ]
+  out = _Parser(
     f'python -m vit_jax.{module}',
     description=doc,
+    epilog='\n'.join(
+      ['Other commands, each python -m vit_jax.COMMAND --help:', *others]
+    ),
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
   out.add_argument(
-    '--traceback', action='store_true', help='show where an error came from'
+    '--traceback',
+    action='store_true',
+    help='show the Python stack trace of an error',
   )
   return out
 
@@ -99,6 +122,14 @@ def weights_options(args: argparse.Namespace) -> dict[str, Any]:
   return options | dict(on_log=lambda line: print(line, file=sys.stderr))
 
 
+def positive(text: str) -> int:
+  """Returns a whole number from 1 up; for argparse."""
+  number = int(text)
+  if number < 1:
+    raise argparse.ArgumentTypeError(f'expected 1 or more; got {text}')
+  return number
+
+
 def size(text: str) -> tuple[int, int]:
   """Returns (height, width) for '224' or '224,160'; for argparse."""
   sides = [int(side) for side in text.split(',')]
@@ -110,10 +141,22 @@ def size(text: str) -> tuple[int, int]:
 def _dict(text: str) -> dict[str, Any]:
   try:
     value = ast.literal_eval(text)
-  except (ValueError, SyntaxError):
+  except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
     value = None
-  if not isinstance(value, dict):
+  if not isinstance(value, dict) or not all(isinstance(k, str) for k in value):
     raise argparse.ArgumentTypeError(
       f"expected a dict such as {{'num_classes': None}}; got {text}"
     )
   return value
+
+
+class _Parser(argparse.ArgumentParser):
+  """Raises UserError where argparse would print its usage and exit."""
+
+  def error(self, message: str):
+    words = message.removeprefix('unrecognized arguments: ')
+    if words != message:
+      options = [name for a in self._actions for name in a.option_strings]
+      near = suggestions.close(words.split()[0].partition('=')[0], options)
+      message += f' (did you mean {near}?)' if near else ''
+    raise UserError(f'{message}; {self.prog} --help lists the arguments')

@@ -11,63 +11,108 @@ keys (`lookup.check_keys`).
 import argparse
 import ast
 import importlib.util
+import inspect
 import pathlib
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
 
+from vit_jax import suggestions
 from vit_jax.errors import UserError
+from vit_jax.printable import printable
 
 
 def parse(
-  parser: argparse.ArgumentParser, argv: list[str] | None = None
-) -> tuple[ml_collections.ConfigDict, argparse.Namespace]:
+  parser: argparse.ArgumentParser,
+  argv: list[str] | None = None,
+  *,
+  required: bool = True,
+) -> tuple[ml_collections.ConfigDict | None, argparse.Namespace]:
   """Returns the config and the parsed arguments of a program.
 
   Args:
     parser: knows the program's own arguments; `--config` is added to it.
     argv: the arguments; None reads those of the process.
+    required: whether `--config` must be among them; without it the config is
+      None.
 
   Raises:
-    UserError: no such file, a file without `get_config`, an argument that its
-      `get_config` refuses, a change that does not fit.
+    UserError: an argument that the program does not take, or what `load` and
+      `change` raise.
   """
   parser.add_argument(
     '--config',
-    required=True,
-    metavar='FILE[:ARG]',
-    help='recipe; change a value with --config.section.key=value',
+    required=required,
+    metavar='FILE[:OPTIONS]',
+    help='the recipe, a Python file, and its options; change any value of it '
+    'with --config.section.key=value',
   )
   argv = list(sys.argv[1:] if argv is None else argv)
   changes, rest = split(argv, '--config.')
-  args = parser.parse_args(rest)
-  config = load(args.config)
+  args, unknown = parser.parse_known_args(rest)
+  config = None if args.config is None else load(args.config)
+  if unknown:
+    _refuse(unknown, config or {}, parser)
+  if changes and config is None:
+    raise UserError(f'--config.{changes[0][0]} needs --config=FILE')
   for name, text in changes:
     change(config, name, text)
   return config, args
 
 
 def load(path_and_arg: str) -> ml_collections.ConfigDict:
-  """Returns `get_config(arg)` of a file; the text is `file.py[:arg]`."""
+  """Returns `get_config(arg)` of a file; the text is `file.py[:arg]`.
+
+  Raises:
+    UserError: no such file, one that cannot be imported or has no usable
+      `get_config`, or an exception in it, with its line.
+  """
   path, colon, arg = path_and_arg.partition(':')
   file = pathlib.Path(path)
-  if not file.is_file():
-    near = sorted(p.name for p in file.parent.glob('*.py') if p.name[0] != '_')
+  if '\0' in path or not file.is_file():
+    there = [] if '\0' in path else file.parent.glob('*.py')
+    near = sorted(p.name for p in there if p.name[0] != '_')
     raise UserError(
-      f'no config file {path!r} in {pathlib.Path.cwd()}; '
-      f'{file.parent}/ has: {", ".join(near) or "no recipes"}'
+      f'no config file {printable(path)!r} in {pathlib.Path.cwd()}; '
+      f'{printable(file.parent)}/ has: {", ".join(near) or "no recipes"}'
+    )
+  if file.suffix != '.py':
+    raise UserError(
+      f'--config={path}: a recipe is a Python file whose name ends in .py'
     )
   spec = importlib.util.spec_from_file_location(f'config_{file.stem}', file)
   module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  if not hasattr(module, 'get_config'):
+  try:
+    spec.loader.exec_module(module)
+  except Exception as e:
+    raise UserError(_failure(path, e)) from e
+  if not callable(getattr(module, 'get_config', None)):
     raise UserError(f'{path} does not define get_config(arg)')
   try:
-    return module.get_config(*([arg] if colon else []))
-  except ValueError as e:
-    raise UserError(f'{path}: {e}') from e
+    inspect.signature(module.get_config).bind(*([arg] if colon else []))
+  except TypeError as e:
+    takes = f'the argument {arg!r}' if colon else 'no argument'
+    raise UserError(
+      f'{path}: get_config{inspect.signature(module.get_config)} cannot be '
+      f"called with {takes}; define it as def get_config(arg='')"
+    ) from e
+  try:
+    config = module.get_config(*([arg] if colon else []))
+  except Exception as e:
+    if type(e) in (ValueError, UserError):  # What a recipe says to its user.
+      raise UserError(f'{path}: {e}') from e
+    raise UserError(_failure(path, e)) from e
+  if isinstance(config, dict):
+    config = ml_collections.ConfigDict(config)
+  if not isinstance(config, ml_collections.ConfigDict):
+    raise UserError(
+      f'{path}: get_config returned {type(config).__name__}; expected a '
+      'ml_collections.ConfigDict or a dict'
+    )
+  return config
 
 
 def change(config: ml_collections.ConfigDict, name: str, text: str) -> None:
@@ -79,6 +124,11 @@ def change(config: ml_collections.ConfigDict, name: str, text: str) -> None:
       float, always fit).
   """
   *folders, key = name.split('.')
+  if not all([*folders, key]):
+    raise UserError(
+      f'--config.{name}: expected --config.section.key=value, the keys '
+      'separated by dots'
+    )
   section = config
   for i, folder in enumerate(folders):
     if not isinstance(section.get(folder), ml_collections.ConfigDict):
@@ -97,14 +147,16 @@ def change(config: ml_collections.ConfigDict, name: str, text: str) -> None:
         f'--config.{name}={text}: it is a section with the keys {list(old)}; '
         'set one of them, or the whole with a dict'
       )
-    value = ml_collections.ConfigDict(value)
   elif not _fits(value, old):
     raise UserError(
       f'--config.{name}={text}: expected {type(old).__name__} as in {old!r}, '
       f'got {type(value).__name__}'
     )
-  with config.ignore_type(), section.unlocked():
-    section[key] = float(value) if _widens(value, old) else value
+  try:
+    with config.ignore_type(), section.unlocked():
+      section[key] = float(value) if _widens(value, old) else value
+  except (TypeError, ValueError, AttributeError, KeyError, OverflowError) as e:
+    raise UserError(f'--config.{name}={text}: {e}') from e
 
 
 def split(
@@ -124,8 +176,8 @@ def split(
       name, equals, text = argv[i].removeprefix(prefix).partition('=')
       if not equals:
         i += 1
-        if i == len(argv):
-          raise UserError(f'{prefix}{name} needs a value')
+        if i == len(argv) or argv[i].startswith('--'):
+          raise UserError(f'{prefix}{name} needs a value: {prefix}{name}=VALUE')
         text = argv[i]
       pairs.append((name, text))
     else:
@@ -134,14 +186,59 @@ def split(
   return pairs, rest
 
 
+def _refuse(
+  unknown: Sequence[str],
+  config: ml_collections.ConfigDict | dict,
+  parser: argparse.ArgumentParser,
+) -> None:
+  """Raises UserError for arguments that the program does not take."""
+  own = [
+    option.removeprefix('--')
+    for action in parser._actions
+    for option in action.option_strings
+  ]
+  config = config.to_dict() if config else {}
+  problems = []
+  for text in unknown:
+    name, equals, value = text.removeprefix('--').partition('=')
+    if not text.startswith('--'):
+      problems.append(f'unknown argument {text}')
+      continue
+    near = suggestions.close(name, own)
+    key = suggestions.config_key(name, config) if config else None
+    exact = key is not None and name.rpartition('.')[2] in key.split('.')
+    if key is not None and (exact or near is None):
+      near = f'config.{key}'
+    hint = f' (did you mean --{near}{equals}{value}?)' if near else ''
+    problems.append(f'unknown argument {text}{hint}')
+  raise UserError(f'{"; ".join(problems)}; {parser.prog} --help lists them')
+
+
+def _failure(path: str, error: Exception) -> str:
+  """Returns one line: where in a recipe what went wrong."""
+  place = path
+  if isinstance(error, SyntaxError):
+    place, what = f'{error.filename or path}:{error.lineno}', error.msg
+  else:
+    what = printable(error) or 'no message'
+    name = pathlib.Path(path).name
+    for frame in traceback.extract_tb(error.__traceback__):
+      if pathlib.Path(frame.filename).name == name:
+        place = f'{path}:{frame.lineno}'
+  return (
+    f'{place}: the recipe fails with {type(error).__name__}: {what}; '
+    '--traceback shows where'
+  )
+
+
 def _literal(text: str) -> Any:
   lowered = {'true': True, 'false': False, 'none': None}
   if text.lower() in lowered:
     return lowered[text.lower()]
   try:
     return ast.literal_eval(text)
-  except (ValueError, SyntaxError):
-    return text
+  except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
+    return text  # A TypeError: {[]: 1}, whose key cannot be hashed.
 
 
 def _widens(value: Any, old: Any) -> bool:

@@ -58,6 +58,10 @@ def initialize(args: argparse.Namespace) -> str | None:
     UserError: flags that do not go together, or no way to find the others.
     RunError: the others cannot be reached.
   """
+  if args.heartbeat_seconds < 1:
+    raise UserError(
+      f'--heartbeat_seconds={args.heartbeat_seconds}: expected 1 or more'
+    )
   import jax  # Also finds out whether this is a TPU VM, and says so in environ.
 
   flags = {name: getattr(args, name) for name in _FLAGS}
@@ -111,6 +115,7 @@ def find(
     UserError: flags that do not go together.
   """
   known = {name: value for name, value in flags.items() if value is not None}
+  _check_flags(known)
   if known.get('num_processes') == 1:
     return None
   if 'JAX_COORDINATOR_ADDRESS' in environ:
@@ -119,13 +124,13 @@ def find(
     (
       name
       for name, (size, rank) in _LAUNCHERS.items()
-      if rank in environ and int(environ.get(size, 1)) > 1
+      if rank in environ and _number(environ, size, 1) > 1
     ),
     None,
   )
   numbers = {}
   if launcher is not None:
-    size, rank = (int(environ[key]) for key in _LAUNCHERS[launcher])
+    size, rank = (_number(environ, key) for key in _LAUNCHERS[launcher])
     numbers = dict(num_processes=size, process_id=rank)
   if known:
     known = {**numbers, **known}
@@ -147,7 +152,7 @@ def find(
   on_tpu = 'TPU_ML_PLATFORM' in environ and 'tpu' in (platforms or 'tpu')
   if on_tpu and 'TPU_WORKER_HOSTNAMES' in environ:  # GKE
     many = ',' in environ['TPU_WORKER_HOSTNAMES']
-    many = many or int(environ.get('MEGASCALE_NUM_SLICES', 1)) > 1
+    many = many or _number(environ, 'MEGASCALE_NUM_SLICES', 1) > 1
     return ('GKE', {}) if many else None
   if on_tpu:
     return 'TPU metadata', {}
@@ -205,3 +210,32 @@ def leave(code: int) -> None:
     # stopped us may be stopping them, with messages of their own.
     time.sleep(_SECONDS_TO_TELL)
   os._exit(code)
+
+
+def _check_flags(known: Mapping[str, Any]) -> None:
+  """Raises UserError for flags that are wrong whatever the others are."""
+  problems = []
+  if 'coordinator' in known:
+    host, _, port = known['coordinator'].rpartition(':')
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+      problems.append(
+        f'--coordinator={known["coordinator"]}: expected HOST:PORT of process '
+        '0, such as 10.0.0.2:8476'
+      )
+  if known.get('num_processes', 1) < 1:
+    problems.append(f'--num_processes={known["num_processes"]}: expected 1 up')
+  if known.get('process_id', 0) < 0:
+    problems.append(f'--process_id={known["process_id"]}: expected 0 or more')
+  if problems:
+    raise UserError('; '.join(problems))
+
+
+def _number(environ: Mapping[str, str], key: str, default: int = 0) -> int:
+  text = environ.get(key, str(default))
+  try:
+    return int(text)
+  except ValueError as e:
+    raise UserError(
+      f'the environment variable {key}={text!r} is not a number; unset it, or '
+      'give --num_processes=1 to run alone'
+    ) from e

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,6 +29,12 @@ class Job:
   every_steps: int | None  # None is only at the end of the run.
   weights: tuple[str, ...]
 
+  @property
+  def prefixes(self) -> tuple[str, ...]:
+    """With which its metrics begin, one for each of its weights."""
+    others = [f'{self.name}_{weights}' for weights in self.weights[1:]]
+    return (self.name, *others)
+
   def is_due(self, step: int) -> bool:
     return bool(self.every_steps) and step % self.every_steps == 0
 
@@ -42,7 +49,7 @@ def make_jobs(
   """Builds the evaluators of a config.
 
   Args:
-    evals: `config.evals`, see `train.train`.
+    evals: `config.evals`, see `train.train`; a section that is None is off.
     run: whose predictions are evaluated.
     model: `config.model`, for its number of classes.
     has_ema: whether the run averages its weights.
@@ -51,19 +58,15 @@ def make_jobs(
     UserError: a section that does not fit its evaluator, the model or the run.
   """
   jobs = []
-  for name, section in evals.items():
+  for name, section in sections(evals, 'config.evals').items():
     where = f'config.evals.{name}'
     section = run_lib.in_steps(section, run.input.steps_per_epoch, where)
     section.setdefault('batch_size', run.input.batch_size)
     every_steps = section.pop('every_steps', None)
     weights = section.pop('weights', 'params')
-    weights = (weights,) if isinstance(weights, str) else tuple(weights)
-    unknown = sorted(set(weights) - set(_WEIGHTS))
-    if unknown or ('ema' in weights and not has_ema):
-      raise UserError(
-        f"{where}.weights={weights}: expected 'params', or 'ema' with "
-        'config.ema set'
-      )
+    if problem := run_lib.cadence_problem(f'{where}.every_steps', every_steps):
+      raise UserError(problem)
+    weights = _weights(weights, where, has_ema)
     evaluator = lookup.build(
       'evaluators',
       section,
@@ -78,7 +81,36 @@ def make_jobs(
     if hasattr(evaluator, 'input'):
       run_lib.check_num_classes(model, evaluator.input, where)
     jobs.append(Job(name, evaluator, every_steps, weights))
+  names = [prefix for job in jobs for prefix in job.prefixes]
+  twice = {name for name in names if names.count(name) > 1} | (
+    {'train'} & set(names)
+  )
+  if twice:
+    raise UserError(
+      f'config.evals: two kinds of metrics would be called '
+      f'{", ".join(sorted(twice))}/...; give the evaluation another name'
+    )
   return jobs
+
+
+def sections(
+  named: Mapping[str, Mapping[str, Any] | None], where: str
+) -> dict[str, Mapping[str, Any]]:
+  """Returns the sections that are not None, by name.
+
+  Raises:
+    UserError: a name that no file could have, or no section.
+  """
+  for name, section in named.items():
+    if not isinstance(name, str) or not re.fullmatch(r'\w[\w.-]*', name):
+      raise UserError(
+        f'{where}: {name!r} cannot be a name; use letters, digits, _, - and .'
+      )
+    if section is not None and not isinstance(section, lookup.SECTION):
+      raise UserError(
+        f'{where}.{name} is a section with keys, or None; got {section!r}'
+      )
+  return {name: x for name, x in named.items() if x is not None}
 
 
 def evaluate(
@@ -90,10 +122,8 @@ def evaluate(
   """Returns `{'val/top1': ...}`; of a job's second weights `val_ema/top1`."""
   results = {}
   for job in jobs:
-    for weights in job.weights:
+    for weights, prefix in zip(job.weights, job.prefixes, strict=True):
       params = state.ema_params if weights == 'ema' else state.params
-      first = weights == job.weights[0]
-      prefix = job.name if first else f'{job.name}_{weights}'
       try:
         with progress.status(f'evaluating {prefix}'):
           numbers = job.evaluator.run(params)
@@ -107,7 +137,7 @@ def evaluate(
 def make_pictures(
   pictures: Mapping[str, Mapping[str, Any]], run: run_lib.Run
 ) -> dict[str, Any]:
-  """Builds the pictures of a config by name."""
+  """Builds the pictures of a config by name; a section that is None is off."""
   return {
     name: lookup.build(
       'visualize',
@@ -118,7 +148,7 @@ def make_pictures(
       where=f'config.pictures.{name}',
       trusted=True,
     )
-    for name, section in pictures.items()
+    for name, section in sections(pictures, 'config.pictures').items()
   }
 
 
@@ -163,3 +193,18 @@ def print_results(results: Mapping[str, float], step: int) -> None:
       title += f', the worst {_MOST_CLASSES}'
     shown = {label: labels[label] for label in worst[:_MOST_CLASSES]}
     reporting.print_table(title, shown)
+
+
+def _weights(weights: Any, where: str, has_ema: bool) -> tuple[str, ...]:
+  """Returns the weights that an evaluation shall use, the first one first."""
+  given = weights
+  weights = (weights,) if isinstance(weights, str) else weights
+  fits = isinstance(weights, list | tuple) and all(
+    x in _WEIGHTS and (x != 'ema' or has_ema) for x in weights
+  )
+  if not fits or not weights or len(set(weights)) < len(weights):
+    raise UserError(
+      f"{where}.weights={given!r}: expected 'params', 'ema' (with config.ema "
+      'set), or a list of both'
+    )
+  return tuple(weights)

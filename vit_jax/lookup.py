@@ -9,10 +9,11 @@ which says that the name was given by the user: in a config, on the command line
 or in Python. Names out of files are looked up without it.
 """
 
-import difflib
 import importlib
 import importlib.util
 import inspect
+import math
+import numbers
 import os
 import pathlib
 import types
@@ -22,12 +23,22 @@ from typing import Any
 
 import ml_collections
 
+from vit_jax import suggestions
 from vit_jax.errors import UserError
 
-# What else a text or a dict may be where Python and no config calls us: _ALSO.
-_WORDS = {str: 'a text', Sequence: 'a list', Mapping: 'a dict'}
-_ALSO = (os.PathLike, ml_collections.ConfigDict)
 SECTION = (Mapping, ml_collections.ConfigDict)
+# For each type in a signature: what a config may give it, and how we say so.
+# A path or a ConfigDict comes from Python callers.
+_TYPES = {
+  bool: (lambda x: isinstance(x, bool), 'True or False'),
+  int: (lambda x: _is_number(x, numbers.Integral), 'a whole number'),
+  float: (lambda x: _is_number(x, numbers.Real), 'a finite number'),
+  str: (lambda x: isinstance(x, str | os.PathLike), 'a text'),
+  tuple: (lambda x: isinstance(x, list | tuple), 'a list'),
+  Sequence: (lambda x: isinstance(x, Sequence), 'a list'),
+  Mapping: (lambda x: isinstance(x, SECTION), 'a dict'),
+  types.NoneType: (lambda x: x is None, 'None'),
+}
 _PACKAGE = pathlib.Path(__file__).parent
 
 
@@ -50,7 +61,9 @@ def find(folder: str, name: str, export: str, *, trusted: bool = False) -> Any:
     UserError: no such file or module, or it does not export `export`; a dotted
       name that is not trusted, which is not imported.
   """
-  if isinstance(name, str) and '.' in name and not trusted:
+  if not isinstance(name, str):
+    raise UserError(f'no {folder} named {name!r}; a name is a text')
+  if '.' in name and not trusted:
     raise UserError(
       f'no {folder} named {name!r} in this package, and a name out of a file is'
       ' not imported. If you trust that module, name it yourself: in a config,'
@@ -59,14 +72,23 @@ def find(folder: str, name: str, export: str, *, trusted: bool = False) -> Any:
   if '.' in name:
     module_name = name
     try:
-      known = importlib.util.find_spec(name) is not None
+      known = all(part.isidentifier() for part in name.split('.')) and (
+        importlib.util.find_spec(name) is not None
+      )
     except ModuleNotFoundError:
       known = False
     choices = 'a dotted name must be importable: is its folder on PYTHONPATH?'
   else:
     module_name = f'vit_jax.{folder.replace("/", ".")}.{name}'
     known = name in names(folder)
-    choices = f'{folder}/ has: {", ".join(names(folder))}{_close(name, folder)}'
+    offered = [
+      name
+      for name in names(folder)
+      if export in suggestions.exported(f'{folder}/{name}')
+    ]
+    near = suggestions.close(name, offered)
+    hint = f' (did you mean {near!r}?)' if near else ''
+    choices = f'{folder}/ has: {", ".join(offered)}{hint}'
   if not known:
     raise UserError(f'no {folder} named {name!r}; {choices}')
   module = importlib.import_module(module_name)
@@ -120,8 +142,7 @@ def check_keys(
     num_args: how many positional arguments the caller provides itself.
   """
   parameters = list(inspect.signature(target).parameters.values())[num_args:]
-  if any(p.kind is p.VAR_KEYWORD for p in parameters):
-    return
+  is_open = any(p.kind is p.VAR_KEYWORD for p in parameters)
   kinds = (
     inspect.Parameter.POSITIONAL_OR_KEYWORD,
     inspect.Parameter.KEYWORD_ONLY,
@@ -133,38 +154,53 @@ def check_keys(
     raise UserError(
       f'{where} is a section with keys of {list(taken)}; got {section!r}'
     )
-  problems = []
-  for key in sorted(set(section) - set(taken)):
-    close = difflib.get_close_matches(key, taken, n=1)
-    hint = f' (did you mean {close[0]!r}?)' if close else ''
+  problems, values = [], []  # With its keys, and with their values.
+  for key in sorted(map(str, set(section) - set(taken))):
+    if is_open and key not in given:
+      continue
+    near = suggestions.close(key, taken)
+    if near is None and where == 'config':  # It may be a key of a section.
+      near = suggestions.config_key(key, section)
+    hint = f' (did you mean {near!r}?)' if near else ''
     problems.append(f'unknown key {key!r}{hint}')
   for key, parameter in taken.items():
     if parameter.default is parameter.empty and key not in section:
       problems.append(f'missing key {key!r}')
-    elif key in section and (words := _expected(parameter, section[key])):
-      problems.append(f'{key}={section[key]!r}, expected {words}')
-  if problems:
-    raise UserError(f'{where}: {"; ".join(problems)}; it takes: {list(taken)}')
+    elif key in section:
+      words = expected(parameter.annotation, section[key])
+      if words:
+        values.append(f'{key}={section[key]!r}, expected {words}')
+  if problems or values:
+    takes = f'; it takes: {list(taken)}' if problems else ''
+    raise UserError(f'{where}: {"; ".join([*problems, *values])}{takes}')
 
 
-def _expected(parameter: inspect.Parameter, value: Any) -> str | None:
-  """Returns what a key takes, if that is text or a dict and `value` is neither.
+def expected(hint: Any, value: Any) -> str | None:
+  """Returns what a key takes, if its type hint says so and `value` is not it.
 
-  Numbers are left to who takes them: there is more to say than their type.
+  `expected(int | None, 'x')` is 'a whole number or None'. The result is None
+  where `value` fits or the hint says nothing that a config could break.
+
+  Args:
+    hint: the annotation of an argument.
+    value: of a config.
   """
-  hint = parameter.annotation
-  options = typing.get_args(hint) if isinstance(hint, types.UnionType) else ()
-  kinds = {typing.get_origin(option) or option for option in options or (hint,)}
-  optional, known = types.NoneType in kinds, kinds & _WORDS.keys()
-  if not known or len(known) + optional < len(kinds):
+  is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+  options = typing.get_args(hint) if is_union else (hint,)
+  found = [typing.get_origin(option) or option for option in options]
+  if any(kind not in _TYPES for kind in found if isinstance(kind, type)):
     return None
-  if isinstance(value, (*known, *_ALSO)):
+  if not all(isinstance(kind, type) for kind in found):
     return None
-  if value is None and (optional or Mapping in known):  # a section left out
+  if value is None and Mapping in found:  # A section that is left out.
     return None
-  return ' or '.join(words for kind, words in _WORDS.items() if kind in known)
+  if any(_TYPES[kind][0](value) for kind in found):
+    return None
+  return ' or '.join(dict.fromkeys(_TYPES[kind][1] for kind in found))
 
 
-def _close(name: str, folder: str) -> str:
-  close = difflib.get_close_matches(name, names(folder), n=1)
-  return f' (did you mean {close[0]!r}?)' if close else ''
+def _is_number(value: Any, kind: type) -> bool:
+  """Whether a value is a number; True and False, NaN and inf are not."""
+  if isinstance(value, bool) or not isinstance(value, kind):
+    return False
+  return isinstance(value, numbers.Integral) or math.isfinite(value)

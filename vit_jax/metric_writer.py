@@ -151,14 +151,22 @@ def local_folder(workdir: str | os.PathLike[str]) -> pathlib.Path:
   """Returns the absolute path of a workdir, `~` being the home folder.
 
   Raises:
-    UserError: the address of a bucket.
+    UserError: no path at all, or the address of a bucket.
   """
+  if not str(workdir).strip() or '\0' in str(workdir):
+    raise UserError(
+      f'workdir {str(workdir)!r}: expected the path of a folder, such as '
+      '--workdir=runs/first; is a variable of the shell not set?'
+    )
   if '://' in str(workdir):
     raise UserError(
       f'workdir {str(workdir)!r}: metrics are appended to files, which an '
       'object store cannot do; mount the bucket (gcsfuse) and give its folder'
     )
-  return pathlib.Path(workdir).expanduser().absolute()
+  try:
+    return pathlib.Path(workdir).expanduser().absolute()
+  except RuntimeError as e:  # `~name` of a user that does not exist.
+    raise UserError(f'workdir {str(workdir)!r}: {e}') from e
 
 
 def write_config(

@@ -2,11 +2,35 @@
 
 import os
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
 
 from vit_jax.errors import UserError
+
+
+def problem(steps: Any, total_steps: int | None) -> str | None:
+  """Returns what is wrong with 'START:STOP'; None is fine, as no trace is.
+
+  Args:
+    steps: of a config or a command line.
+    total_steps: of the run, which must reach START; None is not known.
+  """
+  if steps is None:
+    return None
+  match = re.fullmatch(r'([0-9]+):([0-9]+)', str(steps))
+  if not match or not 1 <= int(match[1]) <= int(match[2]):
+    return (
+      f'profile={steps!r}: expected START:STOP, the first and the last step to '
+      "trace, such as '10:12'"
+    )
+  if total_steps is not None and int(match[1]) > total_steps:
+    return (
+      f'profile={steps!r} begins after the last step of the run, which is '
+      f'{total_steps}'
+    )
+  return None
 
 
 class Trace:
@@ -23,12 +47,21 @@ class Trace:
   plugin `xprof`, or `xprof --logdir=<workdir>/profile`.
   """
 
-  def __init__(self, directory: str | os.PathLike, steps: str | None):
+  def __init__(
+    self,
+    directory: str | os.PathLike,
+    steps: str | None,
+    *,
+    restored_step: int = 0,
+    on_log: Callable[[str], Any] = print,
+  ):
     """Writes nothing yet.
 
     Args:
       directory: where the trace goes.
       steps: 'START:STOP', the first and the last step, or None for no trace.
+      restored_step: the loop begins after this one.
+      on_log: called with a line where START is not after it.
 
     Raises:
       UserError: another text.
@@ -38,14 +71,16 @@ class Trace:
     self._is_tracing = False
     if steps is None:
       return
-    match = re.fullmatch(r'(\d+):(\d+)', str(steps))
-    if not match or not 1 <= int(match[1]) <= int(match[2]):
-      raise UserError(
-        f'profile={steps!r}: expected START:STOP, the first and the last step '
-        "to trace, such as '10:12'"
+    if found := problem(steps, None):
+      raise UserError(found)
+    first, last = map(int, steps.split(':'))
+    if first <= restored_step:
+      on_log(
+        f'profile={steps}: no trace, since this run continues after step '
+        f'{restored_step}'
       )
-    if jax.process_index() == 0:
-      self._first, self._last = int(match[1]), int(match[2])
+    elif jax.process_index() == 0:
+      self._first, self._last = first, last
 
   def __enter__(self):
     return self

@@ -21,6 +21,8 @@ from vit_jax import (
 from vit_jax.data import pipeline
 from vit_jax.errors import UserError
 
+_MAX_STEPS = 2**31 - 1  # They are counted in int32.
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -179,13 +181,17 @@ def in_steps(
   """Returns the section with every `*_epochs` key turned into `*_steps`.
 
   Raises:
-    UserError: both forms of one duration are given.
+    UserError: both forms of one duration are given, or one is no duration.
   """
+  if not isinstance(section, lookup.SECTION):
+    raise UserError(f'{where} is a section with keys; got {section!r}')
   out = {}
   for key, value in section.items():
     if key.endswith('_epochs'):
       if value is None:
         continue
+      if lookup.expected(float, value) or value < 0:
+        raise UserError(f'{where}.{key}={value!r}: expected a number from 0 up')
       key = key.removesuffix('epochs') + 'steps'
       if section.get(key) is not None:
         raise UserError(
@@ -197,6 +203,19 @@ def in_steps(
       continue
     out[key] = value
   return out
+
+
+def cadence_problem(key: str, steps: Any) -> str | None:
+  """Returns what is wrong with a number of steps between two events.
+
+  None is fine: the event is only at the end of a run.
+  """
+  if steps is None or (not lookup.expected(int, steps) and steps >= 1):
+    return None
+  return (
+    f'{key}={steps!r}: expected a whole number from 1 up, or None for the end '
+    'of the run alone'
+  )
 
 
 def check_num_classes(model: Mapping[str, Any], data: Any, where: str) -> None:
@@ -224,7 +243,20 @@ def _total_steps(
       'give exactly one of config.total_steps and config.total_epochs; got '
       f'{steps} and {epochs}'
     )
-  total = steps if epochs is None else round(epochs * steps_per_epoch)
-  if total < 0:
-    raise UserError(f'the run cannot have {total} steps')
-  return total
+  key, kind = (
+    ('total_steps', int) if epochs is None else ('total_epochs', float)
+  )
+  value = steps if epochs is None else epochs
+  words = lookup.expected(kind, value)
+  if words or value < 0:
+    raise UserError(
+      f'config.{key}={value!r}: expected {words or "0 or more"}; 0 only '
+      'evaluates'
+    )
+  if epochs is not None:
+    steps = max(1, round(epochs * steps_per_epoch)) if epochs else 0
+  if steps > _MAX_STEPS:
+    raise UserError(
+      f'config.{key}={value!r}: a run has at most {_MAX_STEPS:,} steps'
+    )
+  return steps

@@ -28,13 +28,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str]) -> None:
-  parser = _parser()
-  if any(arg.startswith('--weights') for arg in argv):
-    parser.add_argument('--weights', required=True, metavar='WHAT')
-    command.add_weights_options(parser)
-    config, args = None, parser.parse_args(argv)
-  else:
-    config, args = config_file.parse(parser, argv)
+  config, args = config_file.parse(_parser(), argv, required=False)
+  if (config is None) == (args.weights is None):
+    raise UserError('give one of --config or --weights')
+  options = ('model', 'step', 'ema', 'weights_dir')
+  unused = [f'--{key}' for key in options if getattr(args, key) is not None]
+  if config is not None and unused:
+    raise UserError(f'{", ".join(unused)} has no effect without --weights')
   # Importing jax takes seconds: a mistyped command should not wait for it.
   if config is None:
     summary = _of_weights(args)
@@ -48,27 +48,36 @@ def _main(argv: Sequence[str]) -> None:
 
 def _parser() -> argparse.ArgumentParser:
   parser = command.parser('summary', __doc__)
-  parser.usage = (
-    '%(prog)s [-h] (--config=FILE[:ARG] | --weights=WHAT) [options]'
+  parser.add_argument(
+    '--weights',
+    metavar='WEIGHTS',
+    help='in place of --config: a run, a file, a folder or a published name',
   )
   parser.add_argument('--format', choices=('table', 'json'), default='table')
   parser.add_argument(
     '--image_size',
     type=command.size,
     metavar='H[,W]',
-    help='that of the config or weights unless given',
+    help='in pixels (default: the size that the config or the weights use)',
   )
-  parser.add_argument('--channels', type=int, help='likewise')
+  parser.add_argument(
+    '--channels',
+    type=command.positive,
+    metavar='C',
+    help='of an image (default: as the config or the weights have)',
+  )
+  command.add_weights_options(parser)
   return parser
 
 
 def _of_config(config: Mapping[str, Any], args) -> dict[str, Any]:
   import jax
 
-  from vit_jax import lookup, optimizer, run
+  from vit_jax import lookup, optimizer, run, train
   from vit_jax.inference import anatomy
   from vit_jax.pretrained import like
 
+  lookup.check_keys(train.train, config, 'config', num_args=1)
   config = like.complete(config)
   module = lookup.build('models', config['model'], 'Model', trusted=True)
   image_shape = _given_shape(args) or _config_shape(config, args.channels)

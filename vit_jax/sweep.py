@@ -124,7 +124,8 @@ def _configs(
 
 def _metric(config: ml_collections.ConfigDict, metric: str | None) -> str:
   """Returns the metric to sort by; an evaluation must be there that has it."""
-  evals = list(config.get('evals') or {})
+  evals = config.get('evals') or {}
+  evals = [name for name, section in evals.items() if section is not None]
   if not evals:
     raise UserError('a sweep compares evaluations, but config.evals has none')
   if metric is None:

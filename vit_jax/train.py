@@ -24,6 +24,7 @@ from vit_jax import (
   progress as progress_lib,
   reporting,
   run as run_lib,
+  settings,
   sharding as sharding_lib,
   train_state,
   workdir_lock,
@@ -55,7 +56,7 @@ def train(
   sharding: Mapping[str, Any] | None = None,
   evals: Mapping[str, Mapping[str, Any]] | None = None,
   checkpoint: Mapping[str, Any] | None = None,
-  log_every_steps: int = 50,
+  log_every_steps: int | None = 50,
   pictures: Mapping[str, Mapping[str, Any]] | None = None,
   on_nonfinite: str = 'stop',
   max_consecutive_skips: int = nonfinite.MAX_CONSECUTIVE_SKIPS,
@@ -87,13 +88,14 @@ def train(
     sharding: rules and limits, see `sharding_limits.Options`.
     evals: for each name: `name` of a file in `evaluators/`, `every_steps` or
       `every_epochs` (the end of the run is always evaluated), `weights`, and
-      the evaluator's own arguments. `weights` is `'params'`, `'ema'` or a list
-      of both: the first is logged as `val/...`, another as `val_ema/...`.
+      the evaluator's own arguments; None switches an evaluation off. `weights`
+      is `'params'`, `'ema'` or a list of both: the first is logged as
+      `val/...`, another as `val_ema/...`.
     checkpoint: `every_steps` or `every_epochs` and arguments of
       `checkpoint.Checkpointer`. The end of the run is always saved.
     log_every_steps: cadence of the training metrics, but at least every 20th
       of `total_steps`, so that a short run has a curve; the last step is always
-      logged. 0 logs the last step alone.
+      logged. None logs the last step alone.
     pictures: for each name: a file of `visualize/` and its arguments; drawn at
       the end of the run into `<workdir>/<name>.png`.
     on_nonfinite: `'stop'` or `'skip'`, see `train_step.make_train_step`.
@@ -133,6 +135,14 @@ def train(
     input=run.input,
     total_steps=run.total_steps,
     max_consecutive_skips=max_consecutive_skips,
+  )
+  settings.check(
+    run,
+    jobs,
+    log_every_steps=log_every_steps,
+    save_every_steps=save_every_steps,
+    keep_best=checkpoint.get('keep_best'),
+    profile=profile,
   )
   log_every_steps = _log_cadence(log_every_steps, run.total_steps)
   evaluates_only = run.total_steps == 0
@@ -184,7 +194,14 @@ def train(
     # Where nothing is trained there is nothing to save, and a signal ends it.
     watch = contextlib.nullcontext if evaluates_only else preemption.watch
     asked_to_stop = stack.enter_context(watch())
-    trace = stack.enter_context(profiling.Trace(workdir / 'profile', profile))
+    trace = stack.enter_context(
+      profiling.Trace(
+        workdir / 'profile',
+        profile,
+        restored_step=first,
+        on_log=progress.log,
+      )
+    )
     stack.enter_context(jax.transfer_guard('disallow'))
     stack.enter_context(distributed.together())
 
@@ -348,8 +365,8 @@ def _log_cadence(log_every_steps: int | None, total_steps: int) -> int | None:
 
   It depends on the config alone, so a run that continues logs the same steps.
   """
-  if not log_every_steps:
-    return log_every_steps
+  if log_every_steps is None:
+    return None
   return min(log_every_steps, max(1, total_steps // _MIN_ROWS))
 
 

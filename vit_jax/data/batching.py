@@ -21,6 +21,7 @@ Batch = dict[str, np.ndarray]
 # costs six times the work (147 against 26 microseconds an image), and whole
 # batches would make the first one slow.
 _MAX_CHUNK = 16
+_MAX_WORKERS_PER_CORE = 16  # More would only fill the memory.
 
 
 class Layout:
@@ -51,6 +52,12 @@ class Layout:
       for name, value, minimum in least
       if not isinstance(value, int | np.integer) or value < minimum
     ]
+    most = _MAX_WORKERS_PER_CORE * (os.cpu_count() or 1)
+    if not bad and num_workers > most:
+      bad.append(
+        f'num_workers={num_workers:,}: expected at most {most}, '
+        f'{_MAX_WORKERS_PER_CORE} for each core of this machine'
+      )
     if not bad and sharding is None and batch_size % process_count:
       bad.append(
         f'batch_size={batch_size} does not divide among {process_count} '

@@ -14,6 +14,7 @@ import grain
 import jax
 import numpy as np
 
+from vit_jax import lookup
 from vit_jax.data import (
   batching,
   device_ops as device_ops_language,
@@ -23,6 +24,8 @@ from vit_jax.data import (
 from vit_jax.errors import UserError
 
 _HOST_ONLY = ('index',)
+# JAX uses the last 32 bits of a seed: 2**32 would give the weights of seed 0.
+_MAX_SEED = 2**32
 
 
 class TrainInput:
@@ -51,7 +54,7 @@ class TrainInput:
       data: config section of a source: name, split and its other keys.
       ops: host ops in the mini-language, for example `'decode|resize(32)'`.
       batch_size: rows of a global batch, over all processes.
-      seed: of the order and of the ops' random numbers, at least 0.
+      seed: of the order and of the ops' random numbers, 0 to 2**32 - 1.
       device_ops: ops for the batch on the device; parsed here, run by the
         training step.
       on_error: what a record that cannot be read does: `'stop'` raises an
@@ -78,14 +81,16 @@ class TrainInput:
       process_count,
       sharding,
     )
-    if not isinstance(seed, int | np.integer) or seed < 0:
-      raise UserError(f'seed is an integer of at least 0; got {seed!r}')
+    if lookup.expected(int, seed) or not 0 <= seed < _MAX_SEED:
+      raise UserError(
+        f'seed={seed!r}: expected a whole number from 0 to {_MAX_SEED - 1:,}'
+      )
     if not isinstance(repeats, int) or not 1 <= repeats <= batch_size:
       raise UserError(
         f'repeats is an integer from 1 to batch_size={batch_size}; got '
         f'{repeats!r}'
       )
-    self._repeats = repeats
+    self.repeats = repeats
     self._reader = records.Reader(data, ops, on_error=on_error)
     self._seed = int(seed)
     self.source = self._reader.source
@@ -129,9 +134,9 @@ class TrainInput:
       .seed(self._seed)
       .shuffle()  # another permutation each epoch
     )
-    if self._repeats > 1:
-      stream = stream[: -(-self.num_examples // self._repeats)].repeat()
-      stream = repeats_file.Repeated(stream, self.batch_size, self._repeats)
+    if self.repeats > 1:
+      stream = stream[: -(-self.num_examples // self.repeats)].repeat()
+      stream = repeats_file.Repeated(stream, self.batch_size, self.repeats)
     else:
       stream = stream.repeat()
     stream = stream.random_map(self._reader.read)

@@ -4,15 +4,15 @@
 height and width, C channels, L patches, R registers, D width, Y classes.
 """
 
-import difflib
 import re
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vit_jax import suggestions
 from vit_jax.errors import UserError
-from vit_jax.models import attention, layers, pooling, position
+from vit_jax.models import _vit_options, layers, pooling
 from vit_jax.models.dropout import Dropout
 from vit_jax.models.norm import layer_norm
 
@@ -37,16 +37,6 @@ VARIANTS: dict[str, dict[str, int]] = {
     ('e', 1792, 56, 15360, 16),
   )
 }
-STEMS = ('patch', 'conv')
-POOLINGS = ('token', 'mean', 'map', 'none')
-FINAL_NORMS = ('tokens', 'features')
-POSITIONS = {
-  'learned': None,
-  'sincos2d': position.sincos2d,
-  'sincos2d_moco': position.sincos2d_moco,
-  'none': None,
-}
-DTYPES = ('float32', 'bfloat16', 'float16')
 
 
 def Model(  # noqa: N802, it makes a model.
@@ -72,8 +62,8 @@ def Model(  # noqa: N802, it makes a model.
   fields = [f for f in ViT.__dataclass_fields__ if f not in ('parent', 'name')]
   unknown = []
   for key in sorted(set(overrides) - set(fields)):
-    close = difflib.get_close_matches(key, fields, n=1)
-    unknown.append(key + (f' (did you mean {close[0]}?)' if close else ''))
+    close = suggestions.close(key, fields)
+    unknown.append(key + (f' (did you mean {close}?)' if close else ''))
   if unknown:
     raise UserError(
       f'ViT has no {", ".join(unknown)}; it takes: {", ".join(fields)}'
@@ -168,10 +158,11 @@ class ViT(nn.Module):
   head_zero_init: bool = True
 
   def __post_init__(self):
+    _vit_options.check_types(self)
     if isinstance(self.patch_size, int):
       self.patch_size = (self.patch_size, self.patch_size)
     self.patch_size = tuple(self.patch_size)
-    _check_options(self)
+    _vit_options.check_values(self)
     super().__post_init__()
 
   @nn.compact
@@ -277,7 +268,7 @@ class ViT(nn.Module):
     """Returns the table [height, width, D] for a grid of patches."""
     name, shape = 'position_embedding', (height, width, self.width)
     if self.position != 'learned':
-      return jnp.asarray(POSITIONS[self.position](*shape))
+      return jnp.asarray(_vit_options.POSITIONS[self.position](*shape))
     if self.has_variable('params', name):
       found = self.get_variable('params', name).shape
       if found != shape:
@@ -315,63 +306,6 @@ class ViT(nn.Module):
       bias_init=nn.initializers.constant(self.head_bias_init),
       name='head',
     )(features)
-
-
-def _check_options(vit: ViT) -> None:
-  problems = []
-  sizes = vit.patch_size
-  if len(sizes) != 2 or not all(isinstance(s, int) and s > 0 for s in sizes):
-    problems.append(f'patch_size={sizes}: expected a side, or (height, width)')
-  for key, choices in (
-    ('stem', STEMS),
-    ('pooling', POOLINGS),
-    ('position', tuple(POSITIONS)),
-    ('final_norm', FINAL_NORMS),
-    ('activation', tuple(layers.ACTIVATIONS)),
-    ('attention', attention.ATTENTIONS),
-    ('remat', (None, *layers.REMAT_POLICIES)),
-    ('dtype', DTYPES),
-    ('stochastic_depth_schedule', ('linear', 'constant')),
-  ):
-    value = getattr(vit, key)
-    if value not in choices:
-      listed = ', '.join(repr(c) for c in choices)
-      problems.append(f'{key}={value!r}: expected one of {listed}')
-  for key in (
-    'stochastic_depth_rate',
-    'dropout_rate',
-    'attention_dropout_rate',
-  ):
-    if not 0 <= getattr(vit, key) < 1:
-      problems.append(f'{key}={getattr(vit, key)}: expected 0 <= rate < 1')
-  if vit.stem == 'conv':
-    problems += _stem_problems(vit)
-  if vit.width % vit.num_heads:
-    problems.append(
-      f'width={vit.width} is not divisible by num_heads={vit.num_heads}; for'
-      f' example {vit.width // vit.num_heads * vit.num_heads} would be'
-    )
-  if vit.position.startswith('sincos2d') and vit.width % 4:
-    problems.append(
-      f'position={vit.position!r} needs a width divisible by 4; got {vit.width}'
-    )
-  if problems:
-    raise UserError('ViT: ' + '; '.join(problems))
-
-
-def _stem_problems(vit: ViT) -> list[str]:
-  rows, columns = vit.patch_size
-  if rows != columns or rows < 2 or rows.bit_count() > 1:
-    return [
-      f"patch_size={vit.patch_size}: stem='conv' halves the image again and"
-      ' again, which takes a square whose side is 2, 4, 8, 16, ...'
-    ]
-  if vit.width % (rows // 2):
-    return [
-      f"width={vit.width}: stem='conv' with a patch of {rows} starts with"
-      f' width / {rows // 2} channels and needs a multiple of {rows // 2}'
-    ]
-  return []
 
 
 def _check_image(vit: ViT, image) -> None:
