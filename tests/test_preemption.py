@@ -131,9 +131,10 @@ def test_a_closed_terminal_saves_and_exits_with_42(tmp_path):
     command = [sys.executable, '-m', 'vit_jax.main', f'--config={recipe}']
     os.execv(command[0], [*command, f'--workdir={tmp_path}/run'])
   try:
-    shown = b''
-    while b'the first step' not in shown:
-      shown += os.read(terminal, 1000)
+    metrics = tmp_path / 'run/metrics.jsonl'
+    # The row of a step is written when the next one is under way.
+    while not (metrics.exists() and metrics.read_bytes()):
+      os.read(terminal, 10_000)
     os.close(terminal)
     _, status = os.waitpid(pid, 0)
   except BaseException:
@@ -141,6 +142,6 @@ def test_a_closed_terminal_saves_and_exits_with_42(tmp_path):
     raise
   assert os.waitstatus_to_exitcode(status) == 42
   (step,) = (int(p.name) for p in (tmp_path / 'run/checkpoints').iterdir())
-  rows = (tmp_path / 'run/metrics.jsonl').read_text().splitlines()
+  rows = metrics.read_text().splitlines()
   assert [json.loads(row)['step'] for row in rows] == list(range(1, step + 1))
   assert not (tmp_path / 'run/run.lock').exists()
