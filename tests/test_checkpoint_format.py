@@ -1,5 +1,7 @@
+import hashlib
 import json
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -127,3 +129,82 @@ def test_the_first_cause_of_an_error_is_told_without_the_spec():
       raise RuntimeError('reading failed') from e
   except RuntimeError as e:
     assert checkpoint_format.shorten(e) == 'ValueError: NOT_FOUND: a file'
+
+
+def forge(path, change):
+  """Changes the meta of a checkpoint and makes its checksum fit again."""
+  meta = json.loads(path.read_text())
+  change(meta)
+  del meta['checksum']
+  text = json.dumps(meta, sort_keys=True).encode()
+  checksum = hashlib.sha256(text).hexdigest()
+  path.write_text(json.dumps(dict(meta, checksum=checksum)))
+
+
+def leaf(change):
+  return lambda meta: change(meta['leaves']['params/dense/bias'])
+
+
+FORGERIES = {
+  'no step': lambda meta: meta.pop('step'),
+  'no config': lambda meta: meta.pop('config'),
+  'config a text': lambda meta: meta.update(config='x'),
+  'no metrics': lambda meta: meta.pop('metrics'),
+  'metrics a text': lambda meta: meta.update(metrics={'val/top1': 'x'}),
+  'no leaves': lambda meta: meta.pop('leaves'),
+  'leaves a list': lambda meta: meta.update(leaves=[1]),
+  'a leaf a number': lambda meta: meta['leaves'].update(x=1),
+  'no fingerprint': leaf(lambda x: x.pop('fingerprint')),
+  'no shape': leaf(lambda x: x.pop('shape')),
+  'a negative shape': leaf(lambda x: x.update(shape=[-1])),
+  'an unknown dtype': leaf(lambda x: x.update(dtype='float31')),
+  'logged a list': lambda meta: meta.update(logged=[1]),
+  'logged a text': lambda meta: meta.update(logged={'rows': 'x'}),
+}
+
+
+@pytest.fixture(scope='module')
+def two_steps(tmp_path_factory):
+  directory = tmp_path_factory.mktemp('two_steps')
+  save(directory, [1, 2])
+  return directory
+
+
+def meta_of_the_newest(two_steps, tmp_path):
+  shutil.copytree(two_steps, tmp_path, dirs_exist_ok=True)
+  return tmp_path / '2' / 'meta' / 'metadata'
+
+
+@pytest.mark.parametrize('name', FORGERIES)
+def test_forged_meta_is_damage(two_steps, tmp_path, name):
+  forge(meta_of_the_newest(two_steps, tmp_path), FORGERIES[name])
+  lines = []
+  params, meta = checkpoint_format.load_params(tmp_path, on_log=lines.append)
+  assert meta['step'] == 1
+  assert_same_bits(params, host_params(1))
+  assert len(lines) == 1
+  assert lines[0].startswith(f'checkpoint {tmp_path}/2 is damaged: ')
+
+
+@pytest.mark.parametrize('text', ['[' * 100_000, '{"a":' * 100_000, '1', ''])
+def test_meta_that_is_no_object_is_damage(two_steps, tmp_path, text):
+  meta_of_the_newest(two_steps, tmp_path).write_text(text)
+  lines = []
+  wanted = {
+    'step': np.int32(0),
+    'params': host_params(1),
+    'opt_state': {'mu': host_params(1)},
+  }
+  wanted = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), wanted
+  )
+  checkpointer = checkpoint.Checkpointer(
+    tmp_path, keep_best='val/top1', on_log=lines.append
+  )
+  config = {'model': {'variant': 'B/16'}}
+  state, _ = checkpointer.restore(wanted, config=config)
+  checkpointer.close()
+  assert state['step'] == 1
+  assert [line.partition(' to ')[0] for line in lines[1:]] == [
+    'moved the damaged checkpoint'
+  ]

@@ -285,3 +285,44 @@ def test_a_changed_config_keeps_the_one_that_trained_until_then(tmp_path):
   assert files() == {'config.json': 2, 'config.until_100.json': 1}
   write_config(tmp_path, {'n': 3}, 100)  # Nothing came of config 2.
   assert files() == {'config.json': 3, 'config.until_100.json': 1}
+
+
+@pytest.mark.parametrize(
+  ('kept', 'lost'),
+  [
+    (None, 'those of steps 2 to 8'),
+    ([], 'those of steps 2 to 8'),
+    ([2, 4], 'those after step 4, up to step 8'),
+    ([6, 8], 'those before step 6, from step 2'),
+    ([2, 8], 'some between steps 2 and 8'),
+    ([2, 4, 6, 8], None),
+  ],
+)
+def test_rows_that_are_gone_between_two_runs_are_named(tmp_path, kept, lost):
+  with MetricWriter(tmp_path) as writer:
+    assert writer.logged is None
+    train(writer, [2, 4, 6, 8])
+    logged = writer.logged
+  assert logged == {'rows': 4, 'first': 2, 'last': 8}
+  path = tmp_path / 'metrics.jsonl'
+  lines = path.read_text().splitlines(keepends=True)
+  path.write_text(''.join(lines[step // 2 - 1] for step in kept or []))
+  if kept is None:
+    path.unlink()
+  messages = []
+  with MetricWriter(
+    tmp_path, 8, logged=logged, on_log=messages.append
+  ) as writer:
+    if kept:
+      assert writer.logged == dict(
+        rows=len(kept), first=kept[0], last=8 if 8 in kept else 4
+      )
+    writer.write(9, {'train/loss': 1.0})
+    assert writer.logged['rows'] == len(kept or []) + 1
+  assert [row['step'] for row in rows(tmp_path)] == [*(kept or []), 9]
+  if lost is None:
+    assert messages == []
+  else:
+    (message,) = messages
+    assert f'{path} has {len(kept or [])} of the 4 rows' in message
+    assert f'lost are {lost}. The weights' in message

@@ -104,6 +104,7 @@ class Checkpointer:
     *,
     config: Mapping[str, Any],
     metrics: Mapping[str, float] | None = None,
+    logged: Mapping[str, int] | None = None,
     wait: bool = False,
   ) -> None:
     """Copies the state off the devices and writes it in the background.
@@ -116,6 +117,7 @@ class Checkpointer:
       state: a tree of arrays.
       config: of the run, as JSON can hold it; `restore` compares it.
       metrics: for `keep_best` and for the reader.
+      logged: `MetricWriter.logged`, by which lost rows are noticed.
       wait: whether to return only when everything is on the disk.
 
     Raises:
@@ -129,7 +131,7 @@ class Checkpointer:
       metrics = {key: float(value) for key, value in (metrics or {}).items()}
       self._best.note(step, metrics)
       named = trees.flatten(state)
-      meta = checkpoint_format.make_meta(step, named, config, metrics)
+      meta = checkpoint_format.make_meta(step, named, config, metrics, logged)
       # The caller may run under a transfer guard.
       with jax.transfer_guard('allow'), self._run_error(step):
         self._manager.save(

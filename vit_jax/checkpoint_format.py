@@ -5,6 +5,7 @@ A checkpoint is the folder `<directory>/<step>` with two items written by orbax:
 
     step, data_position (both the number of steps taken), config, metrics,
     leaves: {name: {dtype, shape, fingerprint}}, versions, processes, devices,
+    logged (the rows of metrics.jsonl, see `metric_writer`; may be missing),
     checksum (of everything else in it)
 """
 
@@ -74,6 +75,7 @@ def make_meta(
   named: Mapping[str, jax.Array],
   config: Mapping[str, Any],
   metrics: Mapping[str, float],
+  logged: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
   """Returns the meta of a state that is given as `{name: leaf}`."""
   numbers = fingerprint(dict(named))
@@ -83,6 +85,7 @@ def make_meta(
       data_position=step,
       config=config,
       metrics=metrics,
+      logged=logged,
       leaves={
         name: dict(
           dtype=str(x.dtype), shape=list(x.shape), fingerprint=numbers[name]
@@ -105,12 +108,21 @@ def read_meta(directory: epath.Path, step: int) -> dict[str, Any]:
   try:
     meta = json.loads(path.read_text())
     checksum = meta.pop('checksum')
+    matches = _checksum(meta) == checksum and meta['step'] == step
   except PermissionError as e:
     raise RunError(f'cannot read the checkpoint: {shorten(e)}') from e
-  except (OSError, ValueError, KeyError, AttributeError, TypeError) as e:
+  except MemoryError:
+    raise
+  except Exception as e:  # Among them RecursionError, of nested brackets.
     raise DamagedError(f'{path} is not readable ({shorten(e)})') from e
-  if _checksum(meta) != checksum or meta['step'] != step:
+  if not matches:
     raise DamagedError(f'{path} does not match its checksum')
+  # A checksum can be forged, or a program of another version may have made it.
+  wrong = _wrong_fields(meta)
+  if wrong:
+    raise DamagedError(
+      f'{path} is not of the expected form: {", ".join(wrong)}'
+    )
   return meta
 
 
@@ -236,6 +248,38 @@ def _is_no_damage(error: Exception) -> bool:
 def _checksum(meta: Mapping[str, Any]) -> str:
   text = json.dumps(meta, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _wrong_fields(meta: Mapping[str, Any]) -> list[str]:
+  """Returns the names of the fields that are missing or of another type."""
+  types = dict(step=int, config=dict, metrics=dict, leaves=dict)
+  wrong = [k for k, t in types.items() if not isinstance(meta.get(k), t)]
+  if 'metrics' not in wrong:
+    numbers = meta['metrics'].values()
+    wrong += ['metrics'] * any(type(x) not in (int, float) for x in numbers)
+  if 'leaves' not in wrong:
+    leaves = meta['leaves'].items()
+    wrong += [f'leaves of {k!r}' for k, x in leaves if not _is_leaf(x)][:3]
+  logged = meta.get('logged')
+  if logged is not None and not (
+    isinstance(logged, dict)
+    and all(type(logged.get(k)) is int for k in ('rows', 'first', 'last'))
+  ):
+    wrong.append('logged')
+  return wrong
+
+
+def _is_leaf(value: Any) -> bool:
+  if not isinstance(value, dict) or 'fingerprint' not in value:
+    return False
+  shape = value.get('shape')
+  if not isinstance(shape, list):
+    return False
+  try:
+    np.dtype(value['dtype'])
+  except (TypeError, KeyError):
+    return False
+  return all(type(n) is int and n >= 0 for n in shape)
 
 
 def _versions() -> dict[str, str]:

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -35,6 +35,8 @@ class MetricWriter:
     workdir: str | os.PathLike[str],
     restored_step: int | None = None,
     *,
+    logged: Mapping[str, int] | None = None,
+    on_log: Callable[[str], Any] = print,
     enabled: bool | None = None,
   ):
     """Opens the files of a run; they are made if they are missing.
@@ -45,6 +47,8 @@ class MetricWriter:
         will be written again, so they are removed (atomically), and with them a
         line that a kill has torn; TensorBoard is told the same. None is a run
         that starts afresh: all rows are removed.
+      logged: `MetricWriter.logged` at `restored_step`, where it is known.
+      on_log: receives a line of text if rows of `logged` are no longer there.
       enabled: whether this process writes; None is process 0.
 
     Raises:
@@ -57,9 +61,18 @@ class MetricWriter:
     self._workdir = _make_writable(workdir)
     self._path = self._workdir / 'metrics.jsonl'
     with _writing(self._workdir, UserError):
-      self._resume(restored_step)
+      steps = self._resume(restored_step)
       first_step = 0 if restored_step is None else restored_step + 1
       self._events = event_file.EventFile(self._workdir, first_step)
+    if logged is not None and len(steps) < logged['rows']:
+      on_log(_lost(self._path, steps, logged))
+
+  @property
+  def logged(self) -> dict[str, int] | None:
+    """Number of rows, first and last step; None without rows or a file."""
+    if not self._enabled or self._step is None:
+      return None
+    return dict(rows=self._rows, first=self._first, last=self._step)
 
   def write(self, step: int, metrics: Mapping[str, Any]) -> None:
     """Adds numbers to the row of `step`; a name written twice keeps the last.
@@ -81,6 +94,8 @@ class MetricWriter:
       if step != self._step:
         self._write_row()
         self._step, self._row, self._start = int(step), {}, self._end
+        self._rows += 1
+        self._first = self._step if self._first is None else self._first
       self._row |= row
       self._changed = True
       self._events.write_scalars(self._step, row)
@@ -115,8 +130,8 @@ class MetricWriter:
   def __exit__(self, *_):
     self.close()
 
-  def _resume(self, restored_step: int | None) -> None:
-    """Cuts the file, opens it, and reopens the row of `restored_step`."""
+  def _resume(self, restored_step: int | None) -> list[int]:
+    """Cuts and opens the file, reopens its last row; returns all steps."""
     old = self._path.read_bytes() if self._path.exists() else b''
     rows = _rows_until(restored_step, old, self._path)
     kept = b''.join(line for _, _, line in rows)
@@ -128,6 +143,9 @@ class MetricWriter:
     self._step, self._row, line = rows[-1] if rows else (None, {}, b'')
     self._changed = False
     self._start, self._end = len(kept) - len(line), len(kept)
+    steps = [step for step, _, _ in rows]
+    self._rows, self._first = len(steps), steps[0] if steps else None
+    return steps
 
   def _write_row(self) -> None:
     """Appends the open row, or replaces it where it is in the file already."""
@@ -229,6 +247,25 @@ def _rows_until(
       )
     rows.append((step, row, line + b'\n'))
   return rows
+
+
+def _lost(
+  path: pathlib.Path, steps: Sequence[int], logged: Mapping[str, int]
+) -> str:
+  """Returns a message about the rows that are no longer in the file."""
+  first, last = logged['first'], logged['last']
+  if not steps:
+    lost = f'those of steps {first} to {last}'
+  elif steps[-1] < last:
+    lost = f'those after step {steps[-1]}, up to step {last}'
+  elif steps[0] > first:
+    lost = f'those before step {steps[0]}, from step {first}'
+  else:
+    lost = f'some between steps {first} and {last}'
+  return (
+    f'{path} has {len(steps)} of the {logged["rows"]} rows that were logged '
+    f'until this checkpoint; lost are {lost}. The weights are not affected'
+  )
 
 
 def _line(step: int, row: Mapping[str, Any]) -> bytes:

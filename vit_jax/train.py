@@ -174,7 +174,12 @@ def train(
       return restored[1]['metrics']
     restored_step = first if restored else None
     writer = stack.enter_context(
-      metric_writer.MetricWriter(workdir, restored_step)
+      metric_writer.MetricWriter(
+        workdir,
+        restored_step,
+        logged=restored[1].get('logged') if restored else None,
+        on_log=progress.log,
+      )
     )
     if not (restored and evaluates_only):
       metric_writer.write_config(workdir, config, restored_step)
@@ -266,7 +271,11 @@ def train(
           # First the rows: a checkpoint must never be ahead of the metrics.
           writer.flush()
           checkpointer.save(
-            step, state, config=config, metrics=results if due else {}
+            step,
+            state,
+            config=config,
+            metrics=results if due else {},
+            logged=writer.logged,
           )
         if is_last:
           # Now that all is saved: a picture that fails costs no training.
