@@ -1,8 +1,10 @@
 """Nothing in a text from outside reaches the terminal as a command to it."""
 
+import json
+
 import pytest
 
-from vit_jax.printable import printable, printable_lines
+from vit_jax.printable import printable, printable_json, printable_lines
 
 
 @pytest.mark.parametrize(
@@ -31,3 +33,12 @@ def test_long_text_is_cut():
 
 def test_lines_stay_lines():
   assert printable_lines('a\x1b\nb\n') == 'a\\x1b\nb\n'
+
+
+def test_json_reads_the_same_and_has_no_control_characters():
+  value = {'é\x1b[31m\x9b\u202e\U000e0041': ['\n', 1.5, None], 'b': '猫'}
+  text = printable_json(value, indent=1)
+  assert json.loads(text) == value
+  assert 'é' in text and '猫' in text
+  assert r'\u001b[31m\u009b\u202e\udb40\udc41' in text
+  assert not set('\x1b\x9b\u202e\U000e0041') & set(text)

@@ -3,6 +3,7 @@
 import argparse
 import ast
 import faulthandler
+import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 
 from vit_jax import host_memory, suggestions
 from vit_jax.errors import RunError, UserError
+from vit_jax.printable import show
 
 # All commands, for the end of `--help`.
 COMMANDS = {
@@ -54,7 +56,7 @@ def run(
     # JAX and grain note that they shortened a stack trace, which is not shown.
     notes = getattr(e, '__notes__', [])
     notes = [n for n in notes if 'has removed its internal frames' not in n]
-    print('\n'.join([f'error: {e}', *notes]), file=sys.stderr)
+    show('\n'.join([f'error: {e}', *notes]), file=sys.stderr)
     return 2 if isinstance(e, UserError) else 1
   except KeyboardInterrupt:
     return 130
@@ -119,7 +121,7 @@ def weights_options(args: argparse.Namespace) -> dict[str, Any]:
   """
   keys = ('model', 'step', 'ema', 'weights_dir')
   options = {key: getattr(args, key) for key in keys}
-  return options | dict(on_log=lambda line: print(line, file=sys.stderr))
+  return options | dict(on_log=functools.partial(show, file=sys.stderr))
 
 
 def positive(text: str) -> int:

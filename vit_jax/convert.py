@@ -15,6 +15,7 @@ from typing import Any
 
 from vit_jax import command
 from vit_jax.errors import RunError, UserError
+from vit_jax.printable import printable, show
 
 # What a model computes and its parameters do not show.
 _UNSEEN = ('activation', 'norm_epsilon', 'num_heads', 'pooling', 'final_norm')
@@ -43,9 +44,9 @@ def _main(argv: Sequence[str]) -> None:
     )
   options = command.weights_options(args)
   weights = catalog.load(args.source, **options)
-  print(f'read     {args.source}: {_kind(weights)}')
+  show(f'read     {args.source}: {_kind(weights)}')
   for name, fact in _facts(weights):
-    print(f'{name:8} {fact}')
+    show(f'{name:8} {printable(fact)}')
   catalog.save(weights, args.target, format=args.format)
   try:
     # The file just written is no more trusted than any other.
@@ -57,10 +58,10 @@ def _main(argv: Sequence[str]) -> None:
     raise RunError(
       f'{args.target} was written but cannot be read again: {e}'
     ) from e
-  print(f'written  {args.target}: {args.format or suffix}')
+  show(f'written  {args.target}: {args.format or suffix}')
   print(f'checked  {_compare(weights, found)}')
   for line in _unsaid(weights, found):
-    print(f'note     {line}')
+    show(f'note     {printable(line)}')
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,4 +1,10 @@
-"""The two errors that end a run with a message instead of a stack trace."""
+"""The two errors that end a run with a message instead of a stack trace.
+
+Messages quote names out of files, addresses and other libraries; as text they
+hold nothing that controls a terminal, wherever they are shown.
+"""
+
+from vit_jax.printable import printable_lines
 
 
 class UserError(ValueError):
@@ -8,6 +14,10 @@ class UserError(ValueError):
   `vit_jax.main` prints it alone and exits with code 2.
   """
 
+  def __str__(self) -> str:
+    """Returns the message with control characters written as escapes."""
+    return printable_lines(super().__str__())
+
 
 class RunError(RuntimeError):
   """A run that cannot go on: a non-finite loss, a full disk.
@@ -15,3 +25,7 @@ class RunError(RuntimeError):
   The message says what is lost and what is safe. `vit_jax.main` prints it
   alone and exits with code 1.
   """
+
+  def __str__(self) -> str:
+    """Returns the message with control characters written as escapes."""
+    return printable_lines(super().__str__())

@@ -11,13 +11,13 @@ import argparse
 import contextlib
 import csv
 import functools
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from vit_jax import command
 from vit_jax.errors import UserError
+from vit_jax.printable import printable, printable_json, show
 
 _MAX_BATCH_SIZE = 32
 _FORMATS = ('table', 'json', 'csv')
@@ -33,7 +33,7 @@ def _main(argv: Sequence[str]) -> int:
   # Importing jax takes seconds: a mistyped command should not wait for it.
   from vit_jax.inference import images, model as model_lib
 
-  log = functools.partial(print, file=sys.stderr)
+  log = functools.partial(show, file=sys.stderr)
   paths = images.find(args.images, on_log=log)
   model = model_lib.load(
     args.weights,
@@ -50,7 +50,7 @@ def _main(argv: Sequence[str]) -> int:
     write[args.format](_answers(model, paths, args.top_k, broken, advance))
   if broken:
     lines = [f'{len(broken)} of {len(paths)} images could not be read:']
-    print('\n  '.join([*lines, *broken]), file=sys.stderr)
+    show('\n  '.join([*lines, *broken]), file=sys.stderr)
   return 1 if broken else 0
 
 
@@ -108,13 +108,14 @@ def _write_table(answers: Iterator[tuple[str, list[Any]]]) -> None:
   table.add_column('class', overflow='fold')
   for path, predictions in answers:
     for i, found in enumerate(predictions):
-      image = '' if i else path
-      table.add_row(image, f'{found.probability:.2%}', found.name)
+      image = '' if i else printable(path)
+      name = printable(found.name)
+      table.add_row(image, f'{found.probability:.2%}', name)
     table.add_section()
   if not table.row_count:
     return
   width = None if sys.stdout.isatty() else 200
-  rich.console.Console(width=width, markup=False).print(table)
+  rich.console.Console(width=width, markup=False, emoji=False).print(table)
 
 
 def _write_json(answers: Iterator[tuple[str, list[Any]]]) -> None:
@@ -122,7 +123,7 @@ def _write_json(answers: Iterator[tuple[str, list[Any]]]) -> None:
   print('[', end='')
   for i, (path, predictions) in enumerate(answers):
     found = [prediction._asdict() for prediction in predictions]
-    line = json.dumps(dict(image=path, predictions=found), ensure_ascii=False)
+    line = printable_json(dict(image=path, predictions=found))
     print(',\n' if i else '\n', line, sep='', end='', flush=True)
   print('\n]')
 
@@ -133,8 +134,9 @@ def _write_csv(answers: Iterator[tuple[str, list[Any]]]) -> None:
   writer.writerow(['image', 'rank', 'label', 'class', 'probability'])
   for path, predictions in answers:
     for rank, found in enumerate(predictions, 1):
+      image, name = printable(path), printable(found.name)
       probability = f'{found.probability:.6g}'
-      writer.writerow([path, rank, found.label, found.name, probability])
+      writer.writerow([image, rank, found.label, name, probability])
 
 
 @contextlib.contextmanager

@@ -1,6 +1,8 @@
 """Text from outside, such as names in files, made safe for a terminal."""
 
+import json
 import unicodedata
+from typing import Any
 
 # Joiners inside words and emoji; they move no cursor and hide no text.
 _HARMLESS = '\u200c\u200d'
@@ -29,6 +31,29 @@ def printable(text: object, *, max_length: int | None = None) -> str:
 def printable_lines(text: object) -> str:
   """Returns `printable` of each line; newlines stay newlines."""
   return '\n'.join(printable(line) for line in str(text).split('\n'))
+
+
+def printable_json(value: Any, **options) -> str:
+  r"""Returns `value` as JSON that reads the same and controls no terminal.
+
+  Letters of all languages stay as they are; what `printable` escapes is written
+  as the `\uXXXX` of JSON.
+
+  Args:
+    value: what `json.dumps` takes.
+    **options: of `json.dumps`.
+  """
+  text = json.dumps(value, ensure_ascii=False, **options)
+  return ''.join(
+    # A newline between values; those inside of strings are escaped already.
+    json.dumps(c)[1:-1] if _is_control(c) and c != '\n' else c
+    for c in text
+  )
+
+
+def show(text: object, **options) -> None:
+  """Prints `printable_lines` of a text; options are those of `print`."""
+  print(printable_lines(text), **options)
 
 
 def _is_control(character: str) -> bool:

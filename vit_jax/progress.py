@@ -15,6 +15,8 @@ from typing import Any, TextIO
 
 import jax
 
+from vit_jax.printable import printable_lines, show
+
 
 class Progress:
   """A context manager that shows how far a run is and leaves the screen tidy.
@@ -116,7 +118,11 @@ class Progress:
       self._print(message)
     else:
       self._live.console.print(
-        message, markup=False, highlight=False, soft_wrap=True
+        printable_lines(message),
+        markup=False,
+        emoji=False,
+        highlight=False,
+        soft_wrap=True,
       )
 
   @contextlib.contextmanager
@@ -133,7 +139,7 @@ class Progress:
     self._print('  '.join([f'step {self._position()}', *self._facts()]))
 
   def _print(self, line: str) -> None:
-    print(line, file=self._file, flush=True)
+    show(line, file=self._file, flush=True)
 
   def _position(self) -> str:
     percent = 100 * self._step // max(self._total, 1)
@@ -145,7 +151,7 @@ class Progress:
       if name in metrics and (name not in _IF_ANY or metrics[name]):
         facts.append(form.format(float(metrics[name])))
     for name in [n for n in metrics if not n.startswith('train/')][:1]:
-      facts.append(f'{name} {float(metrics[name]):.4g}')
+      facts.append(f'{printable_lines(name)} {float(metrics[name]):.4g}')
     if with_eta and self._eta_seconds is not None:
       facts.append(f'ETA {_duration(self._eta_seconds)}')
     return facts

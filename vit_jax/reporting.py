@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TextIO
 
+from vit_jax.printable import printable
+
 
 class Clock:
   """Measures the training speed over the time since the last report.
@@ -162,15 +164,20 @@ def print_table(
   ]
   if len(names) > max(_MAX_COLUMNS, len(rows)):
     header, *lines = zip(header, *lines, strict=True)
-  table = rich.table.Table(title=title, box=rich.box.SIMPLE_HEAD)
+  table = rich.table.Table(title=printable(title), box=rich.box.SIMPLE_HEAD)
   for i, name in enumerate(header):
     table.add_column(
-      name, justify='right' if i else 'left', overflow='fold', no_wrap=not i
+      printable(name),
+      justify='right' if i else 'left',
+      overflow='fold',
+      no_wrap=not i,
     )
   for line in lines:
-    table.add_row(*line)
+    table.add_row(*map(printable, line))
   width = None if file.isatty() else 200
-  console = rich.console.Console(file=file, width=width, markup=False)
+  console = rich.console.Console(
+    file=file, width=width, markup=False, emoji=False
+  )
   console.print(table)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from vit_jax import command, config_file
 from vit_jax.errors import UserError
+from vit_jax.printable import printable
 
 # Durations decide nothing that is shown here: long enough for any warm-up.
 _TOTAL_STEPS, _STEPS_PER_EPOCH = 10**9, 1000
@@ -198,7 +199,9 @@ def _print(summary: Mapping[str, Any]) -> None:
     if layer['output'] is None:
       shapes = [str(list(shape)) for shape in layer['shapes'].values()]
     number = f'{layer["num_params"]:,}'
-    table.add_row(layer['name'] + times, output, ', '.join(shapes), number)
+    table.add_row(
+      printable(layer['name']) + times, output, ', '.join(shapes), number
+    )
   width = None if sys.stdout.isatty() else 200
   rich.console.Console(width=width, markup=False).print(table)
   shape = 'x'.join(str(side) for side in summary['image_shape'])

@@ -22,6 +22,7 @@ import ml_collections
 
 from vit_jax import command, config_file, preemption
 from vit_jax.errors import RunError, UserError
+from vit_jax.printable import show
 
 _PREFIX = '--sweep.'
 
@@ -165,12 +166,12 @@ def _print(results, metric: str, workdir: pathlib.Path) -> None:
   if _is_first():
     reporting.print_table(f'sorted by {metric}', rows)
     print(f'the best, {metric} {numbers[metric]:.4f}, is in')
-    print(workdir / best)
+    show(workdir / best)
 
 
 def _say(line: str, **options) -> None:
   if _is_first():
-    print(line, flush=True, **options)
+    show(line, flush=True, **options)
 
 
 def _is_first() -> bool:

@@ -36,6 +36,7 @@ from vit_jax.pretrained import (
   like,
   run_weights,
 )
+from vit_jax.printable import show
 
 _MIN_ROWS = 20  # Of metrics that a run logs, if it has as many steps.
 
@@ -301,8 +302,8 @@ def train(
   if jax.process_index() == 0:
     evaluation.print_results(results, step)
     for name in run.input.skipped_names:
-      print(f'skipped {name}')
-    print(f'results, curves and checkpoints: {workdir}')
+      show(f'skipped {name}')
+    show(f'results, curves and checkpoints: {workdir}')
   return results
 
 

@@ -8,13 +8,13 @@ broken. Exit code 1: there are broken ones.
 """
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from vit_jax import command
+from vit_jax.printable import printable, printable_json
 
 _MAX_NAMED = 10
 _MAX_CLASSES = 40
@@ -38,7 +38,7 @@ def _main(argv: Sequence[str]) -> int:
       found[split] = inspection.look(source, ops, args.num_threads, advance)
   report = inspection.report(found)
   if args.format == 'json':
-    print(json.dumps(report, indent=1, ensure_ascii=False))
+    print(printable_json(report, indent=1))
   else:
     _print(report)
   return int(any(split['broken'] for split in report['splits'].values()))
@@ -62,7 +62,9 @@ def _print(report: dict[str, Any]) -> None:
   import rich.console
 
   width = None if sys.stdout.isatty() else 200
-  console = rich.console.Console(width=width, markup=False, highlight=False)
+  console = rich.console.Console(
+    width=width, markup=False, emoji=False, highlight=False
+  )
   console.print(_splits_table(report['splits']))
   if any(split['classes'] for split in report['splits'].values()):
     console.print(_classes_table(report['splits']))
@@ -120,7 +122,7 @@ def _classes_table(splits: dict[str, Any]):
     if name is None:
       table.add_row(f'... {left_out:,} more ...')
     else:
-      table.add_row(name, *(f'{n:,}' for n in counts[name]))
+      table.add_row(printable(name), *(f'{n:,}' for n in counts[name]))
   return table
 
 
@@ -146,7 +148,7 @@ def _print_duplicates(console, groups: list[dict[str, Any]]) -> None:
 
 def _print_first(console, lines: list[str]) -> None:
   for line in lines[:_MAX_NAMED]:
-    console.print(f'  {line}', soft_wrap=True)
+    console.print(f'  {printable(line)}', soft_wrap=True)
   if len(lines) > _MAX_NAMED:
     console.print(f'  and {len(lines) - _MAX_NAMED:,} more: see --format=json')
 

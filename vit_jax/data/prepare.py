@@ -19,6 +19,7 @@ from typing import Any
 
 from vit_jax import command
 from vit_jax.errors import UserError
+from vit_jax.printable import printable, show
 
 _MAX_NAMED = 10
 
@@ -88,7 +89,7 @@ def _prepare(split: str, name: str, args: argparse.Namespace) -> None:
   from vit_jax.data import many, reencode, shards, source_text
 
   source = source_text.build(args.source, split)
-  print(f'source   {args.source}, {split}: {_contents(source)}')
+  show(f'source   {args.source}, {split}: {_contents(source)}')
   quality = 95 if args.quality is None else args.quality
   resize = dict(resize_small=args.resize_small, quality=quality)
   shrink = args.resize_small is not None
@@ -144,7 +145,7 @@ def _report(info: dict[str, Any], target: str, split: str) -> None:
     more = len(skipped) - _MAX_NAMED
     print(f'skipped  {len(skipped):,} images that cannot be read:')
     for name in skipped[:_MAX_NAMED]:
-      print(f'  {name}')
+      print(f'  {printable(name)}')
     if more > 0:
       print(f'  and {more:,} more, all in {target}/{split}/dataset.json')
 

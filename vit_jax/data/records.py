@@ -15,6 +15,7 @@ from vit_jax import lookup
 from vit_jax.data import watchdog
 from vit_jax.data.ops import language
 from vit_jax.errors import UserError
+from vit_jax.printable import printable
 
 Example = dict[str, np.ndarray]
 
@@ -78,7 +79,7 @@ class Reader:
   def skipped_names(self) -> list[str]:
     """The first few skipped records, each with what is wrong with it."""
     with self._lock:
-      return list(self._broken.values())[:_MAX_NAMED]
+      return [printable(x) for x in self._broken.values()][:_MAX_NAMED]
 
   def read(self, index: int, rng: np.random.Generator) -> Example:
     """Returns record `index`, or the next good one if it is skipped.

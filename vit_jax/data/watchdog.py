@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from absl import logging
 
 from vit_jax.errors import UserError
+from vit_jax.printable import printable
 
 T = TypeVar('T')
 
@@ -140,7 +141,7 @@ class Watchdog:
           continue
         what = (
           f'the input has been reading one record for {looks * pause:.0f} s: '
-          f'{self._name(index)}'
+          f'{printable(self._name(index))}'
         )
         if ends:
           _end(what)

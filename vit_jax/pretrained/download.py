@@ -14,6 +14,7 @@ from typing import Any
 from vit_jax.errors import UserError
 from vit_jax.pretrained import files, intact, transfer
 from vit_jax.pretrained.transfer import FailedError
+from vit_jax.printable import printable
 
 FOLDER_VARIABLE = 'VIT_JAX_WEIGHTS'
 DOWNLOAD_SECONDS = 4 * 3600
@@ -128,7 +129,7 @@ def fetch(
       return _get(remote, directory, deadline, on_log)
     except FailedError as e:
       reasons.append(f'{remote.url}: {e}{_late(deadline, download_seconds)}')
-      on_log(f'failed: {e}')
+      on_log(f'failed: {printable(e)}')
   wanted = ' or '.join(
     f'{remote.file_name} (from {transfer.address(remote.url)})'
     for remote in remotes
@@ -215,7 +216,7 @@ def _get(
     if wrong := _wrong(path, remote, path.suffix):
       raise UserError(f'{path} is damaged: {wrong}; delete it and try again')
     return path
-  on_log(f'downloading {remote.url} to {path}')
+  on_log(printable(f'downloading {remote.url} to {path}'))
   with files.writing(path) as part:
     transfer.copy(remote.url, part, deadline=deadline)
     if wrong := _wrong(part, remote, path.suffix):

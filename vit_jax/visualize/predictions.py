@@ -14,6 +14,7 @@ import numpy as np
 from vit_jax import sharding
 from vit_jax.data import records
 from vit_jax.errors import UserError
+from vit_jax.printable import printable
 from vit_jax.visualize import _figure
 
 _RIGHT, _WRONG = '#1a8a4a', '#d1242f'
@@ -221,4 +222,4 @@ def _name(index: int, class_names: Sequence[str] | None) -> str:
   if class_names is None:
     return str(index)
   # ImageNet lists synonyms: 'tench, Tinca tinca'.
-  return str(class_names[index]).split(',')[0].replace('_', ' ')
+  return printable(class_names[index]).split(',')[0].replace('_', ' ')

@@ -17,6 +17,7 @@ from absl import logging
 
 from vit_jax.data import image_files, layout, paths, splits
 from vit_jax.errors import UserError
+from vit_jax.printable import printable
 
 _LAYOUT = f'<data_dir>/<split>/<class>/*{{{",".join(image_files.SUFFIXES)}}}'
 _HELD_OUT = ('train', 'val', 'all')  # Splits of a folder without any.
@@ -177,7 +178,7 @@ def _held_out(
 
 @functools.cache
 def _warn_once(text: str) -> None:
-  logging.warning('%s', text)
+  logging.warning('%s', printable(text))
 
 
 def _what_else(folder: pathlib.Path) -> str:
