@@ -57,8 +57,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     data_test=data(options.test or test or val),
   )
   ops = (
-    f"decode|resize_small({round(size * 256 / 224)}, method='area')"
-    f'|central_crop({size})'
+    f"decode(dct='fast')|resize_small({round(size * 256 / 224)}, "
+    f"method='area', truncate=True)|central_crop({size})"
   )
 
   config = ml_collections.ConfigDict()

@@ -222,7 +222,11 @@ def _plan(options, published: dict) -> dict:
 
 
 def _ops(crop: str, size: int) -> tuple[str, str]:
-  """Returns the ops of training and evaluation, those of big_vision."""
+  """Returns the ops of training and evaluation.
+
+  They are big_vision's, except that JPEGs are decoded accurately and levels
+  rounded: half a level to a whole one of 255 brighter.
+  """
   larger = round(size * 448 / 384)
   crops = {
     'inception': (

@@ -31,10 +31,14 @@ AUGMENTATION = {
   'L/16': 'medium2',
 }
 TRAIN_OPS = (
-  "decode|random_resized_crop(224, sampling='tensorflow', antialias=False)"
+  "decode(dct='fast')|random_resized_crop(224, sampling='tensorflow', "
+  'antialias=False, truncate=True)'
   '|flip_lr'
 )
-EVAL_OPS = "decode|resize_small(256, method='area')|central_crop(224)"
+EVAL_OPS = (
+  "decode(dct='fast')|resize_small(256, method='area', truncate=True)"
+  '|central_crop(224)'
+)
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:

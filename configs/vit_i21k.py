@@ -41,10 +41,14 @@ RECOMMENDED = {
   'L/16': (0.1, 'strong1'),
 }
 TRAIN_OPS = (
-  "decode|random_resized_crop(224, sampling='tensorflow', antialias=False)"
+  "decode(dct='fast')|random_resized_crop(224, sampling='tensorflow', "
+  'antialias=False, truncate=True)'
   '|flip_lr'
 )
-EVAL_OPS = "decode|resize_small(256, method='area')|central_crop(224)"
+EVAL_OPS = (
+  "decode(dct='fast')|resize_small(256, method='area', truncate=True)"
+  '|central_crop(224)'
+)
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:

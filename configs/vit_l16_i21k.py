@@ -30,10 +30,14 @@ import ml_collections
 from configs import common, common_data
 
 TRAIN_OPS = (
-  "decode|random_resized_crop(224, sampling='tensorflow', antialias=False)"
+  "decode(dct='fast')|random_resized_crop(224, sampling='tensorflow', "
+  'antialias=False, truncate=True)'
   '|flip_lr'
 )
-EVAL_OPS = "decode|resize_small(256, method='area')|central_crop(224)"
+EVAL_OPS = (
+  "decode(dct='fast')|resize_small(256, method='area', truncate=True)"
+  '|central_crop(224)'
+)
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:

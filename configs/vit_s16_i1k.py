@@ -26,11 +26,15 @@ import ml_collections
 from configs import common, common_data
 
 TRAIN_OPS = (
-  "decode|random_resized_crop(224, sampling='tensorflow', antialias=False)"
+  "decode(dct='fast')|random_resized_crop(224, sampling='tensorflow', "
+  'antialias=False, truncate=True)'
   "|flip_lr|randaug(2, 10, flavour='compat')"
 )
 DEVICE_OPS = "normalize(-1, 1)|mixup(0.2, partner='roll', dominant=True)"
-EVAL_OPS = "decode|resize_small(256, method='area')|central_crop(224)"
+EVAL_OPS = (
+  "decode(dct='fast')|resize_small(256, method='area', truncate=True)"
+  '|central_crop(224)'
+)
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:

@@ -125,7 +125,7 @@ def test_a_short_name_knows_what_the_file_does_not_tell(tiny):
   assert found.model['activation'] == 'gelu_tanh'  # timm's would be 'gelu'.
   assert found.preprocess == dict(
     image_size=(32, 32),
-    ops='decode|resize(32, antialias=False)',
+    ops="decode(dct='fast')|resize(32, antialias=False)",
     device_ops='normalize(-1, 1)',
   )
   assert found.source['resize'] == 'google'

@@ -168,7 +168,7 @@ def test_what_the_file_tells(google_file, save):
   )
   assert weights.preprocess == dict(
     image_size=(32, 32),
-    ops='decode|resize(32, antialias=False)',
+    ops="decode(dct='fast')|resize(32, antialias=False)",
     device_ops='normalize(-1, 1)',
   )
   settings = NEW | dict(position='', class_token=False, map_head=None)
@@ -176,7 +176,8 @@ def test_what_the_file_tells(google_file, save):
   assert weights.model['position'] == 'sincos2d'
   assert weights.model['pooling'] == 'mean'
   assert weights.preprocess['ops'] == (
-    "decode|resize_small(256, method='area')|central_crop(224)"
+    "decode(dct='fast')|resize_small(256, method='area', truncate=True)"
+    '|central_crop(224)'
   )
 
 

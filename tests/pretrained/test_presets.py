@@ -27,8 +27,19 @@ def test_deit_resizes_to_256_and_crops_224():
 
 def test_vision_transformer_squeezes_without_antialiasing():
   assert presets.preprocess('vision_transformer', 384) == dict(
-    ops='decode|resize(384, antialias=False)', device_ops='normalize(-1, 1)'
+    ops="decode(dct='fast')|resize(384, antialias=False)",
+    device_ops='normalize(-1, 1)',
   )
+
+
+def test_big_vision_cuts_levels_and_decodes_as_tensorflow():
+  ops = presets.preprocess('big_vision', 224)['ops']
+  assert ops == (
+    "decode(dct='fast')|resize_small(256, method='area', truncate=True)"
+    '|central_crop(224)'
+  )
+  ops = presets.preprocess('siglip', 224)['ops']
+  assert ops == "decode(dct='fast')|resize(224, antialias=False, truncate=True)"
 
 
 @pytest.mark.parametrize('family', presets.PRESETS)
@@ -110,7 +121,7 @@ def test_the_table_in_the_docs_is_this_one():
 def test_the_table_says_what_timm_says(family, model):
   theirs = pytest.importorskip('timm').get_pretrained_cfg(model)
   preset = presets.PRESETS[family]
-  assert preset.torch and theirs.crop_mode == 'center'
+  assert preset.rules == 'torch' and theirs.crop_mode == 'center'
   assert preset.crop_ratio == theirs.crop_pct
   assert preset.method == theirs.interpolation
   ours, named = (

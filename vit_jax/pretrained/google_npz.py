@@ -293,13 +293,18 @@ def _preprocess(dialect: Dialect, image_size, named) -> dict[str, Any]:
   height, width = image_size
   size = str(height) if height == width else f'({height}, {width})'
   channels = named['patch_embedding/kernel'].shape[2]
-  decode = f'decode({channels})' if channels in (1, 4) else 'decode'
-  ops = f'{decode}|resize({size}, antialias=False)'
-  if dialect.position == 'pos_embedding' and not dialect.prefix.endswith(
-    'img/'
-  ):
+  # JPEGs as TensorFlow decodes them; only big_vision cuts to whole levels.
+  channels = f'{channels}, ' if channels in (1, 4) else ''
+  decode = f"decode({channels}dct='fast')"
+  is_contrastive = dialect.prefix.endswith('img/')
+  is_big_vision = dialect.position == 'pos_embedding' or is_contrastive
+  cut = ', truncate=True' if is_big_vision else ''
+  ops = f'{decode}|resize({size}, antialias=False{cut})'
+  if is_big_vision and not is_contrastive:
     small = round(min(image_size) * 8 / 7)
-    ops = f"{decode}|resize_small({small}, method='area')|central_crop({size})"
+    ops = (
+      f"{decode}|resize_small({small}, method='area'{cut})|central_crop({size})"
+    )
   return dict(image_size=image_size, ops=ops, device_ops='normalize(-1, 1)')
 
 

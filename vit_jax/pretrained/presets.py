@@ -20,72 +20,83 @@ class Preset:
       resizes both sides to the crop's, whatever the aspect ratio was.
     method: of resizing, as in `data/ops/resize.py`.
     normalize: arguments of the device op of that name.
-    torch: whether sizes and margins are rounded as torchvision does; otherwise
-      as TensorFlow, and then a squeezed image is not antialiased.
+    rules: of whom. 'torch' rounds sizes and margins as torchvision.
+      'tensorflow' rounds them as TensorFlow, decodes JPEGs as it does by
+      default, and antialiases no squeezed image. 'big_vision' does that and
+      cuts resized images to whole levels.
     source: where it is said.
   """
 
   crop_ratio: float | None
   method: str
   normalize: str
-  torch: bool
+  rules: str
   source: str
 
 
 _RANGE = '-1, 1'
 _IMAGENET = "'imagenet'"
 _CLIP = "'clip'"
+_TORCH, _TENSORFLOW, _BIG_VISION = 'torch', 'tensorflow', 'big_vision'
 
 PRESETS = {
   'vision_transformer': Preset(
-    None, 'bilinear', _RANGE, False, 'google-research/vision_transformer'
+    None, 'bilinear', _RANGE, _TENSORFLOW, 'google-research/vision_transformer'
   ),
   'siglip': Preset(
-    None, 'bilinear', _RANGE, False, 'google-research/big_vision, SigLIP 1, 2'
+    None,
+    'bilinear',
+    _RANGE,
+    _BIG_VISION,
+    'google-research/big_vision, SigLIP 1, 2',
   ),
   'big_vision': Preset(
-    0.875, 'area', _RANGE, False, 'google-research/big_vision, classifiers'
+    0.875,
+    'area',
+    _RANGE,
+    _BIG_VISION,
+    'google-research/big_vision, classifiers',
   ),
   'deit': Preset(
-    0.875, 'bicubic', _IMAGENET, True, 'facebookresearch/deit, DeiT'
+    0.875, 'bicubic', _IMAGENET, _TORCH, 'facebookresearch/deit, DeiT'
   ),
   'deit3': Preset(
-    1.0, 'bicubic', _IMAGENET, True, 'facebookresearch/deit, DeiT III'
+    1.0, 'bicubic', _IMAGENET, _TORCH, 'facebookresearch/deit, DeiT III'
   ),
-  'dino': Preset(0.875, 'bicubic', _IMAGENET, True, 'facebookresearch/dino'),
+  'dino': Preset(0.875, 'bicubic', _IMAGENET, _TORCH, 'facebookresearch/dino'),
   'dinov2': Preset(
-    1.0, 'bicubic', _IMAGENET, True, "DINOv2's models in timm, at 518"
+    1.0, 'bicubic', _IMAGENET, _TORCH, "DINOv2's models in timm, at 518"
   ),
   'mae': Preset(
-    0.875, 'bicubic', _IMAGENET, True, 'facebookresearch/mae, up to 224'
+    0.875, 'bicubic', _IMAGENET, _TORCH, 'facebookresearch/mae, up to 224'
   ),
   'mae-448': Preset(
-    1.0, 'bicubic', _IMAGENET, True, 'facebookresearch/mae, above 224'
+    1.0, 'bicubic', _IMAGENET, _TORCH, 'facebookresearch/mae, above 224'
   ),
-  'clip': Preset(1.0, 'bicubic', _CLIP, True, 'openai/CLIP'),
+  'clip': Preset(1.0, 'bicubic', _CLIP, _TORCH, 'openai/CLIP'),
   'timm-augreg-224': Preset(
-    0.9, 'bicubic', _RANGE, True, 'timm, ViT from AugReg at 224'
+    0.9, 'bicubic', _RANGE, _TORCH, 'timm, ViT from AugReg at 224'
   ),
   'timm-augreg-384': Preset(
-    1.0, 'bicubic', _RANGE, True, 'timm, ViT from AugReg at 384'
+    1.0, 'bicubic', _RANGE, _TORCH, 'timm, ViT from AugReg at 384'
   ),
   'timm-deit-224': Preset(
-    0.9, 'bicubic', _IMAGENET, True, 'timm, DeiT and DeiT III, both 1k, 224'
+    0.9, 'bicubic', _IMAGENET, _TORCH, 'timm, DeiT and DeiT III, both 1k, 224'
   ),
   'timm-deit-384': Preset(
-    1.0, 'bicubic', _IMAGENET, True, 'timm, DeiT and DeiT III at 384'
+    1.0, 'bicubic', _IMAGENET, _TORCH, 'timm, DeiT and DeiT III at 384'
   ),
   'timm-deit3-in22k': Preset(
-    1.0, 'bicubic', _IMAGENET, True, 'timm, DeiT III from ImageNet-22k'
+    1.0, 'bicubic', _IMAGENET, _TORCH, 'timm, DeiT III from ImageNet-22k'
   ),
   'timm-mixer': Preset(
-    0.875, 'bicubic', _RANGE, True, 'timm, Mixer from ImageNet-21k'
+    0.875, 'bicubic', _RANGE, _TORCH, 'timm, Mixer from ImageNet-21k'
   ),
   'timm-flexivit': Preset(
-    0.95, 'bicubic', _RANGE, True, 'timm, FlexiViT and its small ViTs'
+    0.95, 'bicubic', _RANGE, _TORCH, 'timm, FlexiViT and its small ViTs'
   ),
   'timm-miil': Preset(
-    0.875, 'bilinear', '0, 1', True, 'timm, ViT from ImageNet-21k-P (MIIL)'
+    0.875, 'bilinear', '0, 1', _TORCH, 'timm, ViT from ImageNet-21k-P (MIIL)'
   ),
 }
 
@@ -104,15 +115,18 @@ def preprocess(family: str, size: int) -> dict[str, str]:
   method = f', method={preset.method!r}'
   if preset.method == 'bilinear':
     method = ''  # The ops' default.
+  decode = 'decode' if preset.rules == _TORCH else "decode(dct='fast')"
+  cut = ', truncate=True' if preset.rules == _BIG_VISION else ''
   if preset.crop_ratio is None:
-    antialias = '' if preset.torch else ', antialias=False'
-    ops = f'decode|resize({size}{method}{antialias})'
+    antialias = '' if preset.rules == _TORCH else ', antialias=False'
+    ops = f'{decode}|resize({size}{method}{antialias}{cut})'
   else:
     resized, down, even = round(size / preset.crop_ratio), '', ''
-    if preset.torch:
+    if preset.rules == _TORCH:
       resized = int(size / preset.crop_ratio)
       down, even = ", rounding='down'", ", rounding='even'"
     ops = (
-      f'decode|resize_small({resized}{method}{down})|central_crop({size}{even})'
+      f'{decode}|resize_small({resized}{method}{down}{cut})'
+      f'|central_crop({size}{even})'
     )
   return dict(ops=ops, device_ops=f'normalize({preset.normalize})')

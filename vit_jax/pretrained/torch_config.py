@@ -110,7 +110,7 @@ def from_ops(preprocess: Mapping[str, Any]) -> Evaluation:
   """Returns what ops say as numbers: the inverse of `to_ops`.
 
   Whether resizing antialiases is left out: timm and Hugging Face always do. So
-  is how the longer side is rounded: down, there.
+  is how the longer side and levels are rounded, and how JPEGs are decoded.
 
   Raises:
     UserError: ops that are not a resize, a central crop and a normalize, and
@@ -122,6 +122,7 @@ def from_ops(preprocess: Mapping[str, Any]) -> Evaluation:
     size = arguments.pop(0, arguments.pop('size', None))
     method = arguments.pop('method', 'bilinear')
     arguments.pop('antialias', None)
+    arguments.pop('truncate', None)
     rounding = arguments.pop('rounding', 'down')
     if segment.name in ('decode', 'onehot'):
       continue
