@@ -82,7 +82,7 @@ def test_a_nonfinite_update_is_skipped_and_counted(data, tmp_path, capsys):
   assert all(np.isfinite(x).all() for x in params.values())
   output = capsys.readouterr().out
   assert f'1 of {NUM_STEPS} updates were skipped' in output
-  assert '  1 updates skipped' in output
+  assert '  skipped 1' in output
 
 
 def test_a_run_without_an_update_fails_and_continues_with_better_data(

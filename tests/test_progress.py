@@ -43,7 +43,9 @@ def test_a_plain_line_says_it_all():
 
 def test_plain_lines_come_every_few_seconds_and_at_the_end():
   progress, file, clock = plain(every_seconds=10.0)
+  clock.now += 60  # Of setting up.
   with progress:
+    progress.update(0)
     for step in range(1, 1401):
       clock.now += 0.125
       progress.update(step)
@@ -99,7 +101,7 @@ def test_skipped_updates_are_shown_if_there_are_any():
     progress.update(2, {'train/skipped_updates': 3})
   first, second = file.getvalue().splitlines()
   assert first.endswith('loss 1')
-  assert second.endswith('loss 1  3 updates skipped')
+  assert second.endswith('loss 1  skipped 3')
 
 
 def test_plain_output_has_no_control_characters():

@@ -201,6 +201,19 @@ def test_frozen_parameters_have_no_gradient():
   assert metrics['grad_norm'] > 1.01 * want
 
 
+def test_micro_batches_take_the_same_step():
+  params = make_params()
+  step, state = make(params, micro_batches=2)
+  state, metrics = step(state, make_batch(1))
+  want, want_metrics = next(numpy_steps(params))
+  for name in ('loss', 'grad_norm'):
+    np.testing.assert_allclose(metrics[name], want_metrics[name], rtol=1e-5)
+  for name, value in want['params'].items():
+    np.testing.assert_allclose(state.params[name], value, rtol=1e-5)
+  # Each part starts from the same state of the objective.
+  assert state.extra['calls'] == 1
+
+
 def test_a_gradient_that_is_nan_behind_a_finite_loss_is_skipped():
   params = make_params(kernel=(0.0, 0.0, 0.0))
   step, state = make(params, objective=Root(), on_nonfinite='skip')

@@ -145,9 +145,12 @@ class Check:
         f'The cause is the data: {shown}. Repair or remove these examples'
         f'{other}'
       )
-    whose = ' that this process reads' if jax.process_count() > 1 else ''
+    whose, others = 'its batch', ''
+    if jax.process_count() > 1:
+      whose = 'its batch that this process reads'
+      others = ' (other processes may name examples of theirs)'
     return (
-      f'The images and labels of its batch{whose} are finite. To try: '
+      f'The images and labels of {whose} are finite{others}. To try: '
       f'{_CHANGES}, or {last}'
     )
 

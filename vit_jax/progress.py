@@ -61,6 +61,7 @@ class Progress:
     self._printed = now()  # Time of the last plain line.
 
   def __enter__(self):
+    self._printed = self._now()  # What came before was no step.
     if self._enabled and self._wants_live:
       import rich.console
       import rich.live
@@ -186,7 +187,7 @@ _SHOWN = {
   'train/learning_rate': 'lr {:.1e}',
   'train/images_per_second': '{:,.0f} img/s',
   'train/mfu': 'MFU {:.1%}',
-  'train/skipped_updates': '{:,.0f} updates skipped',
+  'train/skipped_updates': 'skipped {:,.0f}',
 }
 _IF_ANY = ('train/skipped_updates',)  # Shown where they are not zero.
 
