@@ -85,6 +85,20 @@ def test_what_the_target_cannot_tell_is_said(source, tmp_path, capsys):
   assert "load it with loss='sigmoid'" in notes[1]
 
 
+def test_what_only_the_note_would_say_is_written_if_asked_for(
+  source, tmp_path, capsys
+):
+  path, target = source(activation='gelu'), str(tmp_path / 'x.npz')
+  assert convert.main([path, target]) == 2
+  error = capsys.readouterr().err
+  assert "activation='gelu', where Google computes 'gelu_tanh'" in error
+  assert '--allow_note_only' in error and not (tmp_path / 'x.npz').exists()
+  assert convert.main([path, target, '--allow_note_only']) == 0
+  assert catalog.load(target).model['activation'] == 'gelu'
+  other = str(tmp_path / 'y.safetensors')
+  assert convert.main([path, other, '--allow_note_only']) == 2
+
+
 def test_meaning_that_shows_in_no_array_is_compared(tiny_weights):
   before = tiny_weights(activation='gelu', norm_epsilon=1e-5)
   after = dataclasses.replace(tiny_weights(), class_names=None)
@@ -107,7 +121,7 @@ def test_options_choose_what_is_read(source, tmp_path, capsys):
 def test_a_target_that_differs_is_an_error(
   source, tmp_path, capsys, monkeypatch
 ):
-  def save(weights, path, *, format):
+  def save(weights, path, **options):
     head = weights.params['head']
     params = weights.params | dict(head=dict(head, bias=head['bias'] + 1))
     our_files.write(dataclasses.replace(weights, params=params), path)
@@ -123,7 +137,7 @@ def test_a_target_that_differs_is_an_error(
 def test_a_target_that_cannot_be_read_is_an_error(
   source, tmp_path, capsys, monkeypatch
 ):
-  def save(weights, path, *, format):
+  def save(weights, path, **options):
     tmp_path.joinpath('x.safetensors').write_bytes(b'no')
 
   monkeypatch.setattr(catalog, 'save', save)

@@ -47,7 +47,12 @@ def _main(argv: Sequence[str]) -> None:
   show(f'read     {args.source}: {_kind(weights)}')
   for name, fact in _facts(weights):
     show(f'{name:8} {printable(fact)}')
-  catalog.save(weights, args.target, format=args.format)
+  catalog.save(
+    weights,
+    args.target,
+    format=args.format,
+    allow_note_only=args.allow_note_only,
+  )
   try:
     # The file just written is no more trusted than any other.
     model = (
@@ -74,6 +79,12 @@ def _parser() -> argparse.ArgumentParser:
     '--format',
     help='vit_jax, google_npz, big_vision_npz, timm or huggingface; the suffix'
     ' of a file tells (.safetensors is ours)',
+  )
+  parser.add_argument(
+    '--allow_note_only',
+    action='store_true',
+    help="write Google's .npz although their code computes another activation"
+    ' or epsilon; only vit_jax reads the note that says so',
   )
   command.add_weights_options(parser)
   return parser

@@ -333,7 +333,8 @@ def _write_good(make_weights, kind, folder):
     path = folder / 'x.pth'
     torch.save({k: torch.from_numpy(a) for k, a in arrays.items()}, path)
     return path
-  catalog.save(weights, path, format=format)
+  options = dict(allow_note_only=True) if kind == 'npz' else {}
+  catalog.save(weights, path, format=format, **options)
   return path
 
 

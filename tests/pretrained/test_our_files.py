@@ -83,7 +83,7 @@ def test_a_convolutional_stem_comes_back_and_only_ours_can_hold_it(
     np.testing.assert_array_equal(after[name], array, err_msg=name)
   assert model_section.num_channels(after) == 5
   assert model_section.patch_size(after) == (8, 8)
-  with pytest.raises(UserError, match="Google has no names for stem='conv'"):
+  with pytest.raises(UserError, match="stem='conv', for which"):
     google_npz.write(weights, tmp_path / 'x.npz')
   for format in ('timm', 'huggingface'):
     with pytest.raises(

@@ -207,18 +207,28 @@ class Model:
       top_k=top_k,
     )
 
-  def save(self, path: str | os.PathLike, *, format: str | None = None) -> None:
+  def save(
+    self,
+    path: str | os.PathLike,
+    *,
+    format: str | None = None,
+    allow_note_only: bool = False,
+  ) -> None:
     """Writes the model for us or for others; see `catalog.save`.
 
     Args:
       path: of a file, or of a folder for 'timm' and 'huggingface'.
       format: 'vit_jax', 'google_npz', 'big_vision_npz', 'timm' or
         'huggingface'; None goes by the suffix.
+      allow_note_only: whether an .npz may hold a model that Google's code
+        computes differently (exact GELU, another epsilon).
 
     Raises:
       UserError: an unknown format, or one that cannot express the model.
     """
-    catalog.save(self.weights, path, format=format)
+    catalog.save(
+      self.weights, path, format=format, allow_note_only=allow_note_only
+    )
 
 
 def _good(

@@ -115,7 +115,11 @@ def names(pattern: str = '*') -> list[str]:
 
 
 def save(
-  weights: Weights, path: str | os.PathLike, *, format: str | None = None
+  weights: Weights,
+  path: str | os.PathLike,
+  *,
+  format: str | None = None,
+  allow_note_only: bool = False,
 ) -> None:
   """Writes weights for us or for others.
 
@@ -125,6 +129,9 @@ def save(
     format: a key of FORMATS. None goes by the suffix: .safetensors is ours, and
       .npz the dialect of Google that the weights were read in, or else the one
       that timm reads.
+    allow_note_only: of `google_npz.write`, and for its formats alone: whether
+      an activation and epsilon that Google's code does not compute may be
+      written, where only our note says so.
 
   Raises:
     UserError: an unknown format, or one that cannot express the model.
@@ -132,14 +139,20 @@ def save(
   suffix = pathlib.Path(path).suffix
   if format is None and suffix in ('.safetensors', '.npz'):
     write = our_files.write if suffix == '.safetensors' else google_npz.write
-    write(weights, path)
-    return
-  if format not in FORMATS:
+    options = {}
+  elif format in FORMATS:
+    write, options = FORMATS[format]
+  else:
     raise UserError(
       f'{os.fspath(path)}: give format= as one of {", ".join(FORMATS)}; got'
       f' {format!r}'
     )
-  write, options = FORMATS[format]
+  if allow_note_only and write is not google_npz.write:
+    raise UserError(
+      f"{os.fspath(path)}: allow_note_only is for Google's .npz; leave it out"
+    )
+  if allow_note_only:
+    options = options | dict(allow_note_only=True)
   write(weights, path, **options)
 
 

@@ -6,7 +6,8 @@ names with ours. Nothing is renumbered: a name is in the table or it is not.
 
 import dataclasses
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from vit_jax.errors import UserError
 
@@ -139,6 +140,29 @@ def detect(names: Iterable[str]) -> Dialect:
     map_head='' if 'probe' in inside else 'MAPHead_0/',
     stacked=any(n.startswith('Transformer/encoderblock/') for n in inside),
   )
+
+
+def dialect_of(fields: Any) -> Dialect:
+  """Returns the dialect with these attributes, which may be from a file.
+
+  Raises:
+    UserError: no such dialect.
+  """
+  kinds = {f.name: type(f.default) for f in dataclasses.fields(Dialect)}
+  fits = isinstance(fields, Mapping) and all(
+    type(value) is kinds.get(key) for key, value in fields.items()
+  )
+  dialect = Dialect(**fields) if fits else None
+  if (
+    dialect is None
+    or dialect.numbering not in _NUMBERS
+    or dialect.position not in POSITIONS
+  ):
+    raise UserError(
+      'the source of these weights names no dialect of Google; say which format'
+      ' to write, google_npz or big_vision_npz'
+    )
+  return dialect
 
 
 def is_beside(name: str, dialect: Dialect) -> bool:

@@ -18,17 +18,17 @@ from vit_jax.models import vit
 from vit_jax.pretrained import (
   blocks,
   given,
+  google_limits,
   google_names,
   google_position,
   model_section,
   npz,
 )
+from vit_jax.pretrained.google_limits import COMPUTED
 from vit_jax.pretrained.google_names import DIALECTS, Dialect
 from vit_jax.pretrained.google_position import UnclearError
 from vit_jax.pretrained.weights import Weights
 
-# What Google's ViTs compute; their files do not say so.
-COMPUTED = {'activation': 'gelu_tanh', 'norm_epsilon': 1e-6}
 # What neither a name nor a shape tells.
 _UNSEEN = (*COMPUTED, 'pooling', 'position')
 _IMAGE_SIZE = (224, 224)  # Of models that have no position table to tell it.
@@ -67,12 +67,13 @@ def write(
   path: str | os.PathLike,
   *,
   dialect: str | Dialect | None = None,
+  allow_note_only: bool = False,
 ) -> None:
   """Writes an .npz that Google's code, timm and `read` understand.
 
-  What a reader would guess wrong (activation, preprocessing, ...) and the class
-  names go into a note that only `read` sees. timm computes exact GELU and skips
-  the representation layer whatever the weights were trained with.
+  Preprocessing, class names and what else a reader would guess wrong go into a
+  note that only `read` sees. timm computes exact GELU and skips the
+  representation layer whatever the weights were trained with.
 
   A fixed position table is written out, unless it is big_vision's and so is the
   dialect.
@@ -81,19 +82,18 @@ def write(
     weights: of a ViT.
     path: of the file; replaced if it is there.
     dialect: a key of `google_names.DIALECTS`, or a Dialect. None is the one
-      that the weights were read in, or else 'pre_linen', which timm reads.
+      that the weights were read in, or else 'pre_linen', which timm reads
+      ('big_vision' for map pooling).
+    allow_note_only: whether the activation and epsilon may be others than
+      Google's code computes. Only the note says which.
 
   Raises:
-    UserError: the dialect has no name for some parameters, or the file cannot
-      be written.
+    UserError: the dialect's code base has no such model, or no name for some
+      parameters; or the file cannot be written.
   """
-  dialect = _dialect(weights, dialect)
   module = _vit(weights.model, trusted='model' in weights.trusted)
-  if module.stem != 'patch':
-    raise UserError(
-      f'Google has no names for stem={module.stem!r}; write another format,'
-      ' such as .safetensors'
-    )
+  dialect = _dialect(weights, dialect, module)
+  google_limits.check_writable(module, dialect, allow_note_only=allow_note_only)
   named = blocks.unstack(trees.flatten(weights.params))
   if 'class_token' not in named:
     dialect = dataclasses.replace(dialect, class_row=False)
@@ -250,12 +250,15 @@ def _labels(named, dialect: Dialect) -> dict[str, str]:
   return labels
 
 
-def _dialect(weights: Weights, dialect: str | Dialect | None) -> Dialect:
+def _dialect(
+  weights: Weights, dialect: str | Dialect | None, module: vit.ViT
+) -> Dialect:
   if isinstance(dialect, Dialect):
     return dialect
   if dialect is None and weights.source.get('format') == 'google_npz':
-    return Dialect(**weights.source['dialect'])
-  dialect = dialect or 'pre_linen'
+    return google_names.dialect_of(weights.source.get('dialect'))
+  if dialect is None:
+    dialect = 'big_vision' if module.pooling == 'map' else 'pre_linen'
   if dialect not in DIALECTS:
     raise UserError(
       f'unknown dialect {dialect!r}; there are {", ".join(DIALECTS)}'

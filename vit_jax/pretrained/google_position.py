@@ -86,7 +86,9 @@ def join(
     token = named['class_token']
     row = np.zeros((1, 1, table.shape[-1]), table.dtype)
     before = [aside.get(k) for k in ('class_token', 'class_position')]
-    if before[0] is not None and np.array_equal(_sum(*before), token):
+    # They may be from a file, and anything.
+    known = all(getattr(b, 'shape', None) == token.shape for b in before)
+    if known and np.array_equal(_sum(*before), token):
       named['class_token'], row = before
     table = np.concatenate([row, table], axis=1)
   named['position_embedding'] = table

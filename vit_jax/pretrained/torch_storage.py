@@ -205,7 +205,7 @@ def _choose(content, entry: str | None, path) -> dict[str, Any]:
           return inside
     choices = list(content)
     for place in usual:
-      choices += {str(k).removeprefix('module.').split('.')[0] for k in place}
+      choices += [str(k).removeprefix('module.').split('.')[0] for k in place]
     raise UserError(f'{path} has no entry {entry!r}; it has {_some(choices)}')
   if any(hasattr(value, 'shape') for value in content.values()):
     return content
