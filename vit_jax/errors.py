@@ -19,6 +19,10 @@ class UserError(ValueError):
     return printable_lines(super().__str__())
 
 
+class DataError(UserError):
+  """A problem with the data that a config names; others may be there too."""
+
+
 class RunError(RuntimeError):
   """A run that cannot go on: a non-finite loss, a full disk.
 

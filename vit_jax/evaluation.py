@@ -6,7 +6,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
+
 from vit_jax import (
+  inputs,
   lookup,
   metric_writer,
   progress as progress_lib,
@@ -80,6 +83,9 @@ def make_jobs(
     # k-NN and probes bring classes of their own.
     if hasattr(evaluator, 'input'):
       run_lib.check_num_classes(model, evaluator.input, where)
+      image = evaluator.input.element_spec()['image']
+      image = jax.ShapeDtypeStruct(image.shape[1:], image.dtype)
+      _check_image(image, run, where)
     jobs.append(Job(name, evaluator, every_steps, weights))
   names = [prefix for job in jobs for prefix in job.prefixes]
   twice = {name for name in names if names.count(name) > 1} | (
@@ -113,6 +119,15 @@ def sections(
   return {name: x for name, x in named.items() if x is not None}
 
 
+def num_examples(run: run_lib.Run, jobs: Sequence[Job]) -> dict[str, int]:
+  """Returns how many images there are, by the place in the config."""
+  found = {'config.input': run.input.num_examples}
+  for job in jobs:
+    if hasattr(job.evaluator, 'input'):
+      found[f'config.evals.{job.name}'] = job.evaluator.input.num_examples
+  return found
+
+
 def evaluate(
   jobs: Sequence[Job],
   state: train_state.TrainState,
@@ -138,18 +153,22 @@ def make_pictures(
   pictures: Mapping[str, Mapping[str, Any]], run: run_lib.Run
 ) -> dict[str, Any]:
   """Builds the pictures of a config by name; a section that is None is off."""
-  return {
-    name: lookup.build(
+  built = {}
+  for name, section in sections(pictures, 'config.pictures').items():
+    where = f'config.pictures.{name}'
+    built[name] = lookup.build(
       'visualize',
       section,
       'Picture',
       run.predict,
       run.mesh,
-      where=f'config.pictures.{name}',
+      where=where,
       trusted=True,
     )
-    for name, section in sections(pictures, 'config.pictures').items()
-  }
+    image = getattr(built[name], 'image', None)
+    if image is not None:
+      _check_image(image, run, where)
+  return built
 
 
 def draw(
@@ -164,6 +183,14 @@ def draw(
   for name, picture in pictures.items():
     path = picture.draw(params, workdir / f'{name}.png')
     writer.write_image(step, name, path)
+
+
+def _check_image(
+  image: jax.ShapeDtypeStruct, run: run_lib.Run, where: str
+) -> None:
+  inputs.check_images(
+    run.predict, run.abstract_state.params, run.batch_spec, image, where
+  )
 
 
 def one_line(step: int, results: Mapping[str, float]) -> str:

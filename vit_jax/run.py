@@ -10,6 +10,7 @@ import jax
 from vit_jax import (
   accumulation,
   activation_sharding,
+  inputs,
   lookup,
   optimizer as optimizer_lib,
   sharding as sharding_lib,
@@ -219,14 +220,10 @@ def cadence_problem(key: str, steps: Any) -> str | None:
 
 
 def check_num_classes(model: Mapping[str, Any], data: Any, where: str) -> None:
-  """Raises UserError where model and data disagree about the classes."""
-  wanted, found = model.get('num_classes'), data.num_classes
-  if wanted is not None and found is not None and wanted != found:
-    raise UserError(
-      f'config.model.num_classes={wanted}, but the data of {where} has '
-      f'{found} classes; set --config.model.num_classes={found} or choose '
-      'another dataset'
-    )
+  """Raises DataError where model and data disagree about the classes."""
+  inputs.check_num_classes(
+    model.get('num_classes'), data.num_classes, f'{where}: '
+  )
 
 
 def call(target, section, where, *args, **kwargs):

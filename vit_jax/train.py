@@ -17,6 +17,7 @@ from vit_jax import (
   distributed,
   evaluation,
   flops,
+  inputs,
   metric_writer,
   nonfinite,
   preemption,
@@ -121,12 +122,13 @@ def train(
   workdir = metric_writer.local_folder(workdir)
   config = like.complete(config)
   model = config['model']
-  run = build(config)
+  with inputs.all_problems(config):
+    run = build(config)
+    jobs = evaluation.make_jobs(
+      evals or {}, run, model=model, has_ema=ema is not None
+    )
+    drawings = evaluation.make_pictures(pictures or {}, run)
   per_epoch = run.input.steps_per_epoch
-  jobs = evaluation.make_jobs(
-    evals or {}, run, model=model, has_ema=ema is not None
-  )
-  drawings = evaluation.make_pictures(pictures or {}, run)
   checkpoint = run_lib.in_steps(
     checkpoint or {}, per_epoch, 'config.checkpoint'
   )
@@ -163,6 +165,7 @@ def train(
     stack.callback(checkpointer.close)
     stack.enter_context(watchdog.most_seconds(max_read_seconds))
     progress.log(_describe(run))
+    progress.log(inputs.describe(config, evaluation.num_examples(run, jobs)))
     if run.mesh.shape['fsdp'] * run.mesh.shape['tensor'] > 1:
       progress.log(str(run.sharding_report))
     restored = checkpointer.restore(run.abstract_state, config=config)

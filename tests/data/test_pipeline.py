@@ -293,8 +293,9 @@ class TestDevice:
       next(ahead)
 
   def test_a_broken_record_reaches_the_consumer(self, broken):
-    broken.update({12})
-    ahead = pipeline.prefetch_to_device(_eval(), _sharding())
+    examples = _eval()
+    broken.update({12})  # after the input was opened
+    ahead = pipeline.prefetch_to_device(examples, _sharding())
     next(ahead)
     with pytest.raises(UserError, match='record 12'):
       next(ahead)

@@ -167,10 +167,11 @@ class EvalInput:
     process_count: int | None = None,
     sharding: jax.sharding.Sharding | None = None,
   ):
-    """Opens the data and reads one example; the arguments of `TrainInput`.
+    """Opens the data and compares four examples; arguments of `TrainInput`.
 
-    With `on_error='skip'` the row of a record that cannot be read has mask
-    False, and the record is counted in `skipped`.
+    Images must have one size after the ops, as all of a batch. With
+    `on_error='skip'` the row of a record that cannot be read has mask False,
+    and the record is counted in `skipped`.
     """
     self._layout = batching.Layout(
       batch_size,
@@ -181,7 +182,7 @@ class EvalInput:
       process_count,
       sharding,
     )
-    self._reader = records.Reader(data, ops, on_error=on_error)
+    self._reader = records.Reader(data, ops, on_error=on_error, num_compared=4)
     self.source = self._reader.source
     self.batch_size = batch_size
     self.num_examples = len(self.source)

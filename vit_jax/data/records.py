@@ -11,10 +11,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from vit_jax import lookup
-from vit_jax.data import watchdog
+from vit_jax.data import open_source, watchdog
 from vit_jax.data.ops import language
-from vit_jax.errors import UserError
+from vit_jax.errors import DataError, UserError
 from vit_jax.printable import printable
 
 Example = dict[str, np.ndarray]
@@ -29,18 +28,38 @@ _NARROW = {np.dtype(np.int64): np.int32, np.dtype(np.float64): np.float32}
 class Reader:
   """Reads records as examples that all have the shapes of the first one."""
 
-  def __init__(self, data: Mapping[str, Any], ops: str, *, on_error: str):
-    """Opens the source and reads one example.
+  def __init__(
+    self,
+    data: Mapping[str, Any],
+    ops: str,
+    *,
+    on_error: str,
+    num_compared: int = 1,
+  ):
+    """Opens the source and reads one example, or a few.
 
     Args:
       data: config section of a source: name, split and its other keys.
       ops: host ops in the mini-language.
       on_error: what a record that cannot be read does: `'stop'` raises,
         `'skip'` counts it and leaves it out.
+      num_compared: how many examples, spread evenly, are read and compared.
+
+    Raises:
+      DataError: a section, a source or examples that do not fit.
     """
+    try:
+      self._open(data, ops, on_error, num_compared)
+    except UserError as e:
+      error = DataError(str(e))
+      for note in getattr(e, '__notes__', []):
+        error.add_note(note)
+      raise error from e
+
+  def _open(self, data, ops: str, on_error: str, num_compared: int) -> None:
     if on_error not in ('stop', 'skip'):
       raise UserError(f"on_error is 'stop' or 'skip'; got {on_error!r}")
-    self.source = lookup.build('data/sources', data, 'Source', trusted=True)
+    self.source = open_source.open_source(data)
     if not len(self.source):
       raise UserError(f'the source has no records: {dict(data)}')
     self._ops = language.parse(ops, trusted=True)
@@ -54,12 +73,14 @@ class Reader:
     _, stop = self.watch()
     try:
       self._first, example = self._next_good(0, np.random.default_rng(0))
+      self.spec = {
+        name: jax.ShapeDtypeStruct(value.shape, value.dtype)
+        for name, value in example.items()
+      }
+      for index in _spread(num_compared, len(self.source))[1:]:
+        self._checked(*self._next_good(index, np.random.default_rng(0)))
     finally:
       stop.set()
-    self.spec = {
-      name: jax.ShapeDtypeStruct(value.shape, value.dtype)
-      for name, value in example.items()
-    }
     if 'image' not in self.spec:
       raise UserError(
         f'{self.source.describe(self._first)}: no array "image" after the ops '
@@ -179,6 +200,12 @@ class Reader:
         'random_resized_crop(224)'
       )
     return example
+
+
+def _spread(count: int, num_records: int) -> list[int]:
+  """Returns numbers of records from the first to the last, evenly spread."""
+  count = min(count, num_records)
+  return [i * (num_records - 1) // max(1, count - 1) for i in range(count)]
 
 
 def _open_in_worker(data, ops: str, on_error: str, size: int) -> Reader:

@@ -10,6 +10,7 @@ import os
 from typing import Any
 
 from vit_jax import lookup
+from vit_jax.data import open_source
 from vit_jax.data.ops import language
 from vit_jax.errors import UserError
 
@@ -56,6 +57,4 @@ def build(text: str, split: str) -> Any:
     UserError: it is not understood, or what the source raises.
   """
   section = parse(text) | {'split': split}
-  return lookup.build(
-    _FOLDER, section, 'Source', where=repr(text), trusted=True
-  )
+  return open_source.open_source(section, where=repr(text))

@@ -23,7 +23,11 @@ _IMAGE, _GAP, _CAPTION, _MARGIN, _TITLE = 1.3, 0.16, 0.42, 0.2, 0.45
 
 
 class Picture:
-  """A grid of images of a split: right answers green, wrong ones red."""
+  """A grid of images of a split: right answers green, wrong ones red.
+
+  Attributes:
+    image: shape and dtype of an image as the model gets it.
+  """
 
   def __init__(
     self,
@@ -61,7 +65,8 @@ class Picture:
         f'predictions: count={count} and columns={columns} must be at least 1, '
         f"loss={loss!r} 'softmax' or 'sigmoid'"
       )
-    self._reader = records.Reader(data, ops, on_error=on_error)
+    self._reader = records.Reader(data, ops, on_error=on_error, num_compared=4)
+    self.image = self._reader.spec['image']
     self._predict, self._mesh, self._loss = predict, mesh, loss
     self._count, self._columns, self._seed = count, columns, seed
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax import lookup
+from vit_jax.data import open_source
 from vit_jax.errors import UserError
 
 _MAX_EXAMPLES = 2**32  # grain's shuffle counts with 32 bits
@@ -114,9 +114,7 @@ def _open(name: str, section: Mapping[str, Any], split: str):
     raise UserError(f'{where} is {section!r}; expected a dict with a name')
   section = {'split': split} | dict(section)
   try:
-    return lookup.build(
-      'data/sources', section, 'Source', where=where, trusted=True
-    )
+    return open_source.open_source(section, where=where)
   except UserError as e:
     raise UserError(f'{where}: {e}') from e
 

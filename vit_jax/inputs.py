@@ -1,0 +1,161 @@
+"""The data of a whole config: all its problems at once, and what it is."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+
+from vit_jax import lookup
+from vit_jax.data import records
+from vit_jax.errors import DataError, UserError
+from vit_jax.printable import printable
+
+_NUM_COMPARED = 4
+# Keys of a data section that say where the data is, the first that is there.
+_PLACES = ('dataset', 'data_dir', 'path', 'paths')
+
+
+@contextlib.contextmanager
+def all_problems(config: Mapping[str, Any]) -> Iterator[None]:
+  """Makes of an error with data one error with all problems of a config's data.
+
+  Only then are all inputs opened once more, each to read a few images: where
+  nothing is wrong this costs nothing.
+
+  Args:
+    config: the sections of a config.
+
+  Raises:
+    DataError: for one that was raised inside.
+  """
+  try:
+    yield
+  except DataError as e:
+    found = _problems(config)
+    lines = _lines(found)
+    if not any(text in str(e) for text in found):
+      lines = [str(e), *lines]
+    if len(lines) == 1:
+      raise DataError(lines[0]) from e
+    raise DataError(
+      f'{len(lines)} problems with the data:\n' + '\n'.join(lines)
+    ) from e
+
+
+def problems(config: Mapping[str, Any]) -> list[str]:
+  """Returns what is wrong with the inputs of a config, a text for each problem.
+
+  Args:
+    config: the sections of a config.
+  """
+  return _lines(_problems(config))
+
+
+def check_num_classes(wanted: Any, found: int | None, where: str = '') -> None:
+  """Raises DataError where model and data disagree about the classes."""
+  if wanted is not None and found is not None and wanted != found:
+    raise DataError(
+      f'{where}config.model.num_classes={wanted}, but the data has {found} '
+      f'classes; set --config.model.num_classes={found} or choose another '
+      'dataset'
+    )
+
+
+def check_images(
+  predict: Any,
+  params: Any,
+  batch: Mapping[str, jax.ShapeDtypeStruct],
+  image: jax.ShapeDtypeStruct,
+  where: str,
+) -> None:
+  """Raises DataError where a model cannot take the images of an evaluation.
+
+  Args:
+    predict: of the run.
+    params: shapes of the model's parameters.
+    batch: what the model is trained on.
+    image: shape and dtype of one image of the evaluation.
+    where: its place in the config.
+  """
+  trained = batch['image']
+  size = trained.shape[1:]
+  if (image.shape, image.dtype) == (size, trained.dtype):
+    return
+  ours = jax.ShapeDtypeStruct((trained.shape[0], *image.shape), image.dtype)
+  try:
+    jax.eval_shape(predict, params, {**batch, 'image': ours})
+  except Exception as e:  # Whatever a model raises for shapes that do not fit.
+    raise DataError(
+      f'{where}: the model is trained on images {trained.dtype}{list(size)}, '
+      f'and cannot take {image.dtype}{list(image.shape)}, which the ops of '
+      'this section make. Let both end in the same size'
+    ) from e
+
+
+def describe(config: Mapping[str, Any], num_examples: Mapping[str, int]) -> str:
+  """Returns a line that says what data is trained on and evaluated.
+
+  Args:
+    config: the sections of a config.
+    num_examples: of the inputs whose size is known, by their place.
+  """
+  parts: dict[str, list[str]] = {}
+  for where, _, data in _inputs(config):
+    kind, _, name = where.removeprefix('config.').partition('.')
+    if kind == 'pictures':
+      continue
+    count = num_examples.get(where)
+    said = _said(data) + (f' ({count:,} images)' if count else '')
+    parts.setdefault(said, []).append(name.removesuffix('.data') or 'training')
+  return 'data: ' + '; '.join(
+    f'{", ".join(names)}: {said}' for said, names in parts.items()
+  )
+
+
+def _problems(config: Mapping[str, Any]) -> dict[str, list[str]]:
+  """Returns the places that have each problem."""
+  model = config.get('model')
+  wanted = model.get('num_classes') if isinstance(model, Mapping) else None
+  places: dict[str, list[str]] = {}
+  for where, section, data in _inputs(config):
+    try:
+      reader = records.Reader(
+        data,
+        section.get('ops', ''),
+        on_error=section.get('on_error', 'stop'),
+        num_compared=1 if where == 'config.input' else _NUM_COMPARED,
+      )
+      if where == 'config.input' or section.get('name') == 'classification':
+        check_num_classes(wanted, reader.source.num_classes)
+    except UserError as e:
+      places.setdefault(str(e), []).append(where)
+  return places
+
+
+def _lines(problems: Mapping[str, list[str]]) -> list[str]:
+  return [f'{", ".join(names)}: {text}' for text, names in problems.items()]
+
+
+def _inputs(
+  config: Mapping[str, Any],
+) -> Iterator[tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
+  """Yields the place of each input, the section, and its data section."""
+  section = config.get('input')
+  if isinstance(section, lookup.SECTION) and 'data' in section:
+    yield 'config.input', section, section['data']
+  for kind in ('evals', 'pictures'):
+    for name, section in (config.get(kind) or {}).items():
+      if not isinstance(section, lookup.SECTION):
+        continue
+      for key in ('data', 'data_train', 'data_test'):
+        if isinstance(section.get(key), lookup.SECTION):
+          where = f'config.{kind}.{name}'
+          where += '' if key == 'data' else f'.{key}'
+          yield where, section, section[key]
+
+
+def _said(data: Mapping[str, Any]) -> str:
+  place = next((data[key] for key in _PLACES if data.get(key)), None)
+  split, name = data.get('split', ''), data.get('name', '')
+  return printable(f'{split} of {place or name}')
