@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import http.server
+import importlib
 import json
 import os
 import pathlib
@@ -19,6 +20,8 @@ import pytest
 import vit_jax
 from configs import evaluate, finetune
 from vit_jax import checkpoint, convert, predict, summary
+from vit_jax.data import device_ops
+from vit_jax.data.ops import language
 from vit_jax.errors import UserError
 from vit_jax.pretrained import (
   google_npz,
@@ -29,6 +32,12 @@ from vit_jax.pretrained import (
   torch_files,
 )
 
+ROOT = pathlib.Path(__file__).parents[1]
+RECIPES = [
+  file.stem
+  for file in sorted((ROOT / 'configs').glob('*.py'))
+  if 'def get_config' in file.read_text()
+]
 OPS, DEVICE_OPS = 'decode|resize(16)', 'normalize(-1, 1)'
 # A module that leaves a mark when it is imported. It is a model, and ops.
 PAYLOAD = """
@@ -288,6 +297,22 @@ def test_what_a_file_asks_for_is_limited(key, text, limit, tiny_weights, photo):
   assert time.process_time() - start < 5
 
 
+@pytest.mark.parametrize('recipe', RECIPES)
+def test_runs_of_all_recipes_are_within_the_limits(recipe):
+  config = importlib.import_module(f'configs.{recipe}').get_config('')
+  device_ops.parse(device_ops.of_evaluation(config.input.device_ops))
+  for section in config.evals.values():
+    language.parse(section.ops)
+
+
+def test_ops_of_files_are_ops_of_this_package():
+  assert set(language.FROM_FILES) < set(language.names())
+  # It calls ops whose text is among its arguments.
+  assert 'multi_crop' not in language.FROM_FILES
+  for name in device_ops.FROM_FILES:
+    assert device_ops._find(name).__module__.startswith('vit_jax.data')
+
+
 def test_sizes_of_the_users_own_are_not_limited(tiny_weights, tmp_path):
   path = tmp_path / 'x.safetensors'
   our_files.write(tiny_weights(), path)
@@ -307,8 +332,7 @@ def test_a_download_runs_no_code(make, tmp_path, photo, monkeypatch):
   server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler)
   thread = threading.Thread(target=server.serve_forever, args=(0.01,))
   thread.start()
-  root = pathlib.Path(__file__).parents[1]
-  environment = dict(os.environ, PYTHONPATH=str(root), no_proxy='127.0.0.1')
+  environment = dict(os.environ, PYTHONPATH=str(ROOT), no_proxy='127.0.0.1')
   try:
     address = f'http://127.0.0.1:{server.server_port}/{path.name}'
     done = subprocess.run(

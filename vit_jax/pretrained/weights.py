@@ -72,5 +72,5 @@ def check_model_name(section: Mapping[str, Any], *, trusted: bool) -> None:
     raise UserError(
       f'the file names {name!r} as the code of its model, and nothing that a'
       ' file names is imported. If you trust that module, name it yourself:'
-      f' model={ {"name": name}!r}'
+      f' model={ {"name": name}!r} (on the command line --model)'
     )
