@@ -218,7 +218,8 @@ def _failure(path: str, error: Exception) -> str:
   """Returns one line: where in a recipe what went wrong."""
   place = path
   if isinstance(error, SyntaxError):
-    place, what = f'{error.filename or path}:{error.lineno}', error.msg
+    line = '' if error.lineno is None else f':{error.lineno}'
+    place, what = f'{error.filename or path}{line}', error.msg
   else:
     what = printable(error) or 'no message'
     name = pathlib.Path(path).name

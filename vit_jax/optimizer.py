@@ -203,7 +203,7 @@ def _multipliers(
   """Returns multipliers by name; `limits` go to `schedules.is_within`."""
   problems = []
   for rule in rules:
-    if isinstance(rule, str) or len(rule) != 2:
+    if not isinstance(rule, list | tuple) or len(rule) != 2:
       problems.append(f'{rule!r} is not a pair (regex, multiplier)')
     elif not schedules.is_within(rule[1], **limits):
       problems.append(

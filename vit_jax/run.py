@@ -76,14 +76,24 @@ def build(
     'config.input',
     seed=seed,
     sharding=batch_sharding,
+    # Of the run: no keys for a config.
+    process_index=None,
+    process_count=None,
   )
   check_num_classes(model, train_input, 'config.input')
   steps_per_epoch = train_input.steps_per_epoch
   total = _total_steps(total_steps, total_epochs, steps_per_epoch)
 
-  module = lookup.build('models', model, 'Model', trusted=True)
+  module = lookup.build(
+    'models', model, 'Model', where='config.model', trusted=True
+  )
   learner = lookup.build(
-    'objectives', objective, 'Objective', module, trusted=True
+    'objectives',
+    objective,
+    'Objective',
+    module,
+    where='config.objective',
+    trusted=True,
   )
   accumulation.check_objective(learner, micro_batches)
   sharding_lib.check_batch_size(

@@ -5,7 +5,7 @@ Both mistakes cost nothing on a laptop and a factor of two on a pod, silently.
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -35,11 +35,25 @@ class Options:
       (`activation_sharding`).
   """
 
-  rules: Iterable[tuple[str, sharding.Rule]] | None = None
+  rules: Sequence[tuple[str, sharding.Rule]] | None = None
   min_size: int = sharding.MIN_SIZE
   max_unsplit: float = 0.02
   min_rows: int = 16
   split_tokens: bool = False
+
+  def __post_init__(self):
+    problems = []
+    for rule in () if self.rules is None else self.rules:
+      if not isinstance(rule, list | tuple) or len(rule) != 2:
+        problems.append(f'rules: {rule!r} is not a pair (regex, rule)')
+      elif problem := trees.regex_problem(rule[0]):
+        problems.append(f'rules: {problem}')
+    for key, least in (('min_size', 0), ('max_unsplit', 0), ('min_rows', 1)):
+      value = getattr(self, key)
+      if value < least:
+        problems.append(f'{key}={value}: expected {least} or more')
+    if problems:
+      raise UserError('sharding: ' + '; '.join(problems))
 
 
 def check(

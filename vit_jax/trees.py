@@ -44,6 +44,17 @@ def map_named(fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:
   )
 
 
+def regex_problem(pattern: Any) -> str | None:
+  """Returns why a pattern of a config is no regular expression, or None."""
+  if not isinstance(pattern, str):
+    return f'{pattern!r} is not a regular expression: expected a text'
+  try:
+    re.compile(pattern)
+  except re.error as e:
+    return f'{pattern!r} is not a regular expression: {e}'
+  return None
+
+
 def match_rules(
   rules: Iterable[tuple[str, Any]], names: Iterable[str], what: str
 ) -> dict[str, Any]:
@@ -62,10 +73,10 @@ def match_rules(
   rules, names = [tuple(rule) for rule in rules], list(names)
   compiled, problems = [], []
   for pattern, value in rules:
-    try:
+    if problem := regex_problem(pattern):
+      problems.append(problem)
+    else:
       compiled.append((re.compile(pattern), value))
-    except re.error as e:
-      problems.append(f'{pattern!r} is not a regular expression: {e}')
   if problems:
     raise UserError(f'{what}: ' + '; '.join(problems))
   values, used = {}, set()

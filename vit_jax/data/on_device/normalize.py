@@ -69,6 +69,8 @@ def normalize(
       )
     mean, std = STATISTICS[low]
   elif low is not None:
+    if low == high:
+      raise UserError(f'normalize({low}, {high}) makes all images the same')
     # x * (high - low) + low, written so that both ends are exact.
     return _on_image(lambda x: x * (high - low) + low, max_value)
   mean, std = np.float32(mean), np.float32(std)
