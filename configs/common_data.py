@@ -201,9 +201,11 @@ def _training_folder(data: str) -> tuple[pathlib.Path | None, float]:
   root, found = pathlib.Path(path).expanduser(), layout.find(path)
   if found.flat:
     return root, 0.9
-  folder = root / found.splits.get('train', 'train')
-  fraction = 0.9 if list(found.splits) == ['train'] else 1.0
-  return (folder if folder.is_dir() else None), fraction
+  # Prepared ImageNet-21k has 'full' alone.
+  folder = found.splits.get('train') or found.splits.get('full')
+  if folder is None:
+    return None, 1.0
+  return root / folder, 0.9 if list(found.splits) == ['train'] else 1.0
 
 
 def _named_folder(data: str, name: str) -> pathlib.Path | None:

@@ -2,12 +2,15 @@
 
 import importlib
 import json
+import pathlib
 
 import pytest
 from PIL import Image
 
-from configs import common_data
+from configs import common_data, vit_l16_i21k
+from vit_jax import main
 
+ROOT = pathlib.Path(__file__).parents[1]
 RECIPES = [
   ('cifar10', ''),
   ('deit3_i1k', ''),
@@ -124,6 +127,18 @@ def test_classes_and_images_of_prepared_data_are_counted(tmp_path):
   assert common_data.splits(f'records:{tmp_path}') == ('train', 'val', None)
 
 
+def test_prepared_imagenet21k_has_one_split(tmp_path):
+  info = dict(num_classes=19_167, shards=[dict(num_examples=100_000)])
+  (tmp_path / 'full').mkdir()
+  (tmp_path / 'full/dataset.json').write_text(json.dumps(info))
+  config = vit_l16_i21k.get_config(f'data={tmp_path}')
+  assert config.model.num_classes == 19_167
+  assert config.input.data.to_dict() == dict(
+    name='array_record', data_dir=str(tmp_path), split='full[51200:]'
+  )
+  assert config.evals.val.data.split == 'full[25600:51200]'
+
+
 def test_training_images_are_counted_up_to_a_limit(tmp_path):
   _write(tmp_path / 'flat', 'a', 'b', count=10)
   _write(tmp_path / 'split', 'train/a', 'train/b', 'val/a', count=10)
@@ -149,3 +164,31 @@ def test_a_batch_is_a_power_of_two_up_to_an_eighth_of_the_images():
   for count, size in sizes.items():
     assert common_data.batch_size(count, most=128) == size, count
   assert common_data.batch_size(None, most=128) == 128
+
+
+@pytest.mark.parametrize('recipe, arg', RECIPES)
+def test_a_recipe_without_data_says_what_to_do(recipe, arg, tmp_path, capsys):
+  config = f'{ROOT}/configs/{recipe}.py:{arg}data_dir={tmp_path}'
+  workdir = tmp_path / 'run'
+  assert main.main([f'--config={config}', f'--workdir={workdir}']) == 2
+  text = capsys.readouterr().err
+  assert '\nconfig.input, config.evals.' in text.replace('error: ', '\n')
+  # Recipes for pods say what does not fit these eight devices as well.
+  assert ('problems:\nmesh data=-1, fsdp=16' in text) == (
+    recipe in ('vit_g14', 'vit_h14_i21k')
+  )
+  for words in (
+    'data=/path: images in /path/train/<class>/ and /path/val/<class>/, or in '
+    '/path/<class>/ alone',
+    'folder:/path and records:/path',
+    '--config=RECIPE.py:smoke',
+  ):
+    assert words in text
+  if 'i21k' in recipe or recipe == 'vit_g14':
+    assert "TFDS knows no dataset 'imagenet21k'" in text
+    assert 'vit_jax.data.prepare "imagenet21k(data_dir=' in text
+    assert 'data=/data/i21k' in text and 'close names' not in text
+  else:
+    assert 'is not prepared in' in text
+    assert '--config.input.data.download=True' in text
+  assert not workdir.exists()

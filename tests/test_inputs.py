@@ -63,7 +63,7 @@ def test_all_problems_are_in_one_message(photos, tmp_path, monkeypatch):
   with pytest.raises(DataError) as e:
     train.train(str(tmp_path / 'run'), **config.to_dict())
   first, *lines = str(e.value).splitlines()
-  assert first == '5 problems with the data:'
+  assert first == '5 problems:'
   for text in (
     'config.input: config.model.num_classes=3, but the data has 2 classes',
     'config.evals.val: ',

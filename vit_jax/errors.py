@@ -23,6 +23,10 @@ class DataError(UserError):
   """A problem with the data that a config names; others may be there too."""
 
 
+class DevicesError(UserError):
+  """Devices that a config was not made for; its data may be missing too."""
+
+
 class RunError(RuntimeError):
   """A run that cannot go on: a non-finite loss, a full disk.
 

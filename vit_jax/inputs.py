@@ -8,7 +8,7 @@ import jax
 
 from vit_jax import lookup
 from vit_jax.data import records
-from vit_jax.errors import DataError, UserError
+from vit_jax.errors import DataError, DevicesError, UserError
 from vit_jax.printable import printable
 
 _NUM_COMPARED = 4
@@ -18,7 +18,7 @@ _PLACES = ('dataset', 'data_dir', 'path', 'paths')
 
 @contextlib.contextmanager
 def all_problems(config: Mapping[str, Any]) -> Iterator[None]:
-  """Makes of an error with data one error with all problems of a config's data.
+  """Adds to an error with data or devices all problems of a config's data.
 
   Only then are all inputs opened once more, each to read a few images: where
   nothing is wrong this costs nothing.
@@ -27,20 +27,18 @@ def all_problems(config: Mapping[str, Any]) -> Iterator[None]:
     config: the sections of a config.
 
   Raises:
-    DataError: for one that was raised inside.
+    DataError: for one, or a DevicesError, that was raised inside.
   """
   try:
     yield
-  except DataError as e:
+  except (DataError, DevicesError) as e:
     found = _problems(config)
     lines = _lines(found)
     if not any(text in str(e) for text in found):
       lines = [str(e), *lines]
-    if len(lines) == 1:
-      raise DataError(lines[0]) from e
-    raise DataError(
-      f'{len(lines)} problems with the data:\n' + '\n'.join(lines)
-    ) from e
+    if len(lines) > 1:
+      lines.insert(0, f'{len(lines)} problems:')
+    raise DataError('\n'.join(lines)) from e
 
 
 def problems(config: Mapping[str, Any]) -> list[str]:

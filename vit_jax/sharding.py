@@ -28,7 +28,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 
 from vit_jax import trees
-from vit_jax.errors import UserError
+from vit_jax.errors import DevicesError, UserError
 
 AXES = ('data', 'fsdp', 'tensor')
 
@@ -96,7 +96,7 @@ def make_mesh(
   if free and count % fixed == 0:
     sizes[free[0]] = count // fixed
   if math.prod(sizes.values()) != count:
-    raise UserError(
+    raise DevicesError(
       f'mesh {given} does not fit {count} devices: the sizes must multiply to '
       f'{count}, or with one of them -1 the others must divide {count}'
     )

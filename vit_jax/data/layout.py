@@ -26,7 +26,8 @@ class Layout:
 
   Attributes:
     splits: the folder of each split that exists, for example
-      `{'train': 'train', 'val': 'validation'}`; keys are those of SPLITS.
+      `{'train': 'train', 'val': 'validation'}`; keys are those of SPLITS, and
+      any other name of prepared data.
     flat: whether the class folders are in the dataset folder itself, so that
       there is no split: `image_folder` then makes 'train' and 'val'.
   """
@@ -38,9 +39,10 @@ class Layout:
 def find(root: str | os.PathLike) -> Layout:
   """Returns the layout of a folder; an empty one if it does not exist.
 
-  A folder named like a split is one if it has folders (its classes), or what
-  `vit_jax.data.prepare` wrote. One that only has files is a class of that name
-  where folders with other names are beside it.
+  Every folder that `vit_jax.data.prepare` wrote is a split. Of others those
+  named like a split are, if they have folders (their classes). One that only
+  has files is a class of that name where folders with other names are beside
+  it.
 
   Raises:
     UserError: the folder cannot be listed.
@@ -49,6 +51,9 @@ def find(root: str | os.PathLike) -> Layout:
   if not os.path.isdir(root):
     return Layout({})
   names = folders(root)
+  prepared = [n for n in names if os.path.isfile(root / n / PREPARED)]
+  if prepared:
+    return Layout({_split_of(name) or name: name for name in prepared})
   known = {name: split for name in names if (split := _split_of(name))}
   nested = {n: split for n, split in known.items() if is_split(root / n)}
   if not nested and len(known) < len(names):
@@ -105,14 +110,12 @@ def count_images(folder: str | os.PathLike, *, at_most: int) -> int:
 
 
 def _image_names(folder: pathlib.Path) -> Iterator[str]:
+  suffixes = image_files.SUFFIXES
   for name in folders(folder):
     for _, below, files in os.walk(folder / name):
       below[:] = [f for f in below if not f.startswith('.')]
-      for file in files:
-        if file.lower().endswith(image_files.SUFFIXES) and not file.startswith(
-          '.'
-        ):
-          yield file
+      visible = (f for f in files if not f.startswith('.'))
+      yield from (f for f in visible if f.lower().endswith(suffixes))
 
 
 def _split_of(name: str) -> str | None:

@@ -12,6 +12,20 @@ from vit_jax.data import splits, tfrecord
 from vit_jax.errors import UserError
 
 _FORMAT = 'array_record'
+# Where TFDS has no way to prepare a dataset, or none without an account.
+_TARS = {
+  'imagenet21k': """
+with the downloaded tars, prepare them and give the recipe data=/data/i21k:
+  mkdir winter21
+  tar -xf winter21_whole.tar.gz -C winter21 --strip-components=1
+  python -m vit_jax.data.prepare "imagenet21k(data_dir='winter21')" \\
+      /data/i21k --split=full --resize_small=256 --on_error=skip"""
+}
+_ELSEWHERE = """
+for other data give the recipe data=/path: images in /path/train/<class>/ and \
+/path/val/<class>/, or in /path/<class>/ alone, or what `python -m \
+vit_jax.data.prepare` wrote (the same as folder:/path and records:/path)
+to try the recipe now, without data: --config=RECIPE.py:smoke"""
 
 
 class Source:
@@ -96,9 +110,12 @@ def _prepared_builder(dataset: str, data_dir: str | None, download: bool):
       name, tfds.list_builders(with_community_datasets=False), n=3
     )
     hint = f'; close names: {", ".join(close)}' if close else ''
+    if name in _TARS:
+      hint = _TARS[name]
     raise UserError(
       f'TFDS knows no dataset {dataset!r}, and there is none in '
-      f'{data_dir or "its default data_dir"}{hint}{_folder_hint(dataset)}'
+      f'{data_dir or "its default data_dir"}{hint}'
+      f'{_folder_hint(dataset) or _ELSEWHERE}'
     ) from e
   # An unknown config or version, a bucket, a damaged dataset_info.json, ...
   except Exception as e:
@@ -109,7 +126,9 @@ def _prepared_builder(dataset: str, data_dir: str | None, download: bool):
   if not builder.is_prepared():
     raise UserError(
       f'{dataset} is not prepared in {builder.data_dir}; prepare it with\n'
-      f'{_how_to_prepare(dataset, data_dir)}\nor set download=True'
+      f'{_how_to_prepare(dataset, data_dir)}\n'
+      'or, where it needs no account, let the run do it with the key '
+      f'download=True (--config.input.data.download=True){_ELSEWHERE}'
     )
   formats = builder.info.available_file_formats()
   if any(form.value == _FORMAT for form in formats):
