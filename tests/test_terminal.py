@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import json
+import sys
 import tarfile
 import unicodedata
 
@@ -145,6 +146,20 @@ def test_errors_and_their_notes(kind, capsys):
 
   assert command.run(fail, []) in (1, 2)
   assert capsys.readouterr().err == f'error: one {SAFE}\ntwo\nin {SAFE}\n'
+
+
+def test_stack_traces_and_values_at_a_prompt(tiny_weights, capsys, monkeypatch):
+  monkeypatch.setattr(sys, 'excepthook', sys.__excepthook__)
+  command.run(lambda argv: None, [])
+  try:
+    raise KeyError(0) from RuntimeError(NASTY)
+  except KeyError as e:
+    sys.excepthook(type(e), e, e.__traceback__)
+  error = capsys.readouterr().err
+  assert_harmless(error)
+  assert f'RuntimeError: {SAFE}\n' in error and 'KeyError: 0\n' in error
+  weights = dataclasses.replace(tiny_weights(), source=dict(path=NASTY))
+  assert f'from {SAFE})' in repr(weights)
 
 
 def test_titles_of_pictures():

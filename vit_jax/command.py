@@ -6,6 +6,7 @@ import faulthandler
 import functools
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -48,6 +49,8 @@ def run(
     if hasattr(stream, 'reconfigure'):
       # A path that is not UTF-8, or a terminal that is not, ends no command.
       stream.reconfigure(errors='backslashreplace')
+  if sys.excepthook is sys.__excepthook__:
+    sys.excepthook = _show_exception
   try:
     return command(argv) or 0
   except (UserError, RunError) as e:
@@ -138,6 +141,12 @@ def size(text: str) -> tuple[int, int]:
   if len(sides) > 2 or min(sides) < 1:
     raise ValueError(text)
   return (sides[0], sides[-1])
+
+
+def _show_exception(kind, error, trace) -> None:
+  """Prints a stack trace whose messages, not all ours, are printable."""
+  lines = traceback.format_exception(kind, error, trace)
+  show(''.join(lines), file=sys.stderr, end='')
 
 
 def _dict(text: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Sequence
 
 from vit_jax import command, config_file, distributed, preemption
+from vit_jax.printable import show
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -19,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   except Exception:
     if not distributed.is_connected():
       raise
-    traceback.print_exc()
+    show(traceback.format_exc(), file=sys.stderr, end='')
     code = 1
   if code:
     distributed.leave(code)

@@ -19,6 +19,7 @@ from vit_jax.errors import UserError
 from vit_jax.inference import classes, forward, images as images_lib
 from vit_jax.pretrained import catalog, download
 from vit_jax.pretrained.weights import Weights
+from vit_jax.printable import printable
 
 
 def load(
@@ -108,11 +109,11 @@ class Model:
   def __repr__(self) -> str:
     num_classes = self.config.get('num_classes')
     parts = [
-      self.config.get('variant', self.config['name']),
+      str(self.config.get('variant', self.config['name'])),
       f'{self.num_params:,} parameters',
       f'{num_classes:,} classes' if num_classes else 'no head',
     ]
-    return f'Model({", ".join(parts)})'
+    return printable(f'Model({", ".join(parts)})')
 
   def __call__(
     self, images: Any, *, outputs: Sequence[str] | None = None

@@ -7,6 +7,7 @@ from typing import Any
 
 from vit_jax import lookup, trees
 from vit_jax.errors import UserError
+from vit_jax.printable import printable
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -50,7 +51,7 @@ class Weights:
     ]
     if 'path' in self.source:
       parts.append(f'from {self.source["path"]}')
-    return f'Weights({", ".join(parts)})'
+    return printable(f'Weights({", ".join(parts)})')
 
 
 def build_model(weights: Weights) -> Any:
