@@ -12,6 +12,7 @@ from vit_jax.data.ops import language
 from vit_jax.errors import UserError
 from vit_jax.pretrained import (
   huggingface_config,
+  presets,
   timm_config,
   torch_config,
   torch_files,
@@ -64,6 +65,14 @@ OF_TIMM = [
 def test_ops_become_numbers_and_ops_again(preprocess):
   evaluation = torch_config.from_ops(preprocess)
   assert torch_config.to_ops(evaluation) == preprocess
+
+
+def test_how_levels_are_rounded_is_left_out():
+  ops = presets.preprocess('big_vision', 32)['ops']
+  evaluation = torch_config.from_ops(dict(ops=ops))
+  assert torch_config.to_ops(evaluation)['ops'] == (
+    "decode|resize_small(37, method='area', rounding='down')|central_crop(32)"
+  )
 
 
 def test_ranges_are_means_and_deviations():

@@ -178,6 +178,10 @@ def test_what_is_no_image_is_named():
     decode(b'')
   with pytest.raises(UserError, match=r"no known format begins with b'<html"):
     decode(b'<html>not found</html>')
+  # Ghostscript would run it.
+  program = b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n'
+  with pytest.raises(UserError, match=r"no known format begins with b'%!PS"):
+    decode(program)
   deep = encode(Image.new('F', (5, 4)), 'TIFF')
   with pytest.raises(UserError, match=r'32-bit numbers \(mode F\)'):
     decode(deep)
@@ -219,6 +223,7 @@ def test_a_small_jpeg_that_claims_to_be_enormous_is_refused_at_once(
   assert time.process_time() - began < 0.3
 
 
+@pytest.mark.filterwarnings('ignore::PIL.Image.DecompressionBombWarning')
 @pytest.mark.parametrize('mode', ['L', 'RGB', 'CMYK'])
 def test_a_jpeg_over_pillows_warning_limit_is_read_and_checked(
   mode, monkeypatch

@@ -33,7 +33,7 @@ def _tiff(array, **kwargs):
 
 
 def _decode(image, args=''):
-  op = language.parse(f'decode_bands({args})')
+  op = language.parse(f'decode_bands({args})', trusted=True)
   return op({'image': image, 'label': 3}, np.random.default_rng(0))['image']
 
 
@@ -100,6 +100,23 @@ def test_a_tiff_that_ends_early_is_an_error():
   for length in (10, 100, len(whole) // 2, len(whole) - 3):
     with pytest.raises(UserError, match='the TIFF file cannot be read'):
       _decode(whole[:length])
+
+
+def test_sizes_that_no_memory_has_are_an_error():
+  for shape in [(10**6, 10**6, 10), (10**400,), (10**9,) * 4]:
+    header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}}}"
+    header = header.encode().ljust(1000) + b'\n'
+    size = len(header).to_bytes(2, 'little')
+    with pytest.raises(UserError, match=r'the \.npy file is broken'):
+      _decode(b'\x93NUMPY\x01\x00' + size + header + b'123')
+
+
+def test_a_tiff_that_inflates_beyond_the_limit_is_refused():
+  data = _tiff(np.zeros((64, 64, 3), np.uint16), compression='zlib')
+  assert len(data) < 64 * 64
+  _decode(data, 'max_bytes=24_576')
+  with pytest.raises(UserError, match=r'24,576 .* 24,575 \(max_bytes\)'):
+    _decode(data, 'max_bytes=24_575')
 
 
 def test_without_the_library_it_says_how_to_get_it(monkeypatch):

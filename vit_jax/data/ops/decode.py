@@ -15,6 +15,8 @@ from vit_jax.errors import UserError
 # All formats, now: Pillow loads the rare ones when it meets one, and a second
 # thread that meets one meanwhile may be told that its file is no image.
 Image.init()
+# EPS is a program, which Pillow would have Ghostscript run.
+_FORMATS = tuple(name for name in Image.ID if name != 'EPS')
 # Read all the same, and told as lines of this code.
 warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
 warnings.filterwarnings('ignore', 'Palette images with Transparency')
@@ -107,7 +109,8 @@ def decode_image(
 ) -> np.ndarray:
   """Returns the image in an encoded file as uint8 `[H, W, channels]`.
 
-  JPEG, PNG, WebP and what else Pillow reads; of an animation the first frame.
+  JPEG, PNG, WebP and what else Pillow reads, except EPS, which is a program;
+  of an animation the first frame.
   Greyscale is repeated to RGB, a palette is looked up, CMYK is converted
   without a colour profile, alpha is dropped and not blended, of 16-bit samples
   the high byte is kept, RGB becomes grey by ITU-R 601. The pixels are those of
@@ -163,14 +166,14 @@ def decode_image(
 
 def orientation(data: bytes) -> int:
   """Returns how `decode_image` shows a file: 1 upright, 2 to 8 as in EXIF."""
-  with Image.open(io.BytesIO(data)) as image:
+  with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
     if image.format == 'TIFF':  # which Pillow turns upright itself
       return 1
     return image.getexif().get(ExifTags.Base.Orientation, 1)
 
 
 def _pillow(data: bytes, channels: int, max_pixels: int) -> np.ndarray:
-  with Image.open(io.BytesIO(data)) as image:
+  with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
     if image.width * image.height > max_pixels:
       raise ValueError(
         f'its {image.height} x {image.width} pixels exceed the limit of '

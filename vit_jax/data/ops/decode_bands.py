@@ -8,12 +8,17 @@ import numpy as np
 from vit_jax.data.ops.language import Example, Op
 from vit_jax.errors import UserError
 
+MAX_BYTES = 2**31
+
 _NPY = b'\x93NUMPY'
 _TIFF = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
 
 
 def decode_bands(
-  bands: Sequence[int] | None = None, *, channels_first: bool = False
+  bands: Sequence[int] | None = None,
+  *,
+  channels_first: bool = False,
+  max_bytes: int = MAX_BYTES,
 ) -> Op:
   """Decodes `image`: the bytes of a .npy or TIFF file become `[H, W, bands]`.
 
@@ -28,10 +33,11 @@ def decode_bands(
   Args:
     bands: which, from 0, and in which order; None is all.
     channels_first: whether .npy files hold [bands, H, W].
+    max_bytes: of the numbers in a TIFF file, which may be compressed.
 
   Raises:
-    UserError: per example, another kind of file, a broken one, other ranks than
-      2 and 3, or a band that is not there.
+    UserError: per example, another kind of file, a broken one, one over
+      `max_bytes`, other ranks than 2 and 3, or a band that is not there.
   """
   if bands is not None and (
     not isinstance(bands, list | tuple)
@@ -46,7 +52,7 @@ def decode_bands(
     del rng
     image = example.get('image')
     if isinstance(image, bytes | bytearray | memoryview):
-      image = _read(bytes(image), channels_first)
+      image = _read(bytes(image), channels_first, max_bytes)
     if not isinstance(image, np.ndarray):
       raise UserError(
         f"'image' is {type(image).__name__}, no file and no array"
@@ -72,22 +78,23 @@ def decode_bands(
   return op
 
 
-def _read(data: bytes, channels_first: bool) -> np.ndarray:
+def _read(data: bytes, channels_first: bool, max_bytes: int) -> np.ndarray:
   if data.startswith(_NPY):
     try:
       array = np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as e:
+    # The last two: it claims a size that no memory has.
+    except (ValueError, EOFError, OSError, MemoryError, OverflowError) as e:
       raise UserError(f'the .npy file is broken: {e}') from e
     return np.moveaxis(array, 0, -1) if channels_first else array
   if data.startswith(_TIFF):
-    return _tiff(data)
+    return _tiff(data, max_bytes)
   start = 'is empty' if not data else f'begins with {data[:12]!r}'
   raise UserError(
     f'the file {start}: no .npy and no TIFF; the op decode reads other formats'
   )
 
 
-def _tiff(data: bytes) -> np.ndarray:
+def _tiff(data: bytes, max_bytes: int) -> np.ndarray:
   try:
     import tifffile
   except ImportError as e:
@@ -97,6 +104,11 @@ def _tiff(data: bytes) -> np.ndarray:
   try:
     with tifffile.TiffFile(io.BytesIO(data)) as file:
       series = file.series[0]
+      if series.nbytes > max_bytes:
+        raise ValueError(
+          f'its {series.nbytes:,} bytes of numbers exceed the limit of '
+          f'{max_bytes:,} (max_bytes)'
+        )
       array, axes = series.asarray(), series.axes
   except Exception as e:  # its decoders raise most kinds there are
     raise UserError(f'the TIFF file cannot be read: {e}') from e
