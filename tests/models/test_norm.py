@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vit_jax import trees
+from vit_jax.models import vit
 from vit_jax.models.norm import InOnePass, layer_norm
 
 
@@ -58,3 +60,33 @@ def test_a_constant_input_has_no_variance_below_zero():
   module = InOnePass(1e-6, 'float32')
   y = module.apply(module.init(jax.random.key(0), x), x)
   assert np.isfinite(y).all()
+
+
+@pytest.mark.parametrize('final_norm', ['tokens', 'features'])
+def test_the_final_norm_adds_the_epsilon_of_the_model(final_norm):
+  """Against NumPy, with an epsilon as large as the variance."""
+  model = vit.Model(
+    'mu/8', pooling='mean', norm_epsilon=1.0, final_norm=final_norm
+  )
+  image = np.asarray(_normal(0, 2, 16, 16, 3))
+  params = trees.flatten(model.init(jax.random.key(1), image)['params'])
+  params = {
+    k: np.asarray(0.3 * _normal(2, *x.shape)) for k, x in params.items()
+  }
+  for name in params:
+    if '/attention/out/' in name or '/mlp/down/' in name:
+      params[name] = np.zeros_like(params[name])  # The block adds nothing.
+  found = model.apply({'params': trees.unflatten(params)}, image)
+
+  patches = image.reshape(2, 2, 8, 2, 8, 3)
+  x = np.einsum('bhpwqc,pqcd->bhwd', patches, params['patch_embedding/kernel'])
+  x += params['patch_embedding/bias'] + params['position_embedding']
+  x = x.reshape(2, 4, 32)
+  if final_norm == 'features':
+    x = x.mean(axis=1)
+  name = {'tokens': 'encoder/norm', 'features': 'norm'}[final_norm]
+  x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1.0)
+  x = x * params[f'{name}/scale'] + params[f'{name}/bias']
+  if final_norm == 'tokens':
+    x = x.mean(axis=1)
+  np.testing.assert_allclose(found['features'], x, atol=2e-6)

@@ -285,3 +285,24 @@ def test_what_a_name_means_in_timm_is_known(name, tmp_path):
   )
   pooling = dict(avg='mean', token='token', map='map')
   assert ours.pooling == pooling[model.global_pool]
+
+
+def test_timm_resizes_by_bicubic_where_a_config_does_not_say():
+  config = dict(input_size=[3, 224, 224], crop_pct=0.9)
+  config |= dict(mean=[0.5] * 3, std=[0.5] * 3)
+  found = timm_config.read(
+    dict(architecture='vit_base_patch16_224', pretrained_cfg=config)
+  )
+  assert found.preprocess['ops'] == (
+    "decode|resize_small(248, method='bicubic', rounding='down')"
+    "|central_crop(224, rounding='even')"
+  )
+
+
+def test_what_a_config_does_not_say_is_as_in_timm():
+  timm = pytest.importorskip('timm')
+  config = dict(input_size=(3, 224, 224), crop_pct=0.9)
+  theirs = timm.data.resolve_data_config({}, pretrained_cfg=config)
+  found = timm_config.read(dict(architecture='x', pretrained_cfg=config))
+  method = torch_config.METHODS[theirs['interpolation']]
+  assert f'method={method!r}' in found.preprocess['ops']
