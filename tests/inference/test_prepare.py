@@ -119,9 +119,12 @@ def test_the_hint_for_a_grey_model_works(tiny_weights, tmp_path):
   hint = re.search(r"such as ops='([^']*)'", str(e.value))[1]
   weights.preprocess['ops'] = hint
   photo = PIL.Image.fromarray(np.full((20, 30, 3), 9, np.uint8))
-  np.testing.assert_allclose(
-    Model(weights)(photo)['logits'], model(photo)['logits'], **_close
-  )
+  photo.save(tmp_path / 'a.png')
+  expected = model(photo)['logits']
+  for kind in (photo, tmp_path / 'a.png', (tmp_path / 'a.png').read_bytes()):
+    np.testing.assert_allclose(
+      Model(weights)(kind)['logits'], expected, **_close
+    )
 
 
 def test_prepared_images_are_what_the_module_takes(tiny_weights, images):

@@ -153,7 +153,9 @@ def test_a_download_has_a_limit_of_time(server, fetch, npz, tmp_path):
 def test_redirects_lead_to_web_addresses_only(target, servers, fetch, npz):
   (server, url), (fetch, _) = servers(), fetch
   server.target = target
-  with pytest.raises(UserError, match=r'redirect'):
+  with pytest.raises(
+    UserError, match=r': (it redirects from http to|.*Redirection to)'
+  ):
     fetch(Remote(f'{url}/to_ftp/x.npz'))
   server.target = '/x.npz'
   assert fetch(Remote(f'{url}/to_here/x.npz')).read_bytes() == npz

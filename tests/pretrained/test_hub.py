@@ -108,7 +108,7 @@ def test_a_repository_that_is_not_there(hub, tmp_path, monkeypatch):
     for word in (
       f'{url}/{name}',
       'HF_TOKEN',
-      f'model.safetensors into {tmp_path / name.replace("/", "--")}',
+      f'json into {tmp_path / name.replace("/", "--")}',
     ):
       assert word in str(e.value)
   server.requests.clear()

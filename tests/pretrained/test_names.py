@@ -140,7 +140,7 @@ def test_a_path_comes_before_a_name(load, make_weights, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
   ('name', 'words'),
   [
-    ('vit_base_patch16_225', ['vit_base_patch16_224', 'With its tag']),
+    ('vit_base_patch16_225', ['vit_base_patch16_224', '? With its tag']),
     ('vit-base-patch16-224', ["'vit-base-patch16-224'", 'mean vit_base_patch']),
     ('vit_b_16', ['did you mean vit-B/16']),
     ('ViT-B_16', ['did you mean vit-B/16']),

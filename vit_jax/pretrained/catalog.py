@@ -265,9 +265,9 @@ def _unknown(text: str) -> UserError:
       " With its tag, any name of timm can be tried: 'vit_....augreg_in21k'."
     )
   return UserError(
-    f'{text!r} is no path that exists and no name of published weights{hint}.'
-    f'{tag} vit_jax.list_models() lists the names, which start with'
-    f' {", ".join(_families())}; {hub}'
+    f'{text!r} is no path that exists and no name of published weights'
+    f'{hint or "."}{tag} vit_jax.list_models() lists the names, which start'
+    f' with {", ".join(_families())}; {hub}'
   )
 
 

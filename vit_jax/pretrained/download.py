@@ -199,7 +199,8 @@ def fetch_repository(
       f'the repository {repository} of the Hugging Face Hub could not be'
       f' downloaded: {e}{_late(deadline, download_seconds)}. Is {web} a public'
       ' model? Others need a token in $HF_TOKEN. To go on without a network,'
-      f' put its config.json and model.safetensors into {directory / inside}'
+      ' put its config.json, model.safetensors and, if it has one,'
+      f' preprocessor_config.json into {directory / inside}'
     ) from e
   return directory / inside
 

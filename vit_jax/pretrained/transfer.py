@@ -71,7 +71,8 @@ def copy(url: str, part: pathlib.Path, *, deadline: float) -> None:
       raise FailedError(str(e), absent=e.code in (404, 410)) from e
   except Exception as e:
     # From the libraries of whatever service it is; a full disk as well.
-    text = ' '.join(str(e).split()) or type(e).__name__
+    reason = e.reason if isinstance(e, urllib.error.URLError) else e
+    text = ' '.join(str(reason).split()) or type(e).__name__
     raise FailedError(text[:300]) from e
   # A connection that is cut looks like the end of the file.
   if expected is not None and received != expected:

@@ -10,7 +10,7 @@ from vit_jax.errors import UserError
 from vit_jax.printable import printable
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
+@dataclasses.dataclass(frozen=True)
 class Weights:
   """Parameters and all that must travel with them to give the same answers.
 
