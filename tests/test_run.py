@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from vit_jax import flops, lookup, train, trees
+from vit_jax import evaluation, flops, lookup, train, train_state, trees
 from vit_jax.data import pipeline
 from vit_jax.pretrained import catalog, our_files
 from vit_jax.pretrained.weights import Weights
@@ -16,15 +16,15 @@ DATA = dict(name='synthetic', image_size=16, num_classes=4)
 TEST = dict(DATA, split='test', num_examples=21)
 BATCH_SIZE = 16
 PEAK = 1e12
-# Only in training: a flip, which leaves labels alone, and mixed images.
-DEVICE_OPS = 'normalize(-1, 1)|flip_lr(1.0)|mixup(0.5)'
+# The flip is of training only.
+DEVICE_OPS = 'normalize(-1, 1)|flip_lr(1.0)'
 
 
-def apply(params, images):
-  """Returns logits of images in 0..255, by the model alone."""
+def apply(params, images, output='logits'):
+  """Returns an output for images in 0..255, by the model alone."""
   model = lookup.build('models', MODEL, 'Model')
   x = np.float32(images) / 127.5 - 1
-  return np.float64(model.apply({'params': params}, x, train=False)['logits'])
+  return np.float64(model.apply({'params': params}, x, train=False)[output])
 
 
 def config(**changes):
@@ -74,6 +74,7 @@ def tuned(tmp_path_factory):
     optimizer=dict(
       name='sgd', learning_rate=1.0, schedule='constant', freeze=['(?!head/).*']
     ),
+    seed=3,
     ema=dict(decay=0.9),
     init_from=[dict(weights=str(folder / 'w.safetensors'))],
     evals=dict(
@@ -119,6 +120,74 @@ def test_both_weights_are_evaluated_under_their_own_names(tuned):
     top1 = np.mean(logits.argmax(-1) == labels)
     assert rows[-1][f'{prefix}/top1'] == pytest.approx(top1)
   assert abs(losses[0] - losses[1]) > 1e-2
+
+
+def test_the_logged_gradient_is_that_of_the_trained_parameters(tuned):
+  _, before, rows = tuned
+  batch = next(train.build(config(seed=3)).input.batches())
+  images = batch['image'][:, :, ::-1]  # As the device op flips them.
+  params = trees.unflatten(before)
+  logits = apply(params, images)
+  error = np.exp(_log_softmax(logits)) - np.eye(4)[batch['label']]
+  features = apply(params, images, 'features')
+  kernel, bias = features.T @ error / BATCH_SIZE, error.mean(0)
+  norm = np.sqrt(np.sum(kernel**2) + np.sum(bias**2))
+  assert rows[0]['train/grad_norm'] == pytest.approx(norm, rel=1e-4)
+  assert [row['train/epoch'] for row in rows] == [16 / 40, 32 / 40]
+
+
+def test_pictures_are_of_the_average(tmp_path):
+  drawn = []
+
+  class Picture:
+    def draw(self, params, path):
+      drawn.append((params, path))
+
+  class Writer:
+    def write_image(self, step, name, path):
+      drawn.append((step, name))
+
+  for average in (None, 'average'):
+    state = train_state.TrainState(0, 'raw', None, ema_params=average)
+    evaluation.draw({'x': Picture()}, state, 5, tmp_path, Writer())
+  path = tmp_path / 'x.png'
+  assert drawn == [('raw', path), (5, 'x'), ('average', path), (5, 'x')]
+
+
+_KEYS = '''
+"""An objective that reports its key."""
+import jax, jax.numpy as jnp
+
+class Objective:
+  def __init__(self, model):
+    pass
+
+  def init(self, rng, batch):
+    return {'kernel': jnp.zeros(2)}, {}
+
+  def loss(self, params, state, batch, rng):
+    return params['kernel'].sum(), ({'key': jax.random.key_data(rng)}, {})
+
+  def predict(self, params, batch):
+    return {}
+'''
+
+
+def test_a_step_draws_from_the_seed_and_the_step(tmp_path, monkeypatch):
+  (tmp_path / 'reporting_objectives').mkdir()
+  (tmp_path / 'reporting_objectives/keys.py').write_text(_KEYS)
+  monkeypatch.syspath_prepend(tmp_path)
+  run = train.build(
+    config(seed=9, objective=dict(name='reporting_objectives.keys'))
+  )
+  state = run.init()
+  batch = next(run.input.batches())
+  spread = pipeline.to_global(batch, run.batch_spec['image'].sharding)
+  for step in range(2):
+    key = jax.random.fold_in(jax.random.key(9), step)
+    state, metrics = run.step(state, spread)
+    want = jax.random.key_data(jax.random.split(key)[1])
+    np.testing.assert_array_equal(metrics['key'], want)
 
 
 def test_utilisation_is_of_all_devices(tuned):
