@@ -12,9 +12,9 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / 'vit_jax'
 
 # A file may import from lower levels and from its own folder. The unit is a
-# file or a folder of vit_jax/; printable and errors are below everything.
+# file or a folder of vit_jax/; printable, platforms and errors are below all.
 LEVELS = [
-  ['printable'],
+  ['printable', 'platforms'],
   ['__init__', 'errors', 'host_memory', 'suggestions'],
   ['lookup', 'losses', 'trees', 'schedules', 'config_file', 'event_file'],
   ['fingerprint', 'orbax_noise', 'command', 'layer_decay', 'moments'],

@@ -101,6 +101,9 @@ def load(
   """
   import importlib
 
+  from vit_jax import platforms
+
+  platforms.skip_absent_tpu()
   # By its name, not as an import: `import vit_jax` costs nothing, jax seconds.
   module = importlib.import_module('vit_jax.inference.model')
   return module.load(

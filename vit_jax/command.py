@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from vit_jax import host_memory, suggestions
+from vit_jax import host_memory, platforms, suggestions
 from vit_jax.errors import RunError, UserError
 from vit_jax.printable import show
 
@@ -42,6 +42,7 @@ def run(
   """
   argv = sys.argv[1:] if argv is None else argv
   host_memory.keep()
+  platforms.skip_absent_tpu()
   if sys.__stderr__ is not None:
     # What a crash of a native library leaves: the stack, with the record in it.
     faulthandler.enable(sys.__stderr__)

@@ -1,0 +1,81 @@
+"""Whether this machine has a TPU, before jax is imported.
+
+Where libtpu is installed and no TPU is attached, jax loads it all the same: it
+prints five lines that look like errors, and on some machines looks for a
+metadata server for seconds.
+"""
+
+import glob
+import importlib.metadata
+import importlib.util
+import os
+import pathlib
+import pkgutil
+import sys
+from collections.abc import MutableMapping
+
+_GOOGLE = '0x1ae0'  # PCI vendor, of TPUs and of network cards of Google Cloud.
+_NETWORK_CLASS = '0x02'
+# jax sets it in every process that finds no TPU; children inherit it.
+_SAYS_NOTHING = 'TPU_SKIP_MDS_QUERY'
+_CUDA_DEVICES = ('dev/nvidia0', 'dev/nvidiactl', 'dev/dxg')
+
+
+def skip_absent_tpu(
+  environ: MutableMapping[str, str] = os.environ, *, root: str = '/'
+) -> bool:
+  """Sets JAX_PLATFORMS so that jax leaves libtpu out; returns whether it did.
+
+  Nothing is changed where jax is imported already, where JAX_PLATFORMS is set
+  (also to nothing, by which jax tries all), where there is a sign of a TPU or
+  no libtpu, and where a plugin other than CUDA's might have devices of its own.
+
+  Args:
+    environ: of this process, which its children inherit.
+    root: of the file system.
+  """
+  if environ is os.environ and 'jax' in sys.modules:
+    return False
+  if 'JAX_PLATFORMS' in environ or importlib.util.find_spec('libtpu') is None:
+    return False
+  if _has_sign_of_tpu(environ, pathlib.Path(root)):
+    return False
+  plugins = _plugins()
+  if not all(name.startswith('xla_cuda') for name in plugins):
+    return False
+  has_gpu = any((pathlib.Path(root) / path).exists() for path in _CUDA_DEVICES)
+  environ['JAX_PLATFORMS'] = 'cuda,cpu' if plugins and has_gpu else 'cpu'
+  return True
+
+
+def _has_sign_of_tpu(environ, root: pathlib.Path) -> bool:
+  """Whether devices or the environment speak of a TPU."""
+  named = [key for key in environ if key.startswith('TPU_')]
+  if 'JAX_FORCE_TPU_INIT' in environ or set(named) - {_SAYS_NOTHING}:
+    return True
+  if glob.glob(f'{root}/dev/accel*') or glob.glob(f'{root}/dev/vfio/[0-9]*'):
+    return True
+  for vendor in root.glob('sys/bus/pci/devices/*/vendor'):
+    try:
+      is_google = vendor.read_text().strip() == _GOOGLE
+      kind = (vendor.parent / 'class').read_text() if is_google else ''
+    except OSError:
+      return True  # Not readable: jax may find out.
+    if is_google and not kind.startswith(_NETWORK_CLASS):
+      return True
+  return False
+
+
+def _plugins() -> set[str]:
+  """Returns the names of the plugins that jax would load, as jax finds them."""
+  found = {
+    point.value.rpartition('.')[2]
+    for point in importlib.metadata.entry_points(group='jax_plugins')
+  }
+  spec = importlib.util.find_spec('jax_plugins')
+  if spec is not None and spec.submodule_search_locations is not None:
+    folders = list(spec.submodule_search_locations)
+    found |= {module.name for module in pkgutil.iter_modules(folders)}
+  if os.environ.get('PJRT_NAMES_AND_LIBRARY_PATHS'):
+    found.add('of PJRT_NAMES_AND_LIBRARY_PATHS')
+  return found
