@@ -70,6 +70,13 @@ def _with_hole(jpeg):
   return jpeg[:half] + b'\xff\xd9' + jpeg[half + 2 :]
 
 
+def _with_scans(num):
+  """Returns a progressive JPEG whose last scan is there so often."""
+  jpeg = _encoded(_bright(), 'JPEG', progressive=True)
+  last = jpeg.rindex(b'\xff\xda')
+  return jpeg[:last] + jpeg[last:-2] * num + b'\xff\xd9'
+
+
 def _of_12_bits(jpeg):
   """Returns a JPEG whose header says that its samples have 12 bits."""
   precision = jpeg.index(b'\xff\xc0') + 4
@@ -79,6 +86,7 @@ def _of_12_bits(jpeg):
 _JPEG = _encoded(_bright(), 'JPEG')
 _FINE = {
   'cmyk.jpg': _encoded(_bright(mode='CMYK'), 'JPEG'),
+  'progressive.jpg': _encoded(_bright(), 'JPEG', progressive=True),
   'grey.jpg': _encoded(_bright(mode='L'), 'JPEG'),
   'grey_16_bit.png': _encoded(
     Image.fromarray(np.full((9, 9), 50000, np.uint16)), 'PNG'
@@ -103,6 +111,7 @@ _BAD = {
     'Premature end|Corrupt',
   ),
   '12_bits.jpg': (_of_12_bits(_JPEG), 'a JPEG that cannot be read: .*12'),
+  'scans.jpg': (_with_scans(99), 'limit of 100'),
   'zero.jpg': (b'', 'the file is empty'),
   'truncated.png': (_encoded(_bright(), 'PNG')[:-400], 'cannot decode'),
   'rows.png': (_png_16_bit_rgb(num_rows=11), '671 of 732 bytes'),
