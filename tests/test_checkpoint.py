@@ -318,10 +318,12 @@ def test_the_latest_the_best_and_every_nth_checkpoint_are_kept(tmp_path):
   assert names(tmp_path / 'b') == ['2', '4', '6']
   save(tmp_path / 'b', 7, metrics=metrics, **best)
   assert names(tmp_path / 'b') == ['4', '7']
+  # The lowest is neither the latest nor one of every four.
+  metrics[5]['val/top1'] = 0.05
   save(
     tmp_path / 'c', *range(3, 7), metrics=metrics, keep_best_mode='min', **best
   )
-  assert names(tmp_path / 'c') == ['4', '6']
+  assert names(tmp_path / 'c') == ['4', '5', '6']
 
 
 def test_a_saved_step_is_not_written_again(tmp_path):

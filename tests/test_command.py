@@ -2,6 +2,7 @@
 
 import grain
 import jax
+import pytest
 
 from vit_jax import command
 from vit_jax.errors import RunError, UserError
@@ -43,3 +44,18 @@ def test_a_name_that_the_terminal_cannot_show_is_escaped(capsys):
 
   assert command.run(show, []) == 0
   assert capsys.readouterr().out == '\\udcfc'.join(['fl', 'gel\n'])
+
+
+def test_a_checkpoint_is_named_by_its_number_or_by_best_or_newest():
+  parser = command.parser('predict', 'Predicts.')
+  command.add_weights_options(parser)
+
+  def step(*argv):
+    return command.weights_options(parser.parse_args(argv))['step']
+
+  assert step() is None
+  assert step('--step=12') == 12
+  assert step('--step=best') == 'best'
+  assert step('--step=newest') == 'newest'
+  with pytest.raises(UserError, match="'best' or 'newest'; got last"):
+    step('--step=last')

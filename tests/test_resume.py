@@ -4,6 +4,7 @@ import pytest
 
 from vit_jax import checkpoint_format, resume
 from vit_jax.errors import UserError
+from vit_jax.models import vit
 
 CONFIG = {
   'model': {'name': 'vit', 'variant': 'B/16', 'patch': [4, 4]},
@@ -69,6 +70,85 @@ def test_settings_that_change_only_the_cost_may_differ():
   # Nor are they told where another setting is refused.
   lines = lines_of(config=dict(CONFIG, model=dict(model, variant='S/16')))
   assert not any('remat' in line or 'attention' in line for line in lines)
+
+
+BASE = dict(
+  patch_size=8,
+  width=8,
+  depth=2,
+  mlp_dim=16,
+  num_heads=2,
+  num_classes=4,
+  stochastic_depth_rate=0.5,
+)
+# For each setting of the model another value than that of BASE, which shows.
+OTHER = dict(
+  patch_size=4,
+  width=16,
+  depth=1,
+  mlp_dim=8,
+  num_heads=1,
+  num_classes=5,
+  stem='conv',
+  pooling='mean',
+  num_registers=1,
+  position='sincos2d',
+  final_norm='features',
+  representation_size=8,
+  layer_scale=0.1,
+  stochastic_depth_rate=0.1,
+  stochastic_depth_schedule='constant',
+  dropout_rate=0.1,
+  attention_dropout_rate=0.1,
+  qk_norm=True,
+  activation='gelu_quick',
+  norm_epsilon=0.1,
+  qkv_bias=False,
+  dtype='bfloat16',
+  scan=True,
+  remat='full',
+  attention='einsum',
+  head_bias_init=-10.0,
+  head_zero_init=False,
+)
+
+
+def test_each_setting_of_the_model_is_refused_or_computes_the_same():
+  fields = set(vit.ViT.__dataclass_fields__) - {'name', 'parent'}
+  assert set(OTHER) == fields, 'give every setting another value'
+  assert set(resume.COST_KEYS) <= fields
+  config = {'model': {'name': 'vit', **BASE}}
+  meta = checkpoint_format.make_meta(1, {}, config, {})
+  for key in fields - set(resume.COST_KEYS):
+    changed = {'model': config['model'] | {key: OTHER[key]}}
+    with pytest.raises(UserError, match=f'model.{key}: '):
+      resume.check(meta, {}, changed, '/run')
+  want = initial_parameters_and_gradient()
+  for key in resume.COST_KEYS:
+    found = initial_parameters_and_gradient(**{key: OTHER[key]})
+    # Additions may come in another order.
+    jax.tree.map(
+      lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5),
+      found,
+      want,
+    )
+
+
+def initial_parameters_and_gradient(**options):
+  model = vit.ViT(**BASE | options)
+  image = np.random.default_rng(0).normal(size=(4, 16, 16, 3))
+  keys = {'params': jax.random.key(0), 'dropout': jax.random.key(1)}
+
+  def loss(params):
+    outputs = model.apply(params, image, train=True, rngs=keys)
+    return (outputs['features'] ** 2).sum() + outputs['logits'].sum()
+
+  @jax.jit
+  def run():
+    params = model.init(keys, image)
+    return params, jax.grad(loss)(params)
+
+  return run()
 
 
 def test_other_settings_may_differ_and_are_listed():

@@ -35,7 +35,7 @@ def load(
   source: 'str | os.PathLike',
   *,
   model: Mapping[str, Any] | None = None,
-  step: int | None = None,
+  step: int | str | None = None,
   ema: bool | None = None,
   ops: str | None = None,
   device_ops: str | None = None,
@@ -72,7 +72,8 @@ def load(
       address. A path that exists comes before a name.
     model: keys of the model section that replace what is found, such as
       `{'dtype': 'bfloat16'}`.
-    step: of a run, which checkpoint; None is the newest.
+    step: of a run, which checkpoint: a number, 'best' or 'newest'; None is the
+      best if the run kept it (`config.checkpoint.keep_best`), or the newest.
     ema: of a run, whether to take the averaged weights; None takes them if
       there are any.
     ops: how an image is prepared on the host, such as `'decode|resize(224)'`;

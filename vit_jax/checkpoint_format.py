@@ -14,7 +14,7 @@ import json
 import os
 import platform
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -172,7 +172,7 @@ def read_state(
 
 def load_params(
   directory: str | os.PathLike,
-  step: int | None = None,
+  step: int | Sequence[int] | None = None,
   *,
   ema: bool = False,
   shardings: Callable[[Any], Any] | None = None,
@@ -184,7 +184,8 @@ def load_params(
 
   Args:
     directory: the one that was given to `checkpoint.Checkpointer`.
-    step: which checkpoint; None is the newest good one.
+    step: which checkpoint, or several of which the first good one is taken;
+      None is the newest good one.
     ema: whether to return the averaged parameters.
     shardings: a function from the abstract parameters to a like tree of
       shardings; None returns numpy arrays.
@@ -196,12 +197,16 @@ def load_params(
   orbax_noise.silence()
   directory = absolute(directory)
   found = steps(directory)
-  if not found or (step is not None and step not in found):
+  if step is None:
+    step = found
+  wanted = [step] if isinstance(step, int) else step
+  missing = [s for s in wanted if s not in found]
+  if not found or missing:
     raise UserError(
-      f'no checkpoint {"" if step is None else f"of step {step} "}in '
+      f'no checkpoint {f"of step {missing[0]} " if missing else ""}in '
       f'{directory}; it has: {", ".join(map(str, found)) or "none"}'
     )
-  for candidate in found if step is None else [step]:
+  for candidate in wanted:
     try:
       meta = read_meta(directory, candidate)
       with jax.transfer_guard('allow'):

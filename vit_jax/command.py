@@ -109,7 +109,12 @@ def add_weights_options(parser: argparse.ArgumentParser) -> None:
     metavar='DICT',
     help="keys of the model section that win, as in {'num_classes': None}",
   )
-  group.add_argument('--step', type=int, help='checkpoint of a run; the newest')
+  group.add_argument(
+    '--step',
+    type=_step,
+    help="checkpoint of a run: a number, 'best' or 'newest'; the best if the "
+    'run kept it (config.checkpoint.keep_best), or else the newest',
+  )
   group.add_argument(
     '--ema',
     action=argparse.BooleanOptionalAction,
@@ -148,6 +153,17 @@ def _show_exception(kind, error, trace) -> None:
   """Prints a stack trace whose messages, not all ours, are printable."""
   lines = traceback.format_exception(kind, error, trace)
   show(''.join(lines), file=sys.stderr, end='')
+
+
+def _step(text: str) -> int | str:
+  if text in ('best', 'newest'):
+    return text
+  try:
+    return int(text)
+  except ValueError:
+    raise argparse.ArgumentTypeError(
+      f"expected a number, 'best' or 'newest'; got {text}"
+    ) from None
 
 
 def _dict(text: str) -> dict[str, Any]:

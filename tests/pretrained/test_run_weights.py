@@ -110,3 +110,79 @@ def test_preprocessing_leaves_out_what_only_training_does():
   text = "normalize('imagenet')|random_erasing|mixup(0.2)"
   found = run_weights._preprocess({'input': {'device_ops': text}}, {})
   assert found == {'device_ops': "normalize('imagenet')"}
+
+
+def save_run(make_weights, workdir, top1, **section):
+  """Saves a run with these metrics by step; the parameters are the step."""
+  weights = make_weights()
+  config = dict(model=weights.model, input={}, checkpoint=section)
+  checkpointer = checkpoint.Checkpointer(workdir / 'checkpoints', keep_latest=9)
+  for step, value in top1.items():
+    params = jax.tree.map(
+      lambda x, s=step: jax.numpy.full_like(x, s), weights.params
+    )
+    metrics = {} if value is None else {'val/top1': value}
+    checkpointer.save(
+      step, dict(params=params), config=config, metrics=metrics, wait=True
+    )
+  checkpointer.close()
+
+
+TOP1 = {1: 0.2, 2: 0.9, 3: float('nan'), 4: 0.1, 5: 0.9, 6: 0.5, 7: None}
+
+
+@pytest.mark.parametrize(
+  ('section', 'want'),
+  [
+    ({}, {None: 7}),
+    (
+      dict(keep_best='val/top1'),
+      {None: (5, 0.9), 'best': (5, 0.9), 'newest': 7, 6: 6},
+    ),
+    (dict(keep_best='val/top1', keep_best_mode='min'), {None: (4, 0.1)}),
+    (dict(keep_best='val/other'), {None: 7}),
+  ],
+)
+def test_the_best_checkpoint_is_read_where_it_is_kept(
+  make_weights, tmp_path, section, want
+):
+  save_run(make_weights, tmp_path, TOP1, **section)
+  for step, expected in want.items():
+    lines = []
+    found = run_weights.read(tmp_path, step=step, on_log=lines.append)
+    if isinstance(expected, int):
+      assert lines == []
+    else:
+      expected, value = expected
+      assert lines == [
+        f'{tmp_path}: step {expected} has the best val/top1 ({value}); '
+        "step='newest' takes step 7"
+      ]
+    assert found.source['step'] == first(found) == expected
+
+
+def test_a_damaged_best_checkpoint_gives_way_to_the_next_best(
+  make_weights, tmp_path
+):
+  save_run(make_weights, tmp_path, TOP1, keep_best='val/top1')
+  for step in (7, 5):
+    (tmp_path / f'checkpoints/{step}/state/manifest.ocdbt').unlink()
+  (tmp_path / 'checkpoints/2/meta/metadata').unlink()
+  lines = []
+  found = run_weights.read(tmp_path, on_log=lines.append)
+  assert found.source['step'] == first(found) == 6
+  assert len(lines) == 2
+  assert '5 is damaged' in lines[0]
+  assert 'step 6 has the best val/top1 (0.5)' in lines[1]
+
+
+@pytest.mark.parametrize('section', [{}, dict(keep_best='val/other')])
+def test_no_best_checkpoint_is_an_error_only_for_who_asks(
+  make_weights, tmp_path, section
+):
+  save_run(make_weights, tmp_path, {1: 0.5}, **section)
+  with pytest.raises(UserError, match=r"step='best': no checkpoint in .* has"):
+    run_weights.read(tmp_path, step='best')
+  with pytest.raises(UserError, match="step='last': expected the number"):
+    run_weights.read(tmp_path, step='last')
+  assert run_weights.read(tmp_path).source['step'] == 1

@@ -26,7 +26,7 @@ def load(
   source: str | os.PathLike,
   *,
   model: Mapping[str, Any] | None = None,
-  step: int | None = None,
+  step: int | str | None = None,
   ema: bool | None = None,
   ops: str | None = None,
   device_ops: str | None = None,

@@ -89,7 +89,7 @@ def _fill(
   take: str | Sequence[str] = '.*',
   skip: str | Sequence[str] = (),
   model: Mapping[str, Any] | None = None,
-  step: int | None = None,
+  step: int | str | None = None,
   ema: bool | None = None,
   resize: str | None = None,
   may_differ: Sequence[str] = (),

@@ -1,6 +1,8 @@
 """Weights out of one of our training runs."""
 
+import contextlib
 import json
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -18,6 +20,7 @@ from vit_jax.pretrained import (
   model_section,
 )
 from vit_jax.pretrained.weights import Weights
+from vit_jax.printable import printable
 
 # Keys of a model section that say how it is computed, not what.
 _HOW = ('scan', 'remat', 'attention')
@@ -33,7 +36,7 @@ def is_run(path: str | os.PathLike) -> bool:
 def read(
   path: str | os.PathLike,
   *,
-  step: int | None = None,
+  step: int | str | None = None,
   ema: bool | None = None,
   model: Mapping[str, Any] | None = None,
   on_log: Callable[[str], Any] = print,
@@ -46,25 +49,38 @@ def read(
   Args:
     path: of a run (the workdir), of its folder of checkpoints, or of one of the
       checkpoints in there.
-    step: which checkpoint; None is the newest good one.
+    step: which checkpoint: a number, `'newest'`, or `'best'` by the metric
+      `config.checkpoint.keep_best` of the run. None is the best if the run has
+      that, or else the newest. Damaged checkpoints are passed over, unless a
+      number was given.
     ema: whether to read the averaged weights; None reads them if the run kept
       an average.
     model: keys of the model section that win; see `given.apply`.
-    on_log: is given a line of text for every damaged checkpoint.
+    on_log: receives a line of text for every damaged checkpoint, and one that
+      says which checkpoint is the best.
 
   Raises:
-    UserError: no good checkpoint, or no average in it.
+    UserError: no good checkpoint, no average in it, or no best one.
   """
   found = _find(path)
   if found is None:
     raise UserError(f'{os.fspath(path)} is not a run and has no checkpoints')
   directory, only = found
   step = only if step is None else step
+  order, metric = _order(directory, step)
   if ema is None:
-    ema = _kept_average(directory, step)
+    ema = _kept_average(directory, order)
   params, meta = checkpoint_format.load_params(
-    directory, step, ema=ema, on_log=on_log
+    directory, order, ema=ema, on_log=on_log
   )
+  if metric in meta['metrics']:
+    on_log(
+      printable(
+        f'{os.fspath(path)}: step {meta["step"]} has the best {metric} '
+        f"({meta['metrics'][metric]:.4g}); step='newest' takes step "
+        f'{max(order)}'
+      )
+    )
   config = _checked_config(meta, os.fspath(path))
   section = {k: v for k, v in config['model'].items() if k not in _HOW}
   named = blocks.unstack(trees.flatten(params))
@@ -107,14 +123,53 @@ def _find(path: str | os.PathLike) -> tuple[epath.Path, int | None] | None:
   return None
 
 
-def _kept_average(directory: epath.Path, step: int | None) -> bool:
-  for candidate in checkpoint_format.steps(directory):
-    if step not in (None, candidate):
-      continue
+def _order(
+  directory: epath.Path, step: int | str | None
+) -> tuple[list[int], str | None]:
+  """Returns steps in order of preference, and the metric that decided it."""
+  newest_first = checkpoint_format.steps(directory)
+  if isinstance(step, int):
+    return [step], None
+  if step not in (None, 'best', 'newest'):
+    raise UserError(
+      f"step={step!r}: expected the number of a step, 'best' or 'newest'"
+    )
+  if step == 'newest':
+    return newest_first, None
+  metas = []
+  for candidate in newest_first:
+    # What is damaged is named where the weights are read.
+    with contextlib.suppress(checkpoint_format.DamagedError):
+      metas.append(checkpoint_format.read_meta(directory, candidate))
+  section = metas[0]['config'].get('checkpoint') if metas else None
+  section = section if isinstance(section, Mapping) else {}
+  metric = section.get('keep_best')
+  sign = -1 if section.get('keep_best_mode') == 'min' else 1
+  values = {}
+  if isinstance(metric, str):
+    values = {m['step']: m['metrics'].get(metric, math.nan) for m in metas}
+    values = {s: sign * x for s, x in values.items() if math.isfinite(x)}
+  if not values:
+    if step == 'best':
+      raise UserError(
+        f"step='best': no checkpoint in {directory} has the metric by which "
+        f'the run keeps its best (config.checkpoint.keep_best is {metric!r}). '
+        f"Give the number of a step, or 'newest'"
+      )
+    return newest_first, None
+  # The newer of equals, as `Checkpointer` keeps it.
+  best_first = sorted(values, key=lambda s: (values[s], s), reverse=True)
+  rest = [s for s in newest_first if s not in values]
+  return [*best_first, *rest], metric
+
+
+def _kept_average(directory: epath.Path, order: Sequence[int]) -> bool:
+  there = checkpoint_format.steps(directory)
+  for candidate in [s for s in order if s in there]:
     try:
       leaves = checkpoint_format.read_meta(directory, candidate)['leaves']
     except checkpoint_format.DamagedError:
-      continue  # load_params, which is next, tells of it.
+      continue  # load_params, which is next, names it.
     return any(name.startswith('ema_params/') for name in leaves)
   return False
 
