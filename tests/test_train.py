@@ -12,7 +12,7 @@ import orbax.checkpoint as ocp
 import PIL.Image
 import pytest
 
-from vit_jax import errors, train, trees
+from vit_jax import errors, progress, train, trees
 from vit_jax.evaluators import classification
 
 _ROOT = pathlib.Path(__file__).parents[1]
@@ -126,10 +126,20 @@ def _assert_same_run(one, other):
     assert leaf.tobytes() == theirs[name].tobytes(), name
 
 
-def test_every_step_has_one_row_with_its_own_numbers(tmp_path, capsys):
+def test_every_step_has_one_row_with_its_own_numbers(
+  tmp_path, capsys, monkeypatch
+):
+  shown, status = [], progress.Progress.status
+
+  def spy(self, text):
+    shown.append(text)
+    return status(self, text)
+
+  monkeypatch.setattr(progress.Progress, 'status', spy)
   results = train.train(tmp_path, **_config())
   lines = capsys.readouterr().out.splitlines()
   assert 'compiling the training step' in lines
+  assert shown[:3] == ['compiling', 'evaluating val', 'evaluating val_ema']
   # The last line of the progress has the last evaluation, as the table below.
   last = next(line for line in reversed(lines) if 'step 12/12' in line)
   assert f'val/top1 {results["val/top1"]:.4g}  ETA' in last
