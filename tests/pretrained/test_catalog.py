@@ -35,7 +35,7 @@ def assert_same(found, expected):
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch, tmp_path):
-  def refuse(url, part, *, deadline):
+  def refuse(url, part, **limits):
     raise transfer.FailedError('no network')
 
   monkeypatch.setattr(transfer, 'copy', refuse)

@@ -95,6 +95,26 @@ def test_a_repository_with_several_files_of_weights(hub, tensors, tmp_path):
       download.fetch_repository('google/vit-x', **more)
 
 
+def test_what_a_server_sends_is_bounded_and_shown_without_control_characters(
+  hub, tmp_path, monkeypatch
+):
+  server, _ = hub
+  at = '/google/vit-x/resolve/main/config.json'
+  server.files = {at: b'[' + b' ' * 2000 + b']'}
+  log = []
+  more = dict(weights_dir=tmp_path, on_log=log.append)
+  monkeypatch.setattr(download, 'MAX_JSON_BYTES', 1000)
+  with pytest.raises(UserError, match='it has more than 1,000 bytes'):
+    download.fetch_repository('google/vit-x', **more)
+  server.files = {at: b'{"\x1b]0;"'}
+  with pytest.raises(UserError, match='not valid JSON') as e:
+    download.fetch_repository('google/vit-x', **more)
+  assert '\x1b' not in str(e.value)
+  with pytest.raises(UserError) as e:
+    download.fetch_repository('google/\x1b[2Jx', **more)
+  assert '\x1b' not in ''.join([str(e.value), *log])
+
+
 def test_a_repository_that_is_not_there(hub, tmp_path, monkeypatch):
   server, url = hub
   server.files = {'/google/empty/resolve/main/config.json': b'{}'}

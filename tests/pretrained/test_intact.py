@@ -51,8 +51,8 @@ def test_every_cut_of_a_file_is_found(problem, npz, tensors):
     (b'\x89PNG', '.pth', 'it is no .pth of torch'),
     (b'PK\x03\x04' + bytes(99), '.safetensors', 'it has no header'),
     (b'\xff' * 8 + b'{', '.safetensors', 'it has no header'),
-    (b'[' * 100_000, '.json', 'it is no JSON'),
-    (b'{"a": ', '.json', 'it is no JSON'),
+    (b'[' * 100_000, '.json', 'nested'),
+    (b'{"a": ', '.json', 'it is not valid JSON'),
   ],
 )
 def test_other_kinds_are_named(content, suffix, message, problem):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 import os
 import pathlib
 import re
@@ -12,7 +11,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from vit_jax.errors import UserError
-from vit_jax.pretrained import files, intact, transfer
+from vit_jax.pretrained import bounded_read, files, intact, transfer
+from vit_jax.pretrained.bounded_read import MAX_JSON_BYTES
 from vit_jax.pretrained.transfer import FailedError
 from vit_jax.printable import printable
 
@@ -58,8 +58,12 @@ class Remote:
           ' md5: and hexadecimal digits'
         )
     name = pathlib.PurePath(self.file_name)
-    if (name.is_absolute() or '..' in name.parts or not name.name) or re.search(
-      r'[\0\\]', self.file_name
+    if (
+      name.is_absolute()
+      or '..' in name.parts
+      or not name.name
+      or '\\' in self.file_name
+      or not self.file_name.isprintable()
     ):
       raise UserError(
         f'{self.url}: {self.file_name!r} is no name for a file below the folder'
@@ -129,7 +133,7 @@ def fetch(
       return _get(remote, directory, deadline, on_log)
     except FailedError as e:
       reasons.append(f'{remote.url}: {e}{_late(deadline, download_seconds)}')
-      on_log(f'failed: {printable(e)}')
+      on_log(f'failed: {e}')
   wanted = ' or '.join(
     f'{remote.file_name} (from {transfer.address(remote.url)})'
     for remote in remotes
@@ -218,8 +222,9 @@ def _get(
       raise UserError(f'{path} is damaged: {wrong}; delete it and try again')
     return path
   on_log(printable(f'downloading {remote.url} to {path}'))
+  max_bytes = MAX_JSON_BYTES if path.suffix == '.json' else None
   with files.writing(path) as part:
-    transfer.copy(remote.url, part, deadline=deadline)
+    transfer.copy(remote.url, part, deadline=deadline, max_bytes=max_bytes)
     if wrong := _wrong(part, remote, path.suffix):
       raise FailedError(wrong)
   return path
@@ -238,7 +243,7 @@ def _wrong(path: pathlib.Path, remote: Remote, suffix: str) -> str | None:
 
 def _shards(index: pathlib.Path) -> list[str]:
   """Returns the names of the files that an index lists."""
-  content = json.loads(index.read_bytes())
+  content = bounded_read.read_json(index)
   table = content.get('weight_map') if isinstance(content, dict) else None
   names = list(table.values()) if isinstance(table, dict) else []
   if not names or not all(isinstance(name, str) for name in names):

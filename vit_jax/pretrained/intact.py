@@ -9,10 +9,12 @@ import json
 import pathlib
 import zipfile
 
+from vit_jax.errors import UserError
+from vit_jax.pretrained import bounded_read
+
 _PICKLES = ('.pth', '.pt', '.bin', '.ckpt', '.tar')
 _ZIP, _PICKLE = b'PK', b'\x80'
 _HEADER_BYTES = 8  # of safetensors: the length of the JSON that follows
-MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 
 
 def problem(path: pathlib.Path, suffix: str) -> str | None:
@@ -47,7 +49,7 @@ def _safetensors_problem(path: pathlib.Path) -> str | None:
   size = path.stat().st_size
   with path.open('rb') as file:
     length = int.from_bytes(file.read(_HEADER_BYTES), 'little')
-    if length > MAX_HEADER_BYTES or file.read(1) != b'{':
+    if length > bounded_read.MAX_HEADER_BYTES or file.read(1) != b'{':
       return 'it is no .safetensors: it has no header'
     file.seek(_HEADER_BYTES)
     content = file.read(length)
@@ -68,8 +70,10 @@ def _safetensors_problem(path: pathlib.Path) -> str | None:
 
 
 def _json_problem(path: pathlib.Path) -> str | None:
+  if path.stat().st_size > bounded_read.MAX_JSON_BYTES:
+    return f'it has more than {bounded_read.MAX_JSON_BYTES:,} bytes'
   try:
-    json.loads(path.read_bytes())
-  except (ValueError, RecursionError) as e:
-    return f'it is no JSON: {type(e).__name__}'
+    bounded_read.parse_json(path.read_bytes(), 'it')
+  except UserError as e:
+    return str(e)
   return None

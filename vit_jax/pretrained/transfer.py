@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 from etils import epath
 
 from vit_jax.errors import UserError
+from vit_jax.printable import printable
 
 OPEN_SECONDS = 30  # From the name of the server to the start of its answer.
 READ_SECONDS = 30  # Between two packets.
@@ -37,17 +38,24 @@ class FailedError(Exception):
   """
 
   def __init__(self, text: str, *, absent: bool = False):
-    super().__init__(text)
+    super().__init__(printable(text))  # Some of it is the server's.
     self.absent = absent
 
 
-def copy(url: str, part: pathlib.Path, *, deadline: float) -> None:
+def copy(
+  url: str,
+  part: pathlib.Path,
+  *,
+  deadline: float,
+  max_bytes: int | None = None,
+) -> None:
   """Writes the content of an address to a file.
 
   Args:
     url: of one of the schemes above.
     part: the file, which is replaced.
     deadline: when to give up, on the clock of `time.monotonic`.
+    max_bytes: of the content; None is any number.
 
   Raises:
     FailedError: no complete answer; also for a full disk.
@@ -63,6 +71,8 @@ def copy(url: str, part: pathlib.Path, *, deadline: float) -> None:
             f'the time was over after {target.tell():,} bytes'
             + (f' of {expected:,}' if expected is not None else '')
           )
+        if max_bytes is not None and target.tell() > max_bytes:
+          raise FailedError(f'it has more than {max_bytes:,} bytes')
       received = target.tell()
   except (FailedError, UserError):
     raise
