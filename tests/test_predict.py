@@ -216,6 +216,8 @@ def test_what_weights_do_not_know_can_be_said(
     (['.', '--top_k=0'], ['top_k', '0']),
     (['.', '--model={"num_classes": None}'], ['no output logits', 'head']),
     (['.', '--ema'], ['ema has no effect']),
+    (['.', '--entry=teacher'], ['entry has no effect']),
+    (['.', '--class_names=../two.txt'], ['2 names for 5', '--class_names=']),
     (['.', '--batch_size=-1'], ['batch_size', '-1']),
   ],
 )
@@ -223,6 +225,7 @@ def test_a_mistake_ends_with_one_message(
   weights, photos, capsys, monkeypatch, argv, words
 ):
   monkeypatch.chdir(photos)
+  (photos.parent / 'two.txt').write_text('v\nw\n')
   assert predict.main([f'--weights={weights}', *argv]) == 2
   error = capsys.readouterr().err
   assert error.startswith('error: ') and 'JAX' not in error

@@ -120,6 +120,7 @@ def add_weights_options(parser: argparse.ArgumentParser) -> None:
     action=argparse.BooleanOptionalAction,
     help='averaged weights of a run, or not; those if there are any',
   )
+  group.add_argument('--entry', help='which of several models in a .pth')
   group.add_argument('--weights_dir', help='where weights lie and are kept')
 
 
@@ -128,7 +129,7 @@ def weights_options(args: argparse.Namespace) -> dict[str, Any]:
 
   What it tells (downloads, damage) goes to stderr: stdout is for results.
   """
-  keys = ('model', 'step', 'ema', 'weights_dir')
+  keys = ('model', 'step', 'ema', 'entry', 'weights_dir')
   options = {key: getattr(args, key) for key in keys}
   return options | dict(on_log=functools.partial(show, file=sys.stderr))
 

@@ -116,7 +116,7 @@ def names_of(
   if len(names) != num_classes:
     raise UserError(
       f'{where} {len(names)} names for {num_classes} classes; give the names in'
-      ' class_names'
+      ' class_names= (--class_names= on the command line)'
     )
   return [str(name) for name in names]
 

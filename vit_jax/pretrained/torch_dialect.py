@@ -63,7 +63,8 @@ def detect(arrays: Mapping[str, np.ndarray]) -> tuple[Dialect, str]:
     if len(found) > 1:
       raise UserError(
         'these weights hold more than one model, and entry= says which to '
-        f'read: {", ".join(found)}'
+        'read (--entry= on the command line): '
+        f'{", ".join(found)}'
       )
     if found:
       prefix = found[0].removesuffix(dialect.anchor)

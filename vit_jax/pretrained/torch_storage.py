@@ -212,7 +212,8 @@ def _choose(content, entry: str | None, path) -> dict[str, Any]:
   if usual:
     return dict(usual[0])
   raise UserError(
-    f'{path}: say entry= to choose where the weights are; there are'
+    f'{path}: say entry= (--entry= on the command line) to choose where the'
+    ' weights are; there are'
     f' {_some(content)}'
   )
 
