@@ -223,6 +223,30 @@ def test_a_small_jpeg_that_claims_to_be_enormous_is_refused_at_once(
   assert time.process_time() - began < 0.3
 
 
+def test_the_limits_hold_for_jpegs_that_only_pillow_reads():
+  # Three samples to one in a row: libjpeg's simple interface refuses it.
+  data = encode(Image.new('RGB', (24, 8), (200, 9, 9)), 'JPEG', subsampling=0)
+  frame = data.index(b'\xff\xc0')
+  data = data[: frame + 11] + b'\x31' + data[frame + 12 :]
+  np.testing.assert_array_equal(decode(data), pillow(data))
+  with pytest.raises(UserError, match=r'limit of 191 \(max_pixels\)'):
+    decode(data, 'max_pixels=191')
+  with pytest.raises(UserError, match=r'Premature end .* 13000 x 13000'):
+    decode(with_size(data, 13_000, 13_000))
+
+
+def test_a_jpeg_with_colours_subsampled_fourfold_down_is_read():
+  data = encode(Image.new('RGB', (8, 32)), 'JPEG', subsampling=0)
+  frame, scan = data.index(b'\xff\xc0'), data.index(b'\xff\xda')
+  head = data[: frame + 11] + b'\x14' + data[frame + 12 : scan]
+  # Four blocks of brightness and one of each colour with the codes of
+  # brightness: no difference (00), no more coefficients (1010), each.
+  scan = b'\xff\xda\0\x0c\3\1\0\2\0\3\0\0\x3f\0'
+  codes = int('001010' * 6 + '1111', 2).to_bytes(5, 'big')
+  image = decode(head + scan + codes + b'\xff\xd9')
+  np.testing.assert_array_equal(image, np.full((32, 8, 3), 128))
+
+
 @pytest.mark.filterwarnings('ignore::PIL.Image.DecompressionBombWarning')
 @pytest.mark.parametrize('mode', ['L', 'RGB', 'CMYK'])
 def test_a_jpeg_over_pillows_warning_limit_is_read_and_checked(

@@ -6,7 +6,9 @@ or has a hole. Its decoder fills in grey there.
 
 import itertools
 import re
+import struct
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -23,6 +25,7 @@ _STRAY = 'extraneous bytes before marker 0xd9'
 # work as so many scans of the largest picture that is read.
 _SCANS_OF_LARGEST = 12
 _SCAN, _END = 0xDA, 0xD9
+_FRAME = struct.Struct('>HBHHB')  # Length, bits, height, width, components.
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 # Frames with Huffman codes of one bit or more for each block and scan: their
 # work is in proportion to their bytes.
@@ -50,25 +53,19 @@ def read(
   Raises:
     ValueError: the data breaks off or is corrupt, or a limit is exceeded.
   """
-  frame, scans = _frame_and_scans(data, max_scans)
-  if scans > max_scans:
-    raise ValueError(
-      f'it has more scans than the limit of {max_scans} (max_scans)'
-    )
-  try:
-    height, width, stored, _ = simplejpeg.decode_jpeg_header(data)
-  except ValueError:
+  header = _header(data, max_scans)
+  if header is None:
     return None
-  _check_size(data, frame, height, width, scans, max_pixels)
-  as_it_is = stored in ('Gray', 'YCbCr', 'RGB')
-  colorspace = _COLORSPACES[channels] if as_it_is else 'CMYK'
+  _check_limits(data, header, max_pixels, max_scans)
+  is_cmyk = header.components == 4
+  colorspace = 'CMYK' if is_cmyk else _COLORSPACES[channels]
   try:
     image = simplejpeg.decode_jpeg(data, colorspace, fastdct=dct == 'fast')
   except ValueError as e:
     if str(e).startswith(_BROKEN) and _STRAY not in str(e):
       raise
     return None
-  return image if as_it_is else None
+  return None if is_cmyk else image
 
 
 def problem(data: bytes) -> str:
@@ -80,15 +77,45 @@ def problem(data: bytes) -> str:
   return 'Pillow does not know it'
 
 
-def _check_size(
-  data: bytes,
-  frame: int | None,
-  height: int,
-  width: int,
-  scans: int,
-  max_pixels: int,
+class _Header(NamedTuple):
+  """What the header of a frame says, and the number of scans."""
+
+  kind: int
+  height: int
+  width: int
+  components: int
+  scans: int
+
+
+def _header(data: bytes, max_scans: int) -> _Header | None:
+  """Returns the header; None if there is none.
+
+  Counting scans ends at `max_scans + 1`; those of sequential frames are not
+  counted.
+  """
+  markers = _markers(data)
+  for kind, at in markers:
+    if kind in _FRAMES and len(data) >= at + _FRAME.size:
+      break
+  else:
+    return None
+  _, _, height, width, components = _FRAME.unpack_from(data, at)
+  scans = (at for marker, at in markers if marker == _SCAN)
+  most = 0 if kind in _SEQUENTIAL else max_scans + 1
+  num_scans = sum(1 for _ in itertools.islice(scans, most))
+  return _Header(kind, height, width, components, num_scans)
+
+
+def _check_limits(
+  data: bytes, header: _Header, max_pixels: int, max_scans: int
 ) -> None:
+  """Raises ValueError for what would take too long or too much memory."""
+  kind, height, width, _, scans = header
   pixels = height * width
+  if scans > max_scans:
+    raise ValueError(
+      f'it has more scans than the limit of {max_scans} (max_scans)'
+    )
   if pixels > max_pixels:
     raise ValueError(
       f'its {height} x {width} pixels exceed the limit of {max_pixels:,} '
@@ -97,7 +124,7 @@ def _check_size(
   # One bit for each block of 8 x 8 is the least that Huffman codes take. The
   # decoder would fill gigabytes with grey before it complains.
   least = pixels // (64 * 8)
-  if len(data) < least and frame in _HUFFMAN:
+  if len(data) < least and kind in _HUFFMAN:
     raise ValueError(
       f'Premature end of JPEG file: {height} x {width} pixels take {least:,} '
       'bytes or more'
@@ -109,26 +136,13 @@ def _check_size(
     )
 
 
-def _frame_and_scans(data: bytes, max_scans: int) -> tuple[int | None, int]:
-  """Returns the kind of frame and the number of scans.
-
-  Counting ends at `max_scans + 1`. Scans of sequential frames are not counted.
-  """
-  markers = _markers(data)
-  frame = next(filter(_FRAMES.__contains__, markers), None)
-  if frame in _SEQUENTIAL:
-    return frame, 0
-  scans = (marker for marker in markers if marker == _SCAN)
-  return frame, sum(1 for _ in itertools.islice(scans, max_scans + 1))
-
-
-def _markers(data: bytes) -> Iterator[int]:
-  """Yields the markers of an image before its end, without restarts."""
+def _markers(data: bytes) -> Iterator[tuple[int, int]]:
+  """Yields the markers of an image before its end, and where each one ends."""
   at = len(MAGIC)
   while found := _MARKER.search(data, at):
     marker, at = data[found.start() + 1], found.end()
     if marker == _END:
       return
-    yield marker
+    yield marker, at
     # A segment begins with its length; the codes of a scan come behind one.
     at += int.from_bytes(data[at : at + 2], 'big')
