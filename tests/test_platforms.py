@@ -40,7 +40,8 @@ def _add_pci(root, name, *, vendor, kind):
 
 
 def test_without_a_tpu_jax_is_told_the_platforms(libtpu, root):
-  environ = {'TPU_SKIP_MDS_QUERY': '1'}  # jax sets it; children inherit it.
+  # jax sets them; children inherit them.
+  environ = {'TPU_SKIP_MDS_QUERY': '1', 'TPU_LIBRARY_PATH': '/libtpu.so'}
   assert platforms.skip_absent_tpu(environ, root=str(root))
   assert environ['JAX_PLATFORMS'] == 'cpu'
 

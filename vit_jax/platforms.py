@@ -16,8 +16,9 @@ from collections.abc import MutableMapping
 
 _GOOGLE = '0x1ae0'  # PCI vendor, of TPUs and of network cards of Google Cloud.
 _NETWORK_CLASS = '0x02'
-# jax sets it in every process that finds no TPU; children inherit it.
-_SAYS_NOTHING = 'TPU_SKIP_MDS_QUERY'
+# jax sets them where libtpu is installed and no TPU found; children inherit
+# them.
+_SAYS_NOTHING = {'TPU_SKIP_MDS_QUERY', 'TPU_LIBRARY_PATH'}
 _CUDA_DEVICES = ('dev/nvidia0', 'dev/nvidiactl', 'dev/dxg')
 
 
@@ -51,7 +52,7 @@ def skip_absent_tpu(
 def _has_sign_of_tpu(environ, root: pathlib.Path) -> bool:
   """Whether devices or the environment speak of a TPU."""
   named = [key for key in environ if key.startswith('TPU_')]
-  if 'JAX_FORCE_TPU_INIT' in environ or set(named) - {_SAYS_NOTHING}:
+  if 'JAX_FORCE_TPU_INIT' in environ or set(named) - _SAYS_NOTHING:
     return True
   if glob.glob(f'{root}/dev/accel*') or glob.glob(f'{root}/dev/vfio/[0-9]*'):
     return True
