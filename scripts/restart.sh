@@ -3,7 +3,7 @@
 #
 #   scripts/restart.sh python -m vit_jax.main --config=... --workdir=...
 #
-# It goes by the exit code: 0 (done), 2 (a mistake that only you can mend) and
+# It goes by the exit code: 0 (done), 2 (a mistake that only you can fix) and
 # 130 (Ctrl-C) end it; 42 (preempted after saving) starts the command again at
 # once; anything else after a pause that doubles from FIRST_PAUSE to LONGEST_PAUSE
 # seconds and is short again after a run of GOOD_RUN seconds. After MOST_FAILURES

@@ -1,21 +1,20 @@
-"""Tells before a TPU is rented whether a run fits it, and how fast it will be.
+"""Compile a recipe for a TPU topology, without a TPU and without the data.
 
-python -m vit_jax.aot --config=configs/vit_i1k.py --topology=v5e-256
-python -m vit_jax.aot --config=configs/vit_i1k.py --topology=v5e-256 --sweep \\
-  --sweep.mesh.fsdp=1,16 --sweep.model.remat=none,full
+examples:
+  python -m vit_jax.aot --config=configs/vit_i1k.py --topology=v5e-256
+  python -m vit_jax.aot --config=configs/vit_i1k.py --topology=v5e-16 --sweep \\
+    --sweep.mesh.fsdp=1,16 --sweep.model.remat=none,full
 
-Compiles the training step of the config with TPU's own compiler, without a TPU
-and without the data; pip install 'vit_jax[aot]' brings the compiler. Topologies
-are named as Cloud TPU does (v3, v4, v5e, v5p, v6e, tpu7x), several slices of
-one with --slices. A value of the config is changed as for vit_jax.main, with
---config.section.key=value.
+Shows whether the training step fits into memory, its collectives, and the time
+that the compiler of TPUs estimates, with all communication hidden behind
+computation: use it to compare variants, not as a promise. The compiler comes
+with pip install 'vit_jax[aot]'. Topologies have the names of Cloud TPU (v3, v4,
+v5e, v5p, v6e, tpu7x); --slices is for several slices of one. Change values of
+the config as for vit_jax.main, with --config.section.key=value.
 
-Times are what the compiler expects of each operation, with all communication
-hidden behind computation: compare variants by them, and do not promise them.
-
---sweep compiles every combination of the values of --sweep.key=v1,v2,... and
-ranks them. A key is one of the config, or per_chip_batch. Without any it tries
-batches, rematerialisation and meshes that suit most models.
+--sweep compiles all combinations of the values of --sweep.key=v1,v2,... and
+ranks them. A key is one of the config, or per_chip_batch. Without keys it tries
+batch sizes, rematerialization and meshes that suit most models.
 """
 
 import argparse
@@ -65,21 +64,34 @@ def _main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-  parser = command.parser('aot', __doc__)
-  parser.add_argument('--topology', required=True, help='as in v5e-256')
-  parser.add_argument('--slices', type=int, default=1, help='of that topology')
+  parser = command.parser('aot', __doc__, failure='it does not fit into memory')
+  parser.add_argument('--topology', required=True, help='such as v5e-256')
   parser.add_argument(
-    '--per_chip_batch', type=int, help='sets config.input.batch_size'
+    '--slices',
+    type=command.positive,
+    default=1,
+    help='number of slices of that topology (default: %(default)s)',
   )
-  parser.add_argument('--sweep', action='store_true', help='compare settings')
+  parser.add_argument(
+    '--per_chip_batch',
+    type=command.positive,
+    help='images per chip; replaces config.input.batch_size',
+  )
+  parser.add_argument(
+    '--sweep',
+    action='store_true',
+    help='compile several settings and rank them',
+  )
   parser.add_argument('--format', choices=('table', 'json'), default='table')
   parser.add_argument(
     '--image_size',
     type=command.size,
     metavar='H[,W]',
-    help='of the images before the ops, where those do not tell',
+    help='size of the stored images, if the ops do not resize them',
   )
-  parser.add_argument('--hlo', metavar='FILE', help='keep the program, as text')
+  parser.add_argument(
+    '--hlo', metavar='FILE', help='write the compiled program, as text'
+  )
   return parser
 
 

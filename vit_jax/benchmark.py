@@ -1,16 +1,16 @@
-"""Measures a recipe on the devices that are here: its step and its input.
+"""Measure the speed of a recipe on this machine: its step and its input.
 
-python -m vit_jax.benchmark --config=configs/vit_s16_i1k.py
-python -m vit_jax.benchmark --config=configs/vit_s16_i1k.py --input_only
-python -m vit_jax.benchmark --config=configs/vit_i1k.py:S/16 \\
-  --config.input.batch_size=16 --steps=10 --data=synthetic --format=json
+examples:
+  python -m vit_jax.benchmark --config=configs/vit_s16_i1k.py
+  python -m vit_jax.benchmark --config=configs/vit_s16_i1k.py --input_only
+  python -m vit_jax.benchmark --config=configs/vit_i1k.py:S/16 \\
+    --config.input.batch_size=16 --steps=10 --data=synthetic --format=json
 
-The step is the one of vit_jax.main, fed as there. Where the data of the recipe
-is not prepared on this machine, made-up JPEG files of 500 x 400 pixels take its
-place, and the output says so; --data=synthetic makes it so anyway. --input_only
-compiles nothing: images per second and CPU-second, what each stage costs, and
-whether the memory of the process grows (--steps=10000 for a long look). With
---format=json the last line is one object.
+The training step is that of vit_jax.main. If the data of the recipe is not on
+this machine, generated JPEG files of 500 x 400 pixels replace it, and the
+output says so. --input_only compiles nothing: it reports images per second and
+per CPU second, the time of each stage, and the growth of memory (--steps=10000
+for a long run). With --format=json the last line is one JSON object.
 """
 
 import json
@@ -32,20 +32,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str]) -> None:
   parser = command.parser('benchmark', __doc__)
-  parser.add_argument('--input_only', action='store_true', help='no model')
+  parser.add_argument(
+    '--input_only', action='store_true', help='measure the input, not the step'
+  )
   parser.add_argument(
     '--steps',
     type=int,
-    help='how many are timed (20); batches, with --input_only (--seconds long)',
+    help='training steps to time (default: 20); with --input_only the number '
+    'of batches (default: as many as fit into --seconds)',
   )
   parser.add_argument(
-    '--seconds', type=float, default=10.0, help='of each input measurement'
+    '--seconds',
+    type=float,
+    default=10.0,
+    help='of each measurement of the input (default: %(default)s)',
   )
   parser.add_argument(
     '--data',
     choices=('auto', 'config', 'synthetic'),
     default='auto',
-    help='auto: synthetic where the data of the config cannot be opened',
+    help='auto: synthetic if the data of the config cannot be opened',
   )
   parser.add_argument('--format', choices=('table', 'json'), default='table')
   config, args = config_file.parse(parser, argv)

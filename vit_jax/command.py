@@ -1,4 +1,4 @@
-"""What the small commands share: how they fail, and how they name weights."""
+"""Parts of all commands: exit codes, `--help`, and options for weights."""
 
 import argparse
 import ast
@@ -71,7 +71,9 @@ def run(
     return 1
 
 
-def parser(module: str, doc: str) -> argparse.ArgumentParser:
+def parser(
+  module: str, doc: str, *, failure: str = 'it failed', more_codes: str = ''
+) -> argparse.ArgumentParser:
   """Returns a parser for `python -m vit_jax.<module>`.
 
   Arguments that do not fit raise UserError.
@@ -79,6 +81,8 @@ def parser(module: str, doc: str) -> argparse.ArgumentParser:
   Args:
     module: the command, one of `COMMANDS`.
     doc: its docstring, shown by `--help`.
+    failure: what exit code 1 means.
+    more_codes: further lines of exit codes.
   """
   others = [
     f'  {name:15} {COMMANDS[name]}' for name in COMMANDS if name != module
@@ -87,7 +91,17 @@ def parser(module: str, doc: str) -> argparse.ArgumentParser:
     f'python -m vit_jax.{module}',
     description=doc,
     epilog='\n'.join(
-      ['Other commands, each python -m vit_jax.COMMAND --help:', *others]
+      [
+        'exit codes:',
+        '  0    done',
+        f'  1    {failure}',
+        '  2    a problem that you can fix (arguments, config, data, paths)',
+        *more_codes.splitlines(),
+        '  130  interrupted with Ctrl-C',
+        '',
+        'Other commands (python -m vit_jax.COMMAND --help):',
+        *others,
+      ]
     ),
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
@@ -107,21 +121,29 @@ def add_weights_options(parser: argparse.ArgumentParser) -> None:
     '--model',
     type=_dict,
     metavar='DICT',
-    help="keys of the model section that win, as in {'num_classes': None}",
+    help='keys of the model section that replace those found with the weights, '
+    "such as {'num_classes': None}",
   )
   group.add_argument(
     '--step',
     type=_step,
-    help="checkpoint of a run: a number, 'best' or 'newest'; the best if the "
-    'run kept it (config.checkpoint.keep_best), or else the newest',
+    help="checkpoint of a run: a number, 'best' or 'newest' (default: the best "
+    'if the run keeps it, see config.checkpoint.keep_best, else the newest)',
   )
   group.add_argument(
     '--ema',
     action=argparse.BooleanOptionalAction,
-    help='averaged weights of a run, or not; those if there are any',
+    help='read the averaged weights of a run (default: if it has them)',
   )
-  group.add_argument('--entry', help='which of several models in a .pth')
-  group.add_argument('--weights_dir', help='where weights lie and are kept')
+  group.add_argument(
+    '--weights_dir',
+    metavar='FOLDER',
+    help='of downloaded weights (default: $VIT_JAX_WEIGHTS or '
+    '~/.cache/vit_jax)',
+  )
+  group.add_argument(
+    '--entry', metavar='KEY', help='which of several models in a .pth file'
+  )
 
 
 def weights_options(args: argparse.Namespace) -> dict[str, Any]:

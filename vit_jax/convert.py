@@ -1,10 +1,11 @@
-"""Reads weights in one format and writes them in another, strictly.
+"""Convert weights between formats.
 
-python -m vit_jax.convert runs/pets pets.safetensors
-python -m vit_jax.convert augreg-B/16 folder/ --format=huggingface
+examples:
+  python -m vit_jax.convert runs/pets pets.safetensors
+  python -m vit_jax.convert augreg-B/16 folder/ --format=huggingface
 
-Every parameter must have its place on both sides. What was written is read
-again, and every array must have the same bits. Exit code 1: it has not.
+Every parameter must have a place in both formats. The target is read again
+after writing, and all arrays are compared bit by bit.
 """
 
 import argparse
@@ -70,15 +71,23 @@ def _main(argv: Sequence[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-  parser = command.parser('convert', __doc__)
-  parser.add_argument('source', metavar='SOURCE', help='as vit_jax.load takes')
+  parser = command.parser(
+    'convert', __doc__, failure='the file written differs from the weights read'
+  )
   parser.add_argument(
-    'target', metavar='TARGET', help='file, or folder for others than us'
+    'source',
+    metavar='SOURCE',
+    help='a run, a file, a folder of timm or Hugging Face, or a published name',
+  )
+  parser.add_argument(
+    'target',
+    metavar='TARGET',
+    help='a file; a folder for timm and huggingface',
   )
   parser.add_argument(
     '--format',
-    help='vit_jax, google_npz, big_vision_npz, timm or huggingface; the suffix'
-    ' of a file tells (.safetensors is ours)',
+    help='vit_jax, google_npz, big_vision_npz, timm or huggingface (default: '
+    "vit_jax for .safetensors, Google's for .npz)",
   )
   parser.add_argument(
     '--allow_note_only',

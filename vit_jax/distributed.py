@@ -28,20 +28,30 @@ _MIN_THREADS = 32
 def add_flags(parser: argparse.ArgumentParser) -> None:
   """Adds the flags that `initialize` takes."""
   group = parser.add_argument_group(
-    'several processes (found out by themselves on TPU pods, under SLURM, Open '
-    'MPI and Kubernetes)'
+    'several processes (detected on TPU pods, under SLURM, Open MPI and '
+    'Kubernetes; needed elsewhere)'
   )
   group.add_argument(
-    '--coordinator', metavar='HOST:PORT', help='of process 0; a free port'
+    '--coordinator',
+    metavar='HOST:PORT',
+    help='address of process 0, with a free port',
   )
-  group.add_argument('--num_processes', type=int, metavar='N')
-  group.add_argument('--process_id', type=int, metavar='I', help='0 .. N - 1')
+  group.add_argument(
+    '--num_processes', type=int, metavar='N', help='number of all processes'
+  )
+  group.add_argument(
+    '--process_id',
+    type=int,
+    metavar='I',
+    help='number of this process, from 0 to N - 1',
+  )
   group.add_argument(
     '--heartbeat_seconds',
     type=int,
     default=100,
     metavar='S',
-    help='a process that is silent for so long is dead, and the others end',
+    help='end the run if a process does not answer for this long (default: '
+    '%(default)s)',
   )
 
 

@@ -8,7 +8,7 @@ from vit_jax.printable import printable_lines
 
 
 class UserError(ValueError):
-  """Something the user can mend: a config, a path, an image.
+  """A problem that the user can fix: a config, a path, an image.
 
   The message says what we got, what we expected and how to fix it.
   `vit_jax.main` prints it alone and exits with code 2.

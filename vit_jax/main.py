@@ -1,8 +1,12 @@
-"""The one command: `python -m vit_jax.main --config=... --workdir=...`.
+"""Train a model, continue a run, or evaluate one.
 
-Exit codes: 0 done, 1 the run failed, 2 a mistake that you can fix (config,
-data, paths), 42 preempted, with everything saved (start the same command
-again), 130 Ctrl-C.
+example:
+  python -m vit_jax.main --config=configs/quickstart.py --workdir=runs/quick \\
+    --config.optimizer.learning_rate=1e-3
+
+A recipe is a Python file; options of it follow a colon, as in
+--config=configs/vit_i1k.py:S/16,smoke. A run that was stopped continues when
+the same command is started again. --config.total_steps=0 only evaluates.
 """
 
 import sys
@@ -28,12 +32,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str]) -> None:
-  parser = command.parser('main', __doc__)
-  parser.add_argument('--workdir', required=True, help='where the run lives')
+  parser = command.parser(
+    'main',
+    __doc__,
+    failure='the run failed: a non-finite loss, a full disk',
+    more_codes='  42   preempted (SIGTERM); saved, the same command continues',
+  )
+  parser.add_argument(
+    '--workdir',
+    required=True,
+    metavar='FOLDER',
+    help='for checkpoints, metrics and pictures; made if it is missing',
+  )
   parser.add_argument(
     '--profile',
     metavar='START:STOP',
-    help='trace these steps into <workdir>/profile, for TensorBoard or xprof',
+    help='record a trace of these training steps in <workdir>/profile, for '
+    'TensorBoard or xprof',
   )
   distributed.add_flags(parser)
   config, args = config_file.parse(parser, argv)

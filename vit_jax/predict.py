@@ -1,10 +1,11 @@
-"""Names what is in pictures.
+"""Classify images with trained weights.
 
-python -m vit_jax.predict --weights=runs/pets cat.jpg photos/ --top_k=3
+example:
+  python -m vit_jax.predict --weights=runs/pets cat.jpg photos/ --top_k=3
 
-Weights are what `vit_jax.load` takes: a run, a file, a folder, a published
-name. Folders are searched for images. Exit code 1: some images could not be
-read; they are named at the end, and the others are answered.
+Weights are whatever vit_jax.load takes: a run, a file, a folder of timm or
+Hugging Face, or a published name. All images in a folder and its subfolders are
+classified. Images that cannot be read are listed at the end.
 """
 
 import argparse
@@ -55,26 +56,47 @@ def _main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-  parser = command.parser('predict', __doc__)
-  parser.add_argument('images', nargs='+', metavar='IMAGE', help='or folder')
-  parser.add_argument('--weights', required=True, metavar='WHAT')
-  parser.add_argument('--top_k', type=int, default=5, help='answers per image')
+  parser = command.parser(
+    'predict', __doc__, failure='some images could not be read'
+  )
+  parser.add_argument(
+    'images', nargs='+', metavar='IMAGE', help='file or folder'
+  )
+  parser.add_argument(
+    '--weights',
+    required=True,
+    metavar='WEIGHTS',
+    help="such as runs/pets, model.safetensors or 'augreg-B/16'",
+  )
+  parser.add_argument(
+    '--top_k',
+    type=command.positive,
+    default=5,
+    help='classes to list for each image (default: %(default)s)',
+  )
   parser.add_argument('--format', choices=_FORMATS, default='table')
   parser.add_argument(
     '--batch_size',
-    type=int,
-    help=f'images at a time; all, but {_MAX_BATCH_SIZE} at most',
+    type=command.positive,
+    help='images in a batch (default: the number of images, '
+    f'{_MAX_BATCH_SIZE} at most)',
   )
-  group = parser.add_argument_group('where the weights do not know it')
-  group.add_argument('--ops', help="such as 'decode|resize(224)'")
-  group.add_argument('--device_ops', help="such as 'normalize(-1, 1)'")
+  group = parser.add_argument_group('replacing what comes with the weights')
   group.add_argument(
-    '--class_names', help="a file (JSON list or lines), or 'imagenet'"
+    '--ops', help="host preprocessing, such as 'decode|resize(224)'"
+  )
+  group.add_argument(
+    '--device_ops', help="normalization, such as 'normalize(-1, 1)'"
+  )
+  group.add_argument(
+    '--class_names',
+    metavar='FILE',
+    help="names, as a JSON list or one per line; or 'imagenet'",
   )
   group.add_argument(
     '--loss',
     choices=('softmax', 'sigmoid'),
-    help='how logits become probabilities',
+    help='that turns logits into probabilities',
   )
   command.add_weights_options(parser)
   return parser

@@ -1,10 +1,11 @@
-"""Shows a model's layers, parameters, multiply-adds and memory.
+"""Show the layers, parameters, multiply-adds and memory of a model.
 
-python -m vit_jax.summary --config=configs/vit_s16_i1k.py
-python -m vit_jax.summary --weights=augreg-B/16 --format=json
+examples:
+  python -m vit_jax.summary --config=configs/vit_s16_i1k.py
+  python -m vit_jax.summary --weights=augreg-B/16 --format=json
 
-Nothing is computed or trained. A value of a config is changed as for
-vit_jax.main, with --config.section.key=value.
+Nothing is trained or computed. Change values of the config as for vit_jax.main,
+with --config.section.key=value.
 """
 
 import argparse
@@ -32,7 +33,7 @@ def _main(argv: Sequence[str]) -> None:
   config, args = config_file.parse(_parser(), argv, required=False)
   if (config is None) == (args.weights is None):
     raise UserError('give one of --config or --weights')
-  options = ('model', 'step', 'ema', 'weights_dir')
+  options = ('model', 'step', 'ema', 'entry', 'weights_dir')
   unused = [f'--{key}' for key in options if getattr(args, key) is not None]
   if config is not None and unused:
     raise UserError(f'{", ".join(unused)} has no effect without --weights')

@@ -1,14 +1,15 @@
-"""Runs a config once for each of several values, and compares the results.
+"""Train once for each of several values and compare the results.
 
-python -m vit_jax.sweep --config=configs/finetune.py:dataset=cifar100 \\
-  --workdir=runs/rates --sweep.optimizer.learning_rate=0.003,0.01,0.03
+example:
+  python -m vit_jax.sweep --workdir=runs/rates \\
+    --config=configs/finetune.py:model=augreg-B/16,data=cifar100 \\
+    --sweep.optimizer.learning_rate=0.003,0.01,0.03
 
 The runs are those of vit_jax.main, one after the other, each in a folder of the
-workdir that is named after its values. Several --sweep.key=values run through
-all combinations. The same command continues a sweep that was killed: a run that
-is finished only returns its results. A run that fails (a rate that is too high
-may make the loss infinite) is marked so in the table, the others go on, and the
-exit code is 1.
+workdir that is named after its values. Several --sweep.key=values give all
+combinations. If a sweep is stopped, the same command continues it; finished
+runs are not trained again. A run that fails (a high learning rate may make the
+loss infinite) is marked in the table, and the others go on.
 """
 
 import itertools
@@ -34,12 +35,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str]) -> int:
   pairs, rest = config_file.split(argv, _PREFIX)
-  parser = command.parser('sweep', __doc__)
-  parser.add_argument('--workdir', required=True, help='where the runs live')
+  parser = command.parser('sweep', __doc__, failure='one of the runs failed')
+  parser.add_argument(
+    '--workdir',
+    required=True,
+    metavar='FOLDER',
+    help='for the folders of the runs',
+  )
   parser.add_argument(
     '--metric',
-    help='that the table is sorted by; top1 of the evaluation val, or else of '
-    'the first one',
+    help='to sort the table by (default: val/top1, or top1 of the first '
+    'evaluation)',
   )
   config, args = config_file.parse(parser, rest)
   texts = [name for name, _ in pairs]

@@ -351,7 +351,10 @@ class TestCommand:
       (['digits', '--split=../x=train'], '../x=...: expected the name of a'),
       (['folder:'], 'folder:PATH is images'),
       (['.'], 'folder:PATH is images'),
-      (['digits', '--num_threads=0'], 'num_threads is at least 1; got 0'),
+      (
+        ['digits', '--num_threads=0'],
+        '--num_threads: expected 1 or more; got 0',
+      ),
     ],
   )
   def test_a_mistake_ends_with_one_message(self, tmp_path, capsys, argv, words):

@@ -1,10 +1,10 @@
-"""Looks at every image of a dataset before a training run does.
+"""Check every image of a dataset before training.
 
-python -m vit_jax.data.preflight folder:/data/pets --split=train,val
+example:
+  python -m vit_jax.data.preflight folder:/data/pets --split=train,val
 
-Lists the classes and how many images each has, the sizes, images that are there
-twice (also in two splits, where they make a test worthless) and those that are
-broken. Exit code 1: there are broken ones.
+Reports the classes and their number of images, image sizes, broken images and
+duplicates, also between splits, where they make test results worthless.
 """
 
 import argparse
@@ -47,13 +47,26 @@ def _main(argv: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
   from vit_jax.data import source_text
 
-  parser = command.parser('data.preflight', __doc__)
+  parser = command.parser(
+    'data.preflight', __doc__, failure='some images are broken'
+  )
   parser.add_argument('source', metavar='SOURCE', help=source_text.HELP)
-  parser.add_argument('--split', default='train', help='one, or several: a,b')
-  parser.add_argument('--ops', default='decode', help='what an image must pass')
+  parser.add_argument(
+    '--split',
+    default='train',
+    help='one or several, such as train,val (default: %(default)s)',
+  )
+  parser.add_argument(
+    '--ops',
+    default='decode',
+    help='host ops to run on every image (default: %(default)s)',
+  )
   parser.add_argument('--format', choices=('table', 'json'), default='table')
   parser.add_argument(
-    '--num_threads', type=int, default=min(16, os.cpu_count() or 1)
+    '--num_threads',
+    type=command.positive,
+    default=min(16, os.cpu_count() or 1),
+    help='that read and decode (default: %(default)s)',
   )
   return parser
 

@@ -1,13 +1,13 @@
-r"""Turns a dataset into few large files with random access (ArrayRecord).
+"""Convert a dataset to a few large files with random access (ArrayRecord).
 
-python -m vit_jax.data.prepare folder:/data/pets /data/pets_records \
+example:
+  python -m vit_jax.data.prepare folder:/data/pets /data/pets_records \\
     --split=train,val --resize_small=256
 
-Read them with data=dict(name='array_record', data_dir='/data/pets_records',
-split='train'). Killed? Start the same command again. Started once more when all
-is done it compares every checksum and writes damaged files anew. The classes,
-how many images each has, and what was skipped stand in <TARGET>/<split>/
-dataset.json.
+Recipes read the result with data=records:/data/pets_records. If it is
+stopped, the same command continues. Run again on a complete result, it verifies
+all checksums and replaces damaged files. TARGET/<split>/dataset.json lists the
+classes, their number of images and the images that were skipped.
 """
 
 import argparse
@@ -54,33 +54,44 @@ def _main(argv: Sequence[str]) -> None:
 def _parser() -> argparse.ArgumentParser:
   from vit_jax.data import source_text
 
-  parser = command.parser('data.prepare', __doc__)
+  parser = command.parser(
+    'data.prepare', __doc__, failure='a file could not be written'
+  )
   parser.add_argument('source', metavar='SOURCE', help=source_text.HELP)
   parser.add_argument('target', metavar='TARGET', help='folder for the files')
   parser.add_argument(
     '--split',
     default='train',
-    help='one, or several: train,val; validation=val calls val validation',
+    help='one or several, such as train,val; validation=val writes the split '
+    'val as validation (default: %(default)s)',
   )
   parser.add_argument(
     '--resize_small',
     type=int,
-    help='shrink images whose shorter side is longer than this many pixels',
+    metavar='PIXELS',
+    help='shrink images whose shorter side is longer than this',
   )
-  parser.add_argument('--quality', type=int, help='of the JPEGs then made; 95')
+  parser.add_argument(
+    '--quality',
+    type=int,
+    help='of the JPEGs that shrinking makes (default: 95)',
+  )
   parser.add_argument(
     '--on_error',
     choices=('stop', 'skip'),
     default='stop',
-    help='what an image that cannot be read does',
+    help='at an image that cannot be read (default: %(default)s)',
   )
   parser.add_argument(
     '--examples_per_shard',
     type=int,
-    help='8,192, or more if that is > 512 files',
+    help='images in a file (default: 8192, or more to have at most 512 files)',
   )
   parser.add_argument(
-    '--num_threads', type=int, default=min(16, 2 * (os.cpu_count() or 1))
+    '--num_threads',
+    type=command.positive,
+    default=min(16, 2 * (os.cpu_count() or 1)),
+    help='that read and encode (default: %(default)s)',
   )
   return parser
 

@@ -23,7 +23,7 @@ from vit_jax.errors import RunError, UserError
 
 _PLAN = 'plan.json'
 _INCOMPLETE = 'incomplete'
-_STAYS = 'what is complete stays: mend it and start the same command again'
+_STAYS = 'complete files stay: fix it and start the same command again'
 _EXAMPLES_PER_SHARD = 8192
 _MAX_SHARDS = 512  # each is an open file of the process that reads them
 
