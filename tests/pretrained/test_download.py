@@ -3,6 +3,7 @@
 import hashlib
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -133,7 +134,7 @@ def test_a_server_that_says_nothing_is_given_up(server, fetch, monkeypatch):
   (url, _), (fetch, _) = server, fetch
   monkeypatch.setattr(transfer, 'OPEN_SECONDS', 0.2)
   start = time.monotonic()
-  with pytest.raises(UserError, match='no answer within 0 s'):
+  with pytest.raises(UserError, match=r'no answer within 0\.2 s'):
     fetch(Remote(f'{url}/mute/x.npz'))
   assert time.monotonic() - start < 10
 
@@ -142,8 +143,9 @@ def test_a_download_has_a_limit_of_time(server, fetch, npz, tmp_path):
   (url, _), (fetch, _) = server, fetch
   with pytest.raises(UserError) as e:
     fetch(Remote(f'{url}/drip/x.npz'), download_seconds=0.3)
-  assert 'the time was over after' in str(e.value)
-  assert f'of {len(npz):,} (download_seconds=0.3)' in str(e.value)
+  # A busy machine may need all of it to get an answer.
+  assert re.search('the time was over after|no answer within', str(e.value))
+  assert '(download_seconds=0.3)' in str(e.value)
   assert list((tmp_path / 'weights').iterdir()) == []
 
 
@@ -201,7 +203,7 @@ def test_what_a_killed_download_left_is_removed(server, fetch, tmp_path):
     return list(weights.glob('.x.npz.*.part'))
 
   try:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     # For a second even an unlocked one would not be taken for abandoned.
     while not unfinished() or time.time() < unfinished()[0].stat().st_ctime + 1:
       assert time.monotonic() < deadline

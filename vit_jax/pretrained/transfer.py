@@ -10,6 +10,7 @@ import http.client
 import os
 import pathlib
 import queue
+import ssl
 import threading
 import time
 import urllib.error
@@ -147,8 +148,20 @@ def _open_http(url: str, token: str | None = None) -> http.client.HTTPResponse:
   request = urllib.request.Request(url, headers={'User-Agent': 'vit_jax'})
   if token:
     request.add_unredirected_header('Authorization', f'Bearer {token}')
-  opener = urllib.request.build_opener(_Redirects)
+  opener = urllib.request.build_opener(
+    _Redirects, urllib.request.HTTPSHandler(context=_ssl_context())
+  )
   return opener.open(request, timeout=READ_SECONDS)
+
+
+def _ssl_context() -> ssl.SSLContext:
+  context = ssl.create_default_context()
+  # Some Pythons (python.org's for macOS) know no authorities of their own.
+  with contextlib.suppress(ImportError):
+    import certifi
+
+    context.load_verify_locations(certifi.where())
+  return context
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -200,7 +213,7 @@ def _within(open_it: Callable[[], Any], deadline: float) -> Any:
     answer, error = answers.get(timeout=seconds)
   except queue.Empty:
     late.set()
-    raise FailedError(f'no answer within {seconds:.0f} s') from None
+    raise FailedError(f'no answer within {seconds:.3g} s') from None
   if error is not None:
     raise error
   return answer
