@@ -135,11 +135,18 @@ def num_classes(data: str, given: int = 0, *, default: int = 0) -> int:
     ValueError: nothing says it, and there is no default.
   """
   found = given or _NUM_CLASSES.get(data) or _count_classes(data) or default
+  name, path = _source(data)
+  if (
+    not found
+    and name != 'tfds'
+    and not pathlib.Path(path).expanduser().is_dir()
+  ):
+    raise ValueError(f'data={data}: there is no such folder; correct the path')
   if not found:
     raise ValueError(
       f'the number of classes of data={data} is not known: it is neither one '
       f'of {", ".join(_NUM_CLASSES)} nor a folder with train/<class>/ or '
-      '<class>/ in it. Correct the path, or add num_classes='
+      '<class>/ in it. Correct data=, or add num_classes='
     )
   return found
 

@@ -89,10 +89,10 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
       **cadence,
     )
 
-  config.evals = dict(val=top1(val, every_epochs=options.epochs / 20))
+  config.evals = dict(val=top1(val, every_epochs=max(1.0, options.epochs / 20)))
   if test:
     config.evals.test = top1(test)
-  config.checkpoint = dict(every_epochs=options.epochs / 10)
+  config.checkpoint = dict(every_epochs=max(1.0, options.epochs / 10))
   config.pictures = dict(
     predictions=dict(name='predictions', data=data(val), ops=eval_ops),
     curves=dict(name='curves'),

@@ -9,6 +9,7 @@ from PIL import Image
 
 from configs import common_data, vit_l16_i21k
 from vit_jax import main
+from vit_jax.data import source_text
 
 ROOT = pathlib.Path(__file__).parents[1]
 RECIPES = [
@@ -50,6 +51,17 @@ def test_a_path_is_a_folder_of_images_or_what_prepare_wrote(tmp_path):
     assert section.to_dict() == dict(
       name='array_record', data_dir=f'{tmp_path}/records', split='train'
     )
+
+
+def test_prepare_and_preflight_take_the_same_paths(tmp_path):
+  _write(tmp_path / 'images', 'train/cat')
+  (tmp_path / 'records/train').mkdir(parents=True)
+  (tmp_path / 'records/train/dataset.json').write_text('{}')
+  for kind, prefix in (('images', 'folder:'), ('records', 'records:')):
+    text = str(tmp_path / kind)
+    assert source_text.parse(text) == source_text.parse(prefix + text)
+    section = common_data.images(text, 'train').to_dict()
+    assert source_text.parse(text) | dict(split='train') == section
 
 
 def test_other_names_are_datasets_of_tfds():
@@ -153,8 +165,11 @@ def test_training_images_are_counted_up_to_a_limit(tmp_path):
 
 
 def test_an_unknown_number_of_classes_is_an_error_without_a_default():
-  with pytest.raises(ValueError, match=r'data=/no/x is not .*num_classes='):
-    common_data.num_classes('/no/x')
+  for text in ('/no/x', 'folder:/no/x', 'records:/no/x'):
+    with pytest.raises(ValueError, match=f'data={text}: there is no such fold'):
+      common_data.num_classes(text)
+  with pytest.raises(ValueError, match=r'data=my_data is not .*num_classes='):
+    common_data.num_classes('my_data')
   assert common_data.num_classes('/no/x', 7, default=9) == 7
   assert common_data.num_classes('/no/x', default=9) == 9
 

@@ -193,8 +193,8 @@ def test_adamw_takes_the_place_of_sgd_and_what_belongs_to_it():
 @pytest.mark.parametrize(
   'arg, message',
   [
-    ('dataset=folder:/x', 'data=folder:/x .*cifar100.*add num_classes='),
-    ('data=folder:/x,model=/no/y', 'add num_classes='),
+    ('data=my_data', 'data=my_data .*cifar100.*add num_classes='),
+    ('dataset=folder:/no/x', 'data=folder:/no/x: there is no such folder'),
     ('crop=central', "crop='central': expected one of inception, resmall, res"),
     ('optimizer=lion', "optimizer='lion': expected one of sgd, adamw"),
     ('freeze,layer_decay=0.5', 'only the head learns: remove layer_decay'),

@@ -109,6 +109,7 @@ def test_other_errors_do_not_open_the_data_again(photos, monkeypatch):
 def test_a_run_says_what_it_trains_on_and_evaluates(photos, tmp_path, capfd):
   config = f'{ROOT}/configs/scratch.py:data={photos},resolution=32,epochs=1'
   small = ['width=32', 'depth=1', 'mlp_dim=32', 'num_heads=1']
+  small.append('dtype=bfloat16')
   assert not main.main(
     [
       f'--config={config}',
@@ -121,6 +122,7 @@ def test_a_run_says_what_it_trains_on_and_evaluates(photos, tmp_path, capfd):
     f'data: training: train of {photos} (22 images); '
     f'val: val of {photos} (2 images)'
   ) in text
+  assert 'on this CPU --config.model.dtype=float32 may be twice as' in text
   assert (tmp_path / 'run/predictions.png').exists()
 
 

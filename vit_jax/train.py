@@ -166,6 +166,8 @@ def train(
     stack.enter_context(watchdog.most_seconds(max_read_seconds))
     progress.log(_describe(run))
     progress.log(inputs.describe(config, evaluation.num_examples(run, jobs)))
+    if hint := reporting.precision_hint(run.mesh, model):
+      progress.log(hint)
     if run.mesh.shape['fsdp'] * run.mesh.shape['tensor'] > 1:
       progress.log(str(run.sharding_report))
     restored = checkpointer.restore(run.abstract_state, config=config)

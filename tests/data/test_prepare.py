@@ -350,7 +350,7 @@ class TestCommand:
       (['digits', '--examples_per_shard=0'], 'at least 1; got 0'),
       (['digits', '--split=../x=train'], '../x=...: expected the name of a'),
       (['folder:'], 'folder:PATH is images'),
-      (['.'], 'folder:PATH is images'),
+      (['tests'], 'no image in'),
       (
         ['digits', '--num_threads=0'],
         '--num_threads: expected 1 or more; got 0',
