@@ -103,6 +103,13 @@ def test_meta_of_another_step_is_damage(tmp_path):
     checkpoint_format.read_meta(directory, 3)
 
 
+def test_a_checkpoint_that_is_removed_meanwhile_is_damage(tmp_path):
+  save(tmp_path, [1])
+  directory = checkpoint_format.absolute(tmp_path)
+  with pytest.raises(checkpoint_format.DamagedError, match='FileNotFound'):
+    checkpoint_format.read_meta(directory, 2)
+
+
 def test_meta_is_json_that_a_human_can_read(tmp_path):
   save(tmp_path, [1])
   meta = json.loads((tmp_path / '1' / 'meta' / 'metadata').read_text())

@@ -102,16 +102,17 @@ def make_meta(
 
 def read_meta(directory: epath.Path, step: int) -> dict[str, Any]:
   """Returns the meta of a checkpoint; raises DamagedError for a broken one."""
-  if is_empty(directory, step):
-    raise DamagedError('its folder is empty')
   path = directory / str(step) / 'meta' / 'metadata'
   try:
+    # A run that is going on may be removing it.
+    if is_empty(directory, step):
+      raise DamagedError('its folder is empty')
     meta = json.loads(path.read_text())
     checksum = meta.pop('checksum')
     matches = _checksum(meta) == checksum and meta['step'] == step
   except PermissionError as e:
     raise RunError(f'cannot read the checkpoint: {shorten(e)}') from e
-  except MemoryError:
+  except (DamagedError, MemoryError):
     raise
   except Exception as e:  # Among them RecursionError, of nested brackets.
     raise DamagedError(f'{path} is not readable ({shorten(e)})') from e
