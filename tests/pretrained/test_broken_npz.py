@@ -134,6 +134,9 @@ case('block 10^9', 'npz', with_array, np.ones(3), f'encoderblock_{10**9}/x')
 for number in (10**9, '9' * 5000):
   name = f'Transformer/encoderblock_{number}/LayerNorm_0/scale'
   case(f'{name[:40]} blocks', 'npz', with_array, np.ones(3), name)
+for name in ('head/kernel', 'head/bias', 'cls', 'embedding/kernel'):
+  case(f'{name} without axes', 'npz', with_array, np.float32(1), name)
+  case(f'{name} of 9 axes', 'npz', with_array, np.ones((1,) * 9), name)
 case('encrypted', 'npz', set_flag, 6, 1)
 case('method 99', 'npz', set_flag, 8, 99)
 case('LZMA', 'npz', lambda p: rewrite(p, members(p), b'', zipfile.ZIP_LZMA))

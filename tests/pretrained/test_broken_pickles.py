@@ -67,6 +67,29 @@ class Code:
     return (print, ('this must not run',))
 
 
+for name in (
+  *('cls_token', 'pos_embed', 'patch_embed.proj.weight', 'head.weight'),
+  *('norm.weight', 'blocks.0.attn.qkv.weight', 'blocks.0.mlp.fc1.weight'),
+  'blocks.0.mlp.fc1.bias',
+):
+  for change, words in (
+    (lambda x: x.sum(), 'without axes'),
+    (lambda x: x[..., None], 'with one axis more'),
+    (lambda x: x[..., :-1], 'one too short'),
+    (lambda x: x.reshape(-1), 'flat'),
+  ):
+    # Patches need not be square, and a vector is flat.
+    if (name, words) != ('patch_embed.proj.weight', 'one too short') and (
+      words != 'flat' or not name.endswith(('norm.weight', 'bias'))
+    ):
+      case(
+        f'{name} {words}',
+        'pth',
+        save,
+        lambda c, n=name, change=change: c | {n: change(c[n])},
+      )
+
+
 @broken('a deflated bomb', 'pth')
 def _(path):
   with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:

@@ -43,6 +43,10 @@ def split(
   if table.ndim != 3 or table.shape[0] != 1:
     raise UnclearError(f'{name} {table.shape}: expected (1, patches, width)')
   length, token = table.shape[1], named.get('class_token')
+  if token is not None and token.shape != (1, 1, table.shape[2]):
+    raise UnclearError(
+      f'{dialect.prefix}cls {token.shape}: expected (1, 1, {table.shape[2]})'
+    )
   can_have_row = token is not None
   # In vision_transformer's place the row is always there.
   must_have_row = can_have_row and dialect.position == POSITIONS[0]

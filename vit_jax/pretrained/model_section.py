@@ -25,31 +25,42 @@ def infer(named: Mapping[str, np.ndarray]) -> dict[str, Any]:
   Args:
     named: arrays by our names, blocks apart; the patches' kernel and block 0
       must be among them.
+
+  Raises:
+    UserError: one of the arrays has too few dimensions.
   """
+
+  def size(name, axis):
+    shape = named[name].shape
+    if len(shape) <= max(axis, 0):
+      raise UserError(f'{name} {shape} has too few dimensions')
+    return shape[axis]
+
   kernel = named['patch_embedding/kernel']
+  size('patch_embedding/kernel', 3)
   fields = dict(
     patch_size=tuple(kernel.shape[:2]),
     width=kernel.shape[-1],
     depth=depth(named),
-    mlp_dim=named['encoder/block_00/mlp/up/kernel'].shape[1],
-    num_heads=named['encoder/block_00/attention/query/kernel'].shape[1],
+    mlp_dim=size('encoder/block_00/mlp/up/kernel', 1),
+    num_heads=size('encoder/block_00/attention/query/kernel', 1),
     num_classes=None,
     pooling='mean',
   )
   if 'head/kernel' in named:
-    fields['num_classes'] = named['head/kernel'].shape[-1]
+    fields['num_classes'] = size('head/kernel', -1)
   if 'class_token' in named:
     fields['pooling'] = 'token'
   elif 'pooling/probe' in named:
     fields['pooling'] = 'map'
   if 'registers' in named:
-    fields['num_registers'] = named['registers'].shape[1]
+    fields['num_registers'] = size('registers', 1)
   if 'position_embedding' not in named:
     fields['position'] = 'none'
   if 'norm/scale' in named:
     fields['final_norm'] = 'features'
   if 'representation/kernel' in named:
-    fields['representation_size'] = named['representation/kernel'].shape[-1]
+    fields['representation_size'] = size('representation/kernel', -1)
   if 'encoder/block_00/scale_mlp' in named:
     fields['layer_scale'] = 1e-5  # The initial value shows nowhere.
   if 'encoder/block_00/attention/query_norm/scale' in named:

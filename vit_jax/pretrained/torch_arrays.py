@@ -79,8 +79,8 @@ def read(
         parts = np.split(array, number)
         for ours, part in zip(table[name], parts, strict=True):
           params[ours] = _to_ours(ours, part, num_heads)
-      except ValueError as e:
-        problems[name] = f'{name} {array.shape}: {e}'
+      except (ValueError, IndexError, TypeError) as e:
+        problems[name] = f'{name} {theirs[name].shape}: {e}'
   labels = {ours: k for k, names in table.items() for ours in names}
   labels |= {
     'class_token': dialect.class_token,
@@ -146,7 +146,8 @@ def guess_pooling(theirs: Mapping[str, np.ndarray], dialect: Dialect) -> str:
   ):
     return 'mean'
   head = theirs.get(f'{dialect.head}.weight')
-  if dialect.head_reads and head is not None and head.shape[1] % 2 == 0:
+  two = head is not None and head.ndim == 2 and head.shape[1] % 2 == 0
+  if dialect.head_reads and two:
     token, mean = np.split(head, 2, axis=1)
     return 'mean' if np.any(mean) and not np.any(token) else 'token'
   return 'token'
@@ -182,6 +183,9 @@ def _to_ours(name: str, array: np.ndarray, num_heads: int) -> np.ndarray:
   """Returns a torch array in the layout of our `name`, or ValueError."""
   layer, leaf = name.rpartition('/')[::2]
   layer = layer.rpartition('/')[2]
+  ndim = {'kernel': 4 if layer == 'patch_embedding' else 2, 'bias': 1}.get(leaf)
+  if ndim is not None and array.ndim != ndim:
+    raise ValueError(f'expected {ndim} dimensions')
   if leaf == 'bias' and layer in ('query', 'key', 'value'):
     return array.reshape(num_heads, -1)
   if leaf != 'kernel':

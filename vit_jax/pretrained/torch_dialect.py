@@ -101,7 +101,9 @@ def _check_mlp(arrays) -> None:
   for name, array in arrays.items():
     if name.endswith('blocks.0.mlp.fc1.weight'):
       down = arrays.get(name.replace('fc1', 'fc2'))
-      if down is not None and down.shape[-1] * 2 == len(array):
+      if np.ndim(down) != 2 or np.ndim(array) != 2:
+        continue  # Told later, with all that does not fit.
+      if down.shape[1] * 2 == len(array):
         raise UserError(
           'these weights are of a model with a gated MLP (SwiGLU: DINOv2'
           f' giant), which models/vit.py does not have: {name} {array.shape}'

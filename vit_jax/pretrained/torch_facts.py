@@ -112,9 +112,9 @@ def num_heads(
     return vit.VARIANTS[variant]['num_heads']
   names = {v[0]: k for k, v in torch_names.expand(dialect, 1).items()}
   width = theirs[dialect.anchor].shape[0]
-  mlp = theirs.get(names['encoder/block_00/mlp/up/kernel'], ())
+  mlp = np.shape(theirs.get(names['encoder/block_00/mlp/up/kernel'], 0))
   for sizes in vit.VARIANTS.values():
-    if (sizes['width'], sizes['mlp_dim']) == (width, len(mlp)):
+    if (sizes['width'], sizes['mlp_dim']) == (width, *mlp[:1]):
       return sizes['num_heads']
   if width % 64:
     raise UserError(

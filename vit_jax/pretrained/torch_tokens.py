@@ -36,6 +36,12 @@ def check(theirs: Mapping[str, np.ndarray], dialect: Dialect) -> None:
     for name, (ndim, shape) in expected.items()
     if name in theirs and theirs[name].ndim != ndim
   ]
+  if not problems and dialect.anchor in theirs:
+    width = theirs[dialect.anchor].shape[0]
+    for name in (dialect.class_token, dialect.registers, dialect.position):
+      shape = theirs[name].shape if name in theirs else (1, width)
+      if shape[-1] != width or (len(shape) == 3 and shape[0] != 1):
+        problems.append(f'{name} {shape}: expected 1 x tokens x {width}')
   if problems:
     raise UserError('; '.join(problems))
 
