@@ -49,6 +49,18 @@ def test_photos_of_all_sizes_end_before_the_first_step(
   assert not (tmp_path / 'run').exists()
 
 
+def test_a_picture_of_photos_of_all_sizes_ends_before_the_first_step(
+  photos, tmp_path, monkeypatch
+):
+  _no_training(monkeypatch)
+  config = scratch.get_config(f'data={photos},resolution=32')
+  config.pictures.predictions.ops = 'decode'
+  with pytest.raises(
+    UserError, match=r'^config\.pictures\.predictions: exampl'
+  ):
+    train.train(str(tmp_path / 'run'), **config.to_dict())
+
+
 def test_all_problems_are_in_one_message(photos, tmp_path, monkeypatch):
   _no_training(monkeypatch)
   config = scratch.get_config(f'data={photos},resolution=32')
