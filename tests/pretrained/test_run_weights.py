@@ -186,3 +186,33 @@ def test_no_best_checkpoint_is_an_error_only_for_who_asks(
   with pytest.raises(UserError, match="step='last': expected the number"):
     run_weights.read(tmp_path, step='last')
   assert run_weights.read(tmp_path).source['step'] == 1
+
+
+@pytest.mark.parametrize('text', ['{"a', '[' * 100_000, '[1, 2]', '{"a": "b"}'])
+def test_broken_names_of_classes_are_named(text, run):
+  workdir, _ = run
+  (workdir / 'class_names.json').write_text(text)
+  with pytest.raises(UserError, match=r'class_names\.json'):
+    run_weights.read(workdir)
+
+
+@pytest.mark.parametrize(
+  'config',
+  [
+    dict(model=[1]),
+    dict(model=dict(name='vit', width='x')),
+    dict(input=3),
+    dict(input=dict(device_ops=3)),
+    dict(evals=[1]),
+    dict(evals=dict(val=3)),
+  ],
+)
+def test_a_config_of_other_types_is_one_error(config, make_weights, tmp_path):
+  weights = make_weights()
+  checkpointer = checkpoint.Checkpointer(tmp_path / 'checkpoints')
+  state = dict(params=jax.tree.map(jax.numpy.asarray, weights.params))
+  config = dict(model=weights.model, input={}) | config
+  checkpointer.save(1, state, config=config, wait=True)
+  checkpointer.close()
+  with pytest.raises(UserError, match='has values that are wrong'):
+    run_weights.read(tmp_path)
