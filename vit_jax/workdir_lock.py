@@ -12,6 +12,7 @@ buckets have none. Instead the next run finds out whether the owner is alive:
 
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import pathlib
@@ -35,6 +36,8 @@ REFRESH_SECONDS = 15.0
 STALE_SECONDS = 180.0
 _POLL_SECONDS = 0.5
 _MOST_BYTES = 10_000
+
+_WAITING, _HELD, _REFUSED = range(3)
 
 _held: set[str] = set()  # Tokens of the locks of this process.
 
@@ -100,18 +103,27 @@ def hold(
     UserError: another process that is alive owns the workdir, or nothing can be
       written there.
   """
-  lock, error = None, None
   if jax.process_index() == 0:
+    attempts = _attempts(pathlib.Path(workdir), stale_seconds, on_log)
+  else:
+    attempts = itertools.repeat(None)
+  lock, error, state = None, None, _WAITING
+  while state == _WAITING:
     try:
-      lock = _acquire(pathlib.Path(workdir), stale_seconds, on_log)
+      lock = next(attempts)
     except UserError as e:
       error = e
-  if jax.process_count() > 1:
-    held = multihost_utils.process_allgather(np.int32(error is None))
-    if error is None and not held.all():
-      error = UserError('process 0 cannot lock the workdir; see its message')
-  if error is not None:
-    raise error
+    if error is not None:
+      state = _REFUSED
+    elif lock is not None:
+      state = _HELD
+    if jax.process_count() > 1:
+      # Again and again: a collective gives up after 30 seconds on CPUs.
+      state = int(multihost_utils.process_allgather(np.int32(state))[0])
+  if state == _REFUSED:
+    raise error or UserError(
+      'process 0 cannot lock the workdir; see its message'
+    )
   if lock is None:
     yield lambda: None
     return
@@ -129,9 +141,10 @@ def hold(
       lock.release()
 
 
-def _acquire(
+def _attempts(
   workdir: pathlib.Path, stale_seconds: float, on_log: Callable[[str], Any]
-) -> Lock:
+) -> Iterator[Lock | None]:
+  """Yields None as long as it is not clear who is alive, and then the lock."""
   path = workdir / NAME
   token = secrets.token_hex(8)
   record = dict(
@@ -142,23 +155,20 @@ def _acquire(
     process=_process_start(os.getpid()),
     token=token,
   )
-  _held.add(token)
   try:
     workdir.mkdir(parents=True, exist_ok=True)
-    _wait_and_take(path, record, stale_seconds, on_log)
+    for _ in _wait_and_take(path, record, stale_seconds, on_log):
+      yield None
+      time.sleep(_POLL_SECONDS)
   except OSError as e:
-    _held.discard(token)
     raise UserError(
       f'cannot write {str(e.filename or path)!r}: {e.strerror}. Give a workdir '
       'that you may write to'
     ) from e
-  except BaseException:
-    _held.discard(token)
-    raise
-  return Lock(path, token)
+  yield Lock(path, token)
 
 
-def _wait_and_take(path, record, stale_seconds, on_log) -> None:
+def _wait_and_take(path, record, stale_seconds, on_log) -> Iterator[None]:
   """Writes `record` to `path` once the owner before is dead."""
   first, deadline = None, 0.0
   while True:
@@ -182,9 +192,10 @@ def _wait_and_take(path, record, stale_seconds, on_log) -> None:
       if not alive and (alive is False or now >= deadline):
         if owner is not None:
           on_log(f'took over the workdir of {_describe(owner)}, which is dead')
+        _held.add(record['token'])
         _write(path, record, replace=True)
         return
-    time.sleep(_POLL_SECONDS)
+    yield
 
 
 def _refusal(path, owner, stale_seconds, same_machine) -> str:
