@@ -58,4 +58,4 @@ def test_data_that_is_missing_is_replaced_and_said_so(capsys, tmp_path):
 def test_bad_numbers_are_refused(capsys):
   config = f'--config={CONFIGS}/quickstart.py'
   code, _, err = run(capsys, config, '--steps=1')
-  assert code == 2 and '--steps is at least 2' in err
+  assert code == 2 and '--steps=1: expected 2 or more' in err

@@ -47,8 +47,8 @@ def _error(capsys, recipe, *changes, workdir):
   ('change', 'words'),
   [
     ('totl_steps=3', ['unknown key', 'totl_steps', "'total_steps'"]),
-    ('model=None', ['config.model', 'section', 'None']),
-    ('optimizer=None', ['config.optimizer', 'section', 'None']),
+    ('model=None', ['model=None', 'a dict']),
+    ('optimizer=None', ['optimizer=None', 'a dict']),
     ('model.dropout=0.1', ['dropout', 'dropout_rate']),
     ('model.name=vitt', ["'vitt'", 'vit', 'models/ has']),
     ('model.variant=Q/16', ["'Q", 'So400m']),

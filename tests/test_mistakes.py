@@ -1,5 +1,6 @@
 """Mistakes in a config or a command end with one message and exit code 2."""
 
+import importlib
 import json
 
 import pytest
@@ -220,3 +221,54 @@ def test_a_metric_to_keep_that_its_evaluation_has_not(capsys, recipe, tmp_path):
   # What was trained is saved: the same command continues from it.
   assert main_lib.main([*argv, '--config.checkpoint.keep_best=val/top1']) == 0
   assert 'this run is finished' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+  ('name', 'argv', 'words'),
+  [
+    ('predict', ['--weights=x', 'a', '--model={1: 2}'], ['expected a dict']),
+    ('predict', ['--weights=x', 'a', '--batch_size=0'], ['--batch_size', '1']),
+    ('predict', ['--weights=x', 'a', '--top_k=0'], ['--top_k', '1 or more']),
+    ('predict', ['--weights=x', 'a', '--topk=3'], ['--top_k?']),
+    ('convert', ['x', 'a\0b.npz'], ['NUL']),
+    ('summary', ['CONFIG', '--config.model.depth=-1'], ['depth=-1']),
+    ('summary', ['CONFIG', '--config.model.width=0'], ['width=0']),
+    ('summary', ['CONFIG', '--config.input=None'], ['input=None', 'a dict']),
+    ('summary', ['CONFIG', '--step=3'], ['--step', '--weights']),
+    ('sweep', ['CONFIG', '--workdir=x'], ['give each key once']),
+    ('sweep', ['CONFIG', '--workdir=', '--sweep.seed=1'], ['workdir']),
+    (
+      'sweep',
+      ['CONFIG', '--workdir=x', '--sweep.seed=1', '--config.evals.val=None'],
+      ['config.evals has none'],
+    ),
+    ('benchmark', ['CONFIG', '--seconds=nan'], ['--seconds=nan']),
+    ('benchmark', ['CONFIG', '--config.input=None'], ['input=None']),
+    ('aot', ['CONFIG', '--topology=v5e-8', '--slices=0'], ['--slices']),
+    ('data.prepare', ['digits', ''], ["TARGET=''"]),
+    ('data.preflight', ['digits', '--num_threads=0'], ['--num_threads']),
+  ],
+)
+def test_mistakes_of_the_other_commands(
+  capsys, recipe, tmp_path, monkeypatch, name, argv, words
+):
+  monkeypatch.chdir(tmp_path)
+  argv = [f'--config={recipe}' if arg == 'CONFIG' else arg for arg in argv]
+  module = importlib.import_module(f'vit_jax.{name}')
+  assert module.main(argv) == 2
+  (line,) = capsys.readouterr().err.splitlines()
+  for word in words:
+    assert word in line
+  assert [path.name for path in tmp_path.iterdir()] == ['recipe.py']
+
+
+def test_a_target_that_cannot_be_written(capsys, tiny_weights, tmp_path):
+  from vit_jax import convert
+  from vit_jax.pretrained import our_files
+
+  our_files.write(tiny_weights(), tmp_path / 'a.safetensors')
+  (tmp_path / 'file').write_text('')
+  target = tmp_path / 'file' / 'b.safetensors'
+  assert convert.main([str(tmp_path / 'a.safetensors'), str(target)]) == 2
+  (line,) = capsys.readouterr().err.splitlines()
+  assert str(target) in line

@@ -44,8 +44,9 @@ def _main(argv: Sequence[str]) -> int:
   # Importing jax takes seconds: a mistyped command should not wait for it.
   import jax
 
-  from vit_jax import tpu
+  from vit_jax import lookup, tpu, train
 
+  lookup.check_keys(train.train, config.to_dict(), 'config', num_args=1)
   # The process computes nothing but a few constants, on the CPU.
   jax.config.update('jax_platforms', 'cpu')
   topology = tpu.topology(args.topology, args.slices)
@@ -242,7 +243,11 @@ def _values(pairs: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
   twice = sorted({name for name in names if names.count(name) > 1})
   if twice:
     raise UserError(f'--sweep: give each key once; twice: {", ".join(twice)}')
-  return {name: text.split(',') for name, text in pairs}
+  values = {name: text.split(',') for name, text in pairs}
+  for text in values.get(_BATCH, ()):
+    if not text.isdecimal() or int(text) < 1:
+      raise UserError(f'{_PREFIX}{_BATCH}={text}: expected a number from 1 up')
+  return values
 
 
 def _usual(config: Any, topology: Any) -> dict[str, list[str]]:

@@ -14,6 +14,7 @@ for a long run). With --format=json the last line is one JSON object.
 """
 
 import json
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -55,8 +56,10 @@ def _main(argv: Sequence[str]) -> None:
   )
   parser.add_argument('--format', choices=('table', 'json'), default='table')
   config, args = config_file.parse(parser, argv)
-  if (args.steps is not None and args.steps < 2) or args.seconds <= 0:
-    raise UserError('--steps is at least 2 and --seconds above 0')
+  if args.steps is not None and args.steps < 2:
+    raise UserError(f'--steps={args.steps}: expected 2 or more')
+  if not 0 < args.seconds < math.inf:
+    raise UserError(f'--seconds={args.seconds}: expected a number above 0')
   # Importing jax takes seconds: a mistyped command should not wait for it.
   from vit_jax import lookup, train
 

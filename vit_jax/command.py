@@ -53,6 +53,9 @@ def run(
   if sys.excepthook is sys.__excepthook__:
     sys.excepthook = _show_exception
   try:
+    for arg in argv:
+      if '\0' in arg:  # No path can have it.
+        raise UserError(f'{arg!r} contains a NUL character; remove it')
     return command(argv) or 0
   except (UserError, RunError) as e:
     if '--traceback' in argv:

@@ -192,8 +192,6 @@ def expected(hint: Any, value: Any) -> str | None:
     return None
   if not all(isinstance(kind, type) for kind in found):
     return None
-  if value is None and Mapping in found:  # A section that is left out.
-    return None
   if any(_TYPES[kind][0](value) for kind in found):
     return None
   return ' or '.join(dict.fromkeys(_TYPES[kind][1] for kind in found))

@@ -40,6 +40,11 @@ def _main(argv: Sequence[str]) -> None:
       f'--split={sliced[0]}: prepare takes whole splits; a slice is taken when '
       'they are read'
     )
+  if not args.target.strip():
+    raise UserError(
+      "TARGET='': expected the path of a folder; is a variable of the shell "
+      'not set?'
+    )
   outside = [name for name, *_ in named if name.startswith(('/', '..'))]
   if outside:
     raise UserError(
