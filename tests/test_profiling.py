@@ -53,3 +53,14 @@ def test_only_process_0_traces(calls, monkeypatch):
 def test_another_text_says_what_is_expected(text):
   with pytest.raises(UserError, match="such as '10:12'"):
     profiling.Trace('there', text)
+
+
+def test_a_run_that_continues_after_the_steps_says_that_it_traces_none(calls):
+  lines = []
+  options = dict(restored_step=4, on_log=lines.append)
+  with profiling.Trace('there', '2:6', **options) as trace:
+    for step in (5, 6):
+      trace.before(step, jnp.zeros(()))
+  assert calls == []
+  (line,) = lines
+  assert '2:6' in line and 'after step 4' in line
