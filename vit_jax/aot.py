@@ -6,8 +6,8 @@ examples:
     --sweep.mesh.fsdp=1,16 --sweep.model.remat=none,full
 
 Shows whether the training step fits into memory, its collectives, and the time
-that the compiler of TPUs estimates, with all communication hidden behind
-computation: use it to compare variants, not as a promise. The compiler comes
+that the compiler of TPUs estimates for it, without waiting for other chips: no
+bound and no promise, but a way to compare variants. The compiler comes
 with pip install 'vit_jax[aot]'. Topologies have the names of Cloud TPU (v3, v4,
 v5e, v5p, v6e, tpu7x); --slices is for several slices of one. Change values of
 the config as for vit_jax.main, with --config.section.key=value.
@@ -157,15 +157,18 @@ def _print(result: Any, found: Mapping[str, Any], topology: Any) -> None:
     rows += [
       ('state and batch', _gib(result.argument_bytes)),
       ('temporary', _gib(result.temporary_bytes)),
-      ('step', f'{total * 1e3:.2f} ms if no communication is waited for'),
+      (
+        'step',
+        f'{total * 1e3:.2f} ms estimated, without waiting for other chips',
+      ),
     ]
     rows += [
       (f'  {phase}', f'{seconds * 1e3:.2f} ms')
       for phase, seconds in result.seconds.items()
     ]
     rows += [
-      ('images/s/chip', f'{result.images_per_second_per_chip:,.0f} at most'),
-      ('MFU', f'{result.mfu:.1%} at most'),
+      ('images/s/chip', f'{result.images_per_second_per_chip:,.0f} estimated'),
+      ('MFU', f'{result.mfu:.1%} estimated'),
     ]
     rows += [
       (
@@ -198,7 +201,7 @@ def _kernel(kernel: Mapping[str, Any]) -> str:
     return f'{kernel["calls"]} calls of unknown time'
   return (
     f'{kernel["calls"]} calls of {kernel["iterations"]} x '
-    f'{kernel["bundles"]:,} cycles at most'
+    f'{kernel["bundles"]:,} cycles, without waits'
   )
 
 

@@ -32,7 +32,7 @@ class Result:
     argument_bytes, temporary_bytes: state and batch; everything else.
     out_of_memory: the compiler refused.
     seconds: estimated, by phase; empty if it does not fit.
-    images_per_second_per_chip, mfu: at that time, so upper bounds.
+    images_per_second_per_chip, mfu: at that time; estimates, not bounds.
     estimate: more of the same, None if it does not fit.
   """
 

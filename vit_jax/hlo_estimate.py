@@ -2,9 +2,10 @@
 
 The compiler writes the cycles that it expects of each fusion into the optimised
 program. Summed over the program, loops as often as they run, and divided by the
-clock they are the time of a step in which no communication is waited for: a
-lower bound. Kernels written by hand (Pallas) carry no such number; theirs comes
-from the schedule that the compiler makes for them.
+clock they estimate the time of a step that never waits for other chips. It is
+no bound: the cost model is several times too high for some small products.
+Kernels written by hand (Pallas) carry no such number; theirs is the count of
+scheduled instructions, without the cycles in which a result is waited for.
 """
 
 import collections
