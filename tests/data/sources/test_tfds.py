@@ -308,3 +308,42 @@ def test_a_bucket_is_to_be_mounted(monkeypatch):
   monkeypatch.setattr(tensorflow_datasets, 'builder', builder)
   with pytest.raises(UserError, match='mount the bucket of gs://bucket/data'):
     tfds.Source('train', dataset='cifar10', data_dir='gs://bucket/data')
+
+
+@pytest.mark.parametrize('nested', [False, True])
+def test_files_of_a_dataset_import_no_module(
+  data_dir, tmp_path, monkeypatch, nested
+):
+  # Not the name of the class of `data_dir`: features are those of the file.
+  folder = tmp_path / 'data' / 'foreign_animals'
+  shutil.copytree(f'{data_dir}/tiny_animals', folder)
+  for file in folder.rglob('*tiny_animals*'):
+    file.rename(file.with_name(file.name.replace('tiny', 'foreign')))
+  info = folder / '1.0.0' / 'dataset_info.json'
+  info.write_text(info.read_text().replace('tiny_animals', 'foreign_animals'))
+  marker = tmp_path / 'imported'
+  (tmp_path / 'foreign_feature.py').write_text(
+    f'import pathlib\npathlib.Path({str(marker)!r}).touch()\n'
+  )
+  monkeypatch.syspath_prepend(tmp_path)
+
+  def read():
+    return tfds.Source(
+      'train', dataset='foreign_animals', data_dir=str(tmp_path / 'data')
+    )
+
+  assert len(read()) == _NUM
+  path = folder / '1.0.0' / 'features.json'
+  described = json.loads(path.read_text())
+  inner = described['featuresDict']['features']
+  if nested:
+    inner = inner['several']['sequence']['feature']
+  else:
+    inner = inner['file_name']
+  inner['pythonClassName'] = 'foreign_feature.Text'
+  path.write_text(json.dumps(described))
+  with pytest.raises(
+    UserError, match=r"names the class 'foreign_feature\.Text'"
+  ):
+    read()
+  assert not marker.exists()

@@ -9,6 +9,7 @@ import importlib.util
 import os
 
 from vit_jax.data import splits, tfrecord
+from vit_jax.data.sources import _tfds_features
 from vit_jax.errors import UserError
 
 _FORMAT = 'array_record'
@@ -57,11 +58,13 @@ class Source:
       download: download and prepare the dataset where it is missing.
 
     Raises:
-      UserError: no such dataset, split or feature, or a dataset that is not
-        prepared or lies in a format without random access.
+      UserError: no such dataset, split or feature, a dataset that is not
+        prepared or lies in a format without random access, or one whose files
+        name classes of modules that are not imported.
     """
-    builder = _prepared_builder(dataset, data_dir, download)
-    features = builder.info.features
+    with _tfds_features.no_imports():
+      builder = _prepared_builder(dataset, data_dir, download)
+      features = builder.info.features
     self._image_key, self._label_key = image_key, label_key
     wanted = [key for key in (image_key, label_key) if key is not None]
     missing = [repr(key) for key in wanted if key not in features]
@@ -117,6 +120,8 @@ def _prepared_builder(dataset: str, data_dir: str | None, download: bool):
       f'{data_dir or "its default data_dir"}{hint}'
       f'{_folder_hint(dataset) or _ELSEWHERE}'
     ) from e
+  except UserError:
+    raise
   # An unknown config or version, a bucket, a damaged dataset_info.json, ...
   except Exception as e:
     what = _folder_hint(dataset) or f': {e}'
