@@ -186,9 +186,9 @@ class TestExamples:
       path.parent.mkdir(parents=True, exist_ok=True)
       Image.fromarray(np.zeros(size, np.uint8)).save(path)
     data = dict(name='image_folder', data_dir=str(tmp_path), split='train')
-    one = make(data=data, ops='decode', on_error='skip')
     with pytest.raises(UserError) as error:
-      _take(one, 1) if make is _train else list(one)
+      # An evaluation compares some of its examples when it is opened.
+      _take(make(data=data, ops='decode', on_error='skip'), 1)
     for part in ('0.png: image uint8[8, 9, 3]', '1.png: image uint8[5, 5, 3]'):
       assert part in str(error.value)
     assert 'add an op such as resize(224)' in str(error.value)
@@ -208,7 +208,7 @@ class TestExamples:
       assert f'{name} is an integer of at least' in str(error.value)
 
   def test_a_seed_that_is_no_number_is_an_error(self):
-    with pytest.raises(UserError, match=r"seed is an integer.*got 'x'"):
+    with pytest.raises(UserError, match="seed='x': expected a whole number"):
       _train(seed='x')
 
   def test_an_unknown_source_is_an_error_with_the_choices(self):
