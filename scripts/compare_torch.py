@@ -115,9 +115,10 @@ def _work(args) -> None:
 
 
 def _vit_jax_steps(args):
-  from vit_jax import host_memory
+  from vit_jax import host_memory, platforms
 
   host_memory.keep()
+  platforms.skip_absent_tpu()
   import jax
   import jax.numpy as jnp
   import numpy as np
