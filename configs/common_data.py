@@ -91,10 +91,11 @@ def imagenet_splits(data: str) -> tuple[str, dict[str, str]]:
   """Returns big_vision's splits of ImageNet-1k, or of a path: training, evals.
 
   `minival`, a hundredth of the training images, is what choices may be made on;
-  `val` is what papers report. A path that has train/ alone has no `val`.
+  `val` is what papers report. `minitrain`, big_vision's `train`, has images of
+  the training data. A path that has train/ alone has no `val`.
   """
   _, val, _ = splits(data, tfds=('train', 'validation', None))
-  evals = dict(train='train[:2%]', minival='train[99%:]')
+  evals = dict(minitrain='train[:2%]', minival='train[99%:]')
   if val != 'train[90%:]':
     evals['val'] = val
   return 'train[:99%]', evals

@@ -85,6 +85,12 @@ def _message(capsys, *argv):
     ('pictures={"x/y": {"name": "curves"}}', ["'x/y'", 'letters']),
     ('pictures={3: {"name": "curves"}}', ['pictures']),
     ('evals.val=3', ['evals.val=3', 'section']),
+    (
+      'evals={"train": {"name": "classification", "ops": "", "data": {'
+      '"name": "synthetic", "split": "x", "image_size": 16, '
+      '"num_classes": 4}}}',
+      ['train/...', 'another name'],
+    ),
     ('a..b=3', ['--config.a..b', 'section.key=value']),
     ('lr=0.1', ["unknown key 'lr'", "'optimizer.learning_rate'"]),
     ('batch=3', ["'input.batch_size'"]),

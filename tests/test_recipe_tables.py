@@ -230,6 +230,7 @@ def deit3_src(base, pixels, depth_rate, group_size, **more):
 # big_vision, configs/vit_i1k.py; rates and lengths are in test_configs.py.
 I1K = {
   'input_split': 'train[:99%]',
+  'minitrain_split': 'train[:2%]',
   'minival_split': 'train[99%:]',
   'val_split': 'validation',
   'pooling': 'token',
@@ -248,7 +249,7 @@ I21K = I1K | {  # configs/vit_i21k.py, with the class token of the weights.
   'input_split': 'full[51200:]',
   'test_split': 'full[:25600]',
   'val_split': 'full[25600:51200]',
-  'minival_split': None,
+  **none('minitrain_split minival_split'),
   'representation_size': None,
 }
 S16 = I1K | {'pooling': 'mean', 'position': 'sincos2d'}  # vit_s16_i1k.py.

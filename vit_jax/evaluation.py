@@ -88,11 +88,12 @@ def make_jobs(
       _check_image(image, run, where)
     jobs.append(Job(name, evaluator, every_steps, weights))
   names = [prefix for job in jobs for prefix in job.prefixes]
-  twice = {name for name in names if names.count(name) > 1}
+  # Training's own metrics are train/...
+  twice = {name for name in names if names.count(name) > 1 or name == 'train'}
   if twice:
     raise UserError(
-      f'config.evals: two evaluations would be called '
-      f'{", ".join(sorted(twice))}/...; give one of them another name'
+      f'config.evals: two kinds of metrics would be called '
+      f'{", ".join(sorted(twice))}/...; give the evaluation another name'
     )
   return jobs
 
