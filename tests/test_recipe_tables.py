@@ -249,8 +249,7 @@ I21K = I1K | {  # configs/vit_i21k.py, with the class token of the weights.
   'input_split': 'full[51200:]',
   'test_split': 'full[:25600]',
   'val_split': 'full[25600:51200]',
-  **none('minitrain_split minival_split'),
-  'representation_size': None,
+  **none('minitrain_split minival_split representation_size'),
 }
 S16 = I1K | {'pooling': 'mean', 'position': 'sincos2d'}  # vit_s16_i1k.py.
 
