@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_jax.data import pipeline, watchdog
+from vit_jax.data import pipeline, records, watchdog
 from vit_jax.data.sources import synthetic
 from vit_jax.errors import UserError
 
@@ -74,6 +74,16 @@ class TestBrokenRecords:
     np.testing.assert_array_equal(index, expected)
     assert train_input.skipped == 3
     assert any("record 19 of 'train'" in n for n in train_input.skipped_names)
+
+  def test_what_is_skipped_is_one_line_each(self, broken, monkeypatch):
+    name = 'a\x1b[31m.jpg\nresults of step 9'
+    monkeypatch.setattr(synthetic.Source, 'describe', lambda *_: name)
+    reader = records.Reader(_DATA, '', on_error='skip')
+    broken.add(0)
+    reader.read_or_blank(0, np.random.default_rng(0))
+    [line] = reader.skipped_names
+    assert line.startswith(r'a\x1b[31m.jpg\nresults of step 9: ')
+    assert '\n' not in line
 
   def test_what_is_skipped_does_not_depend_on_threads_or_start(self, broken):
     broken.update({0, 7, 8})

@@ -103,6 +103,17 @@ def test_the_next_address_is_tried(server, fetch):
   assert sum('404' in line for line in log) == 1
 
 
+def test_what_a_server_says_cannot_control_the_terminal(fetch, monkeypatch):
+  def refuse(url, deadline):
+    raise OSError('no \x1b[2J')
+
+  monkeypatch.setattr(transfer, '_opened', refuse)
+  fetch, log = fetch
+  with pytest.raises(UserError):
+    fetch(Remote('https://x.org/x.npz'))
+  assert log[-1] == r'failed: no \x1b[2J'
+
+
 def test_what_the_folder_has_comes_before_downloads(
   server, fetch, npz, tmp_path
 ):
