@@ -295,6 +295,16 @@ def test_scans_of_a_thumbnail_or_behind_the_image_do_not_count():
     np.testing.assert_array_equal(decode(longer, 'max_scans=10'), decode(data))
 
 
+def test_the_size_of_a_thumbnail_is_not_that_of_the_image():
+  data, small = (
+    encode(picture(), 'JPEG'),
+    encode(Image.new('L', (8, 8)), 'JPEG'),
+  )
+  segment = b'\xff\xe1' + struct.pack('>H', len(small) + 2) + small
+  with pytest.raises(UserError, match=r'61 x 83 .* 5,062 \(max_pixels\)'):
+    decode(data[:2] + segment + data[2:], 'max_pixels=5062')
+
+
 @pytest.mark.parametrize('limit', ['max_pixels', 'max_scans'])
 @pytest.mark.parametrize('value', ['0', '1.5', 'True', 'None'])
 def test_a_limit_that_is_none_is_an_error(limit, value):
