@@ -108,6 +108,7 @@ for name, content in {
   'a shape of 10^400': npy(described((10**400,))),
   'a shape of 1 TB': npy(described((2**38,)), b'0' * 20),
   'a shape of 4 TB in a long header': npy(described((2**40,)), b'', (2, 0)),
+  'bytes behind an array': npy(described((5,)), b'0' * 24),
   'a negative shape': npy(described((-5,)), b'0' * 20),
   'two negative sides': npy(described((-5, -1)), b'0' * 20),
   'a shape of texts': npy(described(('5',)), b'0' * 20),

@@ -6,6 +6,9 @@ import zipfile
 
 import pytest
 
+from vit_jax.errors import UserError
+from vit_jax.pretrained import npz, torch_pickle
+
 CASES = {}
 
 
@@ -115,3 +118,12 @@ def _(path):
 @pytest.mark.parametrize('name', CASES)
 def test_a_broken_file_is_one_error(name, check_refused):
   check_refused(*CASES[name])
+
+
+def test_a_bomb_is_refused_before_torch_inflates_it(tmp_path):
+  pytest.importorskip('torch')
+  path = tmp_path / 'x.pth'
+  with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
+    archive.writestr('x/data.pkl', bytes(npz.SMALL_BYTES + 1))
+  with pytest.raises(UserError, match=r'it inflates from .* to 67,108,865 b'):
+    torch_pickle.read(path)
