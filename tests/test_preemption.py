@@ -10,6 +10,8 @@ import sys
 
 import pytest
 
+from vit_jax import preemption
+
 ROOT = pathlib.Path(__file__).parents[1]
 
 # For minutes in native code, like a compilation: no handler of Python runs.
@@ -145,3 +147,24 @@ def test_a_closed_terminal_saves_and_exits_with_42(tmp_path):
   rows = metrics.read_text().splitlines()
   assert [json.loads(row)['step'] for row in rows] == list(range(1, step + 1))
   assert not (tmp_path / 'run/run.lock').exists()
+
+
+def test_a_second_ctrl_c_interrupts_at_once(capsys):
+  with preemption.watch() as asked:
+    assert asked(1) == 0
+    signal.raise_signal(signal.SIGINT)
+    assert asked(2) == 130
+    assert 'press Ctrl-C again to quit' in capsys.readouterr().err
+    with pytest.raises(KeyboardInterrupt):
+      signal.raise_signal(signal.SIGINT)
+
+
+def test_in_training_too_a_signal_that_is_ignored_stays_ignored():
+  before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+  try:
+    with preemption.watch() as asked:
+      assert asked(1) == 0
+      signal.raise_signal(signal.SIGTERM)
+      assert asked(2) == 0
+  finally:
+    signal.signal(signal.SIGTERM, before)
