@@ -152,6 +152,7 @@ def test_finite_metrics_pass(make_check, on_nonfinite):
   [
     (None, 'No checkpoint was saved.'),
     (8, 'The same command continues from the checkpoint of step 8.'),
+    (10, 'step 10 has the weights of all these steps.*in another workdir'),
     (12, 'step 12 has the weights of all these steps.*in another workdir'),
   ],
 )
