@@ -103,6 +103,9 @@ def test_a_split_is_found_under_its_other_names(tmp_path):
   splits = [common_data.images(str(tmp_path), s).split for s in
             ('train[:90%]', 'val', 'validation', 'test')]  # fmt: skip
   assert splits == ['Training[:90%]', 'valid', 'valid', 'test']
+  # Of two folders for one split the name that comes first in layout.SPLITS.
+  _write(tmp_path, 'validation/a')
+  assert common_data.images(str(tmp_path), 'val').split == 'validation'
 
 
 @pytest.mark.parametrize('recipe, arg', RECIPES)
@@ -156,10 +159,15 @@ def test_training_images_are_counted_up_to_a_limit(tmp_path):
   _write(tmp_path / 'split', 'train/a', 'train/b', 'val/a', count=10)
   (tmp_path / 'split/train/a/notes.txt').touch()
   (tmp_path / 'split/train/a/.hidden.png').touch()
+  (tmp_path / 'split/train/a/.thumbnails').mkdir()
+  (tmp_path / 'split/train/a/.thumbnails/0.png').touch()
   count = common_data.num_training_images
   assert count(str(tmp_path / 'flat')) == 18
   assert count(str(tmp_path / 'split')) == 20
   assert count(str(tmp_path / 'split'), at_most=7) == 7
+  # Without val/ and test/ the last tenth of train/ is held out.
+  _write(tmp_path / 'alone', 'train/a', 'train/b', count=10)
+  assert count(str(tmp_path / 'alone')) == 18
   assert count(str(tmp_path / 'split'), split='val[:50%]') == 10
   assert count('cifar10') is None and count('/no/x') is None
 

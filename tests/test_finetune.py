@@ -155,6 +155,9 @@ def test_the_plan_goes_with_the_number_of_images(tmp_path, capsys):
   assert config.input.batch_size == 16 and config.total_steps == 40
   assert config.optimizer.learning_rate == 1.8e-5
   assert '2.91 epochs' in capsys.readouterr().err
+  # At most 20 epochs is for those who say nothing.
+  assert load(f'data={tmp_path}/small,steps=1000').total_steps == 1000
+  assert '72.7 epochs' in capsys.readouterr().err
   config = load(f'data={tmp_path}/tiny')
   assert config.input.batch_size == 8 and config.total_steps == 13
 
