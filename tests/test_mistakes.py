@@ -127,6 +127,11 @@ def test_a_duration_that_is_none(capsys, recipe, tmp_path, epochs):
     ('import no_such_module\n', ['bad.py:1', "'no_such_module'"]),
     ('def get_config(arg=""):\n  return {}["x"]\n', ['bad.py:2', 'KeyError']),
     ('def get_config(arg=""):\n  return widht\n', ['bad.py:2', 'NameError']),
+    # A ValueError, but not one that a recipe writes to its user.
+    (
+      'import json\ndef get_config(arg=""):\n  return json.loads("x")\n',
+      ['bad.py:3: the recipe fails with JSONDecodeError'],
+    ),
     ('def get_config(arg=""):\n  pass\n', ['NoneType', 'ConfigDict']),
     ('def get_config(arg=""):\n  return [1]\n', ['list', 'ConfigDict']),
     ('def get_config():\n  return {}\n', ["'x'", 'get_config()', "arg=''"]),
