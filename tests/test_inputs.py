@@ -95,6 +95,22 @@ def test_one_cause_in_many_places_is_named_once(tmp_path):
   )
 
 
+def test_only_a_classification_has_to_have_the_classes_of_the_model():
+  data = dict(name='synthetic', image_size=8, num_classes=3, num_examples=8)
+  train_data, test = dict(data, split='train'), dict(data, split='test')
+  evals = dict(
+    knn=dict(name='knn', data_train=train_data, data_test=test, ops=''),
+    val=dict(name='classification', data=test, ops=''),
+  )
+  config = dict(
+    model=dict(num_classes=2),
+    input=dict(data=dict(train_data, num_classes=2), ops=''),
+    evals=evals,
+  )
+  (problem,) = inputs.problems(config)
+  assert problem.startswith('config.evals.val: config.model.num_classes=2, but')
+
+
 def test_images_that_the_model_cannot_take_end_before_the_first_step(
   photos, tmp_path, monkeypatch
 ):
