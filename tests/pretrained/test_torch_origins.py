@@ -129,6 +129,11 @@ def test_a_config_of_timm_says_that_the_weights_are_timms(
 ):
   torch_files.write(make_weights(), tmp_path / 'x', format='timm')
   assert torch_files.read(tmp_path / 'x').source['resize'] == 'timm'
+  # Also where arrays of the training before are still in the file.
+  path = tmp_path / 'x/model.safetensors'
+  arrays = safetensors.numpy.load_file(path)
+  safetensors.numpy.save_file(arrays | MAE_DECODER, path)
+  assert torch_files.read(tmp_path / 'x').source['resize'] == 'timm'
 
 
 def test_images_of_meta_are_normalized_as_imagenet(encoder, save):
