@@ -135,6 +135,21 @@ def test_failed_write_surfaces_wherever_it_is_next_looked_for(tmp_path):
   assert restore_large(directory) == 4
 
 
+def test_a_failed_write_does_not_keep_the_threads(tmp_path, monkeypatch):
+  checkpointer = checkpoint.Checkpointer(tmp_path)
+  manager, closed = checkpointer._manager, []
+  close = manager.close
+  monkeypatch.setattr(manager, 'close', lambda: closed.append(close()))
+
+  def fail():
+    raise RunError('the disk is full')
+
+  monkeypatch.setattr(checkpointer, 'wait', fail)
+  with pytest.raises(RunError, match='the disk is full'):
+    checkpointer.close()
+  assert len(closed) == 1
+
+
 def test_files_that_fail_together_give_one_message_and_leave_nothing(tmp_path):
   # With a limit of 10 bytes all files fail, with 300 the meta and the arrays.
   done = run_python(

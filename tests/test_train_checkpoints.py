@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from vit_jax import checkpoint_format, train
+from vit_jax import checkpoint, checkpoint_format, train
 
 CONFIG = dict(
   model=dict(name='vit', variant='mu/8', num_classes=4),
@@ -58,6 +58,24 @@ def test_a_checkpoint_has_the_metrics_of_its_own_step_only(finished):
   }
   # Evaluated were 2 and 4: keep_best must not take step 3 for that of step 2.
   assert metrics == {3: {}, 4: results}
+
+
+def test_a_run_that_fails_waits_for_its_checkpoint(tmp_path, monkeypatch):
+  closed, close = [], checkpoint.Checkpointer.close
+
+  def note(self):
+    close(self)
+    # Nobody else may write there before.
+    closed.append((tmp_path / 'run.lock').exists())
+
+  def fail(*_):
+    raise OSError('no such device')
+
+  monkeypatch.setattr(checkpoint.Checkpointer, 'close', note)
+  monkeypatch.setattr(train, '_initialize', fail)
+  with pytest.raises(OSError, match='no such device'):
+    train.train(tmp_path, **CONFIG)
+  assert closed == [True]
 
 
 def test_rows_lost_between_two_runs_are_named_when_it_continues(
