@@ -93,12 +93,16 @@ def test_names_are_found_in_the_folder_of_weights(make_weights, shelf):
   assert_same(catalog.load(f'gs://bucket/folder/{NAME}.npz'), weights)
 
 
-def test_a_path_comes_before_the_folder(make_weights, shelf, tmp_path):
+def test_a_path_comes_before_the_folder(
+  make_weights, shelf, tmp_path, monkeypatch
+):
   google_npz.write(make_weights(num_classes=3), shelf / 'x.npz')
   google_npz.write(make_weights(num_classes=4), tmp_path / 'x.npz')
   assert catalog.load(tmp_path / 'x.npz').model['num_classes'] == 4
   assert catalog.load('x.npz').model['num_classes'] == 3
   assert catalog.load('x.npz', weights_dir=tmp_path).model['num_classes'] == 4
+  monkeypatch.chdir(tmp_path)
+  assert catalog.load('x.npz').model['num_classes'] == 4
 
 
 @pytest.fixture
