@@ -347,3 +347,8 @@ def test_files_of_a_dataset_import_no_module(
   ):
     read()
   assert not marker.exists()
+  # What the user's own code reads with TFDS is no concern of ours.
+  (tmp_path / 'foreign_feature.py').write_text('')
+  connector = tensorflow_datasets.features.FeatureConnector
+  with pytest.raises(ValueError, match='Unrecognized FeatureConnector'):
+    connector.cls_from_name('foreign_feature.Text')
