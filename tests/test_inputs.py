@@ -154,6 +154,13 @@ def test_a_run_says_what_it_trains_on_and_evaluates(photos, tmp_path, capfd):
   assert (tmp_path / 'run/predictions.png').exists()
 
 
+def test_a_path_that_is_said_cannot_control_the_terminal():
+  data = dict(name='image_folder', split='train', data_dir='/a\x1b[2J\nb')
+  assert inputs.describe(dict(input=dict(data=data)), {'config.input': 7}) == (
+    r'data: training: train of /a\x1b[2J\nb (7 images)'
+  )
+
+
 GETITEM = """
 def __len__(self):
   return 8
