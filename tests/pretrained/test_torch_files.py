@@ -212,6 +212,21 @@ def test_a_round_trip_is_exact_name_by_name(kind, tmp_path):
 
 
 @pytest.mark.parametrize(
+  ('kind', 'method'),
+  [
+    ('DINOv2', 'dino'),
+    # Trained with antialiasing and without DINO's offset.
+    ('DINOv2, registers', 'timm'),
+    ('HF DINOv2', 'torch'),
+    ('HF DINOv2, registers', 'timm'),
+  ],
+)
+def test_registers_say_how_dinov2_resizes_positions(kind, method, tmp_path):
+  arrays, _ = FILES[kind]
+  assert read(tmp_path, arrays).source['resize'] == method
+
+
+@pytest.mark.parametrize(
   'kind, format',
   [
     (kind, 'huggingface' if dialect.startswith('hugging') else 'timm')
