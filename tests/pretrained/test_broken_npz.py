@@ -3,6 +3,7 @@
 import io
 import json
 import struct
+import warnings
 import zipfile
 
 import numpy as np
@@ -160,6 +161,14 @@ def _(path):
 @broken('half of it', 'npz')
 def _(path):
   path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@broken('an array twice', 'npz')
+def _(path):
+  content = members(path)['head/bias.npy']
+  with zipfile.ZipFile(path, 'a') as archive, warnings.catch_warnings():
+    warnings.simplefilter('ignore')  # zipfile says that the name is there.
+    archive.writestr('head/bias.npy', content)
 
 
 @pytest.mark.parametrize('name', CASES)
