@@ -16,8 +16,8 @@ import pathlib
 
 import ml_collections
 
+from vit_jax import bounded_read
 from vit_jax.data import layout
-from vit_jax.pretrained import bounded_read
 
 ConfigDict = ml_collections.ConfigDict
 

@@ -3,7 +3,7 @@
 import pathlib
 import re
 
-from vit_jax.pretrained import bounded_read
+from vit_jax import bounded_read
 
 # What published names begin with: the model, the norm of the images.
 _GOOGLE = dict(pooling='token', activation='gelu_tanh', norm_epsilon=1e-6)

@@ -10,9 +10,10 @@ import urllib.parse
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from vit_jax import bounded_read
+from vit_jax.bounded_read import MAX_JSON_BYTES
 from vit_jax.errors import UserError
-from vit_jax.pretrained import bounded_read, files, intact, transfer
-from vit_jax.pretrained.bounded_read import MAX_JSON_BYTES
+from vit_jax.pretrained import files, intact, transfer
 from vit_jax.pretrained.transfer import FailedError
 from vit_jax.printable import printable
 

@@ -9,8 +9,8 @@ import json
 import pathlib
 import zipfile
 
+from vit_jax import bounded_read
 from vit_jax.errors import UserError
-from vit_jax.pretrained import bounded_read
 
 _PICKLES = ('.pth', '.pt', '.bin', '.ckpt', '.tar')
 _ZIP, _PICKLE = b'PK', b'\x80'

@@ -5,8 +5,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from vit_jax import bounded_read
 from vit_jax.errors import UserError
-from vit_jax.pretrained import bounded_read
 from vit_jax.printable import printable
 
 MAX_INT = 2**31 - 1

@@ -17,7 +17,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from vit_jax.pretrained import bounded_read, files, json_fields
+from vit_jax import bounded_read
+from vit_jax.pretrained import files, json_fields
 
 _MARK = b'vit_jax '
 _MAX_COMMENT_BYTES = 65535  # Of a zip comment.

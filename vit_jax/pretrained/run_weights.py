@@ -9,12 +9,11 @@ from typing import Any
 
 from etils import epath
 
-from vit_jax import checkpoint_format, trees
+from vit_jax import bounded_read, checkpoint_format, trees
 from vit_jax.data import device_ops
 from vit_jax.errors import UserError
 from vit_jax.pretrained import (
   blocks,
-  bounded_read,
   given,
   json_fields,
   model_section,

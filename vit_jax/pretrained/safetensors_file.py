@@ -6,8 +6,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from vit_jax import bounded_read
 from vit_jax.errors import UserError
-from vit_jax.pretrained import bounded_read
 from vit_jax.printable import printable
 
 # Types that numpy has, and bfloat16 of ml_dtypes. Files have others, such as

@@ -10,8 +10,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from vit_jax import bounded_read
 from vit_jax.errors import UserError
-from vit_jax.pretrained import bounded_read, npz
+from vit_jax.pretrained import npz
 from vit_jax.printable import printable
 
 

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
+from vit_jax import bounded_read
 from vit_jax.errors import UserError
 from vit_jax.pretrained import (
-  bounded_read,
   files,
   safetensors_file,
   torch_pickle,

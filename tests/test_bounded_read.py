@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from vit_jax import bounded_read
 from vit_jax.errors import UserError
-from vit_jax.pretrained import bounded_read
 
 
 def header_file(path, header, *, length=None, data=b''):
@@ -102,7 +102,7 @@ def test_what_is_no_regular_file_is_not_opened(kind, tmp_path):
 
 def test_reading_a_header_imports_neither_jax_nor_numpy():
   code = (
-    'import sys; import vit_jax.pretrained.bounded_read;'
+    'import sys; import vit_jax.bounded_read;'
     'print({"jax", "numpy"} & set(sys.modules))'
   )
   found = subprocess.run(
