@@ -153,13 +153,29 @@ def _members(tar: tarfile.TarFile) -> list[tuple[str, int, int]]:
     if not _hidden(member.name):
       names.append((k, member.name))
 
+  ends = _ends(links)
+
   def place(k: int, name: str) -> tuple[int, int]:
     path = os.path.normpath(name)
-    for _ in range(len(links)):  # a circle of links leads nowhere
-      path = links.get(path, path)
-    return places.get(k) or places.get(path, _NOWHERE)
+    return places.get(k) or places.get(ends.get(path, path), _NOWHERE)
 
   return [(name, *place(k, name)) for k, name in names]
+
+
+def _ends(links: dict[str, str]) -> dict[str, str]:
+  """Returns the last path of the chain that starts at each link.
+
+  A chain that is a circle ends at one of its links. Each link is followed once,
+  however long the chains are.
+  """
+  ends = {}
+  for path in links:
+    passed = {}
+    while path in links and path not in ends and path not in passed:
+      passed[path] = None
+      path = links[path]
+    ends |= dict.fromkeys(passed, ends.get(path, path))
+  return ends
 
 
 def _check_end(path: str, end: int, size: int) -> None:

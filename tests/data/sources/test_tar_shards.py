@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import tarfile
+import time
 
 import numpy as np
 import pytest
@@ -192,6 +193,23 @@ def test_a_link_is_the_file_that_it_leads_to(tmp_path):
     for i in (3, 4):
       with pytest.raises(UserError, match=r'link to what is not in .*x\.tar'):
         source[i]
+
+
+def test_many_links_take_linear_time(tmp_path):
+  names = [f'{i}.png' for i in range(20_000)]
+  links = {
+    name: (tarfile.LNKTYPE, target)
+    for target, name in itertools.pairwise(names)
+  }
+  itself = {'x.png': (tarfile.SYMTYPE, 'x.png')}  # A circle of one.
+  path = _write(tmp_path / 'a.tar', {names[0]: b'content'} | links | itself)
+  start = time.process_time()
+  (index,) = tar_index.open_all([path])
+  # It takes 1 s, and takes 20 s if it is quadratic.
+  assert time.process_time() - start < 8
+  assert index.read(len(names) - 1) == b'content'
+  with pytest.raises(UserError, match='a link to what is not in'):
+    index.read(len(names))
 
 
 def test_an_image_lost_by_dots_in_its_name_is_a_bad_one(tmp_path):
