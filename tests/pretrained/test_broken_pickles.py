@@ -7,7 +7,7 @@ import zipfile
 import pytest
 
 from vit_jax.errors import UserError
-from vit_jax.pretrained import npz, torch_pickle
+from vit_jax.pretrained import npz, torch_opcodes, torch_pickle, torch_storage
 
 CASES = {}
 
@@ -99,6 +99,47 @@ def _(path):
     archive.writestr('x/data.pkl', bytes(2**28))
 
 
+def doublings(number):
+  """Returns opcodes for a tuple that holds a tuple twice, and so on."""
+  return b'\x80\x02)q\x00' + b'h\x00h\x00\x86q\x00' * number
+
+
+def write_pickle(path, opcodes, zipped=True):
+  if not zipped:
+    path.write_bytes(opcodes)
+    return
+  with zipfile.ZipFile(path, 'w') as archive:
+    archive.writestr('archive/data.pkl', opcodes)
+    archive.writestr('archive/version', '3\n')
+    archive.writestr('archive/byteorder', 'little')
+
+
+AS_KEY = b'}h\x00K\x01s.'
+for name, opcodes in {
+  'a name of 2^60 parts': doublings(60) + AS_KEY,
+  'a name of 2^27 parts': (
+    doublings(27) + b'}X\x05\x00\x00\x00model}h\x00K\x01ss.'
+  ),
+  'a list of 2^60 parts that is no name': (
+    b'\x80\x02]q\x00' + b'h\x00h\x00\x86q\x00' * 60 + b'.'
+  ),
+  'a storage of 2^60 parts': (
+    doublings(60) + b'(X\x07\x00\x00\x00storageh\x00h\x00tQ.'
+  ),
+}.items():
+  case(name, 'pth', write_pickle, opcodes)
+case(
+  'a name of 2^60 parts, no archive',
+  *('pth', write_pickle, doublings(60) + AS_KEY, False),
+)
+
+
+@broken('a name of 2^60 parts before an archive', 'pth')
+def _(path):
+  archive = path.read_bytes()
+  path.write_bytes(doublings(60) + AS_KEY + archive)
+
+
 @broken('half of it', 'pth')
 def _(path):
   path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -127,3 +168,38 @@ def test_a_bomb_is_refused_before_torch_inflates_it(tmp_path):
     archive.writestr('x/data.pkl', bytes(npz.SMALL_BYTES + 1))
   with pytest.raises(UserError, match=r'it inflates from .* to 67,108,865 b'):
     torch_pickle.read(path)
+
+
+def test_the_pickles_of_an_old_file_are_read_as_well(tmp_path):
+  torch = pytest.importorskip('torch')
+  path = tmp_path / 'x.pth'
+  content = {'model': {'a': torch.ones(3)}, 'betas': [(0.9, 0.99)] * 5}
+  torch.save(content, path, _use_new_zipfile_serialization=False)
+  found = torch_pickle.read(path)
+  assert found['model']['a'].tolist() == [1, 1, 1]
+  assert found['betas'] == [(0.9, 0.99)] * 5
+
+
+def test_the_limits_of_a_pickle_are_named(tmp_path):
+  path = tmp_path / 'x.pth'
+  write_pickle(path, doublings(20) + AS_KEY, zipped=False)
+  with pytest.raises(ValueError, match='than max_objects=1,048,576'):
+    torch_opcodes.check_legacy(path)
+  write_pickle(path, doublings(3) + AS_KEY)
+  with zipfile.ZipFile(path) as archive:
+    torch_opcodes.check_archive(archive, max_objects=25)
+    with pytest.raises(ValueError, match='than max_objects=15'):
+      torch_opcodes.check_archive(archive, max_objects=15)
+    with pytest.raises(ValueError, match='limit is max_bytes=9'):
+      torch_opcodes.check_archive(archive, max_bytes=9)
+
+
+def test_tensors_in_the_same_memory_do_not_add_up_to_many_files(tmp_path):
+  torch = pytest.importorskip('torch')
+  path = tmp_path / 'x.pth'
+  row = torch.zeros(2**20)
+  torch.save({str(i): row for i in range(15)}, path)
+  assert len(torch_storage.read(path).arrays) == 15  # 60 MiB
+  torch.save({str(i): row for i in range(10**4)}, path)
+  with pytest.raises(UserError, match='the limit is max_sharing=4; write'):
+    torch_storage.read(path)

@@ -12,7 +12,7 @@ import numpy as np
 
 from vit_jax import bounded_read
 from vit_jax.errors import UserError
-from vit_jax.pretrained import npz
+from vit_jax.pretrained import npz, torch_opcodes
 from vit_jax.printable import printable
 
 
@@ -32,9 +32,12 @@ def read(path: pathlib.Path) -> dict[str, Any]:
     ) from e
   size = bounded_read.check_regular(path)
   try:
-    if zipfile.is_zipfile(path):  # Others are not compressed.
+    if torch_opcodes.is_zip(path):
       with zipfile.ZipFile(path) as archive:
         npz.check_archive(archive, size)
+        torch_opcodes.check_archive(archive)
+    else:  # Not compressed.
+      torch_opcodes.check_legacy(path)
     # Training scripts put their arguments beside the weights.
     with torch.serialization.safe_globals([argparse.Namespace]):
       content = torch.load(path, map_location='cpu', weights_only=True)

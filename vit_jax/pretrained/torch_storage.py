@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import reprlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ from vit_jax import bounded_read
 from vit_jax.errors import UserError
 from vit_jax.pretrained import (
   files,
+  npz,
   safetensors_file,
   torch_pickle,
 )
@@ -29,6 +31,7 @@ SUFFIXES = ('.safetensors', *_PICKLES)
 # Where checkpoints keep the weights among other things, first choice first.
 _ENTRIES = ('model', 'state_dict', 'model_state_dict', 'teacher')
 _INDEX = '.index.json'
+MAX_SHARING = 4  # Some heads share the weights of another.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,13 +86,7 @@ def read(path: str | os.PathLike, entry: str | None = None) -> Stored:
       if (file.parent / f'{name}.json').exists()
     }
   return Stored(
-    arrays={
-      name: torch_pickle.to_numpy(
-        value, f'{printable(name, max_length=80)} in {file}'
-      )
-      for name, value in arrays.items()
-      if hasattr(value, 'shape')
-    },
+    arrays=_to_numpy(arrays, file, sum(part.stat().st_size for part in parts)),
     config=inside.get('config', {}),
     preprocessor=inside.get('preprocessor_config', {}),
     arguments=dict(vars(arguments))
@@ -186,10 +183,43 @@ def _entry(content, entry: str | None, path) -> dict[str, Any]:
   if strange:
     raise UserError(
       f'{path} holds no state dict: the name of an array is'
-      f' {printable(repr(strange[0]), max_length=80)}; say entry= to choose'
-      ' another part of the file'
+      f' {printable(reprlib.repr(strange[0]), max_length=80)}; say entry= to'
+      ' choose another part of the file'
     )
   return found
+
+
+def _to_numpy(
+  tensors: Mapping[str, Any],
+  file: pathlib.Path,
+  size: int,
+  *,
+  max_sharing: float = MAX_SHARING,
+) -> dict[str, np.ndarray]:
+  """Returns what is an array or a tensor, as arrays.
+
+  Args:
+    tensors: by name, among other values.
+    file: for messages.
+    size: of the files that hold them, in bytes.
+    max_sharing: how many times this size all arrays together may have, if that
+      is over `npz.SMALL_BYTES`: tensors of a pickle may share their memory.
+  """
+  limit = max(npz.SMALL_BYTES, max_sharing * size)
+  arrays, total = {}, 0
+  for name, value in tensors.items():
+    if hasattr(value, 'shape'):
+      where = f'{printable(name, max_length=80)} in {file}'
+      arrays[name] = torch_pickle.to_numpy(value, where)
+      total += arrays[name].nbytes
+      if total > limit:
+        raise UserError(
+          f'cannot read {file}: of {size:,} bytes, it has tensors of over'
+          f' {total:,} bytes that share their memory, and the limit is'
+          f' max_sharing={max_sharing:g}; write the file again with tensors of'
+          ' their own'
+        )
+  return arrays
 
 
 def _choose(content, entry: str | None, path) -> dict[str, Any]:
