@@ -1,8 +1,10 @@
 """The loop as a user runs it: it ends, it continues, it says what is wrong."""
 
+import functools
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -245,8 +247,24 @@ def test_a_finished_run_says_so_and_evaluates_nothing_twice(
   )
   capsys.readouterr()
   assert train.train(tmp_path, **_config()) == pytest.approx(results)
-  assert 'this run is finished: step 12 of 12' in capsys.readouterr().out
+  output = capsys.readouterr().out
+  assert 'this run is finished: step 12 of 12' in output
+  assert 'raise total_steps or total_epochs' in output
   assert _rows(tmp_path) == before
+
+
+def test_a_slow_first_step_is_shown_once_and_with_its_metrics(
+  tmp_path, capsys, monkeypatch
+):
+  # As where compiling takes longer than the time between two lines.
+  always = functools.partial(progress.Progress, every_seconds=0)
+  monkeypatch.setattr(progress, 'Progress', always)
+  train.train(tmp_path, **_config(evals=None))
+  output = capsys.readouterr().out
+  assert 'starting from scratch' in output
+  lines = [x for x in output.splitlines() if re.match(r'step [1-9]', x)]
+  assert [int(x.split('/')[0].split()[1]) for x in lines] == list(range(1, 13))
+  assert all('loss' in line for line in lines)
 
 
 def test_zero_steps_evaluate_what_is_there(tmp_path):

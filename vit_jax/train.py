@@ -175,7 +175,8 @@ def train(
     if restored and not evaluates_only and first >= run.total_steps:
       progress.log(
         f'this run is finished: step {first} of {run.total_steps} is saved in '
-        f'{workdir}. To go on, raise total_steps; to evaluate it, set it to 0'
+        f'{workdir}. To go on, raise total_steps or total_epochs; to evaluate '
+        'it, set total_steps to 0'
       )
       return restored[1]['metrics']
     restored_step = first if restored else None
@@ -191,9 +192,7 @@ def train(
       metric_writer.write_config(workdir, config, restored_step)
       if jax.process_index() == 0:
         run_weights.write_class_names(workdir, run.input.class_names)
-    progress.log(
-      f'continuing from step {first}' if restored else 'starting from scratch'
-    )
+    progress.log(_start(first if restored else None, init_from))
     if state is None:
       state = _initialize(run, model, init_from, progress.log)
     clock = _make_clock(run, first)
@@ -226,7 +225,6 @@ def train(
         f'train/{key}': value for key, value in jax.device_get(metrics).items()
       }
       problem = finite.problem(step, metrics, good_step)
-      progress.update(step)
       is_last = step == run.total_steps
       if problem or is_last or _divides(log_every_steps, step):
         metrics['train/epoch'] = step / per_epoch
@@ -236,6 +234,8 @@ def train(
         writer.write(step, metrics)
         eta = clock.eta_seconds(step, run.total_steps)
         progress.update(step, metrics, eta_seconds=eta)
+      else:
+        progress.update(step)
       if problem:
         raise RunError(problem)
 
@@ -320,6 +320,14 @@ def build(config: Mapping[str, Any]) -> run_lib.Run:
   return run_lib.build(
     **{key: config.get(key, defaults[key].default) for key in keys}
   )
+
+
+def _start(
+  restored_step: int | None, init_from: Sequence[Mapping[str, Any]]
+) -> str:
+  if restored_step is not None:
+    return f'continuing from step {restored_step}'
+  return f'starting from {"weights" if init_from else "scratch"}'
 
 
 def _initialize(
