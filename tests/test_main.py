@@ -90,6 +90,31 @@ def test_a_missing_data_directory_is_named(capsys, recipe, tmp_path):
   assert f'{tmp_path}/no' in error
 
 
+@pytest.mark.parametrize('module', ['main', 'sweep'])
+@pytest.mark.parametrize('below', ['', '/run'])
+def test_a_file_as_workdir_is_refused_before_jax_is_imported(
+  recipe, tmp_path, module, below
+):
+  (tmp_path / 'file').write_text('')
+  program = f"""
+import sys
+from vit_jax import {module}
+code = {module}.main()
+assert 'jax' not in sys.modules
+sys.exit(code)
+"""
+  argv = [f'--config={recipe}', f'--workdir={tmp_path}/file{below}']
+  argv += ['--sweep.seed=1'] if module == 'sweep' else []
+  done = subprocess.run(
+    [sys.executable, '-c', program, *argv],
+    capture_output=True,
+    text=True,
+    timeout=100,
+  )
+  assert done.returncode == 2, done.stderr
+  assert f"'{tmp_path}/file' is a file, not a folder" in done.stderr
+
+
 def test_an_unwritable_workdir_is_named(capsys, recipe, tmp_path):
   (tmp_path / 'file').write_text('')
   code, error = _error(capsys, recipe, workdir=tmp_path / 'file' / 'run')

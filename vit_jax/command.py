@@ -5,6 +5,7 @@ import ast
 import faulthandler
 import functools
 import os
+import pathlib
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -165,6 +166,17 @@ def positive(text: str) -> int:
   if number < 1:
     raise argparse.ArgumentTypeError(f'expected 1 or more; got {text}')
   return number
+
+
+def folder(text: str) -> str:
+  """Returns the path of a folder that is there or can be made; for argparse."""
+  path = pathlib.Path(os.path.expanduser(text))
+  for part in (path, *path.parents):
+    if os.path.isfile(part):
+      raise argparse.ArgumentTypeError(
+        f'{str(part)!r} is a file, not a folder; give another path'
+      )
+  return text
 
 
 def size(text: str) -> tuple[int, int]:

@@ -41,6 +41,7 @@ def _main(argv: Sequence[str]) -> None:
   parser.add_argument(
     '--workdir',
     required=True,
+    type=command.folder,
     metavar='FOLDER',
     help='for checkpoints, metrics and pictures; made if it is missing',
   )

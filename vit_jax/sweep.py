@@ -39,6 +39,7 @@ def _main(argv: Sequence[str]) -> int:
   parser.add_argument(
     '--workdir',
     required=True,
+    type=command.folder,
     metavar='FOLDER',
     help='for the folders of the runs',
   )
