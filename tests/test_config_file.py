@@ -19,6 +19,15 @@ def get_config(arg='B/16'):
   config.optimizer = dict(learning_rate=0.1, rules=[('.*', 1.0)])
   return config
 """
+_WITH_DURATIONS = """
+def get_config():
+  return dict(
+    total_epochs=90.0,
+    optimizer=dict(warmup_epochs=5.0),
+    evals=dict(val=dict(every_steps=50)),
+    checkpoint=dict(every_epochs=30.0),
+  )
+"""
 
 
 @pytest.fixture
@@ -58,6 +67,29 @@ def test_a_change_reaches_its_place(recipe, change, section, key, expected):
   assert type(value) is type(expected)
 
 
+@pytest.mark.parametrize(
+  ('changes', 'section', 'expected'),
+  [
+    (['total_steps=0'], '', (0, None)),
+    (['total_steps=5', 'total_epochs=2.0'], '', (5, 2.0)),
+    (['total_epochs=2.0', 'total_steps=5'], '', (5, 2.0)),
+    (['total_steps=None'], '', (None, 90.0)),
+    (['optimizer.warmup_steps=3'], 'optimizer.warmup', (3, None)),
+    (['evals.val.every_epochs=3'], 'evals.val.every', (None, 3)),
+    (['checkpoint.every_steps=3'], 'checkpoint.every', (3, None)),
+    (['checkpoint.every_steps=3'], 'evals.val.every', (50, None)),
+  ],
+)
+def test_a_duration_replaces_its_other_form(recipe, changes, section, expected):
+  with open(recipe, 'a') as file:
+    file.write(_WITH_DURATIONS)
+  config = _parse(f'--config={recipe}', *(f'--config.{c}' for c in changes))
+  *folders, name = (section or 'total').split('.')
+  for folder in folders:
+    config = config[folder]
+  assert (config.get(f'{name}_steps'), config.get(f'{name}_epochs')) == expected
+
+
 def test_a_value_may_stand_in_the_next_word(recipe):
   config = _parse('--config', recipe, '--config.total_steps', '7')
   assert config.total_steps == 7
@@ -66,8 +98,13 @@ def test_a_value_may_stand_in_the_next_word(recipe):
 @pytest.mark.parametrize(
   ('argv', 'message'),
   [
-    (['--config.total_steps=abc'], 'expected int as in 10, got str'),
-    (['--config.total_steps=1.5'], 'expected int as in 10, got float'),
+    (['--config.total_steps=abc'], "a whole number such as 10, got 'abc'"),
+    (['--config.total_steps=1.5'], 'a whole number such as 10, got 1.5'),
+    (
+      ['--config.optimizer.learning_rate=fast'],
+      "learning_rate=fast: expected a number such as 0.1, got 'fast'",
+    ),
+    (['--config.model.name=3'], "expected a text such as 'vit', got 3"),
     (['--config.model=3'], 'it is a section with the keys'),
     (['--config.total_steps.x=1'], 'config.total_steps is 10, not a section'),
     (['--config.seed'], 'needs a value'),
@@ -81,6 +118,23 @@ def test_a_change_that_does_not_fit_says_why(recipe, argv, message):
 def test_a_missing_file_lists_its_neighbours(recipe):
   with pytest.raises(UserError, match=r'no config file .*has: recipe\.py'):
     _parse(f'--config={recipe.replace("recipe.py", "recipes.py")}')
+
+
+def test_only_recipes_are_listed(recipe, tmp_path):
+  (tmp_path / 'common.py').write_text('def helper(): pass')
+  with pytest.raises(UserError, match=r'has: recipe\.py$'):
+    _parse(f'--config={tmp_path}/vit.py')
+
+
+@pytest.mark.parametrize('path', ['configs/first', 'first.py', 'first'])
+def test_a_missing_file_suggests_the_recipe_that_is_meant(
+  tmp_path, monkeypatch, path
+):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'configs').mkdir()
+  (tmp_path / 'configs/first.py').write_text(_RECIPE)
+  with pytest.raises(UserError, match=r'did you mean configs/first\.py\?'):
+    _parse(f'--config={path}')
 
 
 def test_what_a_recipe_refuses_is_told(recipe):

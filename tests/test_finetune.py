@@ -315,16 +315,21 @@ def tune(pretrained, images, tmp_path):
     config.input.batch_size = 16
     del config.pictures
     for name, value in changes.items():
-      config_file.change(config, name.replace('__', '.'), str(value))
+      config_file.apply(config, [(name.replace('__', '.'), str(value))])
     train.train(str(tmp_path / 'tuned'), **config.to_dict())
     return catalog.load(tmp_path / 'tuned', ema=False)
 
   return tune
 
 
-def test_tuning_starts_from_the_weights_at_another_resolution(tune, pretrained):
+def test_tuning_starts_from_the_weights_at_another_resolution(
+  tune, pretrained, capsys
+):
   before = trees.flatten(catalog.load(pretrained).params)
   weights = tune('steps=2,freeze')
+  lines = capsys.readouterr().out.splitlines()
+  start = lines.index('starting from weights')
+  assert any(str(pretrained) in line for line in lines[start + 1 :])
   after = trees.flatten(weights.params)
   assert weights.model['num_classes'] == 3 and weights.class_names == [*'abc']
   assert after['head/kernel'].any() and after['head/kernel'].shape == (32, 3)

@@ -1,6 +1,7 @@
 """What a user meets at the command line: one message, no stack trace."""
 
 import importlib
+import json
 import os
 import pathlib
 import subprocess
@@ -65,7 +66,6 @@ def _error(capsys, recipe, *changes, workdir):
     ('mesh.data=3', ['3', '8', 'device']),
     ('on_nonfinite=ignore', ["'ignore'", "'stop'", "'skip'"]),
     ('max_read_seconds=0', ['max_read_seconds', 'None']),
-    ('total_epochs=1', ['exactly one', 'total_steps', 'total_epochs']),
     ('objective.loss=hinge', ["'hinge'", 'softmax', 'sigmoid']),
   ],
 )
@@ -88,6 +88,28 @@ def test_a_missing_data_directory_is_named(capsys, recipe, tmp_path):
   )
   assert code == 2
   assert f'{tmp_path}/no' in error
+
+
+def test_a_duration_in_both_forms_is_refused(capsys, recipe, tmp_path):
+  changes = 'total_steps=2', 'total_epochs=1'
+  code, error = _error(capsys, recipe, *changes, workdir=tmp_path / 'run')
+  assert code == 2
+  for word in ('exactly one', 'total_steps', 'total_epochs'):
+    assert word in error
+
+
+def test_a_recipe_with_epochs_is_evaluated_with_zero_steps(tmp_path, recipe):
+  text = _RECIPE.replace('total_steps = 2', 'total_epochs = 1.0')
+  text = text.replace('warmup_steps=1', 'warmup_epochs=0.5')
+  pathlib.Path(recipe).write_text(text)
+  workdir = tmp_path / 'run'
+  argv = [f'--config={recipe}', f'--workdir={workdir}']
+  assert main_lib.main(argv) == 0
+  rows = (workdir / 'metrics.jsonl').read_text().splitlines()
+  trained = json.loads(rows[-1])
+  assert main_lib.main([*argv, '--config.total_steps=0']) == 0
+  rows = (workdir / 'metrics.jsonl').read_text().splitlines()
+  assert json.loads(rows[-1])['val/loss'] == pytest.approx(trained['val/loss'])
 
 
 @pytest.mark.parametrize('module', ['main', 'sweep'])

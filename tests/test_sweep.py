@@ -120,6 +120,14 @@ def test_results_are_sorted_by_the_metric(trained, tmp_path, capsys):
   assert [label.partition('=')[2] for label in results][:2] == ['0.1', '0.03']
 
 
+def test_a_duration_of_the_sweep_replaces_the_other_form(trained, tmp_path):
+  config = CONFIG.copy_and_resolve_references()
+  config.total_steps = 8
+  sweep_lib.sweep(str(tmp_path), config, {'total_epochs': [1.0, 2.0]})
+  found = [(c['total_steps'], c['total_epochs']) for c in trained.values()]
+  assert found == [(None, 1.0), (None, 2.0)]
+
+
 def test_the_first_evaluation_is_compared_where_none_is_val(trained, tmp_path):
   config = CONFIG.copy_and_resolve_references()
   del config.evals.val
@@ -157,7 +165,7 @@ def test_several_keys_run_through_all_combinations(trained, tmp_path):
     ([], ['--sweep.optimizer.learning_rate=0.01,0.03', 'none']),
     ([f'{RATES}0.1', f'{RATES}0.2'], ['give each key once']),
     ([f'{RATES}0.1,0.1'], ['optimizer.learning_rate=0.1 twice']),
-    ([f'{RATES}0.1,fast'], ['learning_rate=fast', 'expected float']),
+    ([f'{RATES}0.1,fast'], ['learning_rate=fast', 'expected a number such as']),
     (['--sweep.totl_steps=1,2'], ['totl_steps', "'total_steps'"]),
     ([f'{RATES}0.1', '--metric=vall/top1'], ['vall/top1', 'evaluations val']),
     ([f'{RATES}0.1', '--config.evals={}'], ['config.evals has none']),

@@ -279,11 +279,10 @@ def _sweep(config, values, topology, devices, args, options) -> int:
     label = ' '.join(f'{name}={text}' for name, text in changes.items())
     print(f'{i} of {len(combinations)}: {label}', file=sys.stderr, flush=True)
     changed = config.copy_and_resolve_references()
-    for name, text in changes.items():
-      if name == _BATCH:
-        _set_batch(changed, int(text), topology)
-      else:
-        config_file.change(changed, name, text)
+    if _BATCH in changes:
+      _set_batch(changed, int(changes[_BATCH]), topology)
+    pairs = [pair for pair in changes.items() if pair[0] != _BATCH]
+    config_file.apply(changed, pairs)
     try:
       result = aot_compile.compile_step(
         changed.to_dict(), topology, devices, **options

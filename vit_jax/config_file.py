@@ -5,13 +5,15 @@
 are Python literals; what is not a literal is a string. Unlike the flags of
 ml_collections this may set a value that is None, replace a list and name a key
 that the recipe leaves to its default: whoever receives the section checks its
-keys (`lookup.check_keys`).
+keys (`lookup.check_keys`). A duration has two forms, `*_steps` and `*_epochs`:
+one that is set replaces the recipe's other one.
 """
 
 import argparse
 import ast
 import importlib.util
 import inspect
+import os
 import pathlib
 import sys
 import traceback
@@ -41,7 +43,7 @@ def parse(
 
   Raises:
     UserError: an argument that the program does not take, or what `load` and
-      `change` raise.
+      `apply` raise.
   """
   parser.add_argument(
     '--config',
@@ -58,8 +60,8 @@ def parse(
     _refuse(unknown, config or {}, parser)
   if changes and config is None:
     raise UserError(f'--config.{changes[0][0]} needs --config=FILE')
-  for name, text in changes:
-    change(config, name, text)
+  if config is not None:
+    apply(config, changes)
   return config, args
 
 
@@ -73,12 +75,7 @@ def load(path_and_arg: str) -> ml_collections.ConfigDict:
   path, colon, arg = path_and_arg.partition(':')
   file = pathlib.Path(path)
   if '\0' in path or not file.is_file():
-    there = [] if '\0' in path else file.parent.glob('*.py')
-    near = sorted(p.name for p in there if p.name[0] != '_')
-    raise UserError(
-      f'no config file {printable(path)!r} in {pathlib.Path.cwd()}; '
-      f'{printable(file.parent)}/ has: {", ".join(near) or "no recipes"}'
-    )
+    raise UserError(_no_file(path))
   if file.suffix != '.py':
     raise UserError(
       f'--config={path}: a recipe is a Python file whose name ends in .py'
@@ -115,48 +112,28 @@ def load(path_and_arg: str) -> ml_collections.ConfigDict:
   return config
 
 
-def change(config: ml_collections.ConfigDict, name: str, text: str) -> None:
-  """Sets `config.<name>` from the text of a command line, in place.
+def apply(
+  config: ml_collections.ConfigDict, changes: Sequence[tuple[str, str]]
+) -> None:
+  """Sets `config.<name>` for pairs (name, text) of a command line, in place.
+
+  A duration, such as `total_steps`, replaces the recipe's other form of it
+  (`total_epochs` becomes None), unless the pairs contain both.
 
   Raises:
     UserError: the path runs through something that is not a section, or the
       value has another type than the one it replaces (None, and an int for a
       float, always fit).
   """
-  *folders, key = name.split('.')
-  if not all([*folders, key]):
-    raise UserError(
-      f'--config.{name}: expected --config.section.key=value, the keys '
-      'separated by dots'
-    )
-  section = config
-  for i, folder in enumerate(folders):
-    if not isinstance(section.get(folder), ml_collections.ConfigDict):
-      if section.get(folder) is not None:
-        raise UserError(
-          f'--config.{name}: config.{".".join(folders[: i + 1])} is '
-          f'{section[folder]!r}, not a section'
-        )
-      with section.unlocked():
-        section[folder] = ml_collections.ConfigDict()
-    section = section[folder]
-  value, old = _literal(text), section.get(key)
-  if isinstance(old, ml_collections.ConfigDict) and value is not None:
-    if not isinstance(value, dict):
-      raise UserError(
-        f'--config.{name}={text}: it is a section with the keys {list(old)}; '
-        'set one of them, or the whole with a dict'
-      )
-  elif not _fits(value, old):
-    raise UserError(
-      f'--config.{name}={text}: expected {type(old).__name__} as in {old!r}, '
-      f'got {type(value).__name__}'
-    )
-  try:
-    with config.ignore_type(), section.unlocked():
-      section[key] = float(value) if _widens(value, old) else value
-  except (TypeError, ValueError, AttributeError, KeyError, OverflowError) as e:
-    raise UserError(f'--config.{name}={text}: {e}') from e
+  names = {name for name, _ in changes}
+  for name, text in changes:
+    section, key = _change(config, name, text)
+    other = _other_form(key)
+    if other is None or section[key] is None or section.get(other) is None:
+      continue
+    if name.removesuffix(key) + other not in names:
+      with config.ignore_type(), section.unlocked():
+        section[other] = None
 
 
 def split(
@@ -184,6 +161,53 @@ def split(
       rest.append(argv[i])
     i += 1
   return pairs, rest
+
+
+def _change(
+  config: ml_collections.ConfigDict, name: str, text: str
+) -> tuple[ml_collections.ConfigDict, str]:
+  """Sets `config.<name>`; returns the section that it is in, and its key."""
+  *folders, key = name.split('.')
+  if not all([*folders, key]):
+    raise UserError(
+      f'--config.{name}: expected --config.section.key=value, the keys '
+      'separated by dots'
+    )
+  section = config
+  for i, folder in enumerate(folders):
+    if not isinstance(section.get(folder), ml_collections.ConfigDict):
+      if section.get(folder) is not None:
+        raise UserError(
+          f'--config.{name}: config.{".".join(folders[: i + 1])} is '
+          f'{section[folder]!r}, not a section'
+        )
+      with section.unlocked():
+        section[folder] = ml_collections.ConfigDict()
+    section = section[folder]
+  value, old = _literal(text), section.get(key)
+  if isinstance(old, ml_collections.ConfigDict) and value is not None:
+    if not isinstance(value, dict):
+      raise UserError(
+        f'--config.{name}={text}: it is a section with the keys {list(old)}; '
+        'set one of them, or the whole with a dict'
+      )
+  elif not _fits(value, old):
+    raise UserError(
+      f'--config.{name}={text}: expected {_kind(old)}, got {value!r}'
+    )
+  try:
+    with config.ignore_type(), section.unlocked():
+      section[key] = float(value) if _widens(value, old) else value
+  except (TypeError, ValueError, AttributeError, KeyError, OverflowError) as e:
+    raise UserError(f'--config.{name}={text}: {e}') from e
+  return section, key
+
+
+def _other_form(key: str) -> str | None:
+  """Returns `total_epochs` for `total_steps` and the reverse."""
+  start, underscore, unit = key.rpartition('_')
+  other = dict(steps='epochs', epochs='steps').get(unit)
+  return f'{start}_{other}' if underscore and other else None
 
 
 def _refuse(
@@ -214,6 +238,31 @@ def _refuse(
   raise UserError(f'{"; ".join(problems)}; {parser.prog} --help lists them')
 
 
+def _no_file(path: str) -> str:
+  """Returns one line: no such recipe; the one that is meant, or those here."""
+  problem = f'no config file {printable(path)!r} in {pathlib.Path.cwd()}; '
+  if '\0' in path:
+    return f'{problem}a path has no NUL character'
+  file = pathlib.Path(path)
+  name = file.name.removesuffix('.py') + '.py'
+  for folder in (file.parent, pathlib.Path('configs')):
+    if name in _recipes(folder):
+      return f'{problem}did you mean {printable(folder / name)}?'
+  names = printable(', '.join(_recipes(file.parent)))
+  return f'{problem}{printable(file.parent)}/ has: {names or "no recipes"}'
+
+
+def _recipes(folder: pathlib.Path) -> list[str]:
+  """Returns the names of the files of a folder that define `get_config`."""
+  return sorted(
+    file.name
+    for file in folder.glob('*.py')
+    if file.is_file()
+    and os.access(file, os.R_OK)
+    and b'def get_config' in file.read_bytes()
+  )
+
+
 def _failure(path: str, error: Exception) -> str:
   """Returns one line: where in a recipe what went wrong."""
   place = path
@@ -240,6 +289,15 @@ def _literal(text: str) -> Any:
     return ast.literal_eval(text)
   except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
     return text  # A TypeError: {[]: 1}, whose key cannot be hashed.
+
+
+def _kind(old: Any) -> str:
+  """Returns the words for a value that may replace `old`."""
+  if isinstance(old, bool):
+    return 'True or False'
+  words = {float: 'a number', int: 'a whole number', str: 'a text'}
+  kind = words.get(type(old), f'a {type(old).__name__}')
+  return f'{kind} such as {old!r}'
 
 
 def _widens(value: Any, old: Any) -> bool:

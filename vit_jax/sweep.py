@@ -120,8 +120,7 @@ def _configs(
   for combination in itertools.product(*values.values()):
     texts = {k: str(v) for k, v in zip(values, combination, strict=True)}
     changed = config.copy_and_resolve_references()
-    for name, text in texts.items():
-      config_file.change(changed, name, text)
+    config_file.apply(changed, list(texts.items()))
     label = ','.join(f'{name}={text}' for name, text in texts.items())
     label = label.replace('/', '_')
     if label in configs:
