@@ -60,6 +60,11 @@ def test_every_option_says_what_it_does(name, monkeypatch, capsys):
   assert silent in ([], ['format'])  # Its choices say it.
 
 
+def test_sweep_lists_its_values(capsys):
+  options = _help('sweep', capsys).partition('options:')[2]
+  assert '--sweep.KEY V1,V2' in options
+
+
 def test_summary_names_the_option_for_weights(capsys):
   text = _help('summary', capsys)
   options = text.partition('options:')[2]

@@ -1,6 +1,7 @@
 """A sweep runs every value once, survives failures and sorts its table."""
 
 import functools
+import math
 import pathlib
 
 import ml_collections
@@ -51,7 +52,12 @@ def trained(monkeypatch):
       raise RunError(f'the loss is NaN at {rate}')
     # Best at 0.03 by the accuracy and at 0.1 by the loss.
     top1 = 1 - abs(rate - 0.03)
-    return {'val/top1': top1, 'val/loss': 1 - rate, 'test/top1': 0.5}
+    return {
+      'val/top1': top1,
+      'val/loss': 1 - rate,
+      'test/top1': 0.5,
+      'test/loss': 1 - rate if rate < 1 else math.nan,
+    }
 
   monkeypatch.setattr(train, 'train', pretend)
   return done
@@ -118,6 +124,15 @@ def test_results_are_sorted_by_the_metric(trained, tmp_path, capsys):
   assert 'test/top1' in table and 'loss' not in table
   results = sweep_lib.sweep(str(tmp_path), CONFIG, values, metric='val/loss')
   assert [label.partition('=')[2] for label in results][:2] == ['0.1', '0.03']
+
+
+def test_of_equal_results_the_one_with_the_lower_loss_is_first(
+  trained, tmp_path
+):
+  values = {'optimizer.learning_rate': [1.0, 0.01, 0.1, 0.03]}
+  results = sweep_lib.sweep(str(tmp_path), CONFIG, values, metric='test/top1')
+  rates = [label.partition('=')[2] for label in results]
+  assert rates == ['0.1', '0.03', '0.01', '1.0']
 
 
 def test_a_duration_of_the_sweep_replaces_the_other_form(trained, tmp_path):

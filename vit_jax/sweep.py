@@ -48,6 +48,13 @@ def _main(argv: Sequence[str]) -> int:
     help='to sort the table by (default: val/top1, or top1 of the first '
     'evaluation)',
   )
+  # For --help: `split` takes these out of the arguments, for any KEY.
+  parser.add_argument(
+    f'{_PREFIX}KEY',
+    metavar='V1,V2',
+    help='train with each of these values of config.KEY, such as '
+    'optimizer.learning_rate; may be given for several keys',
+  )
   config, args = config_file.parse(parser, rest)
   texts = [name for name, _ in pairs]
   if not pairs or len(set(texts)) < len(texts):
@@ -77,6 +84,8 @@ def sweep(
       is read as on the command line.
     metric: that sorts the results, the highest first, or the lowest of a loss.
       None is `'val/top1'`, or that of the first evaluation if none is `val`.
+      Of equal results the one with the lower `loss` of the same evaluation, if
+      it reports one, is first.
 
   Returns:
     The results of `train.train` by the name of the folder, the best first;
@@ -148,10 +157,14 @@ def _metric(config: ml_collections.ConfigDict, metric: str | None) -> str:
 
 def _sorted(results, metric: str):
   sign = 1 if metric.endswith('loss') else -1
+  loss_name = f'{metric.rpartition("/")[0]}/loss'
 
   def place(item):
     value = item[1].get(metric, math.nan)
-    return (not item[1], math.isnan(value), sign * value)
+    loss = item[1].get(loss_name, math.nan)
+    if math.isnan(loss):
+      loss = math.inf
+    return (not item[1], math.isnan(value), sign * value, loss)
 
   return dict(sorted(results.items(), key=place))
 
