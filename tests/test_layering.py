@@ -24,6 +24,7 @@ LEVELS = [
     'config_file',
     'event_file',
     'bounded_read',
+    'bounded_npz',
   ],
   ['fingerprint', 'orbax_noise', 'command', 'layer_decay', 'moments'],
   ['activation_sharding', 'accumulation', 'distributed', 'profiling'],

@@ -5,19 +5,16 @@ that the note disturbs none of them.
 """
 
 import json
-import math
 import os
 import pathlib
-import tokenize
 import zipfile
-import zlib
 from collections.abc import Mapping
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from vit_jax import bounded_read
+from vit_jax import bounded_npz, bounded_read
 from vit_jax.pretrained import files, json_fields
 
 _MARK = b'vit_jax '
@@ -27,12 +24,6 @@ _MAX_COMMENT_BYTES = 65535  # Of a zip comment.
 MAX_RATIO = 20
 SMALL_BYTES = 64 * 2**20
 MAX_BYTES = 128 * 2**30  # A ViT-22B in float32 has 82 GiB.
-
-# What zipfile, zlib and numpy raise for broken files.
-_BROKEN = (
-  *(OSError, ValueError, EOFError, RuntimeError, MemoryError, OverflowError),
-  *(zipfile.BadZipFile, zlib.error, tokenize.TokenError),
-)
 
 
 def read(
@@ -65,9 +56,12 @@ def read(
         archive, size, max_ratio=max_ratio, max_bytes=max_bytes
       )
       arrays = {
-        _array_name(member): _read_array(archive, member) for member in members
+        _array_name(member): bounded_npz.read_array(
+          archive, member, allow_empty=False
+        )
+        for member in members
       }
-  except _BROKEN as e:
+  except bounded_npz.BROKEN as e:
     raise bounded_read.unreadable(path, e, kind='an .npz of arrays') from e
   arrays = {name: _with_bfloat16(array) for name, array in arrays.items()}
   note = {}
@@ -97,23 +91,13 @@ def check_archive(
       there, or larger than the limits.
   """
   members = archive.infolist()
-  total = sum(member.file_size for member in members)
-  limit = min(max_bytes, max(SMALL_BYTES, max_ratio * size))
-  if total > limit:
-    raise ValueError(
-      f'it inflates from {size:,} to {total:,} bytes, and the limits are'
-      f' max_ratio={max_ratio:g} and max_bytes={max_bytes:,}'
-    )
-  if len({member.filename for member in members}) < len(members):
-    raise ValueError('two parts have the same name')
-  for member in members:
-    if member.flag_bits & 1:
-      raise ValueError('it is encrypted')
-    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-      raise ValueError(
-        f'it is compressed by method {member.compress_type}, and only 0'
-        ' (stored) and 8 (deflated) are read'
-      )
+  bounded_npz.check_members(
+    members,
+    size,
+    max_ratio=max_ratio,
+    max_bytes=max_bytes,
+    small_bytes=SMALL_BYTES,
+  )
   return members
 
 
@@ -145,38 +129,6 @@ def _array_name(member: zipfile.ZipInfo) -> str:
   if not member.filename.endswith('.npy'):
     raise ValueError(f'{member.filename!r} in it is no array')
   return member.filename.removesuffix('.npy')
-
-
-def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo):
-  """Returns an array once its header is known to claim what is there."""
-  with archive.open(member) as file:
-    version = np.lib.format.read_magic(file)
-    if version not in ((1, 0), (2, 0)):
-      raise ValueError(f'{member.filename!r} in it has a header {version}')
-    read_header = np.lib.format.read_array_header_1_0
-    if version == (2, 0):
-      read_header = np.lib.format.read_array_header_2_0
-    try:
-      shape, _, dtype = read_header(file)
-    except RecursionError as e:
-      raise ValueError(f'{member.filename!r} in it has no header') from e
-    held = member.file_size - file.tell()
-  if dtype.hasobject:
-    raise ValueError(f'{member.filename!r} in it holds Python objects')
-  if any(n < 0 for n in shape) or math.prod(shape) * dtype.itemsize != held:
-    raise ValueError(
-      f'{member.filename!r} in it claims the shape {_shape(shape)} of {dtype}'
-      f' and has {held:,} bytes'
-    )
-  if not held:
-    raise ValueError(f'{member.filename!r} in it is empty: {_shape(shape)}')
-  with archive.open(member) as file:
-    return np.lib.format.read_array(file, allow_pickle=False)
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-  # A number of over 4,300 digits cannot be written.
-  return '(' + ', '.join(str(n) if n < 2**64 else 'huge' for n in shape) + ')'
 
 
 def _comment(note: Mapping[str, Any]) -> bytes:

@@ -1,5 +1,7 @@
 """Images and labels in an npz file."""
 
+import os
+import struct
 import zipfile
 
 import numpy as np
@@ -84,7 +86,9 @@ def test_a_file_that_is_no_npz_is_named(tmp_path):
   with pytest.raises(UserError, match=r'a\.npz cannot be read as an npz'):
     arrays.Source('train', path=str(tmp_path / 'a.npz'))
   np.save(tmp_path / 'b.npy', _IMAGES)
-  with pytest.raises(UserError, match='expected an npz'):
+  with pytest.raises(
+    UserError, match=r'cannot be read as an npz.* not a zip file'
+  ):
     arrays.Source('train', path=str(tmp_path / 'b.npy'))
   _write(tmp_path / 'c.npz')
   whole = (tmp_path / 'c.npz').read_bytes()
@@ -131,7 +135,9 @@ def test_arrays_without_content_are_refused(tmp_path):
   with zipfile.ZipFile(tmp_path / 'c.npz', 'w') as file:
     file.writestr('train_images.npy', b'no array')
     file.writestr('train_labels.npy', b'no array')
-  with pytest.raises(UserError, match=r'images and labels .*cannot be read'):
+  with pytest.raises(
+    UserError, match=r'c\.npz cannot be read as an npz .*magic string'
+  ):
     arrays.Source('train', path=str(tmp_path / 'c.npz'))
 
 
@@ -141,3 +147,73 @@ def test_a_slice_takes_a_part(tmp_path):
   names = [p.describe(i) for p in parts for i in range(len(p))]
   assert [len(p) for p in parts] == [4, 2]
   assert len(set(names)) == 6
+
+
+@pytest.mark.parametrize(
+  ('signature', 'offset', 'value', 'reason'),
+  [  # Bytes of the central directory, and the first of a deflate stream.
+    (b'PK\x01\x02', 8, 1, 'it is encrypted'),
+    (b'PK\x01\x02', 10, 99, 'compressed by method 99'),
+    (b'train_labels.npy', 16 + 20, 255, 'while decompressing data'),
+  ],
+)
+def test_a_damaged_npz_is_named(tmp_path, signature, offset, value, reason):
+  path = tmp_path / 'a.npz'
+  np.savez_compressed(path, train_images=_IMAGES, train_labels=_LABELS)
+  content = bytearray(path.read_bytes())
+  content[content.index(signature) + offset] = value
+  path.write_bytes(content)
+  with pytest.raises(UserError, match=rf'a\.npz cannot be read .*{reason}'):
+    arrays.Source('train', path=str(path))
+
+
+@pytest.mark.parametrize(
+  'shape', [(10**5, 10**5, 3, 1), (10**7, 10**7, 3, 1), (10**30, 3, 3, 1)]
+)
+def test_no_memory_is_taken_for_what_a_header_claims(tmp_path, shape):
+  header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}\n"
+  start = b'\x93NUMPY\x01\x00' + struct.pack('<H', len(header))
+  with zipfile.ZipFile(tmp_path / 'a.npz', 'w') as file:
+    for name in ('train_images', 'train_labels'):
+      file.writestr(f'{name}.npy', start + header.encode() + b'few')
+  with pytest.raises(UserError, match=r'claims the shape .* and has 3 bytes'):
+    arrays.Source('train', path=str(tmp_path / 'a.npz'))
+
+
+def test_a_small_file_with_large_arrays_needs_a_limit_that_allows_them(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr(arrays, 'SMALL_BYTES', 2**16)
+  path = str(tmp_path / 'a.npz')
+  images = np.zeros([100, 64, 64], np.uint8)
+  np.savez_compressed(
+    path, train_images=images, train_labels=np.zeros(100, int)
+  )
+  with pytest.raises(UserError, match='max_ratio=100 and max_bytes'):
+    arrays.Source('train', path=path)
+  assert len(arrays.Source('train', path=path, max_ratio=1000)) == 100
+  with pytest.raises(UserError, match='max_ratio=1000 and max_bytes=99,999'):
+    arrays.Source('train', path=path, max_ratio=1000, max_bytes=99_999)
+  # An array that no one asked for does not count.
+  _write(path, extra=np.zeros(2**20))
+  assert len(arrays.Source('train', path=path, max_bytes=99_999)) == 6
+
+
+def test_a_pipe_is_refused(tmp_path):
+  os.mkfifo(tmp_path / 'a.npz')
+  with pytest.raises(UserError, match=r'a\.npz: it is a pipe'):
+    arrays.Source('train', path=str(tmp_path / 'a.npz'))
+
+
+def test_optional_arrays_of_another_kind_are_refused(tmp_path):
+  path = _write(tmp_path / 'a.npz', class_names='cat')
+  with pytest.raises(UserError, match=r'class_names have the shape \(\)'):
+    arrays.Source('train', path=path)
+  path = _write(
+    tmp_path / 'b.npz',
+    train_labels=list('abcdef'),
+    test_images=_IMAGES,
+    test_labels=_LABELS,
+  )
+  with pytest.raises(UserError, match='train_labels are <U1; expected numbers'):
+    arrays.Source('test', path=path)

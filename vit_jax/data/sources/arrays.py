@@ -12,8 +12,15 @@ import zipfile
 
 import numpy as np
 
+from vit_jax import bounded_npz, bounded_read
 from vit_jax.data import labels as labels_lib, splits
 from vit_jax.errors import UserError
+from vit_jax.printable import printable
+
+# Photos hardly compress; images of one colour do, by up to 1,032 times.
+MAX_RATIO = 100
+MAX_BYTES = 64 * 2**30  # ImageNet at 224 pixels would have 180 GiB.
+SMALL_BYTES = 2**30
 
 
 class Source:
@@ -23,7 +30,15 @@ class Source:
   ops accordingly.
   """
 
-  def __init__(self, split: str, *, path: str, num_classes: int | None = None):
+  def __init__(
+    self,
+    split: str,
+    *,
+    path: str,
+    num_classes: int | None = None,
+    max_ratio: float = MAX_RATIO,
+    max_bytes: int = MAX_BYTES,
+  ):
     """Loads a split.
 
     Args:
@@ -34,18 +49,33 @@ class Source:
         class, for several labels an image or soft ones.
       num_classes: the default is what the array `class_names` holds, and
         without one the training labels.
+      max_ratio: by how much the arrays may be larger than the file, if they
+        have over SMALL_BYTES.
+      max_bytes: that the arrays of the split may have.
 
     Raises:
-      UserError: no such file or arrays, or arrays that do not fit together.
+      UserError: no such file or arrays, arrays over the limits, or arrays that
+        do not fit together.
     """
     self._path, self._split = os.path.expanduser(path), splits.parse(split)
-    file = _read(self._path, self._split.name)
+    file = _read(
+      self._path, self._split.name, max_ratio=max_ratio, max_bytes=max_bytes
+    )
     images, labels = file['images'], file['labels']
     self._images = images[..., np.newaxis] if images.ndim == 3 else images
     self._labels = _squeeze(labels)
     self._check()
     train_labels = _squeeze(file.get('train_labels', labels))
     names = file.get('class_names')
+    if train_labels.dtype.kind not in 'biuf':
+      raise UserError(
+        f'{self._path}: train_labels are {train_labels.dtype}; expected numbers'
+      )
+    if names is not None and names.ndim != 1:
+      raise UserError(
+        f'{self._path}: class_names have the shape {names.shape}; expected a '
+        'list of names'
+      )
     # Names may be there twice: ImageNet has two kinds of crane.
     self.class_names = None if names is None else [str(name) for name in names]
     if num_classes is None and names is not None:
@@ -130,36 +160,48 @@ class Source:
     return num_classes
 
 
-def _read(path: str, split: str) -> dict[str, np.ndarray]:
+def _read(
+  path: str, split: str, *, max_ratio: float, max_bytes: int
+) -> dict[str, np.ndarray]:
   """Returns the arrays `images`, `labels` and, where present, the optional."""
   wanted = {'images': f'{split}_images', 'labels': f'{split}_labels'}
-  try:
-    file = np.load(path, allow_pickle=False)
-    if not isinstance(file, np.lib.npyio.NpzFile):
-      raise UserError(f'{path} holds one array; expected an npz file of them')
-    with file:
-      missing = [key for key in wanted.values() if key not in file]
-      if missing:
-        raise UserError(
-          f'{path} has no {" and no ".join(missing)}; it has: '
-          f'{", ".join(file.files)}'
-        )
-      optional = [k for k in ('train_labels', 'class_names') if k in file]
-      wanted |= {key: key for key in optional}
-      found = {name: file[key] for name, key in wanted.items()}
-    bad = [k for k, v in found.items() if not isinstance(v, np.ndarray)]
-    if bad:
-      raise UserError(f'{path}: {" and ".join(bad)} cannot be read as arrays')
-    return found
-  except FileNotFoundError as e:
+  if not os.path.exists(path):
     raise UserError(
       f'no file {path}; expected an npz file with the arrays '
       f'{" and ".join(wanted.values())}'
-    ) from e
+    )
+  size = bounded_read.check_regular(path)
+  try:
+    with zipfile.ZipFile(path) as archive:
+      members = archive.infolist()
+      names = {m.filename.removesuffix('.npy'): m for m in members}
+      missing = [key for key in wanted.values() if key not in names]
+      if missing:
+        raise UserError(
+          f'{path} has no {" and no ".join(missing)}; it has: '
+          f'{printable(", ".join(names), max_length=200)}'
+        )
+      optional = [k for k in ('train_labels', 'class_names') if k in names]
+      wanted |= {key: key for key in optional}
+      used = set(wanted.values())
+      bounded_npz.check_members(
+        [m for m in members if m.filename.removesuffix('.npy') in used],
+        size,
+        max_ratio=max_ratio,
+        max_bytes=max_bytes,
+        small_bytes=SMALL_BYTES,
+      )
+      return {
+        name: bounded_npz.read_array(archive, names[key], allow_empty=True)
+        for name, key in wanted.items()
+      }
   except UserError:
     raise
-  except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
-    raise UserError(f'{path} cannot be read as an npz file: {e}') from e
+  except bounded_npz.BROKEN as e:
+    reason = printable(str(e) or type(e).__name__, max_length=300)
+    raise UserError(
+      f'{path} cannot be read as an npz file of numpy.savez: {reason}'
+    ) from e
 
 
 def _squeeze(labels: np.ndarray) -> np.ndarray:
