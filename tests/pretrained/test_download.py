@@ -100,7 +100,7 @@ def test_the_next_address_is_tried(server, fetch):
   (url, _), (fetch, log) = server, fetch
   path = fetch(Remote(f'{url}/absent/a.npz'), Remote(f'{url}/b.npz'))
   assert path.name == 'b.npz'
-  assert sum('404' in line for line in log) == 1
+  assert sum(line.startswith('failed: HTTP Error 404') for line in log) == 1
 
 
 def test_what_a_server_says_cannot_control_the_terminal(fetch, monkeypatch):
@@ -138,6 +138,7 @@ def test_without_a_network_the_error_says_what_to_put_where(fetch, tmp_path):
     f' http://127.0.0.1:9/b.safetensors) into {tmp_path / "weights"}'
   ) in str(e.value)
   assert download.FOLDER_VARIABLE in str(e.value)
+  assert 'could be downloaded, for lack of a connection:' in str(e.value)
   assert len(log) == 4  # Each is tried once.
 
 

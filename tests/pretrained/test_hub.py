@@ -136,3 +136,19 @@ def test_a_repository_that_is_not_there(hub, tmp_path, monkeypatch):
   with pytest.raises(UserError, match='HF_HUB_OFFLINE is set'):
     download.fetch_repository('google/vit-x', **more)
   assert server.requests == []
+
+
+def test_without_a_connection_one_error_says_what_to_put_where(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setenv('HF_ENDPOINT', 'http://127.0.0.1:9')  # Nothing answers.
+  with pytest.raises(UserError) as e:
+    download.fetch_repository(
+      'google/vit-x', weights_dir=tmp_path, on_log=lambda line: None
+    )
+  assert 'there is no connection to http://127.0.0.1:9 (' in str(e.value)
+  assert f'json into {tmp_path / "google--vit-x"}, or' in str(e.value)
+  assert f'weights_dir or ${download.FOLDER_VARIABLE}' in str(e.value)
+  assert 'token' not in str(e.value)
+  assert e.value.__suppress_context__  # Python shows one traceback.
+  assert list(tmp_path.iterdir()) == []

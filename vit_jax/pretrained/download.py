@@ -1,5 +1,6 @@
 """Files by their address: found in a folder, or downloaded into it."""
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -128,19 +129,21 @@ def fetch(
   for remote in remotes:
     if (directory / remote.file_name).exists():
       return _get(remote, directory, deadline, on_log)
-  reasons = []
+  reasons, offline = [], True
   for remote in remotes:
     try:
       return _get(remote, directory, deadline, on_log)
     except FailedError as e:
       reasons.append(f'{remote.url}: {e}{_late(deadline, download_seconds)}')
+      offline = offline and e.offline
       on_log(f'failed: {e}')
   wanted = ' or '.join(
     f'{remote.file_name} (from {transfer.address(remote.url)})'
     for remote in remotes
   )
   raise UserError(
-    'none of these could be downloaded:\n  '
+    f'none of these could be downloaded{", for lack of a connection" * offline}'
+    + ':\n  '
     + '\n  '.join(reasons)
     + f'\nTo go on without a network, put {wanted} into {directory}, or name'
     f' the folder that has it in weights_dir or ${FOLDER_VARIABLE}'
@@ -199,14 +202,23 @@ def fetch_repository(
       for name in _shards(path):
         get(name)
   except FailedError as e:
+    with contextlib.suppress(OSError):  # It stays if files are in it.
+      (directory / inside).rmdir()
     web = f'{transfer.hub()}/{repository}'
+    reason = (
+      f'there is no connection to {transfer.hub()} ({e}).'
+      if e.offline
+      else f'{e}{_late(deadline, download_seconds)}. Is {web} a public model?'
+      ' Others need a token in $HF_TOKEN.'
+    )
+    # One error for the user: what the network's libraries raised is in it.
     raise UserError(
       f'the repository {repository} of the Hugging Face Hub could not be'
-      f' downloaded: {e}{_late(deadline, download_seconds)}. Is {web} a public'
-      ' model? Others need a token in $HF_TOKEN. To go on without a network,'
-      ' put its config.json, model.safetensors and, if it has one,'
-      f' preprocessor_config.json into {directory / inside}'
-    ) from e
+      f' downloaded: {reason} To go on without a network, put its config.json,'
+      ' model.safetensors and, if it has one, preprocessor_config.json into'
+      f' {directory / inside}, or name the folder that has {inside} in'
+      f' weights_dir or ${FOLDER_VARIABLE}'
+    ) from None
   return directory / inside
 
 

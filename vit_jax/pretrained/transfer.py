@@ -6,10 +6,12 @@ Hub's web addresses, and everything else by epath. Nothing is tried twice.
 """
 
 import contextlib
+import errno
 import http.client
 import os
 import pathlib
 import queue
+import socket
 import ssl
 import threading
 import time
@@ -36,11 +38,13 @@ class FailedError(Exception):
 
   Attributes:
     absent: whether the server answered that it has no such file.
+    offline: whether there was no connection to the server.
   """
 
-  def __init__(self, text: str, *, absent: bool = False):
+  def __init__(self, text: str, *, absent: bool = False, offline: bool = False):
     super().__init__(printable(text))  # Some of it is the server's.
     self.absent = absent
+    self.offline = offline
 
 
 def copy(
@@ -84,7 +88,7 @@ def copy(
     # From the libraries of whatever service it is; a full disk as well.
     reason = e.reason if isinstance(e, urllib.error.URLError) else e
     text = ' '.join(str(reason).split()) or type(e).__name__
-    raise FailedError(text[:300]) from e
+    raise FailedError(text[:300], offline=_is_offline(reason)) from e
   # A connection that is cut looks like the end of the file.
   if expected is not None and received != expected:
     raise FailedError(f'the connection ended after {received} of {expected} B')
@@ -121,6 +125,15 @@ def hub_parts(url: str) -> tuple[str, str | None]:
       ' hf://owner/repository or hf://owner/repository/file'
     )
   return f'{owner}/{repository}', path or None
+
+
+def _is_offline(reason: Any) -> bool:
+  """Returns whether an error says that a server could not be reached."""
+  # Not every timeout: a server may also be slow.
+  return isinstance(reason, socket.gaierror | ConnectionRefusedError) or (
+    isinstance(reason, OSError)
+    and reason.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH)
+  )
 
 
 def _opened(url: str, deadline: float) -> Any:
