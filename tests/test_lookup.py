@@ -4,6 +4,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import flax.linen as nn
 import ml_collections
 import pytest
 
@@ -95,6 +96,17 @@ def test_unknown_and_missing_keys_are_told_at_once():
   assert str(error.value) == (
     "objectives/mine: unknown key 'los' (did you mean 'loss'?); missing key "
     "'weight'; it takes: ['loss', 'label_smoothing', 'weight']"
+  )
+
+
+def test_what_flax_adds_to_a_module_is_no_key():
+  class Model(nn.Module):
+    depth: int
+
+  with pytest.raises(UserError) as error:
+    lookup.check_keys(Model, {'variant': 'B/16', 'depth': 2}, 'models/mine')
+  assert str(error.value) == (
+    "models/mine: unknown key 'variant'; it takes: ['depth']"
   )
 
 

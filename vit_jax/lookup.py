@@ -150,6 +150,9 @@ def check_keys(
   taken = {
     p.name: p for p in parameters if p.kind in kinds and p.name not in given
   }
+  if {'parent', 'name'} <= set(getattr(target, '__dataclass_fields__', ())):
+    for flax_own in ('parent', 'name'):  # Of every nn.Module.
+      taken.pop(flax_own, None)
   if not isinstance(section, SECTION):
     raise UserError(
       f'{where} is a section with keys of {list(taken)}; got {section!r}'

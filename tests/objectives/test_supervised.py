@@ -136,6 +136,33 @@ def test_a_model_without_logits_is_an_error():
     objective.init(jax.random.key(0), batch)
 
 
+class WithoutTrain(nn.Module):
+  def __call__(self, x):
+    return {'logits': x}
+
+
+class Array(nn.Module):
+  @nn.compact
+  def __call__(self, image, *, train):
+    return nn.Dense(3)(image.reshape(len(image), -1))
+
+
+@pytest.mark.parametrize(
+  ('model', 'words'),
+  [
+    (WithoutTrain(), r'WithoutTrain.__call__\(self, x\) does not take train'),
+    (Array(), r'returns an array \[1, 3\], not a dict'),
+  ],
+)
+def test_a_model_that_is_called_otherwise_is_an_error(model, words):
+  batch = {'image': jax.ShapeDtypeStruct((4, 2, 2, 1), jnp.float32)}
+  contract = r"; a model's __call__\(image, train=\.\.\.\) returns a dict with"
+  with pytest.raises(UserError, match=words + contract):
+    jax.eval_shape(
+      lambda rng: Objective(model).init(rng, batch), jax.random.key(0)
+    )
+
+
 def test_a_model_with_running_statistics_is_an_error():
   batch = {'image': jax.ShapeDtypeStruct((4, 2, 2, 1), jnp.float32)}
   with pytest.raises(UserError, match=r"Normed has .*\['batch_stats'\]"):

@@ -1,5 +1,6 @@
 """Learn labels: softmax or sigmoid cross-entropy, hard, soft or multi-hot."""
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,12 @@ import jax.numpy as jnp
 
 from vit_jax import losses
 from vit_jax.errors import UserError
+
+# Of a model, for messages.
+_CONTRACT = (
+  "a model's __call__(image, train=...) returns a dict with logits (and"
+  ' features and tokens, for evaluators)'
+)
 
 
 class Objective:
@@ -78,8 +85,10 @@ class Objective:
       batch: arrays or their shapes; only the shape of `image` is read.
 
     Raises:
-      UserError: the model has no logits or keeps state besides parameters.
+      UserError: the model is not called as README.md says, has no logits, or
+        keeps state besides parameters.
     """
+    _check_call(self.model)
     image = jnp.zeros((1, *batch['image'].shape[1:]), jnp.float32)
     outputs, variables = self.model.init_with_output(rng, image, train=False)
     _logits(outputs)
@@ -153,7 +162,23 @@ class Objective:
     return jnp.where(jnp.isnan(targets_BY), targets_BY, above_BY)
 
 
+def _check_call(model: nn.Module) -> None:
+  parameters = inspect.signature(type(model).__call__).parameters
+  if 'train' not in parameters and not any(
+    p.kind is p.VAR_KEYWORD for p in parameters.values()
+  ):
+    raise UserError(
+      f'{type(model).__name__}.__call__({", ".join(parameters)}) does not take'
+      f' train; {_CONTRACT}'
+    )
+
+
 def _logits(outputs: Mapping[str, jax.Array]) -> jax.Array:
+  if not isinstance(outputs, Mapping):
+    what = type(outputs).__name__
+    if isinstance(outputs, jax.Array):
+      what = f'an array {list(outputs.shape)}'
+    raise UserError(f'the model returns {what}, not a dict; {_CONTRACT}')
   if 'logits' not in outputs:
     raise UserError(
       f'the model returns {sorted(outputs)} but no logits, which the '
