@@ -7,6 +7,7 @@ r"""A small ViT from scratch on a folder of photographs of any size.
               or with <class>/*.jpg alone; or a dataset of TFDS with num_classes
               (configs/common_data.py)
   resolution  to which images are cropped and resized, a multiple of 16
+  stem        'conv' (default) or 'patch'
   epochs      passes over the training images
   data_dir    of TFDS
 
@@ -14,7 +15,9 @@ Where weights can be had, configs/finetune.py reaches more with less data: a ViT
 that starts from random numbers wants ten thousand images and more. The batch is
 128, or for fewer than 1,024 images the largest power of two up to an eighth of
 them. Model and augmentation are those of configs/cifar10.py:half_hour, a little
-wider, with patches of 16 pixels; it is for a CPU or one GPU.
+wider, with patches of 16 pixels; it is for a CPU or one GPU. Its stem of
+convolutions is in no other library: such a model stays in vit_jax's formats.
+One with stem=patch can be written for timm, Hugging Face and Google too.
 
 Expected: no published number. Run here on small data alone, to see that it
 learns: of CIFAR-10's airplanes and frogs, 500 of each without splits, with
@@ -33,6 +36,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     data='oxford_iiit_pet',
     num_classes=0,
     resolution=128,
+    stem='conv',
     epochs=100.0,
     data_dir=None,
     smoke=False,
@@ -40,6 +44,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   size = options.resolution
   if size < 16 or size % 16:
     raise ValueError(f'resolution={size}: expected a multiple of 16')
+  if options.stem not in ('conv', 'patch'):
+    raise ValueError(f"stem={options.stem!r}: expected 'conv' or 'patch'")
   train, val, test = common_data.splits(options.data)
   count = common_data.num_training_images(options.data)
   eval_ops = (
@@ -60,7 +66,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     depth=6,
     mlp_dim=384,
     num_heads=3,
-    stem='conv',
+    stem=options.stem,
     position='sincos2d',
     pooling='mean',
   )

@@ -3,14 +3,17 @@
 import pathlib
 import textwrap
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from configs import cifar10, finetune, scratch
-from vit_jax import inputs, main, train
+from vit_jax import inputs, lookup, main, train
 from vit_jax.data import open_source, source_text
 from vit_jax.errors import DataError, UserError
+from vit_jax.pretrained import catalog
+from vit_jax.pretrained.weights import Weights
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -25,6 +28,37 @@ def photos(tmp_path):
     size = (30 + i, 60 - i, 3)
     Image.fromarray(rng.integers(0, 256, size, np.uint8)).save(path)
   return tmp_path / 'photos'
+
+
+def _scratch(photos, stem):
+  """Returns a small model of configs/scratch.py, as weights."""
+  config = scratch.get_config(f'data={photos},resolution=32,stem={stem}')
+  section = config.model.to_dict() | dict(num_classes=2)
+  section |= dict(width=64, depth=1, mlp_dim=128, num_heads=1)
+  module = lookup.build('models', section, 'Model')
+  images = np.zeros((1, 32, 32, 3), np.float32)
+  params = module.init(jax.random.key(0), images)['params']
+  return Weights(jax.device_get(params), section, dict(image_size=(32, 32)))
+
+
+def test_a_model_from_scratch_is_exported_with_a_stem_of_patches(
+  photos, tmp_path
+):
+  for format in ('timm', 'huggingface', 'google_npz'):
+    path = tmp_path / f'{format}.npz'
+    with pytest.raises(UserError, match=r"stem \(stem='conv'\)|stem='conv':"):
+      catalog.save(_scratch(photos, 'conv'), path, format=format)
+    more = dict(allow_note_only=True) if format == 'google_npz' else {}
+    weights = _scratch(photos, 'patch')
+    catalog.save(weights, path, format=format, **more)
+    kernel = catalog.load(path).params['patch_embedding']['kernel']
+    np.testing.assert_array_equal(
+      kernel, weights.params['patch_embedding']['kernel']
+    )
+  with pytest.raises(
+    ValueError, match="stem='cnn': expected 'conv' or 'patch'"
+  ):
+    scratch.get_config(f'data={photos},stem=cnn')
 
 
 def _no_training(monkeypatch):

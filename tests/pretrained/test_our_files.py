@@ -83,11 +83,13 @@ def test_a_convolutional_stem_comes_back_and_only_ours_can_hold_it(
     np.testing.assert_array_equal(after[name], array, err_msg=name)
   assert model_section.num_channels(after) == 5
   assert model_section.patch_size(after) == (8, 8)
-  with pytest.raises(UserError, match="stem='conv', for which"):
+  with pytest.raises(
+    UserError, match="stem='conv': Google's ViT has no convolutional stem"
+  ):
     google_npz.write(weights, tmp_path / 'x.npz')
-  for format in ('timm', 'huggingface'):
+  for format, name in (('timm', 'timm'), ('huggingface', 'Hugging Face')):
     with pytest.raises(
-      UserError, match=f"{format} has no name for stem='conv'"
+      UserError, match=rf"^{name}'s ViT has no .* stem \(stem='conv'\)"
     ):
       torch_files.write(weights, tmp_path / format, format=format)
 

@@ -26,7 +26,7 @@ def check_writable(
   """
   problems = []
   if model.stem != 'patch':
-    problems.append(f'stem={model.stem!r}, for which Google has no names')
+    problems.append("stem='conv': Google's ViT has no convolutional stem")
   if model.pooling == 'map' and dialect.position == POSITIONS[0]:
     problems.append(
       "pooling='map', which vision_transformer does not have and would ignore"

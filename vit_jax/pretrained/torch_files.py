@@ -34,6 +34,7 @@ from vit_jax.pretrained.torch_names import Dialect
 from vit_jax.pretrained.weights import Weights, build_model
 
 FORMATS = ('timm', 'huggingface')
+_THEIR_VIT = {'timm': "timm's ViT", 'huggingface': "Hugging Face's ViT"}
 
 
 def read(
@@ -96,8 +97,8 @@ def write(
     )
   if module.stem != 'patch':
     raise UserError(
-      f'{format} has no name for stem={module.stem!r}; write another format,'
-      ' such as .safetensors'
+      f"{_THEIR_VIT[format]} has no convolutional stem (stem='conv'); write"
+      ' .safetensors, or train with a stem of patches'
     )
   named = blocks.unstack(trees.flatten(weights.params))
   named = {name: np.asarray(array) for name, array in named.items()}
