@@ -84,9 +84,9 @@ def load(
       the weights.
     loss: 'softmax' or 'sigmoid': how logits become probabilities; None is what
       the weights were trained with, softmax if that is not known.
-    batch_size: of the one compiled program, rounded up to the devices. Fewer
-      images cost as much as that many, more are processed in turns: 1 is best
-      for single images, 32 and more for many.
+    batch_size: batch size of the compiled program, rounded up to a multiple of
+      the number of devices. Fewer images cost as much as that many, more are
+      processed in turns: 1 is best for single images, 32 and more for many.
     mesh: devices, from `vit_jax.sharding.make_mesh`; None is all of this
       process. Axes fsdp and tensor split a model that is too large for one.
     weights_dir: the folder of downloads; None is $VIT_JAX_WEIGHTS or
@@ -138,7 +138,7 @@ def list_models(pattern: str = '*') -> list[str]:
 
   Args:
     pattern: as in `fnmatch`: `*` is any text, `?` any character, `[ab]` one of
-      these; upper and lower case differ.
+      these; upper and lower case are the same.
   """
   import importlib
 

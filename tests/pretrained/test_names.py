@@ -156,7 +156,13 @@ def test_a_path_comes_before_a_name(load, make_weights, tmp_path, monkeypatch):
     ('hf://a/b/readme.md', ['expected one that ends in .npz']),
     ('https://127.0.0.1:9/models/x', ['expected one that ends in .npz']),
     ('', ['empty']),
-    ('x' * 5000, ['no name of published']),
+    ('x' * 5000, ['neither an existing path nor the name of published']),
+    ('vit_base_patch16_clip_224', ['name of timm', "CLIP's norm before"]),
+    ('timm/vit_base_patch16_clip_224.openai', ["CLIP's norm before"]),
+    ('beit_base_patch16_224', ["BEiT's relative positions"]),
+    ('eva02_base_patch14_224', ["EVA's rotary positions"]),
+    ('deit_base_distilled_patch16_224', ["DeiT's distillation token"]),
+    ('vit_giant_patch14_reg4_dinov2', ['gated MLPs']),
   ],
 )
 def test_what_cannot_be_resolved(name, words, load, hub):
@@ -171,6 +177,7 @@ def test_what_cannot_be_resolved(name, words, load, hub):
 
 def test_names_are_listed():
   assert catalog.names('augreg-B/16*') == ['augreg-B/16', 'augreg-B/16-i1k-384']
+  assert catalog.names('AUGREG-b/16*') == catalog.names('augreg-B/16*')
   assert 'vit_base_patch16_siglip_224' in catalog.names('vit_base*')
   found = catalog.names()
   assert len(set(found)) == len(found)
@@ -185,6 +192,7 @@ def test_default_tags_are_timm_s():
     for name in ours
   }
   assert ours == {name: cfg.tag for name, cfg in theirs.items()}
+  assert not [name for name in ours if timm_names.refusal(name)]
   # The repository has the name that ours is made of.
   for name, cfg in theirs.items():
     assert cfg.hf_hub_id == f'timm/{timm_names.resolve(name)}'
@@ -196,3 +204,8 @@ def test_default_tags_are_timm_s():
 )
 def test_what_is_no_name_of_timm(name):
   assert timm_names.resolve(name) is None
+
+
+@pytest.mark.parametrize('name', ['beit_base.npz', 'runs/eva_1', 'eva'])
+def test_what_is_refused_as_a_name_of_timm_looks_like_one(name):
+  assert timm_names.refusal(name) is None

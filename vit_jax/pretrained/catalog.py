@@ -96,6 +96,11 @@ def load(
     remote = download.Remote(f'{augreg.BUCKET}{name}.npz')
     return _read(download.fetch([remote], **fetching), **options)
   text = re.sub('^hf[-_]hub:', '', text)
+  if reason := timm_names.refusal(text):
+    raise UserError(
+      f'{text!r} is not an existing path, and as a name of timm it cannot be'
+      f' loaded: {reason}'
+    )
   if name := timm_names.resolve(text):
     if short := _published_as(name):
       return _load_published(short, fetching, options)
@@ -108,10 +113,11 @@ def load(
 def names(pattern: str = '*') -> list[str]:
   """Returns the names of published weights that fit an fnmatch pattern.
 
-  First the short ones, then timm's.
+  First the short ones, then timm's. Upper and lower case are the same.
   """
   known = [*PUBLISHED, *timm_names.DEFAULT_TAGS]
-  return [name for name in known if fnmatch.fnmatchcase(name, pattern)]
+  pattern = pattern.lower()
+  return [name for name in known if fnmatch.fnmatchcase(name.lower(), pattern)]
 
 
 def save(
@@ -265,7 +271,7 @@ def _unknown(text: str) -> UserError:
       " With its tag, any name of timm can be tried: 'vit_....augreg_in21k'."
     )
   return UserError(
-    f'{text!r} is no path that exists and no name of published weights'
+    f'{text!r} is neither an existing path nor the name of published weights'
     f'{hint or "."}{tag} vit_jax.list_models() lists the names, which start'
     f' with {", ".join(_families())}; {hub}'
   )
