@@ -101,7 +101,7 @@ def test_a_photo_for_a_model_of_small_grey_images(
   assert predict.main([*argv, '--format=json']) == 0
   out, error = capsys.readouterr()
   assert len(json.loads(out)) == 3
-  assert error.count('resized to 16x16') == 1
+  assert error.count('resizing images to 16x16, because') == 1
 
 
 def test_formats_say_the_same(weights, photos, capsys):

@@ -125,7 +125,7 @@ def devices(slices: Topology) -> list[jax.Device]:
   if 'TPU_LIBRARY_PATH' not in os.environ:
     if importlib.util.find_spec('libtpu') is None:
       raise UserError(
-        'to compile for a TPU takes its compiler, libtpu, but no TPU: '
+        'compiling for a TPU needs libtpu, but no TPU: '
         "pip install 'vit_jax[aot]' (Linux on x86)"
       )
   for key, value in _ENVIRONMENT.items():

@@ -88,7 +88,7 @@ def test_photos_get_size_and_channels_where_the_ops_leave_them(
   found = model(kinds)['logits']
   model(kinds)
   assert len(log) == 1
-  assert 'resized to 16x16' in log[0]
+  assert 'resizing images to 16x16, because' in log[0]
   small = [
     np.asarray(PIL.Image.fromarray(photo).convert('L').resize((16, 16), 2))
     for photo in photos

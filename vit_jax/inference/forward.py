@@ -186,9 +186,9 @@ class Forward:
       height, width = self._image_size
       ops = f'decode|resize({self._image_size})'
       self._notes.append(
-        f'images are resized to {height}x{width}, since the ops'
-        f' {self._preprocess["ops"]!r} of these weights do not resize them; to'
-        f' say so yourself, give {_option("ops", ops)}'
+        f"resizing images to {height}x{width}, because this model's"
+        f' preprocessing does not; pass --ops={shlex.quote(ops)} (ops={ops!r}'
+        ' in Python) to choose it yourself'
       )
     while self._notes:
       self._on_log(self._notes.pop(0))
