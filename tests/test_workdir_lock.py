@@ -178,6 +178,44 @@ def test_a_broken_lock_is_like_one_of_another_machine(tmp_path, text):
   assert 'unreadable lock' in assert_is_taken(tmp_path)[0]
 
 
+@pytest.mark.parametrize(
+  'changes',
+  [
+    dict(pid=float('inf')),
+    dict(pid=10**30, process=None),
+    dict(pid=-1, process=None),
+    dict(pid=True),
+    dict(pid='1'),
+    dict(token=[1]),
+  ],
+)
+def test_a_lock_without_a_sensible_owner_counts_as_broken(tmp_path, changes):
+  write_lock(tmp_path, age=1000, **this_process() | changes)
+  assert 'unreadable lock' in assert_is_taken(tmp_path)[0]
+
+
+@pytest.mark.parametrize('kind', ['fifo', 'device', 'large'])
+def test_something_else_of_the_name_of_the_lock_is_named(tmp_path, kind):
+  path = tmp_path / workdir_lock.NAME
+  if kind == 'fifo':
+    os.mkfifo(path)
+    # Ends an open() that waits, so that a failure is one and does not hang.
+    ends_waiting = threading.Timer(10, os.open, (path, os.O_RDWR))
+    ends_waiting.daemon = True
+    ends_waiting.start()
+  elif kind == 'device':
+    path.symlink_to('/dev/zero')
+  else:
+    path.write_text(' ' * 10_001)
+  with pytest.raises(UserError, match='not a regular file of at most') as e:
+    with workdir_lock.hold(tmp_path):
+      pass
+  assert str(path) in str(e.value) and 'Remove it' in str(e.value)
+  assert list(tmp_path.iterdir()) == [path]
+  if kind == 'fifo':
+    ends_waiting.cancel()
+
+
 def test_text_in_a_lock_cannot_control_the_terminal(tmp_path):
   write_lock(tmp_path, age=1000, host='\x1b[31m')
   assert '\x1b' not in assert_is_taken(tmp_path)[0]

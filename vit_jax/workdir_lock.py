@@ -11,6 +11,7 @@ buckets have none. Instead the next run finds out whether the owner is alive:
 """
 
 import contextlib
+import errno
 import fcntl
 import itertools
 import json
@@ -18,6 +19,7 @@ import os
 import pathlib
 import secrets
 import socket
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -40,6 +42,10 @@ _MOST_BYTES = 10_000
 _WAITING, _HELD, _REFUSED = range(3)
 
 _held: set[str] = set()  # Tokens of the locks of this process.
+
+
+class _InTheWayError(OSError):
+  """Something that is no lock has the lock's name."""
 
 
 class Lock:
@@ -100,8 +106,8 @@ def hold(
     stale_seconds: without one for so long, an owner on another machine is dead.
 
   Raises:
-    UserError: another process that is alive owns the workdir, or nothing can be
-      written there.
+    UserError: another process that is alive owns the workdir, nothing can be
+      written there, or something that is no lock has the lock's name.
   """
   if jax.process_index() == 0:
     attempts = _attempts(pathlib.Path(workdir), stale_seconds, on_log)
@@ -160,6 +166,11 @@ def _attempts(
     for _ in _wait_and_take(path, record, stale_seconds, on_log):
       yield None
       time.sleep(_POLL_SECONDS)
+  except _InTheWayError as e:
+    raise UserError(
+      f'{e.filename!r} is not a regular file of at most {_MOST_BYTES:,} bytes,'
+      ' as locks are. Remove it'
+    ) from e
   except OSError as e:
     raise UserError(
       f'cannot write {str(e.filename or path)!r}: {e.strerror}. Give a workdir '
@@ -228,16 +239,32 @@ def _read(path: pathlib.Path) -> dict[str, Any] | None:
   """Returns the record of the owner and when it was last refreshed.
 
   None where there is no lock; a broken record has only the time.
+
+  Raises:
+    OSError: the lock cannot be read; `_InTheWayError` if it is no lock at all.
   """
   try:
-    with open(path, 'rb') as f:
-      modified = os.fstat(f.fileno()).st_mtime
+    with open(path, 'rb', opener=_open_at_once) as f:
+      status = os.fstat(f.fileno())
+      if not stat.S_ISREG(status.st_mode) or status.st_size > _MOST_BYTES:
+        raise _InTheWayError(errno.EINVAL, 'not a lock', str(path))
       record = json.loads(f.read(_MOST_BYTES))
   except FileNotFoundError:
     return None
   except (ValueError, RecursionError):
     record = {}
-  return (record if isinstance(record, dict) else {}) | {'modified': modified}
+  return (record if _is_sound(record) else {}) | {'modified': status.st_mtime}
+
+
+def _open_at_once(path: str, flags: int) -> int:
+  return os.open(path, flags | os.O_NONBLOCK)  # Waits for no writer of a FIFO.
+
+
+def _is_sound(record: Any) -> bool:
+  if not isinstance(record, dict) or not isinstance(record.get('token'), str):
+    return False
+  pid = record.get('pid')
+  return type(pid) is int and 0 < pid < 2**31  # Not True, which is an int.
 
 
 def _is_alive(owner: dict[str, Any]) -> bool | None:
