@@ -17,7 +17,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-import vit_jax
+import vit_jax.inference.model
 from configs import evaluate, finetune
 from vit_jax import checkpoint, convert, predict, summary
 from vit_jax.data import device_ops
@@ -280,6 +280,8 @@ def test_weights_made_in_python_are_not_trusted_by_default(
     ('ops', 'decode|random_crop(8, padding=1000000000)', 'max_side=4,096'),
     ('ops', 'decode(max_scans=3000)|resize(16)', 'choose max_scans'),
     ('ops', '|'.join(['resize(4096)', 'resize(16)'] * 50), 'max_ops=20'),
+    ('ops', 'decode|a' + '.a' * 1500, 'max_parts=50'),
+    ('ops', 'resize(' + '1+' * 900 + '1)', 'is not a literal'),
     ('ops', "decode|rand_augment('rand-m9-n999999999')", 'may only be'),
     ('ops', 'decode|' + ' ' * 10_000 + 'resize(16)', 'max_length=10,000'),
     ('device_ops', 'random_crop(8, padding=1000000000)', 'max_number=65,536'),

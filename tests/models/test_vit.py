@@ -272,6 +272,8 @@ def test_attention_weights_are_sown_for_blocks_and_pool():
     (('X/16',), {}, ["'X/16'", 'mu, Ti, S, M, B', 'g-opt', "'B/16'"]),
     (('B/x',), {}, ["unknown ViT variant 'B/x'"]),
     (('B/0',), {}, ["unknown ViT variant 'B/0'"]),
+    (('B/' + '9' * 5000,), {}, ["unknown ViT variant 'B/99", '9...; exp']),
+    ((16,), {}, ['unknown ViT variant 16; expected']),
     (('B',), {}, ["'B' names no patch size", "'B/16'", 'patch_size']),
     (('B/16',), dict(widht=3), ['no widht (did you mean width?)', 'qk_norm']),
     (('B/16',), dict(parent=None), ['no parent']),

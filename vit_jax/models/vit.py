@@ -15,6 +15,7 @@ from vit_jax.errors import UserError
 from vit_jax.models import _vit_options, layers, pooling
 from vit_jax.models.dropout import Dropout
 from vit_jax.models.norm import layer_norm
+from vit_jax.printable import printable
 
 # As in big_vision, which has them from: Ti, S (DeiT), B, L, H (ViT), g, G
 # (Scaling ViT, https://arxiv.org/abs/2106.04560), So400m (SoViT,
@@ -53,10 +54,13 @@ def Model(  # noqa: N802, it makes a model.
   Raises:
     UserError: an unknown variant or override, or values that do not fit.
   """
-  name, slash, patch = variant.partition('/')
-  if name not in VARIANTS or (slash and not re.fullmatch('[1-9][0-9]*', patch)):
+  name, slash, patch = str(variant).partition('/')
+  # Nine digits at most: more are no size, and int() refuses thousands of them.
+  size = re.fullmatch('[1-9][0-9]{0,8}', patch)
+  if name not in VARIANTS or (slash and not size):
+    shown = printable(repr(variant), max_length=80)
     raise UserError(
-      f'unknown ViT variant {variant!r}; expected <name>/<patch size>, as in'
+      f'unknown ViT variant {shown}; expected <name>/<patch size>, as in'
       f" 'B/16', with one of the names {', '.join(VARIANTS)}"
     )
   fields = [f for f in ViT.__dataclass_fields__ if f not in ('parent', 'name')]

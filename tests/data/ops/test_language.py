@@ -115,6 +115,22 @@ def test_a_syntax_error_shows_its_segment():
   assert "cannot read the op 'flip lr'" in error('decode|flip lr|resize(3)')
 
 
+@pytest.mark.parametrize('trusted', [False, True])
+@pytest.mark.parametrize(
+  ('text', 'words'),
+  [
+    ('a' + '.a' * 1500, 'max_parts=50'),
+    ('f' + '()' * 1500, 'expected name'),
+    ('resize(' + '-' * 500 + '1)', 'is not a literal'),
+    ('resize(' + '1+' * 900 + '1)', 'is not a literal'),
+  ],
+)
+def test_deep_nesting_is_a_mistake_with_a_short_message(text, words, trusted):
+  with pytest.raises(UserError, match=words) as e:
+    language.parse(f'decode|{text}', trusted=trusted)
+  assert len(str(e.value)) < 400
+
+
 def test_an_unknown_op_is_named_with_a_close_match_and_all_choices():
   message = error('decode|resise(32)')
   assert "unknown op 'resise' (did you mean 'resize'?)" in message

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from vit_jax.errors import UserError
+from vit_jax.printable import printable
 
 MAX_SIDE = 4096  # pixels
 MAX_NUMBER = 2**16  # of arguments on the device, such as max_value=65535
@@ -52,15 +53,16 @@ def check_segment(segment: Any, limits: Limits) -> None:
     segment: a `language.Segment`.
     limits: those of the host or of the device.
   """
+  text = printable(segment.text, max_length=80)
   if segment.name not in limits.names:
     raise UserError(
-      f'{segment.text}: nothing that a file names is imported, and its'
+      f'{text}: nothing that a file names is imported, and its'
       f' {limits.option} may only be {", ".join(limits.names)}.'
       f' {_advice(limits)}'
     )
   if raised := sorted(_OWN_LIMITS & segment.kwargs.keys()):
     raise UserError(
-      f'{segment.text}: a file does not choose {", ".join(raised)}, which guard'
+      f'{text}: a file does not choose {", ".join(raised)}, which guard'
       f' against images that take too long. {_advice(limits)}'
     )
   most, argument = limits.max_number, limits.argument
@@ -69,7 +71,7 @@ def check_segment(segment: Any, limits: Limits) -> None:
   for number in _numbers([*segment.args, *segment.kwargs.values()]):
     if not abs(number) <= most:  # Also for NaN.
       raise UserError(
-        f'{segment.text}: {number:g} is over {argument}={most:,}, the limit for'
+        f'{text}: {number:g} is over {argument}={most:,}, the limit for'
         f' {limits.option} of a file. {_advice(limits)}'
       )
 

@@ -295,36 +295,48 @@ def _split(text: str) -> Iterator[str]:
 
 
 def _parse_segment(text: str) -> Segment:
+  start = f'cannot read the op {_short(text)!r}'
   try:
     node = ast.parse(text, mode='eval').body
   except (SyntaxError, ValueError, RecursionError, MemoryError) as e:
     reason = e.msg if isinstance(e, SyntaxError) else str(e)
-    raise UserError(f'cannot read the op {text!r}: {reason}') from e
+    raise UserError(f'{start}: {reason}') from e
   if not isinstance(node, ast.Call):
-    return Segment(text, _dotted_name(node, text))
+    return Segment(text, _dotted_name(node, start))
   kwargs = {}
   for keyword in node.keywords:
     if keyword.arg is None:
-      raise UserError(f'cannot read the op {text!r}: ** is not supported')
-    kwargs[keyword.arg] = _literal(keyword.value, text)
-  args = tuple(_literal(arg, text) for arg in node.args)
-  return Segment(text, _dotted_name(node.func, text), args, kwargs)
+      raise UserError(f'{start}: ** is not supported')
+    kwargs[keyword.arg] = _literal(keyword.value, text, start)
+  args = tuple(_literal(arg, text, start) for arg in node.args)
+  return Segment(text, _dotted_name(node.func, start), args, kwargs)
 
 
-def _dotted_name(node: ast.expr, text: str) -> str:
-  name = ast.unparse(node)
-  if not all(part.isidentifier() for part in name.split('.')):
-    raise UserError(
-      f'cannot read the op {text!r}: expected name or name(arguments)'
-    )
-  return name
+def _dotted_name(node: ast.expr, start: str, *, max_parts: int = 50) -> str:
+  # A loop and not ast.unparse, whose recursion deep nesting would exhaust, as
+  # it would that of an import.
+  parts = []
+  while isinstance(node, ast.Attribute):
+    parts.append(node.attr)
+    node = node.value
+  if not isinstance(node, ast.Name):
+    raise UserError(f'{start}: expected name or name(arguments)')
+  if len(parts) >= max_parts:
+    raise UserError(f'{start}: its name has over max_parts={max_parts} parts')
+  return '.'.join([node.id, *reversed(parts)])
 
 
-def _literal(node: ast.expr, text: str) -> Any:
+def _literal(node: ast.expr, text: str, start: str) -> Any:
   try:
     return ast.literal_eval(node)
   except (ValueError, TypeError, MemoryError, RecursionError) as e:
+    # Not ast.unparse, whose recursion deep nesting would exhaust.
+    written = ast.get_source_segment(text, node) or ''
     raise UserError(
-      f'cannot read the op {text!r}: {ast.unparse(node)!r} is not a literal '
+      f'{start}: {_short(written)!r} is not a literal '
       '(number, string, tuple, list, dict, True, False, None)'
     ) from e
+
+
+def _short(text: str, *, max_length: int = 80) -> str:
+  return text if len(text) <= max_length else text[: max_length - 3] + '...'
