@@ -123,6 +123,7 @@ def _problems(config: Mapping[str, Any]) -> dict[str, list[str]]:
         section.get('ops', ''),
         on_error=section.get('on_error', 'stop'),
         num_compared=1 if where == 'config.input' else _NUM_COMPARED,
+        training=where == 'config.input',
       )
       if where == 'config.input' or section.get('name') == 'classification':
         check_num_classes(wanted, reader.source.num_classes)

@@ -1,5 +1,6 @@
 """Records that are read, refused or skipped, through both inputs."""
 
+import builtins
 import contextlib
 import itertools
 import threading
@@ -47,7 +48,8 @@ class TestBrokenRecords:
              make())  # fmt: skip
       assert "synthetic record 3 of 'train'" in str(error.value)
       assert 'OSError: bad checksum' in str(error.value)
-      assert "on_error='skip'" in str(error.value)
+      flag = {_train: 'input', _eval: 'evals.NAME'}[make]
+      assert f'--config.{flag}.on_error=skip' in str(error.value)
       assert isinstance(error.value.__cause__, OSError)
 
   def test_an_image_that_does_not_decode_is_named_by_its_path(self, tmp_path):
@@ -147,6 +149,103 @@ class TestBrokenRecords:
   def test_on_error_is_one_of_two_words(self):
     with pytest.raises(UserError, match="'stop' or 'skip'; got 'ignore'"):
       _train(on_error='ignore')
+
+
+class TestMistakesInCode:
+  """Errors of a source or an op are not those of a record."""
+
+  @pytest.mark.parametrize(
+    ('example', 'words'),
+    [
+      ((1, 2), '`__getitem__` returned a tuple, expected a dict with image'),
+      (None, '`__getitem__` returned None, expected a dict with image'),
+    ],
+  )
+  def test_a_source_that_returns_no_dict_is_told_so(
+    self, monkeypatch, example, words
+  ):
+    monkeypatch.setattr(synthetic.Source, '__getitem__', lambda *_: example)
+    with pytest.raises(UserError) as error:
+      _train()
+    assert words in str(error.value)
+    assert 'mistake in the code' in str(error.value)
+    assert 'on_error' not in str(error.value)
+
+  def test_an_op_that_returns_none_is_named(self):
+    with pytest.raises(UserError) as error:
+      _train(ops=f'{__name__}.forgets')
+    assert "forgets' returned None, expected" in str(error.value)
+    assert 'on_error' not in str(error.value)
+
+  @pytest.mark.parametrize('kind', ['KeyError', 'TypeError', 'AttributeError'])
+  def test_the_line_that_raised_is_named(self, kind):
+    with pytest.raises(UserError) as error:
+      _train(ops=f'{__name__}.raises({kind!r})')
+    line = raises.__code__.co_firstlineno + 4
+    assert f'{kind}: ' in str(error.value)
+    assert f'test_records.py:{line}: correct it' in str(error.value)
+    assert 'on_error' not in str(error.value)
+
+
+def forgets():
+  """An op that forgets to return the example."""
+  return lambda example, rng: None
+
+
+def raises(kind):
+  """An op that raises an error of this kind."""
+
+  def op(example, rng):
+    raise getattr(builtins, kind)('nowhere')
+
+  return op
+
+
+class TestLabelsOutsideTheClasses:
+  @pytest.fixture(autouse=True)
+  def _labels(self, monkeypatch):
+    def getitem(self, index):
+      del self
+      image = np.zeros((8, 8, 3), np.uint8)
+      return {'image': image, 'label': labels.get(index, 1)}
+
+    monkeypatch.setattr(synthetic.Source, '__getitem__', getitem)
+    labels = self.labels = {}
+
+  @pytest.mark.parametrize('make', [_train, _eval])
+  @pytest.mark.parametrize('label', [5, -2])
+  def test_the_run_stops_and_names_label_and_record(self, make, label):
+    self.labels[7] = label
+    one = make(data=_DATA | dict(num_classes=2))
+    with pytest.raises(
+      UserError, match=rf"record 7 of 'train': label {label} is outside 0\.\.1"
+    ):
+      list(itertools.islice(one.batches(), 3) if make is _train else one)
+
+  def test_they_are_skipped_and_counted_like_other_bad_records(self):
+    self.labels[7] = 5
+    data = _DATA | dict(num_classes=2)
+    for one in (
+      _train(data=data, on_error='skip'),
+      _eval(data=data, on_error='skip'),
+    ):
+      training = isinstance(one, pipeline.TrainInput)
+      batches = _take(one, 3) if training else list(one)
+      assert max(_rows(batches, 'label')) == 1
+      assert one.skipped == 1
+
+  def test_minus_one_is_unlabelled_in_evaluation_alone(self):
+    self.labels[7] = -1
+    data = _DATA | dict(num_classes=2)
+    assert _rows(list(_eval(data=data)), 'label').min() == -1
+    with pytest.raises(UserError, match=r'label -1 is outside 0\.\.1'):
+      _take(_train(data=data), 3)
+
+  def test_without_a_number_of_classes_every_label_is_read(self):
+    self.labels[7] = 5
+    one = _train()
+    one.source.num_classes = None
+    assert max(_rows(_take(one, 3), 'label')) == 5
 
 
 class TestExamples:

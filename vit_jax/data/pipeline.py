@@ -91,7 +91,7 @@ class TrainInput:
         f'{repeats!r}'
       )
     self.repeats = repeats
-    self._reader = records.Reader(data, ops, on_error=on_error)
+    self._reader = records.Reader(data, ops, on_error=on_error, training=True)
     self._seed = int(seed)
     self.source = self._reader.source
     self.batch_size = batch_size

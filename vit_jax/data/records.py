@@ -4,7 +4,10 @@ Every broken record is met here, and only here: it stops the run with its name,
 or it is skipped, counted and reported. It never becomes a black image.
 """
 
+import os
+import pathlib
 import threading
+import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,6 +24,9 @@ Example = dict[str, np.ndarray]
 _NEWS = '_news'
 _MAX_BROKEN_IN_A_ROW = 100
 _MAX_NAMED = 5  # broken records that the report names
+# Images of any content do not raise these: decoders report a UserError.
+_MISTAKES = (KeyError, TypeError, AttributeError, NameError)
+_PACKAGE = f'{pathlib.Path(__file__).parents[1]}{os.sep}'
 # JAX holds 32 bits unless told otherwise; better here than silently there.
 _NARROW = {np.dtype(np.int64): np.int32, np.dtype(np.float64): np.float32}
 
@@ -35,6 +41,7 @@ class Reader:
     *,
     on_error: str,
     num_compared: int = 1,
+    training: bool = False,
   ):
     """Opens the source and reads one example, or a few.
 
@@ -44,27 +51,32 @@ class Reader:
       on_error: what a record that cannot be read does: `'stop'` raises,
         `'skip'` counts it and leaves it out.
       num_compared: how many examples, spread evenly, are read and compared.
+      training: whether this is the input of training. Every example then needs
+        a label; otherwise the label -1 is that of an unlabelled one.
 
     Raises:
       DataError: a section, a source or examples that do not fit.
     """
     try:
-      self._open(data, ops, on_error, num_compared)
+      self._open(data, ops, on_error, num_compared, training)
     except UserError as e:
       error = DataError(str(e))
       for note in getattr(e, '__notes__', []):
         error.add_note(note)
       raise error from e
 
-  def _open(self, data, ops: str, on_error: str, num_compared: int) -> None:
+  def _open(
+    self, data, ops: str, on_error: str, num_compared: int, training: bool
+  ) -> None:
     if on_error not in ('stop', 'skip'):
       raise UserError(f"on_error is 'stop' or 'skip'; got {on_error!r}")
     self.source = open_source.open_source(data)
     if not len(self.source):
       raise UserError(f'the source has no records: {dict(data)}')
     self._ops = language.parse(ops, trusted=True)
-    self._arguments = (dict(data), ops, on_error)
+    self._arguments = (dict(data), ops, on_error, training)
     self._skip = on_error == 'skip'
+    self._training = training
     self._lock = threading.Lock()
     self._watchdog = watchdog.Watchdog(self.source.describe)
     self.watched, self.watch = self._watchdog.watched, self._watchdog.start
@@ -170,10 +182,7 @@ class Reader:
     except BaseException as e:
       what = f'{self.source.describe(index)}: {_explain(e)}'
       if not self._skip:
-        raise UserError(
-          f'{what}\n(repair or remove it, or skip such records with '
-          "on_error='skip')"
-        ) from e
+        raise UserError(f'{what}\n({self._advice(e)})') from e
       with self._lock:
         self._broken[index] = what
       return None
@@ -181,7 +190,32 @@ class Reader:
       self._watchdog.end()
 
   def _decoded(self, index: int, rng: np.random.Generator) -> Example:
-    return _arrays(self._ops(self.source[index], rng))
+    example = self.source[index]
+    if not isinstance(example, Mapping):
+      raise TypeError(
+        f'`__getitem__` returned {_kind(example)}, expected a dict with image '
+        'and label'
+      )
+    arrays = _arrays(self._ops(example, rng))
+    num_classes = self.source.num_classes
+    label = arrays.get('label')
+    if num_classes is not None and label is not None:
+      _check_label(label, num_classes, least=0 if self._training else -1)
+    return arrays
+
+  def _advice(self, error: BaseException) -> str:
+    """Returns what to do about a record that raised this."""
+    if isinstance(error, _MISTAKES):
+      return (
+        'this is a mistake in the code of the source or of an op'
+        f'{_place(error)}: correct it there'
+      )
+    flag = (
+      '--config.input.on_error=skip'
+      if self._training
+      else "on_error='skip' in this section (--config.evals.NAME.on_error=skip)"
+    )
+    return f'repair or remove it, or skip such records with {flag}'
 
   def _checked(self, index: int, example: Example) -> Example:
     """Returns the example if it has the shapes and dtypes of the first one."""
@@ -208,8 +242,10 @@ def _spread(count: int, num_records: int) -> list[int]:
   return [i * (num_records - 1) // max(1, count - 1) for i in range(count)]
 
 
-def _open_in_worker(data, ops: str, on_error: str, size: int) -> Reader:
-  reader = Reader(data, ops, on_error=on_error)
+def _open_in_worker(
+  data, ops: str, on_error: str, training: bool, size: int
+) -> Reader:
+  reader = Reader(data, ops, on_error=on_error, training=training)
   if len(reader.source) != size:
     raise UserError(
       f'the data has changed: {size} records when the run began, now '
@@ -236,6 +272,29 @@ def _arrays(example: Mapping[str, Any]) -> Example:
         raise ValueError(f'{name!r} does not fit into int32: {wide}')
     arrays[name] = array
   return arrays
+
+
+def _check_label(label: np.ndarray, num_classes: int, *, least: int) -> None:
+  """Raises UserError for a class id that is none; vectors are not looked at."""
+  if label.ndim or label.dtype.kind not in 'iu':
+    return
+  if not least <= label < num_classes:
+    raise UserError(f'label {label} is outside 0..{num_classes - 1}')
+
+
+def _kind(value: Any) -> str:
+  return 'None' if value is None else f'a {type(value).__name__}'
+
+
+def _place(error: BaseException) -> str:
+  """Returns the user's line that raised, or '' where there is none."""
+  places = [
+    f', {frame.filename}:{frame.lineno}'
+    for frame in traceback.extract_tb(error.__traceback__)
+    if not frame.filename.startswith(_PACKAGE)
+    and 'site-packages' not in frame.filename
+  ]
+  return places[-1] if places else ''
 
 
 def _explain(error: Exception) -> str:

@@ -174,7 +174,7 @@ def test_what_goes_wrong_on_an_example_names_the_op(user_ops):
   with pytest.raises(KeyError) as e:
     language.parse('their_project.ops.trip', trusted=True)({}, rng)
   assert e.value.__notes__ == ["in the op 'their_project.ops.trip'"]
-  with pytest.raises(TypeError, match=r'ops\.forget.* returned NoneType'):
+  with pytest.raises(TypeError, match=r'ops\.forget.* returned None, expected'):
     language.parse('their_project.ops.forget', trusted=True)({}, rng)
 
 

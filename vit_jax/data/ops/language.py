@@ -99,9 +99,10 @@ def parse(
         e.add_note(f'in the op {segment.text!r}')
         raise
       if not isinstance(example, dict):
+        kind = None if example is None else f'a {type(example).__name__}'
         raise TypeError(
-          f'the op {segment.text!r} returned {type(example).__name__}, not an '
-          'example (a dict)'
+          f'the op {segment.text!r} returned {kind}, expected an example (a '
+          'dict)'
         )
     return example
 
