@@ -204,7 +204,7 @@ def test_a_recipe_without_data_says_what_to_do(recipe, arg, tmp_path, capsys):
     'data=/path: images in /path/train/<class>/ and /path/val/<class>/, or in '
     '/path/<class>/ alone',
     'folder:/path and records:/path',
-    '--config=RECIPE.py:smoke',
+    "add :smoke to the recipe's name",
   ):
     assert words in text
   if 'i21k' in recipe or recipe == 'vit_g14':

@@ -59,6 +59,13 @@ def test_every_format_gets_all_and_gives_it_back(
     assert word in out
 
 
+def test_few_classes_are_all_named(source, tmp_path, capsys):
+  names = ['cat', 'dog', 'ship']
+  path = source(dict(class_names=names), num_classes=3)
+  assert convert.main([path, str(tmp_path / 'x.safetensors')]) == 0
+  assert 'classes  3: cat, dog, ship\n' in capsys.readouterr().out
+
+
 def test_there_and_back_is_the_same_file(source, tmp_path):
   path = source()
   weights = catalog.load(path)

@@ -135,8 +135,9 @@ def _facts(weights: Any) -> list[tuple[str, str]]:
     ('images', f'on the host {ops}; on the device {device_ops}'),
   ]
   if weights.class_names is not None:
-    first = ', '.join(weights.class_names[:3])
-    facts.append(('classes', f'{len(weights.class_names):,}: {first}, ...'))
+    names = weights.class_names
+    first = ', '.join(names[:3]) + (', ...' if len(names) > 3 else '')
+    facts.append(('classes', f'{len(names):,}: {first}'))
   if unused := weights.source.get('unused'):
     listed = ', '.join(unused[:5]) + (', ...' if len(unused) > 5 else '')
     facts.append(('left', f'{len(unused)} arrays of no encoder: {listed}'))

@@ -56,6 +56,11 @@ def show(text: object, **options) -> None:
   print(printable_lines(text), **options)
 
 
+def plural(count: int, noun: str, many: str | None = None) -> str:
+  """Returns `'1 file'`, `'1,234 files'`; `many` is an irregular plural."""
+  return f'{count:,} {noun if count == 1 else many or noun + "s"}'
+
+
 def _is_control(character: str) -> bool:
   return (
     unicodedata.category(character) in _ESCAPED and character not in _HARMLESS

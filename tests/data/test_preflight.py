@@ -123,6 +123,39 @@ def test_a_wrong_suffix_is_told_and_is_harmless(folder, capsys):
   assert train['broken'] == []
 
 
+@pytest.mark.parametrize('flat', [False, True])
+def test_all_splits_of_a_folder_are_checked(folder, capsys, flat):
+  where = folder
+  if flat:
+    where = folder / 'train'
+    for i in range(20):
+      _picture(60 + i, (8, 8)).save(where / 'dog' / f'more_{i}.png')
+  assert preflight.main([str(where), '--format=json']) == 0
+  out, err = capsys.readouterr()
+  splits = json.loads(out)['splits']
+  assert list(splits) == ['train', 'val']
+  assert 'checking train, val' in err
+  count = sum(split['num_examples'] for split in splits.values())
+  assert count == (26 if flat else 8)
+  assert splits['val']['num_examples'] > 1
+
+
+def test_a_folder_that_does_not_exist_is_said_so(tmp_path, capsys):
+  assert preflight.main([f'{tmp_path}/none']) == 2
+  error = capsys.readouterr().err
+  assert f'there is no folder {tmp_path}/none' in error
+  assert 'TFDS' not in error
+  (tmp_path / 'a.csv').touch()
+  assert preflight.main([f'{tmp_path}/a.csv']) == 2
+  assert 'a.csv is no folder' in capsys.readouterr().err
+
+
+def test_one_broken_image_is_singular(folder, capsys):
+  (folder / 'train' / 'dog' / 'x.jpg').touch()
+  assert preflight.main([str(folder)]) == 1
+  assert 'train: 1 broken image:' in capsys.readouterr().out
+
+
 def test_a_missing_label_is_broken(folder, capsys):
   rows = ['image,label', 'train/cat/0.png,a', 'train/cat/1.png,']
   (folder / 'a.csv').write_text('\n'.join(rows))

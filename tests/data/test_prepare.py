@@ -164,7 +164,7 @@ class TestBroken:
     path = folder / 'in' / 'train' / 'dog' / '03.png'
     path.write_bytes(path.read_bytes()[:50])
     _prepare(folder, '--resize_small=8', '--on_error=skip')
-    assert 'skipped  1 images' in capsys.readouterr().out
+    assert 'skipped  1 image that' in capsys.readouterr().out
     info = _info(folder)
     assert info['num_examples'] == _NUM - 1
     assert info['class_counts'] == [11, 10]
@@ -372,6 +372,11 @@ class TestCommand:
     assert len(_source(folder, 'validation')) == 3
     assert not (folder / 'out' / 'val').exists()
 
+  def test_all_images_of_a_folder_of_classes_are_written(self, folder, capsys):
+    assert prepare.main([f'{folder}/in/train', f'{folder}/out']) == 0
+    assert 'splits   train, val (' in capsys.readouterr().out
+    assert (len(_source(folder)), len(_source(folder, 'val'))) == (20, 2)
+
   def test_what_was_prepared_can_be_prepared(self, folder):
     _prepare(folder)
     argv = [f'records:{folder}/out', f'{folder}/again/out']
@@ -383,7 +388,7 @@ class TestCommand:
 
   def test_a_source_without_arguments_needs_no_brackets(self, tmp_path, capsys):
     assert prepare.main(['digits', f'{tmp_path}/out', '--split=test']) == 0
-    assert '360 images in 1 files' in capsys.readouterr().out
+    assert '360 images in 1 file,' in capsys.readouterr().out
     assert len(_source(tmp_path, 'test')) == 360
 
   def test_a_bar_is_drawn_on_a_terminal(self, folder, capsys, monkeypatch):

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vit_jax import command
-from vit_jax.printable import printable, printable_json
+from vit_jax.printable import plural, printable, printable_json, show
 
 _MAX_NAMED = 10
 _MAX_CLASSES = 40
@@ -32,7 +32,11 @@ def _main(argv: Sequence[str]) -> int:
 
   ops = language.parse(args.ops, trusted=True)
   found = {}
-  for split in map(str.strip, args.split.split(',')):
+  wanted = args.split and [name.strip() for name in args.split.split(',')]
+  if wanted is None:
+    wanted = source_text.splits(args.source) or ['train']
+    show(f'checking {", ".join(wanted)} (--split chooses)', file=sys.stderr)
+  for split in wanted:
     source = source_text.build(args.source, split)
     with many.progress(split, len(source)) as advance:
       found[split] = inspection.look(source, ops, args.num_threads, advance)
@@ -53,8 +57,8 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument('source', metavar='SOURCE', help=source_text.HELP)
   parser.add_argument(
     '--split',
-    default='train',
-    help='one or several, such as train,val (default: %(default)s)',
+    help='one or several, such as train,val (default: all of a folder, train '
+    'of other sources)',
   )
   parser.add_argument(
     '--ops',
@@ -82,13 +86,17 @@ def _print(report: dict[str, Any]) -> None:
   if any(split['classes'] for split in report['splits'].values()):
     console.print(_classes_table(report['splits']))
   for name, split in report['splits'].items():
-    for key, words in (
-      ('broken', 'broken images'),
-      ('other_suffix', 'images whose suffix tells another format (harmless)'),
+    for key, noun, what in (
+      ('broken', 'broken image', ''),
+      (
+        'other_suffix',
+        'image',
+        ' whose suffix tells another format (harmless)',
+      ),
     ):
       entries = split[key]
       if entries:
-        console.print(f'{name}: {len(entries):,} {words}:')
+        console.print(f'{name}: {plural(len(entries), noun)}{what}:')
         _print_first(console, [_line(entry) for entry in entries])
   _print_duplicates(console, report['duplicates'])
 
@@ -153,8 +161,9 @@ def _print_duplicates(console, groups: list[dict[str, Any]]) -> None:
   between = sum(len(set(group['splits'])) > 1 for group in groups)
   labels = sum(group['labels_differ'] for group in groups)
   console.print(
-    f'{len(groups):,} images are there more than once, {between:,} of them in '
-    f'several splits, {labels:,} with labels that differ:'
+    f'{plural(len(groups), "image is", "images are")} there more than once, '
+    f'{between:,} of them in several splits, {labels:,} with labels that '
+    'differ:'
   )
   _print_first(console, [' = '.join(group['names']) for group in groups])
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from vit_jax import command
 from vit_jax.errors import UserError
-from vit_jax.printable import printable, show
+from vit_jax.printable import plural, printable, show
 
 _MAX_NAMED = 10
 
@@ -31,8 +31,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str]) -> None:
   args = _parser().parse_args(argv)
-  from vit_jax.data import splits
+  from vit_jax.data import source_text, splits
 
+  if args.split is None:
+    found = source_text.splits(args.source) or ['train']
+    show(f'splits   {", ".join(found)} (--split chooses)')
+    args.split = ','.join(found)
   named = [word.strip().rpartition('=') for word in args.split.split(',')]
   sliced = [split for *_, split in named if splits.parse(split).name != split]
   if sliced:
@@ -66,9 +70,8 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument('target', metavar='TARGET', help='folder for the files')
   parser.add_argument(
     '--split',
-    default='train',
     help='one or several, such as train,val; validation=val writes the split '
-    'val as validation (default: %(default)s)',
+    'val as validation (default: all of a folder, train of other sources)',
   )
   parser.add_argument(
     '--resize_small',
@@ -143,23 +146,24 @@ def _prepare(split: str, name: str, args: argparse.Namespace) -> None:
 
 def _contents(source: Any) -> str:
   classes = source.num_classes
-  return f'{len(source):,} images' + (
-    '' if classes is None else f' of {classes:,} classes'
+  return plural(len(source), 'image') + (
+    '' if classes is None else f' of {plural(classes, "class", "classes")}'
   )
 
 
 def _report(info: dict[str, Any], target: str, split: str) -> None:
   num, size = info['num_examples'], info['num_bytes']
   print(
-    f'target   {target}/{split}: {num:,} images in {len(info["shards"])} files,'
-    f' {size / 1e6:,.1f} MB; counts and checksums agree'
+    f'target   {target}/{split}: {plural(num, "image")} in '
+    f'{plural(len(info["shards"]), "file")}, {size / 1e6:,.1f} MB; '
+    'counts and checksums agree'
   )
   if counts := info['class_counts']:
     most, least = max(counts), min(counts)
     print(f'classes  {len(counts):,}, with {least:,} to {most:,} images each')
   if skipped := info['skipped']:
     more = len(skipped) - _MAX_NAMED
-    print(f'skipped  {len(skipped):,} images that cannot be read:')
+    print(f'skipped  {plural(len(skipped), "image")} that cannot be read:')
     for name in skipped[:_MAX_NAMED]:
       print(f'  {printable(name)}')
     if more > 0:

@@ -13,9 +13,11 @@ from vit_jax import lookup
 from vit_jax.data import layout, open_source
 from vit_jax.data.ops import language
 from vit_jax.errors import UserError
+from vit_jax.printable import printable
 
 _FOLDER = 'data/sources'
 _PATHS = dict(folder='image_folder', records='array_record')
+_PATH_STARTS = ('/', '~', './', '../')
 HELP = (
   "'/path' of images or of what prepare wrote (also 'folder:/path', "
   "'records:/path'), a dataset of TFDS, or any source and keys: "
@@ -40,6 +42,14 @@ def parse(text: str) -> dict[str, Any]:
   if os.path.isdir(os.path.expanduser(text)):
     name = 'records' if layout.is_prepared(text) else 'folder'
     return dict(name=_PATHS[name], data_dir=text)
+  if text.startswith(_PATH_STARTS) and '(' not in text:
+    path = printable(os.path.expanduser(text))
+    if os.path.exists(os.path.expanduser(text)):
+      raise UserError(
+        f'{path} is no folder: name the source that reads it, such as '
+        '"table(path=\'/data/a.csv\')"'
+      )
+    raise UserError(f'there is no folder {path}: check the path')
   if '(' not in text and '.' not in text and text not in lookup.names(_FOLDER):
     return dict(name='tfds', dataset=text)
   found = language.segments(text)
@@ -52,6 +62,26 @@ def parse(text: str) -> dict[str, Any]:
   if 'split' in section:
     raise UserError(f'{text!r}: say --split instead of the key split')
   return section
+
+
+def splits(text: str) -> list[str] | None:
+  """Returns the splits that hold all of a folder, or None if it is no folder.
+
+  A folder of classes alone has the splits that `image_folder` makes.
+
+  Raises:
+    UserError: the text is not understood.
+  """
+  section = parse(text)
+  if section['name'] not in _PATHS.values() or 'data_dir' not in section:
+    return None
+  found = layout.find(section['data_dir'])
+  if found.flat:
+    return ['train', 'val']
+  order = list(layout.SPLITS)
+  known = [found.splits[split] for split in order if split in found.splits]
+  others = [f for split, f in found.splits.items() if split not in order]
+  return known + others or None
 
 
 def build(text: str, split: str) -> Any:

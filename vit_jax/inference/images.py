@@ -14,7 +14,7 @@ from vit_jax.data.ops import label as label_ops, language
 from vit_jax.data.ops.decode import decode
 from vit_jax.data.ops.resize import resample
 from vit_jax.errors import UserError
-from vit_jax.printable import printable
+from vit_jax.printable import plural, printable
 
 _MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}
 _PHOTOS = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)
@@ -211,7 +211,8 @@ def find(
         )
       elif others:
         on_log(
-          f'{printable(path)}: {others.total():,} files are left out: {what}; '
+          f'{printable(path)}: '
+          f'{plural(others.total(), "file is", "files are")} left out: {what}; '
           f'images end in {", ".join(image_files.SUFFIXES)}'
         )
     elif os.path.isfile(path):

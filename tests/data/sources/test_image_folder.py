@@ -89,7 +89,7 @@ def test_hidden_and_foreign_files_are_ignored(root, monkeypatch):
   (root / 'train' / 'dog' / 'a.HEIC').write_bytes(b'')
   for _ in range(2):
     image_folder.Source('train', data_dir=str(root))
-  assert [words.partition(' files in')[0] for (words,) in warnings] == [
+  assert [words.partition(' file')[0] for (words,) in warnings] == [
     f'{root}/train: 1',  # notes.txt
     f'{root}/train: 2',
   ]

@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import json
+import logging
 import pathlib
 import shutil
 import struct
@@ -194,6 +195,21 @@ def test_a_dataset_whose_description_is_damaged_is_named(data_dir, tmp_path):
     UserError, match=r"build 'tiny_animals': .*Failed to load"
   ):
     tfds.Source('train', dataset='tiny_animals', data_dir=str(tmp_path))
+
+
+def test_tfds_prints_no_warnings_about_other_folders(tmp_path):
+  (tmp_path / 'cifar10' / '1.0.0').mkdir(parents=True)
+  logger = logging.getLogger('absl')
+  filters, lines = list(logger.filters), []
+  handler = logging.Handler()
+  handler.emit = lambda record: lines.append(record.getMessage())
+  logger.addHandler(handler)
+  try:
+    with pytest.raises(UserError):
+      tfds.Source('train', dataset='cifar10', data_dir=str(tmp_path))
+  finally:
+    logger.removeHandler(handler)
+  assert not lines and logger.filters == filters
 
 
 def test_an_unprepared_dataset_comes_with_the_lines_that_prepare_it(tmp_path):

@@ -17,7 +17,7 @@ from absl import logging
 
 from vit_jax.data import image_files, layout, paths, splits
 from vit_jax.errors import UserError
-from vit_jax.printable import printable
+from vit_jax.printable import plural, printable
 
 _LAYOUT = f'<data_dir>/<split>/<class>/*{{{",".join(image_files.SUFFIXES)}}}'
 _HELD_OUT = ('train', 'val', 'all')  # Splits of a folder without any.
@@ -87,8 +87,9 @@ class Source:
       )
     if others:
       _warn_once(
-        f'{paths.printable(str(self._folder))}: {others.total():,} files in '
-        f'the class folders are left out: {image_files.kinds(others)}; images '
+        f'{paths.printable(str(self._folder))}: '
+        f'{plural(others.total(), "file")} in the class folders left out: '
+        f'{image_files.kinds(others)}; images '
         f'end in {", ".join(image_files.SUFFIXES)}'
       )
     if is_flat and self._split.name != 'all':

@@ -4,9 +4,12 @@ Records must lie as array_record, which has random access. A dataset that was
 prepared as TFRecord is converted once, which needs TensorFlow.
 """
 
+import contextlib
 import difflib
 import importlib.util
+import logging
 import os
+from collections.abc import Iterator
 
 from vit_jax.data import splits, tfrecord
 from vit_jax.data.sources import _tfds_features
@@ -26,7 +29,7 @@ _ELSEWHERE = """
 for other data give the recipe data=/path: images in /path/train/<class>/ and \
 /path/val/<class>/, or in /path/<class>/ alone, or what `python -m \
 vit_jax.data.prepare` wrote (the same as folder:/path and records:/path)
-to try the recipe now, without data: --config=RECIPE.py:smoke"""
+to try the recipe now, without data, add :smoke to the recipe's name"""
 
 
 class Source:
@@ -62,7 +65,7 @@ class Source:
         prepared or lies in a format without random access, or one whose files
         name classes of modules that are not imported.
     """
-    with _tfds_features.no_imports():
+    with _tfds_features.no_imports(), _no_noise():
       builder = _prepared_builder(dataset, data_dir, download)
       features = builder.info.features
     self._image_key, self._label_key = image_key, label_key
@@ -139,6 +142,21 @@ def _prepared_builder(dataset: str, data_dir: str | None, download: bool):
   if any(form.value == _FORMAT for form in formats):
     return builder
   return _converted(tfds, builder, dataset, data_dir)
+
+
+@contextlib.contextmanager
+def _no_noise() -> Iterator[None]:
+  """Hides a warning that TFDS repeats for each folder where it looks."""
+  logger = logging.getLogger('absl')
+
+  def wanted(record: logging.LogRecord) -> bool:
+    return 'has no dataset_info.json' not in record.getMessage()
+
+  logger.addFilter(wanted)
+  try:
+    yield
+  finally:
+    logger.removeFilter(wanted)
 
 
 def _folder_hint(dataset: str) -> str:
