@@ -117,6 +117,15 @@ def test_names_of_folders(tmp_path, capsys):
   assert SAFE in out
 
 
+def test_the_target_of_prepared_data(tmp_path, capsys):
+  source = 'synthetic(image_size=8, num_classes=2, num_examples=4)'
+  argv = [source, str(tmp_path / NASTY), '--split=train']
+  assert prepare.main(argv) == 0
+  out, error = capsys.readouterr()
+  assert_harmless(out, error)
+  assert f'target   {tmp_path}/{SAFE}/train: ' in out
+
+
 def test_tables_and_lines_of_a_run(capsys):
   reporting.print_table(NASTY, {NASTY: {NASTY: 0.5}})
   with progress.Progress(3, live=False) as shown:

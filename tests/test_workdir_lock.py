@@ -200,7 +200,9 @@ def test_something_else_of_the_name_of_the_lock_is_named(tmp_path, kind):
   if kind == 'fifo':
     os.mkfifo(path)
     # Ends an open() that waits, so that a failure is one and does not hang.
-    ends_waiting = threading.Timer(10, os.open, (path, os.O_RDWR))
+    ends_waiting = threading.Timer(
+      5, lambda: os.close(os.open(path, os.O_RDWR))
+    )
     ends_waiting.daemon = True
     ends_waiting.start()
   elif kind == 'device':
@@ -208,7 +210,7 @@ def test_something_else_of_the_name_of_the_lock_is_named(tmp_path, kind):
   else:
     path.write_text(' ' * 10_001)
   with pytest.raises(UserError, match='not a regular file of at most') as e:
-    with workdir_lock.hold(tmp_path):
+    with workdir_lock.hold(tmp_path, stale_seconds=0):
       pass
   assert str(path) in str(e.value) and 'Remove it' in str(e.value)
   assert list(tmp_path.iterdir()) == [path]

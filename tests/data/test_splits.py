@@ -83,6 +83,14 @@ def test_what_is_not_a_split_is_an_error_with_examples(text):
     splits.parse(text)
 
 
+@pytest.mark.parametrize('digits', ['9' * 400, '9' * 5000])
+@pytest.mark.parametrize('part', [':{}', '{}%:', '-{}:', 'part 1 of {}'])
+def test_a_number_of_thousands_of_digits_is_not_understood(part, digits):
+  with pytest.raises(UserError, match='is not understood') as e:
+    splits.parse(f'train[{part.format(digits)}]').records(100)
+  assert len(str(e.value)) < 300
+
+
 @pytest.mark.parametrize(
   'text', ['train[200:]', 'train[:-200]', 'train[:101%]']
 )

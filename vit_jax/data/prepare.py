@@ -153,7 +153,7 @@ def _contents(source: Any) -> str:
 
 def _report(info: dict[str, Any], target: str, split: str) -> None:
   num, size = info['num_examples'], info['num_bytes']
-  print(
+  show(
     f'target   {target}/{split}: {plural(num, "image")} in '
     f'{plural(len(info["shards"]), "file")}, {size / 1e6:,.1f} MB; '
     'counts and checksums agree'
@@ -167,7 +167,7 @@ def _report(info: dict[str, Any], target: str, split: str) -> None:
     for name in skipped[:_MAX_NAMED]:
       print(f'  {printable(name)}')
     if more > 0:
-      print(f'  and {more:,} more, all in {target}/{split}/dataset.json')
+      show(f'  and {more:,} more, all in {target}/{split}/dataset.json')
 
 
 if __name__ == '__main__':

@@ -12,10 +12,13 @@ import re
 import numpy as np
 
 from vit_jax.errors import UserError
+from vit_jax.printable import printable
 
-_BOUND = r'-?\d+%?'
+# Digits are limited: int() refuses thousands of them.
+_NUMBER = r'\d{1,18}'
+_BOUND = rf'-?{_NUMBER}%?'
 _SLICE = rf'({_BOUND})?:({_BOUND})?'
-_PART = r'part (\d+) of (\d+)'
+_PART = rf'part ({_NUMBER}) of ({_NUMBER})'
 _GRAMMAR = re.compile(rf'([^\[\]]+)(?:\[(?:{_SLICE}|{_PART})\])?')
 
 
@@ -81,8 +84,9 @@ def parse(split: str) -> Split:
   """
   match = _GRAMMAR.fullmatch(split) if isinstance(split, str) else None
   if match is None:
+    shown = printable(repr(split), max_length=80)
     raise UserError(
-      f'split {split!r} is not understood; expected a name such as "train" or '
+      f'split {shown} is not understood; expected a name such as "train" or '
       'one slice of it such as "train[:90%]", "train[-1000:]", "train[10:20]", '
       '"train[part 1 of 3]"'
     )

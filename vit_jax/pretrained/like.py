@@ -1,5 +1,6 @@
 """Model sections that say `like`: the model of some weights, written out."""
 
+import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -27,7 +28,8 @@ def complete(
     on_log: is given a line of text for every download.
 
   Raises:
-    UserError: the weights cannot be read, or name code outside this package.
+    UserError: `like` is neither text nor a path, or the weights cannot be read
+      or name code outside this package.
   """
   config = dict(config)
   model = config.get('model')
@@ -35,6 +37,11 @@ def complete(
     return config
   keys = dict(model)
   source = keys.pop('like')
+  if not isinstance(source, str | pathlib.Path):
+    raise UserError(
+      f'config.model.like={source!r} is not text. Give the path or the name of'
+      ' weights'
+    )
   try:
     weights = catalog.load(source, on_log=on_log)
   except UserError as e:
