@@ -1,6 +1,9 @@
 """Hugging Face datasets on disk."""
 
 import io
+import json
+import os
+import shutil
 import sys
 
 import numpy as np
@@ -139,3 +142,72 @@ def test_without_the_library_it_says_how_to_get_it(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, 'datasets', None)  # import now raises
   with pytest.raises(UserError, match=r"pip install 'vit_jax\[huggingface\]'"):
     _source(tmp_path)
+
+
+_DEEP = '[' * 100_000
+
+
+@pytest.mark.parametrize(
+  ('file', 'changes'),
+  [
+    ('state.json', {'_data_files': []}),
+    ('state.json', {'_data_files': [{'filename': 5}]}),
+    ('state.json', {'_split': ['x']}),
+    ('state.json', _DEEP),
+    ('dataset_info.json', '[]'),
+    ('dataset_info.json', _DEEP),
+    ('dataset_info.json', {'features': 'x'}),
+    ('dataset_info.json', {'features': [1]}),
+    ('dataset_info.json', {'label': {'_type': 'Image'}}),
+    ('dataset_info.json', {'label': {'_type': 'Audio'}}),
+    (
+      'dataset_info.json',
+      {'label': {'_type': 'Array2D', 'shape': [10**9] * 2, 'dtype': 'uint8'}},
+    ),
+  ],
+)
+def test_a_damaged_folder_is_one_error(path, tmp_path, file, changes):
+  shutil.copytree(path / 'one', tmp_path / 'bad')
+  file = tmp_path / 'bad' / file
+  if isinstance(changes, dict):
+    content = json.loads(file.read_text())
+    inside = content['features'] if 'label' in changes else content
+    inside.update(changes)
+    changes = json.dumps(content)
+  file.write_text(changes)
+  with pytest.raises(UserError, match=r'/bad\b'):
+    huggingface.Source('all', path=str(tmp_path / 'bad'))
+
+
+def test_lists_inside_lists_are_bounded(path, tmp_path):
+  shutil.copytree(path / 'both', tmp_path / 'both')
+  feature = {'_type': 'Value', 'dtype': 'int64'}
+  for _ in range(300):
+    feature = {'_type': 'List', 'feature': feature}
+  file = tmp_path / 'both' / 'train' / 'dataset_info.json'
+  file.write_text(json.dumps({'features': {'label': feature}}))
+  with pytest.raises(UserError, match=r'train/dataset_info.* deeper than'):
+    _source(tmp_path)
+  (tmp_path / 'both' / 'dataset_dict.json').write_text(_DEEP)
+  with pytest.raises(UserError, match=r'dataset_dict.* deeper than'):
+    _source(tmp_path)
+
+
+@pytest.mark.parametrize('folder', ['one', 'both/train'])
+def test_a_pipe_is_refused(path, tmp_path, folder):
+  whole = folder.partition('/')[0]
+  shutil.copytree(path / whole, tmp_path / whole)
+  (file,) = (tmp_path / folder).glob('*.arrow')
+  file.unlink()
+  os.mkfifo(file)
+  with pytest.raises(UserError, match=r'arrow: it is a pipe'):
+    huggingface.Source('all', path=str(tmp_path / whole))
+
+
+def test_a_stored_format_is_undone(path, tmp_path):
+  shutil.copytree(path / 'one', tmp_path / 'one')
+  file = tmp_path / 'one' / 'state.json'
+  stored = {'_format_type': 'numpy', '_format_columns': ['image']}
+  file.write_text(json.dumps(json.loads(file.read_text()) | stored))
+  source = huggingface.Source('all', path=str(tmp_path / 'one'))
+  assert source[1] == {'image': _png(1), 'label': 1}

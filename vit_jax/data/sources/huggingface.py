@@ -4,11 +4,14 @@ Needs the extra `huggingface`, which is the library `datasets`; neither it nor
 we import torch or TensorFlow.
 """
 
+import contextlib
 import os
 import pathlib
+from collections.abc import Iterator
 
 import numpy as np
 
+from vit_jax import bounded_read
 from vit_jax.data import (
   image_files,
   labels as labels_lib,
@@ -16,8 +19,10 @@ from vit_jax.data import (
   splits,
 )
 from vit_jax.errors import UserError
+from vit_jax.printable import printable
 
 _FILES = ('PIL.Image.Image', 'binary', 'large_binary')
+_OF_ONE = ('state.json', 'dataset_info.json')
 _UNKNOWN = -1  # what the hub's test splits have where labels are secret
 
 
@@ -51,30 +56,35 @@ class Source:
         column.
     """
     self._path, self._split = os.path.expanduser(path), splits.parse(split)
-    dataset = _load(self._path, self._split.name)
-    wanted = [key for key in (image_key, label_key) if key is not None]
-    missing = [repr(key) for key in wanted if key not in dataset.features]
-    if missing:
-      raise UserError(
-        f'{self._path} has no column {" and no ".join(missing)}; it has: '
-        f'{", ".join(dataset.features)} (keys image_key, label_key)'
+    with _naming(self._path):
+      dataset = _load(self._path, self._split.name)
+      wanted = [key for key in (image_key, label_key) if key is not None]
+      missing = [repr(key) for key in wanted if key not in dataset.features]
+      if missing:
+        raise UserError(
+          f'{self._path} has no column {" and no ".join(missing)}; it has: '
+          f'{", ".join(dataset.features)} (keys image_key, label_key)'
+        )
+      self._image_key, self._label_key = image_key, label_key
+      self._dtype = _dtype(dataset.features[image_key], image_key)
+      self._data = _undecoded(dataset.select_columns(wanted), image_key)
+      self._classes, self._several = labels_lib.Classes(None, None), False
+      if label_key is not None:
+        self._classes, self._several = _classes(
+          dataset.features[label_key], label_key, num_classes
+        )
+      self.num_classes, self.class_names = (
+        self._classes.num,
+        self._classes.names,
       )
-    self._image_key, self._label_key = image_key, label_key
-    self._dtype = _dtype(dataset.features[image_key], image_key)
-    self._data = _undecoded(dataset.select_columns(wanted), image_key)
-    self._classes, self._several = labels_lib.Classes(None, None), False
-    if label_key is not None:
-      self._classes, self._several = _classes(
-        dataset.features[label_key], label_key, num_classes
-      )
-    self.num_classes, self.class_names = self._classes.num, self._classes.names
     self._records = self._split.records(len(dataset))
 
   def __len__(self) -> int:
     return len(self._records)
 
   def __getitem__(self, index: int) -> dict:
-    row = self._data[int(self._records[index])]
+    with _naming(self._path):
+      row = self._data[int(self._records[index])]
     example = {'image': _image(row[self._image_key], self._dtype)}
     if self._label_key is None:
       return example
@@ -102,17 +112,47 @@ def _load(path: str, split: str):
       f'no folder {path}; write one with\n  import datasets\n  datasets.'
       f'load_dataset(NAME).save_to_disk({path!r})'
     )
-  try:
-    found = datasets.load_from_disk(path)
-  except (OSError, ValueError, KeyError, TypeError) as e:
-    raise UserError(f'{path} is no dataset of save_to_disk: {e}') from e
+  _check_files(pathlib.Path(path))
+  found = datasets.load_from_disk(path)
   if not isinstance(found, datasets.DatasetDict):
     found = {paths_lib.ALL: found}
   if split not in found:
     raise UserError(
       f'{path} has no split {split!r}; it has: {", ".join(map(repr, found))}'
     )
-  return found[split]
+  # What was stored with it may be the arrays of torch or jax.
+  return found[split].with_format(None)
+
+
+def _check_files(path: pathlib.Path) -> None:
+  """Raises where a file that the library will open is not as it should be.
+
+  The library waits for ever at a pipe, and reads JSON of any size and depth.
+  """
+  folders, together = [path], path / 'dataset_dict.json'
+  single = all((path / name).exists() for name in _OF_ONE)
+  if together.exists() and not single:
+    splits_there = bounded_read.read_json_object(together)['splits']
+    folders = [path / split for split in splits_there]
+  for folder in folders:
+    state, info = (folder / name for name in _OF_ONE)
+    if not (state.exists() and info.exists()):
+      continue  # The library says what is missing.
+    bounded_read.read_json_object(info)
+    for file in bounded_read.read_json_object(state)['_data_files']:
+      bounded_read.check_regular(folder / file['filename'])
+
+
+@contextlib.contextmanager
+def _naming(path: str) -> Iterator[None]:
+  """Turns all that the library raises about its files into a UserError."""
+  try:
+    yield
+  except UserError:
+    raise
+  except Exception as e:  # Of pyarrow, json, fsspec and the library itself.
+    reason = printable(f'{type(e).__name__}: {e}', max_length=300)
+    raise UserError(f'{path} is no dataset of save_to_disk: {reason}') from e
 
 
 def _undecoded(dataset, image_key: str):
