@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 import sys
 import tempfile
 
@@ -30,6 +31,12 @@ import numpy as np
 import pytest
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+# Tests that were started in the background or with nohup ignore these signals,
+# and so would the processes that they start and send them to.
+for _number in (signal.SIGINT, signal.SIGHUP):
+  if signal.getsignal(_number) is signal.SIG_IGN:
+    signal.signal(_number, lambda number, frame: None)
 
 # What is drawn depends on them, and some terminals and CI systems set them.
 os.environ['TERM'] = 'xterm'
