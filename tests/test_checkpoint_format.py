@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 import pathlib
 import shutil
 
@@ -157,6 +158,10 @@ FORGERIES = {
   'no config': lambda meta: meta.pop('config'),
   'config a text': lambda meta: meta.update(config='x'),
   'no metrics': lambda meta: meta.pop('metrics'),
+  'a metric of 400 digits': lambda meta: meta.update(metrics={'x': 10**400}),
+  'a leaf without data': lambda meta: meta['leaves'].update(
+    {'params/x': meta['leaves']['params/dense/bias']}
+  ),
   'metrics a text': lambda meta: meta.update(metrics={'val/top1': 'x'}),
   'no leaves': lambda meta: meta.pop('leaves'),
   'leaves a list': lambda meta: meta.update(leaves=[1]),
@@ -215,3 +220,35 @@ def test_meta_that_is_no_object_is_damage(two_steps, tmp_path, text):
   assert [line.partition(' to ')[0] for line in lines[1:]] == [
     'moved the damaged checkpoint'
   ]
+
+
+@pytest.mark.parametrize('kind', ['a pipe', 'a device', 'huge', 'a pipe below'])
+@pytest.mark.parametrize(
+  'name', ['meta/metadata', 'state/_METADATA', 'state/manifest.ocdbt']
+)
+def test_a_file_that_cannot_be_read_to_its_end_is_damage(
+  two_steps, tmp_path, kind, name
+):
+  shutil.copytree(two_steps, tmp_path, dirs_exist_ok=True)
+  path = tmp_path / '2' / name
+  path.unlink()
+  what = 'is no regular file'
+  if kind == 'huge':
+    path.touch()
+    os.truncate(path, 2**34)
+    what = 'has 17,179,869,184 bytes, and the limit is max_bytes=16,777,216'
+  elif kind == 'a device':
+    path.symlink_to('/dev/zero')
+  elif kind == 'a pipe':
+    os.mkfifo(path)
+  else:
+    elsewhere = tmp_path / 'elsewhere'
+    path.parent.rename(elsewhere)
+    path.parent.symlink_to(elsewhere)
+    os.mkfifo(elsewhere / path.name)
+    (elsewhere / 'loop').symlink_to(elsewhere)
+  lines = []
+  _, meta = checkpoint_format.load_params(tmp_path, on_log=lines.append)
+  assert meta['step'] == 1
+  damaged = f'checkpoint {tmp_path}/2 is damaged: {path} {what}'
+  assert lines == [damaged]

@@ -24,7 +24,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from vit_jax import orbax_noise, trees
+from vit_jax import checkpoint_files, orbax_noise, trees
 from vit_jax.errors import RunError, UserError
 from vit_jax.fingerprint import fingerprint
 
@@ -107,6 +107,8 @@ def read_meta(directory: epath.Path, step: int) -> dict[str, Any]:
     # A run that is going on may be removing it.
     if is_empty(directory, step):
       raise DamagedError('its folder is empty')
+    if problem := checkpoint_files.problem(directory / str(step)):
+      raise DamagedError(problem)
     meta = json.loads(path.read_text())
     checksum = meta.pop('checksum')
     matches = _checksum(meta) == checksum and meta['step'] == step
@@ -158,6 +160,11 @@ def read_state(
     )
   if verdict == _DAMAGED:
     raise DamagedError(error or 'see the other processes')
+  # Orbax leaves what was asked for where there is none.
+  held = (np.ndarray, jax.Array)
+  absent = [n for n in named if not isinstance(found.get(n), held)]
+  if absent:
+    raise DamagedError(f'{absent[0]!r} is among its leaves and has no data')
   wrong = [
     name
     for name, number in fingerprint(found).items()
@@ -262,7 +269,7 @@ def _wrong_fields(meta: Mapping[str, Any]) -> list[str]:
   wrong = [k for k, t in types.items() if not isinstance(meta.get(k), t)]
   if 'metrics' not in wrong:
     numbers = meta['metrics'].values()
-    wrong += ['metrics'] * any(type(x) not in (int, float) for x in numbers)
+    wrong += ['metrics'] * (not all(map(_is_number, numbers)))
   if 'leaves' not in wrong:
     leaves = meta['leaves'].items()
     wrong += [f'leaves of {k!r}' for k, x in leaves if not _is_leaf(x)][:3]
@@ -273,6 +280,11 @@ def _wrong_fields(meta: Mapping[str, Any]) -> list[str]:
   ):
     wrong.append('logged')
   return wrong
+
+
+def _is_number(value: Any) -> bool:
+  # Python compares and prints no larger integer as a float.
+  return type(value) is float or (type(value) is int and abs(value) < 2**64)
 
 
 def _is_leaf(value: Any) -> bool:

@@ -78,6 +78,9 @@ for name, said in {
     said | {'model': said['model'] | {'width': None}}
   ),
   'depth 10^9': lambda said: said | {'model': said['model'] | {'depth': 10**9}},
+  'a source with a list as its name': lambda said: (
+    said | {'source': {'name': ['x']}}
+  ),
   'a list as source': lambda said: said | {'source': [1]},
   'a source that is not there': lambda said: (
     said | {'source': {'a': 'source:9'}}

@@ -205,6 +205,7 @@ def test_broken_names_of_classes_are_named(text, run):
     dict(input=dict(device_ops=3)),
     dict(evals=[1]),
     dict(evals=dict(val=3)),
+    dict(objective=dict(loss=['softmax'])),
   ],
 )
 def test_a_config_of_other_types_is_one_error(config, make_weights, tmp_path):
@@ -216,3 +217,25 @@ def test_a_config_of_other_types_is_one_error(config, make_weights, tmp_path):
   checkpointer.close()
   with pytest.raises(UserError, match='has values that are wrong'):
     run_weights.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+  'sizes, words',
+  [
+    (dict(width=9 * 10**8), 'width=900000000: no array is that long'),
+    (dict(depth=10**9), 'blocks 3 to 999999999'),
+    (dict(mlp_dim=24), 'mlp/up/kernel: expected'),
+  ],
+)
+def test_sizes_that_the_arrays_do_not_have_are_one_error(
+  sizes, words, make_weights, tmp_path
+):
+  weights = make_weights()
+  checkpointer = checkpoint.Checkpointer(tmp_path / 'checkpoints')
+  state = dict(params=jax.tree.map(jax.numpy.asarray, weights.params))
+  config = dict(model=weights.model | sizes, input={})
+  checkpointer.save(1, state, config=config, wait=True)
+  checkpointer.close()
+  with pytest.raises(UserError, match=r'step 1 of .* not hold exactly') as e:
+    run_weights.read(tmp_path)
+  assert words in str(e.value)

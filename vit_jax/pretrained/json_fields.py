@@ -95,6 +95,7 @@ _MODEL = {
   'head_bias_init': NUMBER,
 }
 _PREPROCESS = {'image_size': SIDES, 'ops': TEXT, 'device_ops': TEXT}
+_SOURCE = {'format': TEXT, 'path': TEXT, 'name': TEXT, 'loss': TEXT}
 _DESCRIPTION = {
   'model': OBJECT,
   'preprocess': OBJECT,
@@ -177,5 +178,6 @@ def parse_description(
     )
   check(said, _DESCRIPTION, where)
   check(said.get('preprocess') or {}, _PREPROCESS, f'preprocess in {where}')
+  check(said.get('source') or {}, _SOURCE, f'source in {where}')
   check_model(said.get('model') or {}, f'model in {where}')
   return said

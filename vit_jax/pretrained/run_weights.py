@@ -84,6 +84,12 @@ def read(
   section = {k: v for k, v in config['model'].items() if k not in _HOW}
   named = blocks.unstack(trees.flatten(params))
   named, section = given.apply(named, section, model)
+  if section['name'] == 'vit':
+    if problems := model_section.problems(named, section):
+      raise UserError(
+        f'step {meta["step"]} of {os.fspath(path)} does not hold exactly the'
+        f' parameters of its model:{model_section.listed(problems)}'
+      )
   source = dict(format='run', path=os.fspath(path), step=meta['step'], ema=ema)
   if 'loss' in config['objective']:
     source['loss'] = config['objective']['loss']
@@ -183,6 +189,7 @@ def _checked_config(meta: Mapping[str, Any], path: str) -> dict[str, Any]:
   evals = {k: v for k, v in config['evals'].items() if v is not None}
   json_fields.check(evals, dict.fromkeys(evals, json_fields.OBJECT), where)
   json_fields.check_model(config['model'], f'model in {where}')
+  json_fields.check(config['objective'], {'loss': json_fields.TEXT}, where)
   for section in (config['input'], *evals.values()):
     json_fields.check(section, _OPS, where)
   return config | dict(evals=evals)
