@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from vit_jax import bounded_read
 from vit_jax.data import many, paths, watchdog
 from vit_jax.data.sources import array_record
 from vit_jax.errors import RunError, UserError
@@ -305,9 +306,9 @@ def _digest(names: Iterator[str]) -> str:
 
 def _read_json(path: pathlib.Path) -> dict[str, Any] | None:
   try:
-    return json.loads(path.read_text(encoding='utf-8'))
-  except (OSError, ValueError):
-    return None
+    return bounded_read.read_json(path, max_bytes=array_record.MAX_JSON_BYTES)
+  except UserError:
+    return None  # It is made again.
 
 
 def _write_json(path: pathlib.Path, content: Any) -> None:

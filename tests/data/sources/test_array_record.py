@@ -1,6 +1,7 @@
 """Reading what prepare wrote, also when files go away."""
 
 import itertools
+import json
 import os
 
 import numpy as np
@@ -130,11 +131,42 @@ class TestDisappears:
     assert '00000-of-00003.array_record is missing' in str(error.value)
     assert 'has 10 bytes instead of' in str(error.value)
 
-  @pytest.mark.parametrize('content', ['{', '[]', '{"name": "another"}'])
+  @pytest.mark.parametrize(
+    'content',
+    [
+      '{',
+      '[]',
+      '{"name": "another"}',
+      pytest.param('[' * 100_000, id='deep'),
+      '{"num_classes": 2, "class_names": null, "shards": [1]}',
+      '{"num_classes": 2, "class_names": 5, "shards": []}',
+      '{"num_classes": "2", "class_names": null, "shards": []}',
+    ],
+  )
   def test_a_description_by_someone_else_is_named(self, folder, content):
     _prepare(folder)
     (folder / 'out' / 'train' / 'dataset.json').write_text(content)
-    with pytest.raises(UserError, match=r'dataset\.json cannot be read'):
+    with pytest.raises(UserError, match=r'train/dataset\.json'):
+      _source(folder)
+
+  def test_a_pipe_is_refused(self, folder):
+    _prepare(folder)
+    path = folder / 'out' / 'train' / 'dataset.json'
+    info = json.loads(path.read_text())
+    shard = path.with_name(info['shards'][0]['file'])
+    shard.unlink()
+    os.mkfifo(shard)
+    info['shards'][0]['num_bytes'] = 0
+    path.write_text(json.dumps(info))
+    with pytest.raises(UserError, match=r'array_record is missing'):
+      _source(folder)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UserError, match=r'dataset\.json: it is a pipe'):
+      _source(folder)
+    path.unlink()
+    path.symlink_to('/dev/zero')
+    with pytest.raises(UserError, match=r'dataset\.json: it is a device'):
       _source(folder)
 
   def test_an_unknown_split_lists_those_there_are(self, folder):

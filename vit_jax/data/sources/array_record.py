@@ -5,18 +5,20 @@ in files `00000-of-00012.array_record`, each as one MessagePack map that
 `flax.serialization.msgpack_restore` reads.
 """
 
-import json
 import os
 import pathlib
 import threading
 
 import numpy as np
 
+from vit_jax import bounded_read
 from vit_jax.data import splits
 from vit_jax.errors import UserError
 
 INFO = 'dataset.json'  # written last: its presence means that all is there
+MAX_JSON_BYTES = 256 * 2**20  # A million names of skipped examples.
 _KEYS = {'num_classes', 'class_names', 'shards'}
+_SHARD = {'file': str, 'num_examples': int, 'num_bytes': int}
 
 
 class Source:
@@ -107,10 +109,9 @@ class Source:
 def wrong(folder: pathlib.Path, shard: dict) -> str | None:
   """Returns what is wrong with a file by its size, or None."""
   path = folder / shard['file']
-  try:
-    size = path.stat().st_size
-  except OSError:
+  if not os.path.isfile(path):  # A pipe is none.
     return f'{path} is missing'
+  size = os.path.getsize(path)
   if size == shard['num_bytes']:
     return None
   return f'{path} has {size:,} bytes instead of {shard["num_bytes"]:,}'
@@ -134,18 +135,42 @@ def _open(path: str, num_examples: int):
 
 
 def _info(root: pathlib.Path, folder: pathlib.Path) -> dict:
-  try:
-    info = json.loads((folder / INFO).read_text(encoding='utf-8'))
-    if not isinstance(info, dict) or not _KEYS <= info.keys():
-      raise ValueError(f'it is JSON, but has no {", ".join(sorted(_KEYS))}')
-    return info
-  except FileNotFoundError as e:
+  path = folder / INFO
+  if not path.exists():
     there = sorted(f.parent.name for f in root.glob(f'*/{INFO}'))
     half = ' (it is there, but not complete: run prepare again)'
     raise UserError(
       f'{root} has no split {folder.name!r}{half if folder.is_dir() else ""}; '
       f'it has: {", ".join(there) or "none"}. Expected what `python -m '
       'vit_jax.data.prepare` writes'
-    ) from e
-  except (OSError, ValueError) as e:
-    raise UserError(f'{folder / INFO} cannot be read: {e}') from e
+    )
+  info = bounded_read.read_json_object(path, max_bytes=MAX_JSON_BYTES)
+  if not _KEYS <= info.keys():
+    raise UserError(f'{path} is JSON, but has no {", ".join(sorted(_KEYS))}')
+  if not _is_info(info):
+    raise UserError(
+      f'{path} is not what `python -m vit_jax.data.prepare` writes; run it '
+      'again'
+    )
+  return info
+
+
+def _is_info(info: dict) -> bool:
+  """Whether what we read of it has the types that prepare writes."""
+  num_classes, names, shards = (
+    info[key] for key in ('num_classes', 'class_names', 'shards')
+  )
+  return (
+    (num_classes is None or type(num_classes) is int)
+    and (names is None or _is_list_of(names, str))
+    and _is_list_of(shards, dict)
+    and all(
+      type(shard.get(key)) is kind and (kind is str or 0 <= shard[key] < 2**48)
+      for shard in shards
+      for key, kind in _SHARD.items()
+    )
+  )
+
+
+def _is_list_of(value, kind: type) -> bool:
+  return isinstance(value, list) and all(isinstance(v, kind) for v in value)
