@@ -1,4 +1,4 @@
-"""Which pixels make a pixel of a resized image along one axis, and how much."""
+"""Weights of the old pixels in each new pixel of a resize, along one axis."""
 
 import functools
 import math
