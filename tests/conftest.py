@@ -52,6 +52,32 @@ import mend_torchvision  # noqa: E402
 mend_torchvision.mend()
 
 
+_RECIPE = """
+import ml_collections
+
+def get_config(arg=''):
+  data = dict(name='synthetic', split='train', image_size=16, num_examples=32,
+              num_classes=4)
+  config = ml_collections.ConfigDict()
+  config.total_steps = 2
+  config.model = dict(name='vit', variant='mu/8', num_classes=4)
+  config.objective = dict(name='supervised')
+  config.input = dict(data=data, ops='', device_ops='normalize(-1, 1)',
+                      batch_size=16)
+  config.optimizer = dict(name='adamw', learning_rate=1e-3, warmup_steps=1)
+  config.evals = dict(val=dict(name='classification', data=data, ops=''))
+  return config
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+  """The path of a recipe: two steps of a tiny ViT on made-up images."""
+  path = tmp_path / 'recipe.py'
+  path.write_text(_RECIPE)
+  return str(path)
+
+
 @pytest.fixture
 def tiny_weights():
   """Returns `make(num_classes=5, **section) -> Weights` for 16x16 images.

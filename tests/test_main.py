@@ -11,30 +11,6 @@ import pytest
 
 from vit_jax import main as main_lib
 
-_RECIPE = """
-import ml_collections
-
-def get_config(arg=''):
-  data = dict(name='synthetic', split='train', image_size=16, num_examples=32,
-              num_classes=4)
-  config = ml_collections.ConfigDict()
-  config.total_steps = 2
-  config.model = dict(name='vit', variant='mu/8', num_classes=4)
-  config.objective = dict(name='supervised')
-  config.input = dict(data=data, ops='', device_ops='normalize(-1, 1)',
-                      batch_size=16)
-  config.optimizer = dict(name='adamw', learning_rate=1e-3, warmup_steps=1)
-  config.evals = dict(val=dict(name='classification', data=data, ops=''))
-  return config
-"""
-
-
-@pytest.fixture
-def recipe(tmp_path):
-  path = tmp_path / 'recipe.py'
-  path.write_text(_RECIPE)
-  return str(path)
-
 
 def _error(capsys, recipe, *changes, workdir):
   argv = [f'--config={recipe}', f'--workdir={workdir}']
@@ -99,7 +75,8 @@ def test_a_duration_in_both_forms_is_refused(capsys, recipe, tmp_path):
 
 
 def test_a_recipe_with_epochs_is_evaluated_with_zero_steps(tmp_path, recipe):
-  text = _RECIPE.replace('total_steps = 2', 'total_epochs = 1.0')
+  text = pathlib.Path(recipe).read_text()
+  text = text.replace('total_steps = 2', 'total_epochs = 1.0')
   text = text.replace('warmup_steps=1', 'warmup_epochs=0.5')
   pathlib.Path(recipe).write_text(text)
   workdir = tmp_path / 'run'

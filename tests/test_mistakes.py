@@ -2,34 +2,11 @@
 
 import importlib
 import json
+import pathlib
 
 import pytest
 
 from vit_jax import main as main_lib
-
-_RECIPE = """
-import ml_collections
-
-def get_config(arg=''):
-  data = dict(name='synthetic', split='train', image_size=16, num_examples=32,
-              num_classes=4)
-  config = ml_collections.ConfigDict()
-  config.total_steps = 2
-  config.model = dict(name='vit', variant='mu/8', num_classes=4)
-  config.objective = dict(name='supervised')
-  config.input = dict(data=data, ops='', device_ops='normalize(-1, 1)',
-                      batch_size=16)
-  config.optimizer = dict(name='adamw', learning_rate=1e-3, warmup_steps=1)
-  config.evals = dict(val=dict(name='classification', data=data, ops=''))
-  return config
-"""
-
-
-@pytest.fixture
-def recipe(tmp_path):
-  path = tmp_path / 'recipe.py'
-  path.write_text(_RECIPE)
-  return path
 
 
 def _message(capsys, *argv):
@@ -156,8 +133,8 @@ def test_a_recipe_that_fails_is_named_with_its_line(
     assert isinstance(error.value.__cause__, SyntaxError | KeyError)
 
 
-def test_a_recipe_is_a_python_file(capsys, tmp_path):
-  (tmp_path / 'recipe.txt').write_text(_RECIPE)
+def test_a_recipe_is_a_python_file(capsys, tmp_path, recipe):
+  (tmp_path / 'recipe.txt').write_text(pathlib.Path(recipe).read_text())
   for path in (tmp_path / 'recipe.txt', tmp_path, 'a\0b.py', ''):
     line = _message(capsys, f'--config={path}', f'--workdir={tmp_path / "run"}')
     assert 'config' in line

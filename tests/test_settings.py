@@ -28,7 +28,10 @@ def test_a_batch_has_at_most_all_images_each_so_often():
 
 
 def test_an_evaluation_alone_needs_neither_a_batch_nor_a_best_metric():
-  _check(batch_size=21, keep_best='other/top1', total_steps=0)
+  settings_that_train_refuses = dict(batch_size=21, keep_best='other/top1')
+  _check(**settings_that_train_refuses, total_steps=0)
+  with pytest.raises(UserError):
+    _check(**settings_that_train_refuses)
 
 
 def test_all_problems_are_in_one_message():

@@ -302,9 +302,10 @@ def test_what_a_file_asks_for_is_limited(key, text, limit, tiny_weights, photo):
 @pytest.mark.parametrize('recipe', RECIPES)
 def test_runs_of_all_recipes_are_within_the_limits(recipe):
   config = importlib.import_module(f'configs.{recipe}').get_config('')
-  device_ops.parse(device_ops.of_evaluation(config.input.device_ops))
+  evaluated = device_ops.of_evaluation(config.input.device_ops)
+  assert callable(device_ops.parse(evaluated))
   for section in config.evals.values():
-    language.parse(section.ops)
+    assert callable(language.parse(section.ops))
 
 
 def test_ops_of_files_are_ops_of_this_package():
@@ -318,7 +319,8 @@ def test_ops_of_files_are_ops_of_this_package():
 def test_sizes_of_the_users_own_are_not_limited(tiny_weights, tmp_path):
   path = tmp_path / 'x.safetensors'
   our_files.write(tiny_weights(), path)
-  vit_jax.load(path, ops='decode|resize(5000)|resize(16)')
+  ops = 'decode|resize(5000)|resize(16)'
+  assert vit_jax.load(path, ops=ops).weights.preprocess['ops'] == ops
 
 
 def test_a_download_runs_no_code(make, tmp_path, photo, monkeypatch):

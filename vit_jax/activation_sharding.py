@@ -1,4 +1,4 @@
-"""How activations are split over the mesh, said by the letters of their shape.
+"""Sharding of activations over the mesh, by the letters of their shape.
 
     x_BLF = constrain(x_BLF, 'BLF')
 

@@ -227,7 +227,6 @@ class Checkpointer:
 
   def _abandon(self, step: int) -> None:
     """Waits for all writers and removes what they left half written."""
-    self._ours.discard(step)
     # The first error leaves other files of the same checkpoint being written.
     # Orbax waits for some in `close`, which raises the errors one by one.
     for _ in range(_MOST_ERRORS_OF_A_SAVE):

@@ -1,4 +1,4 @@
-"""What a checkpoint is on disk, and how it is read with its damage noticed.
+"""The format of a checkpoint on disk, and a reader that detects damage.
 
 A checkpoint is the folder `<directory>/<step>` with two items written by orbax:
 `state`, nested dicts under the names of the leaves, and `meta`, a JSON object:

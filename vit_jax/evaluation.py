@@ -1,4 +1,4 @@
-"""When a run evaluates what, with which weights, and what it shows of it."""
+"""Evaluations and pictures of a run: their schedule, weights and results."""
 
 import dataclasses
 import pathlib

@@ -1,4 +1,4 @@
-"""How a stream of examples becomes the batches of one process.
+"""Batches of one process, from a stream of examples.
 
 The stream is the same in every process. Each takes its own rows of every
 global batch, so that the number of processes changes neither what a batch holds

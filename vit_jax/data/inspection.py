@@ -1,4 +1,4 @@
-"""What a dataset holds: classes, sizes, duplicates, broken images."""
+"""A report on a dataset: classes, sizes, duplicates, broken images."""
 
 import collections
 import hashlib

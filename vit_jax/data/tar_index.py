@@ -1,4 +1,4 @@
-"""Where the files of a tar lie, so that each can be read without the others.
+"""An index of the files in a tar, for random access.
 
 A tar must be gone through once to know, in under a second for 10,000 files.
 The answer is kept beside it as `<tar>.index.npz`, where the folder may be

@@ -1,4 +1,4 @@
-"""How fast an input pipeline is, and which stage takes the time.
+"""Speed of an input pipeline, as a whole and by stage.
 
 Counted in images per CPU-second (of all threads): what an accelerator needs is
 then a number of cores. Elapsed time alone would tell about this machine.

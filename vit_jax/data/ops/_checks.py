@@ -1,4 +1,4 @@
-"""What every image op asks of its example and of its size argument."""
+"""Checks of examples and of size arguments, shared by the image ops."""
 
 from typing import Any
 

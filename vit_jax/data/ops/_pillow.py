@@ -1,4 +1,4 @@
-"""What augmentations do to a Pillow image: the functions that policies share.
+"""Augmentations of a Pillow image, shared by the policies.
 
 All of them are Pillow's own code, called as timm, torchvision and DeiT call it,
 or give the same pixels in less time.

@@ -1,4 +1,4 @@
-"""What `python -m vit_jax.data.prepare` writes: few large files, fast to read.
+"""Data that `python -m vit_jax.data.prepare` wrote: few large files.
 
 `<data_dir>/<split>/dataset.json` says what there is; the examples lie beside it
 in files `00000-of-00012.array_record`, each as one MessagePack map that
