@@ -39,7 +39,9 @@ setuptools.setup(
   long_description=(_ROOT / 'README.md').read_text(),
   long_description_content_type='text/markdown',
   license='Apache-2.0',
-  packages=setuptools.find_packages(include=['vit_jax*', 'configs*']),
+  # vit_jax/configs is a link to configs/.
+  packages=setuptools.find_packages(include=['vit_jax*']),
+  entry_points={'console_scripts': ['vit_jax=vit_jax.__main__:main']},
   package_data={'vit_jax': ['py.typed']},
   python_requires='>=3.11',
   install_requires=[

@@ -23,7 +23,7 @@ a crop; it was not run.
 
 import ml_collections
 
-from configs import common, common_data
+from vit_jax.configs import common, common_data
 
 _SIZES = {
   'tiny': dict(

@@ -3,9 +3,9 @@
   data=/path          images in /path/train/<class>/ and /path/val/<class>/ (or
                       validation/, valid/, test/); images in /path/<class>/
                       alone, of which 10 % of each class are held out; or what
-                      vit_jax.data.prepare wrote
+                      vit_jax prepare wrote
   data=folder:/path   images in folders
-  data=records:/path  what vit_jax.data.prepare wrote
+  data=records:/path  what vit_jax prepare wrote
   data=imagenet2012   a dataset of TFDS
 
 `dataset=` is an older spelling of `data=`.
@@ -16,7 +16,7 @@ import pathlib
 
 import ml_collections
 
-from vit_jax import bounded_read
+from vit_jax import files
 from vit_jax.data import layout
 
 ConfigDict = ml_collections.ConfigDict
@@ -226,7 +226,7 @@ def _named_folder(data: str, name: str) -> pathlib.Path | None:
 def _prepared(folder: pathlib.Path) -> dict | None:
   """Returns what prepare wrote about a split, if it did."""
   path = folder / layout.PREPARED
-  return bounded_read.read_json_object(path) if path.exists() else None
+  return files.read_json_object(path) if path.exists() else None
 
 
 def _count_classes(data: str) -> int:

@@ -3,7 +3,7 @@
 import pathlib
 import re
 
-from vit_jax import bounded_read
+from vit_jax import files
 
 # What published names begin with: the model, the norm of the images.
 _GOOGLE = dict(pooling='token', activation='gelu_tanh', norm_epsilon=1e-6)
@@ -103,10 +103,10 @@ def _read_ours(path: pathlib.Path) -> tuple[dict, str, tuple | None] | None:
   """Returns model, device ops and image size of our .safetensors, or None."""
   if path.suffix != '.safetensors' or not path.exists():
     return None
-  _, metadata = bounded_read.read_safetensors_header(path)
+  _, metadata = files.read_safetensors_header(path)
   if 'vit_jax' not in metadata:
     return None
-  said = bounded_read.parse_json(metadata['vit_jax'], str(path))
+  said = files.parse_json(metadata['vit_jax'], str(path))
   model, preprocess = dict(said['model']), dict(said['preprocess'])
   device_ops = _text(preprocess.get('device_ops', _UNIT))
   sides = _sides(_text(preprocess.get('ops', '')))
@@ -121,7 +121,7 @@ def _read_run(path: pathlib.Path) -> tuple[dict, str, tuple | None] | None:
     path = path.parent.parent
   if not (path / 'config.json').exists():
     return None
-  run = bounded_read.read_json_object(path / 'config.json')
+  run = files.read_json_object(path / 'config.json')
   if not isinstance(run.get('model'), dict) or 'input' not in run:
     return None  # Of timm or Hugging Face.
   evals = (run.get('evals') or {}).values()

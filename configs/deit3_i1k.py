@@ -38,7 +38,7 @@ starts at zero). Not run here.
 
 import ml_collections
 
-from configs import common, common_data
+from vit_jax.configs import common, common_data
 
 # Pixels, rate, stochastic depth, images of a process.
 SIZES = {

@@ -9,7 +9,7 @@ two with
   python -m vit_jax.main --workdir=runs/deit3_b16_i21k_i1k \
       --config=configs/deit3_i21k.py:variant=B/16,finetune=runs/deit3_b16_i21k
 
-where /data/i21k is what vit_jax.data.prepare made of the tar files
+where /data/i21k is what vit_jax prepare made of the tar files
 (docs/data.md); data=/path may also be a folder of images (train/<class>/). The
 authors have the 21,841 classes of the Fall 2011 release; add num_classes=19167
 for Winter 2021. Fine-tuning reads ImageNet-1k from TFDS, or from what data=
@@ -29,7 +29,7 @@ here.
 
 import ml_collections
 
-from configs import common, common_data
+from vit_jax.configs import common, common_data
 
 # Epochs and pixels on ImageNet-21k, stochastic depth there and on ImageNet-1k,
 # images of a process.

@@ -31,7 +31,7 @@ are Xavier uniform, the head starts at zero). Not run here.
 
 import ml_collections
 
-from configs import common, common_data
+from vit_jax.configs import common, common_data
 
 # Images of a process of the authors' runs.
 GROUP_SIZE = {'B/16': 64, 'S/16': 256, 'Ti/16': 256}

@@ -26,7 +26,7 @@ trained.
 
 import ml_collections
 
-from configs import common, common_data, common_weights
+from vit_jax.configs import common, common_data, common_weights
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:

@@ -38,7 +38,7 @@ bfloat16, gradients clipped to norm 1, cosine after a linear warm-up, no weight
 decay. Rates and crops of the table were the best of big_vision's augreg-B/32;
 for others sweep the rate:
 
-  python -m vit_jax.sweep --workdir=runs/rates \
+  python -m vit_jax sweep --workdir=runs/rates \
     --config=configs/finetune.py:model=augreg-S/16,data=oxford_iiit_pet \
     --sweep.optimizer.learning_rate=0.001,0.003,0.01,0.03
 
@@ -59,7 +59,7 @@ import math
 
 import ml_collections
 
-from configs import common, common_data, common_weights
+from vit_jax.configs import common, common_data, common_weights
 
 # big_vision's configs/transfer.py.
 DATASETS = {

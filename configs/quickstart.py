@@ -11,7 +11,7 @@ held-out images. Run here.
 
 import ml_collections
 
-from configs import common
+from vit_jax.configs import common
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:

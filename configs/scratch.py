@@ -26,7 +26,7 @@ resolution=32,epochs=8, it had 94 of the 100 held-out images right.
 
 import ml_collections
 
-from configs import common, common_data
+from vit_jax.configs import common, common_data
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:

@@ -22,7 +22,7 @@ Hardware: 256 TPU chips or more. Parameters, moments and batch are split over
 fsdp=16 neighbours (32 for G/14 on chips with 16 GB), blocks are scanned and
 computed again in the backward pass. Before renting,
 
-  python -m vit_jax.aot --config=configs/vit_g14.py:variant=G/14,fsdp=32 \
+  python -m vit_jax aot --config=configs/vit_g14.py:variant=G/14,fsdp=32 \
       --topology=v5e-256
 
 tells whether it fits. Expected, of the authors with JFT-3B: G/14 fine-tuned
@@ -31,7 +31,7 @@ tells whether it fits. Expected, of the authors with JFT-3B: G/14 fine-tuned
 
 import ml_collections
 
-from configs import common, common_data
+from vit_jax.configs import common, common_data
 
 TRAIN_OPS = (
   "decode(dct='fast')|random_resized_crop(224, sampling='tensorflow', "

@@ -15,7 +15,7 @@ over fsdp=16 neighbours, and there are as many such groups as chips allow;
 fsdp=8 and others are options. Blocks are scanned, and only the outputs of
 matrix products are kept for the backward pass. Before renting,
 
-  python -m vit_jax.aot --config=configs/vit_h14_i21k.py --topology=v5e-256
+  python -m vit_jax aot --config=configs/vit_h14_i21k.py --topology=v5e-256
 
 tells whether it fits. Expected: 49 % of the validation images get a right class
 (authors, google-research/vision_transformer issue 62). Not run here.
@@ -23,7 +23,7 @@ tells whether it fits. Expected: 49 % of the validation images get a right class
 
 import ml_collections
 
-from configs import common, common_data
+from vit_jax.configs import common, common_data
 
 TRAIN_OPS = (
   "decode(dct='fast')|random_resized_crop(224, sampling='tensorflow', "

@@ -20,7 +20,7 @@ here.
 
 import ml_collections
 
-from configs import common, common_data
+from vit_jax.configs import common, common_data
 
 AUGMENTATION = {
   'B/16': 'medium2',

@@ -7,7 +7,7 @@ of the checkpoints that its authors recommend for each model. Run it with
       --workdir=runs/vit_i21k
 
 TFDS has no recipe to prepare ImageNet-21k. Prepare the downloaded tars with
-vit_jax.data.prepare (docs/data.md) and name the result, or a folder of images
+vit_jax prepare (docs/data.md) and name the result, or a folder of images
 (<class>/, or train/<class>/), with configs/vit_i21k.py:variant=B/16,data=/path;
 one that was prepared for TFDS (imagenet21k/1.0.0/ with the split `full`) is
 found with data_dir=/path. The releases differ in their classes: those of a path
@@ -28,7 +28,7 @@ here.
 
 import ml_collections
 
-from configs import common, common_data
+from vit_jax.configs import common, common_data
 
 # variant: weight decay and augmentation, from the names of the recommended
 # checkpoints, e.g. B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0.

@@ -8,7 +8,7 @@ google-research/vision_transformer (2, 28, 34, 124). Run it with
       --workdir=runs/vit_l16_i21k
 
 TFDS has no recipe to prepare ImageNet-21k. Prepare the downloaded tars with
-vit_jax.data.prepare (docs/data.md) and name the result, or a folder of images
+vit_jax prepare (docs/data.md) and name the result, or a folder of images
 (<class>/, or train/<class>/), with configs/vit_l16_i21k.py:data=/path; one that
 was prepared for TFDS (imagenet21k/1.0.0/ with the split `full`) is found with
 data_dir=/path. The releases differ in their classes: those of a path are
@@ -27,7 +27,7 @@ flips are all the augmentation of this pre-training. Not run here.
 
 import ml_collections
 
-from configs import common, common_data
+from vit_jax.configs import common, common_data
 
 TRAIN_OPS = (
   "decode(dct='fast')|random_resized_crop(224, sampling='tensorflow', "

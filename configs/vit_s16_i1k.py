@@ -23,7 +23,7 @@ revisited"). Mixup has one weight a step, as theirs. Not run here.
 
 import ml_collections
 
-from configs import common, common_data
+from vit_jax.configs import common, common_data
 
 TRAIN_OPS = (
   "decode(dct='fast')|random_resized_crop(224, sampling='tensorflow', "

@@ -3,7 +3,7 @@
 python scripts/aot_recipes.py
 python scripts/aot_recipes.py --only=vit_g14 --topology=v5e-256
 
-Each row is a `python -m vit_jax.aot` with what stands in its first column. A
+Each row is a `python -m vit_jax aot` with what stands in its first column. A
 row takes minutes; rows are printed as they come.
 """
 
@@ -56,7 +56,7 @@ def main() -> None:
 
 def _compile(recipe, topology: str) -> list[str]:
   """Returns the cells of a row."""
-  command = [sys.executable, '-m', 'vit_jax.aot', '--format=json']
+  command = [sys.executable, '-m', 'vit_jax', 'aot', '--format=json']
   command += [f'--topology={topology}', f'--config={recipe[0]}', *recipe[1:]]
   done = subprocess.run(command, capture_output=True, text=True)
   name = ' '.join(recipe)

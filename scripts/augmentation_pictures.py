@@ -12,7 +12,8 @@ import matplotlib
 import numpy as np
 from PIL import Image
 
-from vit_jax.data.ops import _timm_policy, language, randaug
+from vit_jax.data import ops_language
+from vit_jax.data.ops import _timm_policy, randaug
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
@@ -127,7 +128,7 @@ def photograph(path: str | None) -> np.ndarray:
     picture = Image.fromarray(load_sample_image('flower.jpg'))
   else:
     picture = Image.open(path).convert('RGB')
-  ops = language.parse(f'resize_small({SIDE})|central_crop({SIDE})')
+  ops = ops_language.parse(f'resize_small({SIDE})|central_crop({SIDE})')
   example = ops({'image': np.asarray(picture)}, np.random.default_rng(0))
   return example['image']
 
@@ -158,7 +159,7 @@ def text_row(name: str, texts: dict[str, str], image: np.ndarray):
   """As `timm_row`, of ops in the mini-language."""
   cells = []
   for seed, (words, text) in enumerate(texts.items()):
-    example = language.parse(text, trusted=True)(
+    example = ops_language.parse(text, trusted=True)(
       {'image': image}, np.random.default_rng(4 + seed)
     )
     out = example['image']

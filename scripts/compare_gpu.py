@@ -106,8 +106,10 @@ def _work(args) -> None:
 def _ours(variant: str, batch_size: int, attention: str, steps: int) -> dict:
   import jax
 
-  from vit_jax import flops, sharding, train
   from vit_jax.data import pipeline
+  from vit_jax.parallel import sharding
+  from vit_jax.reporting import flops
+  from vit_jax.training import train
 
   config = dict(
     model=dict(

@@ -28,9 +28,9 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 import machine
 import mend_torchvision
 
-from vit_jax import host_memory
 from vit_jax.data import pipeline
 from vit_jax.data.sources import synthetic_jpegs
+from vit_jax.parallel import host_memory
 
 _BATCH, _SIZE, _WORKERS = 64, 224, 2
 _OPS = {

@@ -12,8 +12,7 @@ import collections
 import numpy as np
 import tensorflow as tf
 
-from vit_jax.data import image_files
-from vit_jax.data.ops import language
+from vit_jax.data import image_files, ops_language
 
 _AREA = "resize_small(256, method='area'{})|central_crop(224)"
 _SQUARE = 'resize(224, antialias=False{})'
@@ -29,7 +28,7 @@ def main() -> None:
   print(f'{len(names)} JPEGs, TensorFlow {tf.__version__}')
   print(f'{"ops":80} {"mean":>7} {"max":>4} {"bias":>7}')
   for text, theirs in _cases():
-    op, total = language.parse(text), np.zeros(3)
+    op, total = ops_language.parse(text), np.zeros(3)
     most = 0
     for name in names:
       data = image_files.read(f'{folder}/{name}')

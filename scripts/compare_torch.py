@@ -115,7 +115,7 @@ def _work(args) -> None:
 
 
 def _vit_jax_steps(args):
-  from vit_jax import host_memory, platforms
+  from vit_jax.parallel import host_memory, platforms
 
   host_memory.keep()
   platforms.skip_absent_tpu()

@@ -36,7 +36,7 @@ def main() -> None:
   folders = {name: _link(data, workdir / 'data' / name) for name in _CLASSES}
   pretrained = workdir / 'pretrained'
   _run(
-    'main',
+    'train',
     f'--config=configs/cifar10.py:folder:{folders["pretrain"]}',
     f'--workdir={pretrained}',
     *(f'--config.model.{key}={value}' for key, value in _SIZES.items()),
@@ -89,9 +89,9 @@ def _link(data: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
   return folder
 
 
-def _run(module: str, *arguments: str) -> None:
+def _run(name: str, *arguments: str) -> None:
   """Shows and runs a command of this package."""
-  command = ['python', '-m', f'vit_jax.{module}', *arguments]
+  command = ['python', '-m', 'vit_jax', name, *arguments]
   print('$ ' + ' \\\n    '.join(map(shlex.quote, command)), flush=True)
   done = subprocess.run([sys.executable, *command[1:]], check=False)
   if done.returncode:

@@ -29,9 +29,9 @@ import parity_table
 from fewshot_oracle import ridge_classes
 
 import vit_jax
-from vit_jax import lookup, sharding
-from vit_jax.data import device_ops
-from vit_jax.data.ops import language
+from vit_jax import lookup
+from vit_jax.data import device_ops_language, ops_language
+from vit_jax.parallel import sharding
 
 _SHOTS = (1, 5, 10, 25)
 _NUM_SEEDS = 3
@@ -165,8 +165,8 @@ def _compare_exports(model, data: str, test: dict, folder) -> bool:
 
 def _pixels(model, data: str) -> np.ndarray:
   """Returns the test images as the model takes them, `[N, H, W, C]`."""
-  read = language.parse(model.weights.preprocess['ops'])
-  normalize = device_ops.parse(model.weights.preprocess['device_ops'])
+  read = ops_language.parse(model.weights.preprocess['ops'])
+  normalize = device_ops_language.parse(model.weights.preprocess['device_ops'])
   source, rng = _source(data, 'test'), np.random.default_rng(0)
   images = np.stack([read(source[i], rng)['image'] for i in range(len(source))])
   batch = normalize({'image': jax.numpy.asarray(images)}, None, train=False)

@@ -17,7 +17,7 @@ import jax
 import machine
 import numpy as np
 
-from vit_jax import run as run_lib, train
+from vit_jax.training import run as run_lib, train
 
 
 def main() -> int:

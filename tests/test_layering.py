@@ -12,46 +12,20 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / 'vit_jax'
 
 # A file may import from lower levels and from its own folder. The unit is a
-# file or a folder of vit_jax/; printable, platforms and errors are below all.
+# file or a folder of vit_jax/.
 LEVELS = [
-  ['printable', 'platforms'],
-  ['__init__', 'errors', 'host_memory', 'suggestions'],
-  [
-    'lookup',
-    'losses',
-    'trees',
-    'schedules',
-    'config_file',
-    'event_file',
-    'bounded_read',
-    'bounded_npz',
-  ],
-  [
-    'fingerprint',
-    'orbax_noise',
-    'command',
-    'layer_decay',
-    'moments',
-    'checkpoint_files',
-  ],
-  ['activation_sharding', 'accumulation', 'distributed', 'profiling'],
-  ['models', 'data', 'sharding', 'flops', 'metric_writer', 'checkpoint_format'],
-  ['objectives', 'pretrained', 'optimizer', 'progress'],
-  ['resume', 'preemption', 'sharding_limits', 'workdir_lock'],
-  [
-    'evaluators',
-    'checkpoint',
-    'train_state',
-    'reporting',
-    'inputs',
-    'nonfinite',
-  ],
-  ['inference', 'visualize', 'train_step', 'tpu', 'hlo_collectives'],
-  ['run', 'hlo_estimate'],
-  ['evaluation', 'settings'],
-  ['train'],
-  ['aot_compile'],
-  ['main', 'sweep', 'predict', 'convert', 'summary', 'aot', 'benchmark'],
+  ['printable'],
+  ['errors', 'suggestions'],
+  ['lookup', 'trees', 'files', 'bounded_npz', 'losses'],
+  ['parallel'],
+  ['reporting', 'compiler', 'optim'],
+  ['models', 'data', 'checkpoints'],
+  ['objectives', 'evaluators', 'pretrained'],
+  ['visualize'],
+  ['inference'],
+  ['training'],
+  ['commands'],
+  ['main', '__main__', '__init__', 'configs'],
 ]
 LEVEL = {unit: i for i, units in enumerate(LEVELS) for unit in units}
 FILES = sorted(PACKAGE.rglob('*.py'))
@@ -120,13 +94,13 @@ def test_imports_point_down(file):
 
 def test_the_check_sees_every_way_to_import_upwards():
   for statement in (
-    'import vit_jax.train',
-    'import vit_jax.train as t',
-    'from vit_jax import train',
-    'from vit_jax.train import train',
-    'def f():\n  from vit_jax import trees, train',
+    'import vit_jax.training.train',
+    'import vit_jax.training.train as t',
+    'from vit_jax import commands',
+    'from vit_jax.training.train import train',
+    'def f():\n  from vit_jax import trees, training',
     'from vit_jax.evaluators import classification',
-    'from configs import common',
+    'from vit_jax.configs import common',
     'from . import pooling',
   ):
     assert len(upward('objectives', statement)) == 1, statement
@@ -135,7 +109,7 @@ def test_the_check_sees_every_way_to_import_upwards():
     'from vit_jax import losses, __version__',
     'from vit_jax.objectives.supervised import Objective',
     'from vit_jax.models import vit',
-    'if typing.TYPE_CHECKING:\n  from vit_jax.train import train',
+    'if typing.TYPE_CHECKING:\n  from vit_jax.training.train import train',
   ):
     assert upward('objectives', statement) == [], statement
   # Two folders of one level do not know each other.
@@ -151,10 +125,10 @@ def test_configs_import_only_ml_collections_and_common(file):
     module
     for module in imports(file.read_text())
     if module.split('.')[0] not in allowed
-    and not module.startswith('configs.common')
+    and not module.startswith('vit_jax.configs.common')
     # Files and folders of users are read by the same rules everywhere; these
     # two import neither jax nor numpy.
-    and not module.startswith('vit_jax.bounded_read')
+    and not module.startswith('vit_jax.files')
     and not module.startswith('vit_jax.data.layout')
   }
   assert wrong == set()

@@ -2,9 +2,12 @@
 
 import dataclasses
 import inspect
+import os
 import pathlib
 import pydoc
 import re
+import subprocess
+import sys
 
 import numpy as np
 import PIL.Image
@@ -45,6 +48,28 @@ def test_names_of_published_weights_are_listed():
   found = vit_jax.list_models('dino*-S/1[46]')
   assert found == ['dino-S/16', 'dinov2-S/14', 'dinov2reg-S/14']
   assert vit_jax.list_models('nothing*') == []
+
+
+def test_an_installed_package_has_its_recipes_and_no_other_name(tmp_path):
+  root = MODELS_MD.parents[1]
+  # What pip puts into a wheel; egg_info is told not to write into the tree.
+  subprocess.run(
+    [sys.executable, 'setup.py', '-q', 'egg_info', f'--egg-base={tmp_path}']
+    + ['build', f'--build-base={tmp_path}/base', f'--build-lib={tmp_path}/lib'],
+    cwd=root,
+    check=True,
+    capture_output=True,
+  )
+  assert [f.name for f in (tmp_path / 'lib').iterdir()] == ['vit_jax']
+  done = subprocess.run(
+    [sys.executable, '-m', 'vit_jax', 'summary', '--config=quickstart.py'],
+    cwd=tmp_path,
+    env=os.environ | {'PYTHONPATH': f'{tmp_path}/lib'},
+    check=True,
+    capture_output=True,
+    text=True,
+  )
+  assert 'parameters' in done.stdout
 
 
 def test_no_repr_prints_arrays(tiny_weights):

@@ -18,10 +18,10 @@ import PIL.Image
 import pytest
 
 import vit_jax.inference.model
-from configs import evaluate, finetune
-from vit_jax import checkpoint, convert, predict, summary
-from vit_jax.data import device_ops
-from vit_jax.data.ops import language
+from vit_jax.checkpoints import manager
+from vit_jax.commands import convert, predict, summary
+from vit_jax.configs import evaluate, finetune
+from vit_jax.data import device_ops_language, ops_language
 from vit_jax.errors import UserError
 from vit_jax.pretrained import (
   google_npz,
@@ -104,7 +104,7 @@ def _write_run(weights, path):
     input=dict(device_ops=weights.preprocess['device_ops'], ops='payload.op'),
     evals=dict(val=dict(name='payload', ops=weights.preprocess['ops'])),
   )
-  checkpointer = checkpoint.Checkpointer(path / 'checkpoints')
+  checkpointer = manager.Checkpointer(path / 'checkpoints')
   params = jax.tree.map(jax.numpy.asarray, weights.params)
   # Its checksum is right: whoever forges a file computes that as well.
   checkpointer.save(1, dict(params=params), config=config, wait=True)
@@ -301,19 +301,19 @@ def test_what_a_file_asks_for_is_limited(key, text, limit, tiny_weights, photo):
 
 @pytest.mark.parametrize('recipe', RECIPES)
 def test_runs_of_all_recipes_are_within_the_limits(recipe):
-  config = importlib.import_module(f'configs.{recipe}').get_config('')
-  evaluated = device_ops.of_evaluation(config.input.device_ops)
-  assert callable(device_ops.parse(evaluated))
+  config = importlib.import_module(f'vit_jax.configs.{recipe}').get_config('')
+  evaluated = device_ops_language.of_evaluation(config.input.device_ops)
+  assert callable(device_ops_language.parse(evaluated))
   for section in config.evals.values():
-    assert callable(language.parse(section.ops))
+    assert callable(ops_language.parse(section.ops))
 
 
 def test_ops_of_files_are_ops_of_this_package():
-  assert set(language.FROM_FILES) < set(language.names())
+  assert set(ops_language.FROM_FILES) < set(ops_language.names())
   # It calls ops whose text is among its arguments.
-  assert 'multi_crop' not in language.FROM_FILES
-  for name in device_ops.FROM_FILES:
-    assert device_ops._find(name).__module__.startswith('vit_jax.data')
+  assert 'multi_crop' not in ops_language.FROM_FILES
+  for name in device_ops_language.FROM_FILES:
+    assert device_ops_language._find(name).__module__.startswith('vit_jax.data')
 
 
 def test_sizes_of_the_users_own_are_not_limited(tiny_weights, tmp_path):
@@ -343,7 +343,8 @@ def test_a_download_runs_no_code(make, tmp_path, photo, monkeypatch):
       [
         sys.executable,
         '-m',
-        'vit_jax.predict',
+        'vit_jax',
+        'predict',
         f'--weights={address}',
         f'--weights_dir={tmp_path / "downloads"}',
         photo,

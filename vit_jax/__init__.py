@@ -87,8 +87,9 @@ def load(
     batch_size: batch size of the compiled program, rounded up to a multiple of
       the number of devices. Fewer images cost as much as that many, more are
       processed in turns: 1 is best for single images, 32 and more for many.
-    mesh: devices, from `vit_jax.sharding.make_mesh`; None is all of this
-      process. Axes fsdp and tensor split a model that is too large for one.
+    mesh: devices, from `vit_jax.parallel.sharding.make_mesh`; None is all of
+      this process. Axes fsdp and tensor split a model that is too large for
+      one.
     weights_dir: the folder of downloads; None is $VIT_JAX_WEIGHTS or
       ~/.cache/vit_jax.
     on_log: called with a line of text for every download, and where images are
@@ -102,7 +103,7 @@ def load(
   """
   import importlib
 
-  from vit_jax import platforms
+  from vit_jax.parallel import platforms
 
   platforms.skip_absent_tpu()
   # By its name, not as an import: `import vit_jax` costs nothing, jax seconds.

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_jax.data import pipeline, preflight, prepare, watchdog
-from vit_jax.data.ops import language
+from vit_jax.commands import preflight, prepare
+from vit_jax.data import ops_language, pipeline, watchdog
 from vit_jax.data.sources import synthetic
 from vit_jax.errors import UserError
 
@@ -166,13 +166,13 @@ def test_a_bad_image_stops_the_run_or_is_skipped_never_black(tmp_path, name):
 
 
 def test_of_16_bits_the_high_byte_is_kept_in_colour_too():
-  op = language.parse('decode')
+  op = ops_language.parse('decode')
   image = op({'image': _png_16_bit_rgb()}, np.random.default_rng(0))['image']
   np.testing.assert_array_equal(image, np.full((12, 10, 3), 200))
 
 
 def test_an_image_may_be_black():
-  op = language.parse('decode')
+  op = ops_language.parse('decode')
   for data in (
     _png_16_bit_rgb(level=0),
     _encoded(Image.new('P', (33, 5)), 'PNG'),
@@ -185,7 +185,7 @@ def test_an_image_may_be_black():
 
 def test_an_image_of_10000_by_10000_pixels_is_read():
   data = _encoded(Image.new('1', (10_000, 10_000), 1), 'PNG')
-  op = language.parse('decode(1)|resize_small(16)')
+  op = ops_language.parse('decode(1)|resize_small(16)')
   with pytest.warns(Image.DecompressionBombWarning):  # but an error is none
     image = op({'image': data}, np.random.default_rng(0))['image']
   np.testing.assert_array_equal(image, np.full((16, 16, 1), 255))

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from vit_jax import host_memory
 from vit_jax.data import pipeline, throughput
+from vit_jax.parallel import host_memory
 
 
 def measure(ops, num_batches=None, num_workers=0, **data):

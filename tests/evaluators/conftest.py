@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_jax import lookup, sharding
+from vit_jax import lookup
+from vit_jax.parallel import sharding
 
 
 def predict(params, batch):

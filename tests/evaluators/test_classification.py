@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import scipy.special
 
-from vit_jax import sharding
 from vit_jax.errors import UserError
 from vit_jax.evaluators import classification
+from vit_jax.parallel import sharding
 
 
 def predict(params, batch):

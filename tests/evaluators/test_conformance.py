@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_jax import lookup, sharding, train
+from vit_jax import lookup
+from vit_jax.parallel import sharding
+from vit_jax.training import train
 
 CLASSES = 7
 TWO_SPLITS = dict(data_train='train', data_test='test')

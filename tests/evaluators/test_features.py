@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_jax import sharding
 from vit_jax.errors import RunError, UserError
 from vit_jax.evaluators import _features
+from vit_jax.parallel import sharding
 
 SOURCE = """
 import numpy as np

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from fewshot_oracle import ridge_classes, support_rows
 
-from vit_jax import sharding
 from vit_jax.errors import UserError
 from vit_jax.evaluators import _features, fewshot
+from vit_jax.parallel import sharding
 
 
 def _data(num_train, num_test, width, num_classes, *, seed=0, spread=1.0):

@@ -6,9 +6,9 @@ import pytest
 import scipy.special
 from sklearn import linear_model
 
-from vit_jax import sharding
 from vit_jax.errors import UserError
 from vit_jax.evaluators import _features, _logistic, linear_probe
+from vit_jax.parallel import sharding
 
 
 def _data(num_train, num_test, width=10, num_classes=4, *, spread=1.0, seed=0):

@@ -10,9 +10,10 @@ import PIL.Image
 import pytest
 
 import vit_jax
-from vit_jax import lookup, sharding
+from vit_jax import lookup
 from vit_jax.errors import UserError
 from vit_jax.inference.model import Model
+from vit_jax.parallel import sharding
 from vit_jax.pretrained import our_files
 
 

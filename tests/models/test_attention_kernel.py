@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_jax import activation_sharding, sharding
-from vit_jax.models import attention, attention_kernel
+from vit_jax.models import _attention, _attention_kernel
+from vit_jax.parallel import activations, sharding
 
 # The kernel sums in another order.
 _TOLERANCE = dict(rtol=1e-5, atol=1e-5)
@@ -21,8 +21,8 @@ def _written_out(qkv_BLE, bias_D, num_heads):
   B, L, E = qkv_BLE.shape
   heads = (B, L, num_heads, E // 3 // num_heads)
   query, key, value = (x.reshape(heads) for x in jnp.split(qkv_BLE, 3, axis=-1))
-  weights = attention.attention_weights(query, key)
-  return attention.weighted_values(weights, value).reshape(B, L, E // 3)
+  weights = _attention.attention_weights(query, key)
+  return _attention.weighted_values(weights, value).reshape(B, L, E // 3)
 
 
 # Heads of 64 share a tile of 128 columns, one of 80 lies in two tiles.
@@ -31,7 +31,7 @@ def test_kernel_and_its_gradients_are_those_of_attention(width, num_heads):
   qkv, gradient = _normal(0, 2, 13, 3 * width), _normal(1, 2, 13, width)
   bias = _normal(2, width)
   ours, ours_backward = jax.vjp(
-    lambda *args: attention_kernel.attention(*args, num_heads, True), qkv, bias
+    lambda *args: _attention_kernel.attention(*args, num_heads, True), qkv, bias
   )
   reference, backward = jax.vjp(
     lambda *args: _written_out(*args, num_heads), qkv, bias
@@ -46,7 +46,7 @@ def test_kernel_and_its_gradients_are_those_of_attention(width, num_heads):
 def test_kernel_survives_logits_that_overflow_an_exponential():
   qkv, bias = _normal(0, 1, 5, 3 * 128) * 40, jnp.zeros(128)
   ours, backward = jax.vjp(
-    lambda x: attention_kernel.attention(x, bias, 2, True), qkv
+    lambda x: _attention_kernel.attention(x, bias, 2, True), qkv
   )
   reference = _written_out(qkv, bias, 2)
   np.testing.assert_allclose(ours, reference, rtol=1e-4, atol=1e-4)
@@ -60,8 +60,8 @@ def test_each_device_computes_its_own_images(mesh):
   on_mesh = jax.device_put(qkv, sharding.batch_sharding(mesh))
 
   def compute(qkv):
-    with activation_sharding.use(mesh):
-      return attention_kernel.attention(qkv, bias, 2, True)
+    with activations.use(mesh):
+      return _attention_kernel.attention(qkv, bias, 2, True)
 
   out = jax.jit(compute)(on_mesh)
   assert out.sharding.shard_shape(out.shape) == (1, 5, 128)
@@ -72,23 +72,25 @@ def test_each_device_computes_its_own_images(mesh):
 @pytest.fixture
 def tpu(monkeypatch):
   """Makes attention believe that it is on a TPU, and the kernel run here."""
-  run = attention_kernel._run
+  run = _attention_kernel._run
   kind = 'TPU v5 lite'
-  monkeypatch.setattr(activation_sharding, 'platform', lambda: 'tpu')
-  monkeypatch.setattr(activation_sharding, 'device_kind', lambda: kind)
+  monkeypatch.setattr(activations, 'platform', lambda: 'tpu')
+  monkeypatch.setattr(activations, 'device_kind', lambda: kind)
   monkeypatch.setattr(
-    attention_kernel,
+    _attention_kernel,
     '_run',
     lambda kernel, heads, interpret, *args: run(kernel, heads, True, *args),
   )
-  with activation_sharding.use(sharding.make_mesh(devices=jax.devices()[:1])):
+  with activations.use(sharding.make_mesh(devices=jax.devices()[:1])):
     yield
 
 
 @pytest.mark.parametrize('qkv_bias', [True, False])
 def test_module_has_the_same_parameters_and_output_on_a_tpu(tpu, qkv_bias):
   x = _normal(0, 2, 7, 128)
-  module = attention.Attention(num_heads=2, qkv_bias=qkv_bias, dtype='bfloat16')
+  module = _attention.Attention(
+    num_heads=2, qkv_bias=qkv_bias, dtype='bfloat16'
+  )
   plain = module.clone(implementation='einsum')
   params = module.init(jax.random.key(0), x)
   jax.tree.map(
@@ -120,14 +122,14 @@ def test_module_computes_the_rest_written_out(tpu, options):
   options = dict(num_heads=2, dtype='bfloat16') | options
   tokens, width = options.pop('tokens', 7), options.pop('width', 128)
   x = _normal(0, 2, tokens, width)
-  module = attention.Attention(**options)
+  module = _attention.Attention(**options)
   params = module.init(jax.random.key(0), x)
   assert 'pallas_call' not in str(jax.make_jaxpr(module.apply)(params, x))
 
 
 def test_weights_can_be_sown_on_a_tpu(tpu):
   x = _normal(0, 2, 7, 128)
-  module = attention.Attention(num_heads=2, dtype='bfloat16')
+  module = _attention.Attention(num_heads=2, dtype='bfloat16')
   params = module.init(jax.random.key(0), x)
   _, sown = module.apply(params, x, mutable='intermediates')
   weights = sown['intermediates']['attention_weights'][0]
@@ -135,7 +137,7 @@ def test_weights_can_be_sown_on_a_tpu(tpu):
 
 
 def test_without_a_mesh_no_kernel_is_used():
-  assert not attention_kernel.fits((8, 7, 128), 'bfloat16', 2)
+  assert not _attention_kernel.fits((8, 7, 128), 'bfloat16', 2)
 
 
 @pytest.mark.parametrize(
@@ -143,5 +145,5 @@ def test_without_a_mesh_no_kernel_is_used():
   [('TPU v3', False), ('TPU v4', False), ('TPU v6 lite', True)],
 )
 def test_only_kinds_that_can_run_the_kernel_do(tpu, monkeypatch, kind, fits):
-  monkeypatch.setattr(activation_sharding, 'device_kind', lambda: kind)
-  assert attention_kernel.fits((8, 7, 128), 'bfloat16', 2) == fits
+  monkeypatch.setattr(activations, 'device_kind', lambda: kind)
+  assert _attention_kernel.fits((8, 7, 128), 'bfloat16', 2) == fits

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from vit_jax.models.dropout import Dropout, keep_mask
+from vit_jax.models._dropout import Dropout, keep_mask
 
 SHAPE = (24, 50, 512)
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from vit_jax import trees
-from vit_jax.models import layers
-from vit_jax.models.norm import layer_norm
+from vit_jax.models import _layers
+from vit_jax.models._norm import layer_norm
 
 BLOCK = dict(num_heads=2, mlp_dim=24, norm_epsilon=1e-6)
 
@@ -31,7 +31,7 @@ def _stack(params, depth):
 
 
 def _encoder(depth=3, *, block=None, **options):
-  return layers.Encoder(depth, BLOCK | (block or {}), **options)
+  return _layers.Encoder(depth, BLOCK | (block or {}), **options)
 
 
 def _params():
@@ -78,11 +78,11 @@ def test_stochastic_depth_grows_with_depth_or_is_constant(
   params, x = _params()
   # In place of a draw, a factor that only depends on the rate.
   monkeypatch.setattr(
-    layers, 'drop_examples', lambda rng, x, rate: x * (1 - rate)
+    _layers, 'drop_examples', lambda rng, x, rate: x * (1 - rate)
   )
   expected = x
   for i, rate in enumerate(rates):
-    block = layers.Block(**BLOCK)
+    block = _layers.Block(**BLOCK)
     variables = {'params': params[f'block_{i:02d}']}
     rngs = {'dropout': jax.random.key(0)}
     expected = block.apply(variables, expected, rate, True, rngs=rngs)
@@ -113,7 +113,7 @@ def test_every_branch_of_every_block_draws_from_its_own_key(
     jax.debug.callback(lambda k: keys.add(tuple(np.asarray(k))), data)
     return x
 
-  monkeypatch.setattr(layers, 'drop_examples', record)
+  monkeypatch.setattr(_layers, 'drop_examples', record)
   if scan:
     params = _stack(dict(params), 3)
   encoder = _encoder(scan=scan, remat=remat, stochastic_depth_rate=0.1)
@@ -145,7 +145,7 @@ def test_recomputing_changes_the_work_and_not_the_gradients(scan):
 
     return jax.jit(jax.grad(loss)).trace(params)
 
-  traced = {remat: trace(remat) for remat in (None, *layers.REMAT_POLICIES)}
+  traced = {remat: trace(remat) for remat in (None, *_layers.REMAT_POLICIES)}
   dots = {k: str(t.jaxpr).count('dot_general') for k, t in traced.items()}
   assert dots['full'] == dots['nothing_saveable'] > dots[None]
   assert dots['everything_saveable'] == dots['dots_saveable'] == dots[None]

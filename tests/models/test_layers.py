@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from vit_jax import trees
-from vit_jax.models import attention, layers
-from vit_jax.models.norm import layer_norm
+from vit_jax.models import _attention, _layers
+from vit_jax.models._norm import layer_norm
 
 BLOCK = dict(num_heads=2, mlp_dim=24, norm_epsilon=1e-6)
 
@@ -26,7 +26,7 @@ def _noisy(params, seed=1):
 
 def test_patch_embedding_is_the_convolution_with_stride_of_its_window():
   image = _normal(2, 12, 20, 5)  # rectangular images and patches, 5 channels
-  module = layers.PatchEmbedding((3, 10), width=7)
+  module = _layers.PatchEmbedding((3, 10), width=7)
   params = _noisy(module.init(jax.random.key(0), image)['params'])
   expected = jax.lax.conv_general_dilated(
     image,
@@ -43,7 +43,7 @@ def test_patch_embedding_is_the_convolution_with_stride_of_its_window():
 
 def test_conv_stem_is_convolutions_with_norms_and_activations():
   image = _normal(2, 8, 12, 5)
-  module = layers.ConvStem(num_convolutions=2, width=6)
+  module = _layers.ConvStem(num_convolutions=2, width=6)
   params = _noisy(module.init(jax.random.key(0), image)['params'])
   params, x = jax.tree.map(np.float64, params), image.astype(np.float64)
   for i, channels in enumerate((3, 6)):
@@ -98,19 +98,19 @@ def test_layer_norm_epsilon_is_added_to_the_variance():
   ],
 )
 def test_activations_have_their_values_at_one(name, at_one):
-  np.testing.assert_allclose(layers.ACTIVATIONS[name](1.0), at_one, rtol=1e-6)
-  assert layers.ACTIVATIONS[name](0.0) == 0
+  np.testing.assert_allclose(_layers.ACTIVATIONS[name](1.0), at_one, rtol=1e-6)
+  assert _layers.ACTIVATIONS[name](0.0) == 0
 
 
-@pytest.mark.parametrize('name', layers.ACTIVATIONS)
+@pytest.mark.parametrize('name', _layers.ACTIVATIONS)
 def test_activations_keep_only_their_input_for_the_backward_pass(name):
   x = _normal(3, 5)
-  _, backward = jax.vjp(layers.ACTIVATIONS[name], x)
+  _, backward = jax.vjp(_layers.ACTIVATIONS[name], x)
   kept = [leaf for leaf in jax.tree.leaves(backward) if leaf.shape == x.shape]
   assert len(kept) == 1
   np.testing.assert_array_equal(kept[0], x)
   step = np.float32(1e-2)
-  f = layers.ACTIVATIONS[name]
+  f = _layers.ACTIVATIONS[name]
   slope = (f(x + step) - f(x - step)) / (2 * step)
   np.testing.assert_allclose(backward(np.ones_like(x))[0], slope, atol=1e-4)
 
@@ -118,8 +118,8 @@ def test_activations_keep_only_their_input_for_the_backward_pass(name):
 def test_every_attention_with_a_cpu_implementation_gives_the_same():
   x = _normal(2, 9, 16)
   outputs = {}
-  for name in set(attention.ATTENTIONS) - {'cudnn'}:
-    module = attention.Attention(num_heads=2, implementation=name)
+  for name in set(_attention.ATTENTIONS) - {'cudnn'}:
+    module = _attention.Attention(num_heads=2, implementation=name)
     params = _noisy(module.init(jax.random.key(0), x))
 
     def loss(params, x, module=module):
@@ -145,7 +145,7 @@ def test_a_named_implementation_is_handed_to_jax(name, monkeypatch):
     return query
 
   monkeypatch.setattr(jax.nn, 'dot_product_attention', attend)
-  module = attention.Attention(num_heads=2, implementation=name)
+  module = _attention.Attention(num_heads=2, implementation=name)
   jax.eval_shape(module.init, jax.random.key(0), _normal(2, 9, 16))
   assert seen == [name]
 
@@ -154,17 +154,17 @@ def test_softmax_of_bfloat16_attention_is_in_float32():
   # In bfloat16 the logits 100 and 100.625 are 100 and 100.5.
   query = np.full((1, 1, 1, 1), 10, jnp.bfloat16)
   key = np.array([10, 10.0625], jnp.bfloat16).reshape(1, 2, 1, 1)
-  weights = attention.attention_weights(query, key)
+  weights = _attention.attention_weights(query, key)
   assert weights.dtype == jnp.bfloat16
   second = float(weights[0, 0, 0, 1])
   np.testing.assert_allclose(second, 1 / (1 + np.exp(-0.625)), rtol=0.005)
 
 
-@pytest.mark.parametrize('name', attention.ATTENTIONS)
+@pytest.mark.parametrize('name', _attention.ATTENTIONS)
 def test_sown_weights_are_distributions_and_free_unless_asked_for(name):
   x, context = _normal(2, 4, 16), _normal(2, 7, 16, seed=1)
-  module = attention.Attention(num_heads=2, implementation=name)
-  params = attention.Attention(num_heads=2).init(jax.random.key(0), x, context)
+  module = _attention.Attention(num_heads=2, implementation=name)
+  params = _attention.Attention(num_heads=2).init(jax.random.key(0), x, context)
   assert set(params) == {'params'}
   out, sown = module.apply(params, x, context, mutable=['intermediates'])
   (weights,) = sown['intermediates']['attention_weights']
@@ -178,7 +178,7 @@ def test_sown_weights_are_distributions_and_free_unless_asked_for(name):
 
 def test_attention_dropout_keeps_the_expected_output():
   x = _normal(1, 6, 8)
-  module = attention.Attention(
+  module = _attention.Attention(
     num_heads=2, dropout_rate=0.5, implementation='xla'
   )
   params = module.init(jax.random.key(0), x)
@@ -197,7 +197,7 @@ def test_attention_dropout_keeps_the_expected_output():
 
 def test_qk_norm_makes_logits_independent_of_the_size_of_queries():
   x = _normal(2, 5, 16)
-  module = attention.Attention(num_heads=2, qk_norm=True, qkv_bias=False)
+  module = _attention.Attention(num_heads=2, qk_norm=True, qkv_bias=False)
   params = module.init(jax.random.key(0), x)['params']
   assert set(trees.flatten(params)) == {
     'query/kernel',
@@ -216,7 +216,7 @@ def test_qk_norm_makes_logits_independent_of_the_size_of_queries():
 
 def test_dropped_examples_are_all_zero_and_the_others_make_up_for_them():
   x = 1 + np.abs(_normal(2000, 3, 2))
-  y = layers.drop_examples(jax.random.key(0), x, 0.25)
+  y = _layers.drop_examples(jax.random.key(0), x, 0.25)
   ratio = np.asarray(y / x)
   kept = ratio[:, 0, 0] > 0
   np.testing.assert_array_equal(ratio[~kept], 0)
@@ -227,7 +227,7 @@ def test_dropped_examples_are_all_zero_and_the_others_make_up_for_them():
 
 def test_a_block_that_always_drops_is_the_identity_in_training_only():
   x = _normal(2, 5, 16)
-  block = layers.Block(**BLOCK)
+  block = _layers.Block(**BLOCK)
   params = block.init(jax.random.key(0), x)
   rngs = {'dropout': jax.random.key(1)}
   almost_one = np.float32(1 - 1e-6)
@@ -240,16 +240,16 @@ def test_a_block_that_always_drops_is_the_identity_in_training_only():
 
 def test_layer_scale_multiplies_each_branch():
   x = _normal(2, 5, 16)
-  plain = layers.Block(**BLOCK)
+  plain = _layers.Block(**BLOCK)
   params = _noisy(plain.init(jax.random.key(0), x))['params']
-  scaled = layers.Block(**BLOCK, layer_scale=0.5)
+  scaled = _layers.Block(**BLOCK, layer_scale=0.5)
   init = scaled.init(jax.random.key(0), x)['params']
   np.testing.assert_array_equal(init['scale_attention'], np.full(16, 0.5))
   np.testing.assert_array_equal(init['scale_mlp'], np.full(16, 0.5))
   zero, one = np.zeros(16, np.float32), np.ones(16, np.float32)
 
-  def apply(attention, mlp):
-    scales = dict(scale_attention=attention, scale_mlp=mlp)
+  def apply(_attention, mlp):
+    scales = dict(scale_attention=_attention, scale_mlp=mlp)
     return scaled.apply({'params': params | scales}, x)
 
   expected = plain.apply({'params': params}, x)
@@ -263,10 +263,10 @@ def test_layer_scale_multiplies_each_branch():
 
 def test_gradient_once_is_the_identity_in_both_modes_of_differentiation():
   def f(x):
-    return (layers.gradient_once(x) ** 3).sum()
+    return (_layers.gradient_once(x) ** 3).sum()
 
   x = _normal(4, 3)
-  np.testing.assert_array_equal(layers.gradient_once(x), x)
+  np.testing.assert_array_equal(_layers.gradient_once(x), x)
   gradient = jax.vmap(jax.grad(f))(x)
   np.testing.assert_allclose(gradient, 3 * x**2, rtol=1e-6)
   _, change = jax.jvp(f, (x,), (np.ones_like(x),))

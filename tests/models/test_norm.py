@@ -7,7 +7,7 @@ import pytest
 
 from vit_jax import trees
 from vit_jax.models import vit
-from vit_jax.models.norm import InOnePass, layer_norm
+from vit_jax.models._norm import InOnePass, layer_norm
 
 
 def _normal(seed, *shape):

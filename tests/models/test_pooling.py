@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from vit_jax import trees
-from vit_jax.models import pooling
+from vit_jax.models import _pooling
 
 B, L, D, N, F = 2, 5, 8, 2, 12
 
 
 def _pool(**options):
-  module = pooling.MapPooling(num_heads=N, mlp_dim=F, **options)
+  module = _pooling.MapPooling(num_heads=N, mlp_dim=F, **options)
   tokens = np.random.default_rng(0).normal(size=(B, L, D)).astype(np.float32)
   params = module.init(jax.random.key(0), tokens)['params']
   noise = np.random.default_rng(1)

@@ -6,7 +6,7 @@ import pytest
 
 from vit_jax import trees
 from vit_jax.errors import UserError
-from vit_jax.models import position
+from vit_jax.models import _position
 from vit_jax.models.vit import Model
 
 IMAGE = np.random.default_rng(0).normal(size=(2, 32, 48, 3)).astype(np.float32)
@@ -164,7 +164,7 @@ def test_a_representation_is_a_tanh_layer_before_the_head(size, features):
 def test_a_fixed_position_table_acts_as_a_learned_one_of_its_values(name):
   fixed, params = _tiny(position=name)
   assert 'position_embedding' not in params
-  table = getattr(position, name)(2, 3, 32)
+  table = getattr(_position, name)(2, 3, 32)
   learned = Model('mu/16', 5, depth=2)
   np.testing.assert_allclose(
     _apply(fixed, params)['logits'],

@@ -8,7 +8,9 @@ import numpy as np
 import optax
 import pytest
 
-from vit_jax import lookup, sharding, train_state, trees
+from vit_jax import lookup, trees
+from vit_jax.parallel import sharding
+from vit_jax.training import train_state
 
 MODEL = dict(name='vit', variant='mu/4', num_classes=4)
 CLASS = np.arange(8, dtype=np.int32) % 4

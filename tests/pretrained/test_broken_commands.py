@@ -11,7 +11,7 @@ import pytest
 import safetensors.numpy
 from PIL import Image
 
-from vit_jax import convert, predict, summary
+from vit_jax.commands import convert, predict, summary
 
 
 def bomb(folder):
@@ -70,7 +70,7 @@ def test_every_command_ends_with_two_and_says_why(
 
 
 def test_so_does_the_real_command(tmp_path):
-  command = [sys.executable, '-m', 'vit_jax.convert', str(bomb(tmp_path))]
+  command = [sys.executable, '-m', 'vit_jax', 'convert', str(bomb(tmp_path))]
   found = subprocess.run(
     [*command, str(tmp_path / 'y.safetensors')],
     capture_output=True,

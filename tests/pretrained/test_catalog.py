@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from vit_jax import trees
-from vit_jax.data import device_ops
-from vit_jax.data.ops import language
+from vit_jax.data import device_ops_language, ops_language
 from vit_jax.errors import UserError
 from vit_jax.models import vit
 from vit_jax.pretrained import (
@@ -212,8 +211,8 @@ def test_published_weights_are_described_completely(name):
     scheme = remote.url.split('://')[0]
     assert scheme in ('https', 'hf')
   assert entry.resize in resample.METHODS
-  language.parse(entry.preprocess.get('ops', ''))
-  device_ops.parse(entry.preprocess.get('device_ops', ''))
+  ops_language.parse(entry.preprocess.get('ops', ''))
+  device_ops_language.parse(entry.preprocess.get('device_ops', ''))
   assert {'activation', 'norm_epsilon'} <= set(entry.model)
   assert model.pooling == section['pooling']
 

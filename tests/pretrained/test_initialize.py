@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_jax import sharding, trees
+from vit_jax import trees
 from vit_jax.errors import UserError
+from vit_jax.parallel import sharding
 from vit_jax.pretrained import blocks, catalog, resample
 from vit_jax.pretrained.initialize import initialize
 

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import evaluate, finetune
-from vit_jax import train, trees
+from vit_jax import trees
+from vit_jax.configs import evaluate, finetune
 from vit_jax.errors import UserError
 from vit_jax.pretrained import catalog, like
+from vit_jax.training import train
 
 OPS = "decode|resize_small(17, method='bicubic', rounding='down')"
 OPS += "|central_crop(16, rounding='even')"

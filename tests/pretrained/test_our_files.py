@@ -11,12 +11,7 @@ import safetensors.numpy
 
 from vit_jax import trees
 from vit_jax.errors import UserError
-from vit_jax.pretrained import (
-  google_npz,
-  model_section,
-  our_files,
-  torch_files,
-)
+from vit_jax.pretrained import google_npz, model_section, our_files, torch_files
 
 
 def test_everything_comes_back(make_weights, tmp_path):

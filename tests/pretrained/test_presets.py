@@ -6,8 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from vit_jax.data import device_ops
-from vit_jax.data.ops import language
+from vit_jax.data import device_ops_language, ops_language
 from vit_jax.errors import UserError
 from vit_jax.pretrained import presets
 
@@ -46,11 +45,11 @@ def test_big_vision_cuts_levels_and_decodes_as_tensorflow():
 def test_every_preset_makes_images_of_the_size_asked_for(family):
   preprocess = presets.preprocess(family, 24)
   image = np.zeros((40, 33, 3), np.uint8)
-  example = language.parse(preprocess['ops'])(
+  example = ops_language.parse(preprocess['ops'])(
     {'image': image}, np.random.default_rng(0)
   )
   assert example['image'].shape == (24, 24, 3)
-  device_ops.parse(preprocess['device_ops'])
+  device_ops_language.parse(preprocess['device_ops'])
 
 
 def test_an_unknown_family_lists_the_known_ones():
@@ -64,7 +63,7 @@ def test_an_unknown_family_lists_the_known_ones():
   'recipe', ['vit_i1k', 'vit_i21k', 'vit_l16_i21k', 'vit_s16_i1k']
 )
 def test_recipes_of_big_vision_evaluate_as_the_table_says(recipe):
-  config = importlib.import_module(f'configs.{recipe}').get_config()
+  config = importlib.import_module(f'vit_jax.configs.{recipe}').get_config()
   preset = presets.preprocess('big_vision', 224)
   for section in config.evals.values():
     if section.name == 'classification':
@@ -89,7 +88,7 @@ def test_crops_are_those_of_torchvision(family, shape):
       transforms.CenterCrop(224),
     ]
   )(Image.fromarray(image))
-  ops = language.parse(presets.preprocess(family, 224)['ops'])
+  ops = ops_language.parse(presets.preprocess(family, 224)['ops'])
   ours = ops({'image': image}, np.random.default_rng(0))['image']
   np.testing.assert_array_equal(ours, np.asarray(theirs))
 
@@ -125,7 +124,7 @@ def test_the_table_says_what_timm_says(family, model):
   assert preset.crop_ratio == theirs.crop_pct
   assert preset.method == theirs.interpolation
   ours, named = (
-    device_ops.parse(f'normalize({text})')(
+    device_ops_language.parse(f'normalize({text})')(
       {'image': np.arange(6, dtype=np.uint8).reshape(1, 1, 2, 3)},
       None,
       train=False,

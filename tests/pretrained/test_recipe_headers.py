@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from configs import common_weights
+from vit_jax.configs import common_weights
 
 
 def _header(path, said, *, length=None):

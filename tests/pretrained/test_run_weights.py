@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from vit_jax import checkpoint, trees
+from vit_jax import trees
+from vit_jax.checkpoints import manager
 from vit_jax.errors import UserError
 from vit_jax.pretrained import blocks, run_weights
 
@@ -23,7 +24,7 @@ def run(make_weights, tmp_path):
       b=dict(ops=''),
     ),
   )
-  checkpointer = checkpoint.Checkpointer(tmp_path / 'checkpoints')
+  checkpointer = manager.Checkpointer(tmp_path / 'checkpoints')
   for step in (1, 2):
     params = jax.tree.map(lambda x, s=step: jax.numpy.asarray(x + s), stacked)
     average = jax.tree.map(lambda x: x - 100, params)
@@ -62,7 +63,7 @@ def test_the_average_is_what_is_read_if_there_is_one(run):
 
 def test_a_run_without_an_average(make_weights, tmp_path):
   weights = make_weights()
-  checkpointer = checkpoint.Checkpointer(tmp_path / 'checkpoints')
+  checkpointer = manager.Checkpointer(tmp_path / 'checkpoints')
   config = dict(model=weights.model, input={})
   state = dict(params=jax.tree.map(jax.numpy.asarray, weights.params))
   checkpointer.save(1, state, config=config, wait=True)
@@ -116,7 +117,7 @@ def save_run(make_weights, workdir, top1, **section):
   """Saves a run with these metrics by step; the parameters are the step."""
   weights = make_weights()
   config = dict(model=weights.model, input={}, checkpoint=section)
-  checkpointer = checkpoint.Checkpointer(workdir / 'checkpoints', keep_latest=9)
+  checkpointer = manager.Checkpointer(workdir / 'checkpoints', keep_latest=9)
   for step, value in top1.items():
     params = jax.tree.map(
       lambda x, s=step: jax.numpy.full_like(x, s), weights.params
@@ -210,7 +211,7 @@ def test_broken_names_of_classes_are_named(text, run):
 )
 def test_a_config_of_other_types_is_one_error(config, make_weights, tmp_path):
   weights = make_weights()
-  checkpointer = checkpoint.Checkpointer(tmp_path / 'checkpoints')
+  checkpointer = manager.Checkpointer(tmp_path / 'checkpoints')
   state = dict(params=jax.tree.map(jax.numpy.asarray, weights.params))
   config = dict(model=weights.model, input={}) | config
   checkpointer.save(1, state, config=config, wait=True)
@@ -231,7 +232,7 @@ def test_sizes_that_the_arrays_do_not_have_are_one_error(
   sizes, words, make_weights, tmp_path
 ):
   weights = make_weights()
-  checkpointer = checkpoint.Checkpointer(tmp_path / 'checkpoints')
+  checkpointer = manager.Checkpointer(tmp_path / 'checkpoints')
   state = dict(params=jax.tree.map(jax.numpy.asarray, weights.params))
   config = dict(model=weights.model | sizes, input={})
   checkpointer.save(1, state, config=config, wait=True)

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from vit_jax import lookup
-from vit_jax.data import device_ops
-from vit_jax.data.ops import language
+from vit_jax.data import device_ops_language, ops_language
 from vit_jax.errors import UserError
 from vit_jax.pretrained import (
   huggingface_config,
@@ -45,11 +44,11 @@ PREPROCESS = [
 
 def pixels(preprocess):
   """Returns our [H, W, C] of IMAGE."""
-  example = language.parse(preprocess['ops'])(
+  example = ops_language.parse(preprocess['ops'])(
     {'image': IMAGE}, np.random.default_rng(0)
   )
   batch = {'image': example['image'][None]}
-  normalize = device_ops.parse(preprocess['device_ops'])
+  normalize = device_ops_language.parse(preprocess['device_ops'])
   return np.asarray(normalize(batch, None, train=False)['image'][0])
 
 

@@ -2,8 +2,8 @@ import jax
 import numpy as np
 import pytest
 
-from vit_jax import sharding
 from vit_jax.errors import UserError
+from vit_jax.parallel import sharding
 from vit_jax.visualize import filters
 
 

@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 from matplotlib import image as matplotlib_image
 
-from vit_jax import sharding
 from vit_jax.errors import UserError
+from vit_jax.parallel import sharding
 from vit_jax.visualize import position_similarity
 
 # Where the colour map ends: the least and the most alike.

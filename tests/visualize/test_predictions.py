@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from matplotlib import image as matplotlib_image
 
-from vit_jax import sharding
 from vit_jax.errors import UserError
+from vit_jax.parallel import sharding
 from vit_jax.visualize import predictions
 from vit_jax.visualize.predictions import Picture
 

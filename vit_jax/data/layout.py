@@ -17,7 +17,7 @@ SPLITS = {
   'val': ('val', 'validation', 'valid'),
   'test': ('test', 'testing'),
 }
-PREPARED = 'dataset.json'  # in each split that vit_jax.data.prepare wrote
+PREPARED = 'dataset.json'  # in each split that vit_jax prepare wrote
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Layout:
 def find(root: str | os.PathLike) -> Layout:
   """Returns the layout of a folder; an empty one if it does not exist.
 
-  Every folder that `vit_jax.data.prepare` wrote is a split. Of others those
+  Every folder that `vit_jax prepare` wrote is a split. Of others those
   named like a split are, if they have folders (their classes). One that only
   has files is a class of that name where folders with other names are beside
   it.
@@ -73,7 +73,7 @@ def is_split(folder: pathlib.Path) -> bool:
 
 
 def is_prepared(root: str | os.PathLike) -> bool:
-  """Whether `vit_jax.data.prepare` wrote a split into this folder."""
+  """Whether `vit_jax prepare` wrote a split into this folder."""
   root = pathlib.Path(root).expanduser()
   return os.path.isdir(root) and any(
     os.path.isfile(root / name / PREPARED) for name in folders(root)

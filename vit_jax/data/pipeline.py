@@ -17,7 +17,7 @@ import numpy as np
 from vit_jax import lookup
 from vit_jax.data import (
   batching,
-  device_ops as device_ops_language,
+  device_ops_language,
   records,
   repeats as repeats_file,
 )

@@ -14,8 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vit_jax.data import open_source, watchdog
-from vit_jax.data.ops import language
+from vit_jax.data import open_source, ops_language, watchdog
 from vit_jax.errors import DataError, UserError
 from vit_jax.printable import printable
 
@@ -73,7 +72,7 @@ class Reader:
     self.source = open_source.open_source(data)
     if not len(self.source):
       raise UserError(f'the source has no records: {dict(data)}')
-    self._ops = language.parse(ops, trusted=True)
+    self._ops = ops_language.parse(ops, trusted=True)
     self._arguments = (dict(data), ops, on_error, training)
     self._skip = on_error == 'skip'
     self._training = training

@@ -10,8 +10,7 @@ import os
 from typing import Any
 
 from vit_jax import lookup
-from vit_jax.data import layout, open_source
-from vit_jax.data.ops import language
+from vit_jax.data import layout, open_source, ops_language
 from vit_jax.errors import UserError
 from vit_jax.printable import printable
 
@@ -52,7 +51,7 @@ def parse(text: str) -> dict[str, Any]:
     raise UserError(f'there is no folder {path}: check the path')
   if '(' not in text and '.' not in text and text not in lookup.names(_FOLDER):
     return dict(name='tfds', dataset=text)
-  found = language.segments(text)
+  found = ops_language.segments(text)
   if len(found) != 1 or found[0].args:
     raise UserError(
       f'{text!r} is not one source with keys: expected something such as '

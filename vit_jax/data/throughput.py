@@ -14,9 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax import host_memory
-from vit_jax.data import pipeline
-from vit_jax.data.ops import language
+from vit_jax.data import ops_language, pipeline
+from vit_jax.parallel import host_memory
 
 
 def measure(
@@ -75,8 +74,8 @@ def measure(
 
 def _stages(source: Any, ops: str, seconds: float) -> dict[str, float]:
   """Returns microseconds of CPU time for an image by stage, in one thread."""
-  segments = [segment.text for segment in language.segments(ops)]
-  apply = [language.parse(text, trusted=True) for text in segments]
+  segments = [segment.text for segment in ops_language.segments(ops)]
+  apply = [ops_language.parse(text, trusted=True) for text in segments]
   names = ['read', *segments]
   spent = np.zeros(len(names))
   end = time.monotonic() + seconds

@@ -19,9 +19,9 @@ import grain
 import jax
 from absl import flags
 
-from vit_jax import host_memory
 from vit_jax.data import watchdog
 from vit_jax.errors import RunError
+from vit_jax.parallel import host_memory
 
 T = TypeVar('T')
 

@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import sharding
 from vit_jax.data import pipeline
 from vit_jax.errors import RunError, UserError
+from vit_jax.parallel import sharding
 
 _log = logging.getLogger(__name__)
 

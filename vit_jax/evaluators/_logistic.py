@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vit_jax import losses, sharding
+from vit_jax import losses
 from vit_jax.evaluators import _features
+from vit_jax.parallel import sharding
 
 Heads = dict[str, jax.Array]
 

@@ -16,9 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import losses, sharding
+from vit_jax import losses
 from vit_jax.data import pipeline
 from vit_jax.errors import UserError
+from vit_jax.parallel import sharding
 
 _log = logging.getLogger(__name__)
 

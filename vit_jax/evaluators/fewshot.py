@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import jax.scipy.linalg
 import numpy as np
 
-from vit_jax import sharding
 from vit_jax.errors import UserError
 from vit_jax.evaluators import _features
+from vit_jax.parallel import sharding
 
 _BIAS = 100.0  # The constant feature: so large that l2 hardly reaches it.
 

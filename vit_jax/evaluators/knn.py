@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from vit_jax import sharding
 from vit_jax.errors import UserError
 from vit_jax.evaluators import _features
+from vit_jax.parallel import sharding
 
 _log = logging.getLogger(__name__)
 

@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import sharding, trees
-from vit_jax.data import device_ops
+from vit_jax import trees
+from vit_jax.data import device_ops_language
 from vit_jax.errors import UserError
 from vit_jax.inference import images as images_lib
+from vit_jax.parallel import sharding
 from vit_jax.pretrained import blocks, model_section
 from vit_jax.pretrained.weights import Weights, build_model
 
@@ -81,7 +82,7 @@ class Forward:
         trusted='ops' in weights.trusted,
       )
     if 'device_ops' in preprocess:
-      self._normalize = device_ops.parse(
+      self._normalize = device_ops_language.parse(
         preprocess['device_ops'], trusted='device_ops' in weights.trusted
       )
     self._apply = jax.jit(self._outputs)

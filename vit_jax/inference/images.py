@@ -9,8 +9,8 @@ import numpy as np
 from etils import epath
 from PIL import Image, ImageOps
 
-from vit_jax.data import image_files
-from vit_jax.data.ops import label as label_ops, language
+from vit_jax.data import image_files, ops_language
+from vit_jax.data.ops import label as label_ops
 from vit_jax.data.ops.decode import decode
 from vit_jax.data.ops.resize import resample
 from vit_jax.errors import UserError
@@ -52,10 +52,10 @@ class Reader:
     Raises:
       UserError: ops that do not parse, or that a file may not name.
     """
-    skipped = language.public_functions(label_ops)
-    segments = [s for s in language.segments(ops) if s.name not in skipped]
+    skipped = ops_language.public_functions(label_ops)
+    segments = [s for s in ops_language.segments(ops) if s.name not in skipped]
     text = '|'.join(s.text for s in segments)
-    self._ops = language.parse(text, trusted=trusted)
+    self._ops = ops_language.parse(text, trusted=trusted)
     # Also of a user's own decoder, such as my_project.ops.decode_dicom.
     decoders = [s for s in segments if 'decode' in s.name.rpartition('.')[2]]
     self._ops_decode = bool(decoders)

@@ -14,9 +14,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from vit_jax import sharding
 from vit_jax.errors import UserError
 from vit_jax.inference import classes, forward, images as images_lib
+from vit_jax.parallel import sharding
 from vit_jax.pretrained import catalog, download
 from vit_jax.pretrained.weights import Weights
 from vit_jax.printable import printable

@@ -4,15 +4,15 @@ import flax.linen as nn
 
 from vit_jax import lookup
 from vit_jax.errors import UserError
-from vit_jax.models import attention, layers, position
+from vit_jax.models import _attention, _layers, _position
 
 STEMS = ('patch', 'conv')
 POOLINGS = ('token', 'mean', 'map', 'none')
 FINAL_NORMS = ('tokens', 'features')
 POSITIONS = {
   'learned': None,
-  'sincos2d': position.sincos2d,
-  'sincos2d_moco': position.sincos2d_moco,
+  'sincos2d': _position.sincos2d,
+  'sincos2d_moco': _position.sincos2d_moco,
   'none': None,
 }
 DTYPES = ('float32', 'bfloat16', 'float16')
@@ -42,9 +42,9 @@ def check_values(vit: nn.Module) -> None:
     ('pooling', POOLINGS),
     ('position', tuple(POSITIONS)),
     ('final_norm', FINAL_NORMS),
-    ('activation', tuple(layers.ACTIVATIONS)),
-    ('attention', attention.ATTENTIONS),
-    ('remat', (None, *layers.REMAT_POLICIES)),
+    ('activation', tuple(_layers.ACTIVATIONS)),
+    ('attention', _attention.ATTENTIONS),
+    ('remat', (None, *_layers.REMAT_POLICIES)),
     ('dtype', DTYPES),
     ('stochastic_depth_schedule', ('linear', 'constant')),
   ):

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 
 from vit_jax import suggestions
 from vit_jax.errors import UserError
-from vit_jax.models import _vit_options, layers, pooling
-from vit_jax.models.dropout import Dropout
-from vit_jax.models.norm import layer_norm
+from vit_jax.models import _layers, _pooling, _vit_options
+from vit_jax.models._dropout import Dropout
+from vit_jax.models._norm import layer_norm
 from vit_jax.printable import printable
 
 # As in big_vision, which has them from: Ti, S (DeiT), B, L, H (ViT), g, G
@@ -191,7 +191,7 @@ class ViT(nn.Module):
     """
     _check_image(self, image_BHWC)
     x_BLD, num_prefix = self._embed(image_BHWC, train)
-    x_BLD = layers.Encoder(
+    x_BLD = _layers.Encoder(
       depth=self.depth,
       block=dict(
         num_heads=self.num_heads,
@@ -256,10 +256,10 @@ class ViT(nn.Module):
 
   def _patch_embedding(self):
     if self.stem == 'patch':
-      return layers.PatchEmbedding(
+      return _layers.PatchEmbedding(
         self.patch_size, self.width, dtype=self.dtype, name='patch_embedding'
       )
-    return layers.ConvStem(
+    return _layers.ConvStem(
       num_convolutions=self.patch_size[0].bit_length() - 1,
       width=self.width,
       activation=self.activation,
@@ -290,7 +290,7 @@ class ViT(nn.Module):
       return tokens_BLD.mean(axis=1)
     if self.pooling == 'none':
       return tokens_BLD
-    return pooling.MapPooling(
+    return _pooling.MapPooling(
       num_heads=self.num_heads,
       mlp_dim=self.mlp_dim,
       qkv_bias=self.qkv_bias,

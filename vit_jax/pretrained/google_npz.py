@@ -17,12 +17,12 @@ from vit_jax.errors import UserError
 from vit_jax.models import vit
 from vit_jax.pretrained import (
   blocks,
-  given,
   google_limits,
   google_names,
   google_position,
   model_section,
   npz,
+  overrides,
 )
 from vit_jax.pretrained.google_limits import COMPUTED
 from vit_jax.pretrained.google_names import DIALECTS, Dialect
@@ -48,7 +48,7 @@ def read(
   Args:
     path: of the file.
     model: keys of the model section that win over what the file tells; see
-      `given.apply`.
+      `overrides.apply`.
     grid: (rows, columns) of the position table if it is not square.
 
   Raises:
@@ -134,8 +134,8 @@ def _weights(path: str, arrays, note, model, grid) -> Weights:
     image_size = _image_size(named)
     implied = _preprocess(dialect, image_size, named)
     section |= note.get('model') or {}
-    named, section = given.apply(named, section, model)
-    trusted = given.trusted(model)
+    named, section = overrides.apply(named, section, model)
+    trusted = overrides.trusted(model)
     problems += _mismatches(named, section, dialect, bool(trusted))
   except UnclearError as e:
     problems.append(str(e))
@@ -157,7 +157,7 @@ def _weights(path: str, arrays, note, model, grid) -> Weights:
       dialect=dataclasses.asdict(dialect),
       **aside,
     ),
-    trusted=given.trusted(model),
+    trusted=overrides.trusted(model),
   )
 
 

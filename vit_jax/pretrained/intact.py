@@ -9,7 +9,7 @@ import json
 import pathlib
 import zipfile
 
-from vit_jax import bounded_read
+from vit_jax import files
 from vit_jax.errors import UserError
 
 _PICKLES = ('.pth', '.pt', '.bin', '.ckpt', '.tar')
@@ -49,7 +49,7 @@ def _safetensors_problem(path: pathlib.Path) -> str | None:
   size = path.stat().st_size
   with path.open('rb') as file:
     length = int.from_bytes(file.read(_HEADER_BYTES), 'little')
-    if length > bounded_read.MAX_HEADER_BYTES or file.read(1) != b'{':
+    if length > files.MAX_HEADER_BYTES or file.read(1) != b'{':
       return 'it is no .safetensors: it has no header'
     file.seek(_HEADER_BYTES)
     content = file.read(length)
@@ -70,10 +70,10 @@ def _safetensors_problem(path: pathlib.Path) -> str | None:
 
 
 def _json_problem(path: pathlib.Path) -> str | None:
-  if path.stat().st_size > bounded_read.MAX_JSON_BYTES:
-    return f'it has more than {bounded_read.MAX_JSON_BYTES:,} bytes'
+  if path.stat().st_size > files.MAX_JSON_BYTES:
+    return f'it has more than {files.MAX_JSON_BYTES:,} bytes'
   try:
-    bounded_read.parse_json(path.read_bytes(), 'it')
+    files.parse_json(path.read_bytes(), 'it')
   except UserError as e:
     return str(e)
   return None

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from vit_jax import bounded_read
+from vit_jax import files
 from vit_jax.errors import UserError
 from vit_jax.printable import printable
 
@@ -170,11 +170,11 @@ def parse_description(
   Raises:
     UserError: no such JSON, or values of another kind.
   """
-  said = bounded_read.check_object(bounded_read.parse_json(text, where), where)
+  said = files.check_object(files.parse_json(text, where), where)
   if missing := [key for key in needed if said.get(key) is None]:
     raise UserError(
       f'{where} lacks {", ".join(missing)}; write the file again with'
-      ' `python -m vit_jax.convert`'
+      ' `python -m vit_jax convert`'
     )
   check(said, _DESCRIPTION, where)
   check(said.get('preprocess') or {}, _PREPROCESS, f'preprocess in {where}')

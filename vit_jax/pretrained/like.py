@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from vit_jax import lookup
-from vit_jax.data import device_ops
+from vit_jax.data import device_ops_language
 from vit_jax.errors import UserError
 from vit_jax.pretrained import catalog
 from vit_jax.pretrained.weights import check_model_name
@@ -52,7 +52,9 @@ def complete(
   section = dict(config.get('input') or {})
   if 'device_ops' not in section:
     text = weights.preprocess.get('device_ops', _NORMALIZE)
-    device_ops.parse(text)  # Without trusted=True: refuses foreign ops.
+    device_ops_language.parse(
+      text
+    )  # Without trusted=True: refuses foreign ops.
     section['device_ops'] = text
     config['input'] = section
   return config

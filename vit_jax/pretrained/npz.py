@@ -14,7 +14,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from vit_jax import bounded_npz, bounded_read
+from vit_jax import bounded_npz, files as files_lib
 from vit_jax.pretrained import files, json_fields
 
 _MARK = b'vit_jax '
@@ -48,7 +48,7 @@ def read(
       than the limits, or is encrypted.
   """
   path = pathlib.Path(path).expanduser()
-  size = bounded_read.check_regular(path)
+  size = files_lib.check_regular(path)
   try:
     with zipfile.ZipFile(path) as archive:
       comment = archive.comment
@@ -62,7 +62,7 @@ def read(
         for member in members
       }
   except bounded_npz.BROKEN as e:
-    raise bounded_read.unreadable(path, e, kind='an .npz of arrays') from e
+    raise files_lib.unreadable(path, e, kind='an .npz of arrays') from e
   arrays = {name: _with_bfloat16(array) for name, array in arrays.items()}
   note = {}
   if comment.startswith(_MARK):

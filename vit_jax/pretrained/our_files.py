@@ -19,9 +19,9 @@ from vit_jax.errors import UserError
 from vit_jax.pretrained import (
   blocks,
   files,
-  given,
   json_fields,
   model_section,
+  overrides,
   safetensors_file,
 )
 from vit_jax.pretrained.weights import Weights
@@ -49,7 +49,7 @@ def read(
 
   Args:
     path: of the file.
-    model: keys of the model section that win; see `given.apply`.
+    model: keys of the model section that win; see `overrides.apply`.
 
   Raises:
     UserError: it cannot be read, was not written by `write`, or does not hold
@@ -103,7 +103,7 @@ def write(weights: Weights, path: str | os.PathLike) -> None:
 
 def _weights(said, arrays, model) -> Weights:
   named = {k: x for k, x in arrays.items() if not k.startswith(_ASIDE)}
-  named, section = given.apply(named, said['model'], model)
+  named, section = overrides.apply(named, said['model'], model)
   if section.get('name') == 'vit':
     if problems := model_section.problems(named, section):
       raise UserError(
@@ -119,7 +119,7 @@ def _weights(said, arrays, model) -> Weights:
     preprocess=preprocess,
     class_names=said.get('class_names'),
     source=_with_arrays(said['source'], arrays),
-    trusted=given.trusted(model),
+    trusted=overrides.trusted(model),
   )
 
 

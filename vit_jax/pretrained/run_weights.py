@@ -9,15 +9,11 @@ from typing import Any
 
 from etils import epath
 
-from vit_jax import bounded_read, checkpoint_format, trees
-from vit_jax.data import device_ops
+from vit_jax import files, trees
+from vit_jax.checkpoints import format as checkpoint_format
+from vit_jax.data import device_ops_language
 from vit_jax.errors import UserError
-from vit_jax.pretrained import (
-  blocks,
-  given,
-  json_fields,
-  model_section,
-)
+from vit_jax.pretrained import blocks, json_fields, model_section, overrides
 from vit_jax.pretrained.weights import Weights
 from vit_jax.printable import printable
 
@@ -54,7 +50,7 @@ def read(
       number was given.
     ema: whether to read the averaged weights; None reads them if the run kept
       an average.
-    model: keys of the model section that win; see `given.apply`.
+    model: keys of the model section that win; see `overrides.apply`.
     on_log: receives a line of text for every damaged checkpoint, and one that
       says which checkpoint is the best.
 
@@ -83,7 +79,7 @@ def read(
   config = _checked_config(meta, os.fspath(path))
   section = {k: v for k, v in config['model'].items() if k not in _HOW}
   named = blocks.unstack(trees.flatten(params))
-  named, section = given.apply(named, section, model)
+  named, section = overrides.apply(named, section, model)
   if section['name'] == 'vit':
     if problems := model_section.problems(named, section):
       raise UserError(
@@ -99,7 +95,7 @@ def read(
     preprocess=_preprocess(config, named),
     class_names=_read_class_names(directory.parent),
     source=source,
-    trusted=given.trusted(model),
+    trusted=overrides.trusted(model),
   )
 
 
@@ -182,7 +178,7 @@ def _kept_average(directory: epath.Path, order: Sequence[int]) -> bool:
 def _checked_config(meta: Mapping[str, Any], path: str) -> dict[str, Any]:
   """Returns the config of a run, with the sections that are read here."""
   where = f'the config in the checkpoint of {path}'
-  config = bounded_read.check_object(meta.get('config'), where)
+  config = files.check_object(meta.get('config'), where)
   sections = ('model', 'input', 'objective', 'evals')
   json_fields.check(config, dict.fromkeys(sections, json_fields.OBJECT), where)
   config = {**config, **{k: config.get(k) or {} for k in sections}}
@@ -196,7 +192,9 @@ def _checked_config(meta: Mapping[str, Any], path: str) -> dict[str, Any]:
 
 
 def _preprocess(config: Mapping[str, Any], named) -> dict[str, Any]:
-  ops = device_ops.of_evaluation(config['input'].get('device_ops') or '')
+  ops = device_ops_language.of_evaluation(
+    config['input'].get('device_ops') or ''
+  )
   preprocess = {'device_ops': ops}
   evals = (config.get('evals') or {}).values()
   ops = [section['ops'] for section in evals if section.get('ops') is not None]
@@ -216,7 +214,7 @@ def _read_class_names(workdir: epath.Path) -> list[str] | None:
   if not path.exists():
     return None
   if '://' in os.fspath(path):
-    value = bounded_read.parse_json(path.read_text(), str(path))
+    value = files.parse_json(path.read_text(), str(path))
   else:
-    value = bounded_read.read_json(path)
+    value = files.read_json(path)
   return json_fields.class_names(value, str(path))

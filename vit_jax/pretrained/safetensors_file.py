@@ -6,7 +6,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from vit_jax import bounded_read
+from vit_jax import files
 from vit_jax.errors import UserError
 from vit_jax.printable import printable
 
@@ -19,7 +19,7 @@ _DTYPES = frozenset(
 
 def read_metadata(path: str | os.PathLike) -> dict[str, str]:
   """Returns the metadata in the header; see `read_safetensors_header`."""
-  return bounded_read.read_safetensors_header(path)[1]
+  return files.read_safetensors_header(path)[1]
 
 
 def read(
@@ -31,7 +31,7 @@ def read(
     UserError: no such file, a broken one, or types that numpy does not have.
   """
   path = os.path.expanduser(path)
-  entries, metadata = bounded_read.read_safetensors_header(path)
+  entries, metadata = files.read_safetensors_header(path)
   problems = []
   for name, entry in entries.items():
     label = f'{printable(name, max_length=80)} {tuple(entry["shape"])}'
@@ -49,4 +49,4 @@ def read(
   try:
     return safetensors.numpy.load_file(path), metadata
   except (OSError, MemoryError, safetensors.SafetensorError) as e:
-    raise bounded_read.unreadable(path, e) from e
+    raise files.unreadable(path, e) from e

@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.data import device_ops
-from vit_jax.data.ops import language
+from vit_jax.data import device_ops_language, ops_language
 from vit_jax.errors import UserError
 from vit_jax.pretrained import json_fields
 
@@ -117,7 +116,7 @@ def from_ops(preprocess: Mapping[str, Any]) -> Evaluation:
       that these config files cannot express.
   """
   fields = {}
-  for segment in language.segments(preprocess.get('ops', '')):
+  for segment in ops_language.segments(preprocess.get('ops', '')):
     arguments = {**dict(enumerate(segment.args)), **segment.kwargs}
     size = arguments.pop(0, arguments.pop('size', None))
     method = arguments.pop('method', 'bilinear')
@@ -136,7 +135,7 @@ def from_ops(preprocess: Mapping[str, Any]) -> Evaluation:
       fields |= dict(crop=pair(size), crop_rounding=rounding)
     else:
       raise _inexpressible(segment)
-  for segment in language.segments(preprocess.get('device_ops', '')):
+  for segment in ops_language.segments(preprocess.get('device_ops', '')):
     if segment.name != 'normalize' or 'mean' in fields:
       raise _inexpressible(segment)
     fields |= _statistics(segment)
@@ -158,7 +157,7 @@ def _statistics(segment) -> dict[str, Any]:
   low, high = (*segment.args, None)[:2]
   low, high = kwargs.get('low', low), kwargs.get('high', high)
   if isinstance(low, str):
-    mean, std = device_ops.STATISTICS[low]
+    mean, std = device_ops_language.STATISTICS[low]
     return dict(mean=mean, std=std)
   return dict(mean=-low / (high - low), std=1 / (high - low))
 
@@ -167,7 +166,7 @@ def _normalize(mean, std) -> str:
   given = np.array([mean, std]).reshape(2, -1)
   if np.all(given == 0.5):
     return 'normalize(-1, 1)'
-  for name, known in device_ops.STATISTICS.items():
+  for name, known in device_ops_language.STATISTICS.items():
     if given.shape == np.shape(known) and np.allclose(
       given, known, rtol=0, atol=1e-6
     ):

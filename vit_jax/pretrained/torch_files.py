@@ -17,11 +17,11 @@ from vit_jax.errors import UserError
 from vit_jax.models import vit
 from vit_jax.pretrained import (
   blocks,
-  given,
   google_position,
   huggingface_config,
   huggingface_preprocessor,
   model_section,
+  overrides,
   timm_config,
   torch_arrays,
   torch_dialect,
@@ -57,7 +57,7 @@ def read(
     path: of a .safetensors or .pth file, or of a folder as timm and Hugging
       Face have them.
     model: keys of the model section that win over what the files tell; see
-      `given.apply`.
+      `overrides.apply`.
     grid: (rows, columns) of the position table if it is not square.
     entry: which state dict of several; see `torch_storage.read`.
 
@@ -212,7 +212,7 @@ def _weights(stored, path, model, grid) -> Weights:
       unused=unused,
       aside=converted.aside,
     ),
-    trusted=given.trusted(model),
+    trusted=overrides.trusted(model),
   )
 
 
@@ -246,12 +246,12 @@ def _section(converted, known, class_names, model):
   section = {}
   if not absent:
     section = model_section.compact(model_section.infer(named) | known)
-    named, section = given.apply(named, section, model)
+    named, section = overrides.apply(named, section, model)
     told = tuple(f'missing: {name} ' for name in told)
     problems += [
       line
       for line in model_section.problems(
-        named, section, labels=labels, trusted=bool(given.trusted(model))
+        named, section, labels=labels, trusted=bool(overrides.trusted(model))
       )
       if not (told and line.startswith(told))
     ]

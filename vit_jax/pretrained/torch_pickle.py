@@ -10,7 +10,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from vit_jax import bounded_read
+from vit_jax import files
 from vit_jax.errors import UserError
 from vit_jax.pretrained import npz, torch_opcodes
 from vit_jax.printable import printable
@@ -30,7 +30,7 @@ def read(path: pathlib.Path) -> dict[str, Any]:
       f'{path} is a pickle of torch, which is not installed: pip install torch,'
       ' or get the weights as .safetensors'
     ) from e
-  size = bounded_read.check_regular(path)
+  size = files.check_regular(path)
   try:
     if torch_opcodes.is_zip(path):
       with zipfile.ZipFile(path) as archive:
@@ -89,7 +89,7 @@ def _refused(path: pathlib.Path, e: Exception) -> UserError:
   text = ' '.join(str(e).split())
   named = re.search(r'GLOBAL ([\w.<>]+)', text)
   if named is None and 'weights_only' not in text.lower().replace(' ', '_'):
-    return bounded_read.unreadable(path, e)
+    return files.unreadable(path, e)
   what = 'more than tensors'
   if named:
     what = f'the Python object {printable(named[1], max_length=80)}'

@@ -16,14 +16,9 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from vit_jax import bounded_read
+from vit_jax import files as files_lib
 from vit_jax.errors import UserError
-from vit_jax.pretrained import (
-  files,
-  npz,
-  safetensors_file,
-  torch_pickle,
-)
+from vit_jax.pretrained import files, npz, safetensors_file, torch_pickle
 from vit_jax.printable import printable
 
 _PICKLES = ('.pth', '.pt', '.bin', '.ckpt', '.tar')
@@ -81,7 +76,7 @@ def read(path: str | os.PathLike, entry: str | None = None) -> Stored:
   arrays = _entry(content, entry, file)
   if not inside and (path.is_dir() or file.stem in ('model', 'pytorch_model')):
     inside = {
-      name: bounded_read.read_json_object(file.parent / f'{name}.json')
+      name: files_lib.read_json_object(file.parent / f'{name}.json')
       for name in ('config', 'preprocessor_config')
       if (file.parent / f'{name}.json').exists()
     }
@@ -153,14 +148,14 @@ def _read_file(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
   for name in ('config', 'preprocessor_config'):
     if name in metadata:
       where = f'the {name} in {path}'
-      value = bounded_read.parse_json(metadata[name], where)
-      configs[name] = bounded_read.check_object(value, where)
+      value = files_lib.parse_json(metadata[name], where)
+      configs[name] = files_lib.check_object(value, where)
   return arrays, configs
 
 
 def _parts(index: pathlib.Path) -> list[pathlib.Path]:
   """Returns the files that an index names, which are beside it."""
-  table = bounded_read.read_json_object(index).get('weight_map')
+  table = files_lib.read_json_object(index).get('weight_map')
   if not (
     isinstance(table, dict)
     and table

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import sharding
 from vit_jax.data import records
 from vit_jax.errors import UserError
+from vit_jax.parallel import sharding
 from vit_jax.printable import printable
 from vit_jax.visualize import _figure
 

@@ -8,20 +8,19 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from vit_jax.data import pipeline
+from vit_jax.data import ops_language, pipeline
 from vit_jax.data.ops import (
   _pillow,
   _timm_policy,
   aug_mix,
   auto_augment,
   color_jitter,
-  language,
 )
 from vit_jax.errors import UserError
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (24, 20, 3)).astype(np.uint8)
 PICTURE = Image.fromarray(IMAGE)
-parse = functools.partial(language.parse, trusted=True)
+parse = functools.partial(ops_language.parse, trusted=True)
 
 
 def run(text, seed=0, image=IMAGE):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from vit_jax.data.ops import language
+from vit_jax.data import ops_language
 from vit_jax.data.ops.decode import decode_image
 from vit_jax.errors import UserError
 
@@ -32,7 +32,7 @@ def pillow(data, mode='RGB'):
 
 def decode(image, args=''):
   example = {'image': image, 'label': 3}
-  op = language.parse(f'decode({args})', trusted=True)
+  op = ops_language.parse(f'decode({args})', trusted=True)
   return op(example, np.random.default_rng(0))['image']
 
 
@@ -309,9 +309,9 @@ def test_the_size_of_a_thumbnail_is_not_that_of_the_image():
 @pytest.mark.parametrize('value', ['0', '1.5', 'True', 'None'])
 def test_a_limit_that_is_none_is_an_error(limit, value):
   with pytest.raises(UserError, match=f'{limit} is a positive int; got'):
-    language.parse(f'decode({limit}={value})', trusted=True)
+    ops_language.parse(f'decode({limit}={value})', trusted=True)
 
 
 def test_a_number_of_channels_that_no_file_has_is_an_error():
   with pytest.raises(UserError, match='channels is 1, 3, 4 or None; got 2'):
-    language.parse('decode(2)')
+    ops_language.parse('decode(2)')

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_jax.data import pipeline
-from vit_jax.data.ops import language
+from vit_jax.data import ops_language, pipeline
 from vit_jax.errors import UserError
 
 
@@ -33,7 +32,7 @@ def _tiff(array, **kwargs):
 
 
 def _decode(image, args=''):
-  op = language.parse(f'decode_bands({args})', trusted=True)
+  op = ops_language.parse(f'decode_bands({args})', trusted=True)
   return op({'image': image, 'label': 3}, np.random.default_rng(0))['image']
 
 
@@ -126,7 +125,7 @@ def test_without_the_library_it_says_how_to_get_it(monkeypatch):
 
 
 def test_the_op_decode_points_here():
-  op = language.parse('decode')
+  op = ops_language.parse('decode')
   bands = _image((5, 6, 7))
   layout = dict(photometric='minisblack', planarconfig='contig')
   for data in (_npy(bands), _tiff(bands, **layout)):

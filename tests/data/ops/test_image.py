@@ -3,7 +3,7 @@ import collections
 import numpy as np
 import pytest
 
-from vit_jax.data.ops import language
+from vit_jax.data import ops_language
 from vit_jax.errors import UserError
 
 
@@ -18,7 +18,7 @@ def ramp(height, width):
 
 
 def run(text, image, seed=0):
-  op = language.parse(text)
+  op = ops_language.parse(text)
   return op({'image': image}, np.random.default_rng(seed))['image']
 
 
@@ -109,7 +109,7 @@ def test_a_crop_larger_than_the_image_names_both_sizes(op, shape):
 
 
 def test_random_crop_places_are_equally_likely():
-  image, op = ramp(4, 5), language.parse('random_crop((2, 4))')
+  image, op = ramp(4, 5), ops_language.parse('random_crop((2, 4))')
   rng = np.random.default_rng(0)
   corners = collections.Counter()
   for _ in range(3000):
@@ -162,7 +162,7 @@ def test_flip_mirrors_columns_exactly():
 
 @pytest.mark.parametrize('args, rate', [('', 0.5), ('(0.2)', 0.2)])
 def test_flip_happens_at_its_rate(args, rate):
-  image, op = ramp(1, 2), language.parse('flip_lr' + args)
+  image, op = ramp(1, 2), ops_language.parse('flip_lr' + args)
   rng = np.random.default_rng(0)
   flips = [op({'image': image}, rng)['image'][0, 0, 0] for _ in range(4000)]
   assert abs(np.mean(flips) - rate) < 0.03  # Four standard deviations.
@@ -182,7 +182,7 @@ def test_flip_happens_at_its_rate(args, rate):
 )
 def test_bad_arguments_are_refused(text, message):
   with pytest.raises(UserError) as e:
-    language.parse(text)
+    ops_language.parse(text)
   assert message.replace('\\', '') in str(e.value)
 
 
@@ -211,13 +211,13 @@ OF_PILLOW = {
   'three_augment',
 }
 # multi_crop makes several images of one.
-NAMES = sorted({*language.names()} - {'multi_crop'})
+NAMES = sorted({*ops_language.names()} - {'multi_crop'})
 
 
 @pytest.mark.parametrize('name', NAMES)
 def test_every_op_leaves_its_input_alone_and_is_decided_by_its_generator(name):
   text = name + ARGUMENTS.get(name, '')
-  op = language.parse(text, trusted=True)
+  op = ops_language.parse(text, trusted=True)
   for channels in (1, 3) if name in OF_PILLOW else (1, 3, 10):
     image = noise(9, 8, channels)
     image.flags.writeable = False

@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 
-from vit_jax.data.ops import language
+from vit_jax.data import ops_language
 from vit_jax.errors import UserError
 
 
 def onehot(label, num_classes=4):
-  op = language.parse(f'onehot({num_classes})')
+  op = ops_language.parse(f'onehot({num_classes})')
   return op({'label': label}, np.random.default_rng(0))['label']
 
 
@@ -36,4 +36,4 @@ def test_what_is_no_id_is_refused():
   with pytest.raises(UserError, match='must hold class ids; got float64'):
     onehot([0.0, 1.0])
   with pytest.raises(UserError, match=r"no 'label'; it has \['image'\]"):
-    language.parse('onehot(3)')({'image': 0}, np.random.default_rng(0))
+    ops_language.parse('onehot(3)')({'image': 0}, np.random.default_rng(0))

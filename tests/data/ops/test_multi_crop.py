@@ -2,7 +2,8 @@
 
 import inspect
 
-from vit_jax.data.ops import language, multi_crop
+from vit_jax.data import ops_language
+from vit_jax.data.ops import multi_crop
 
 # arXiv:2104.14294 and DataAugmentationDINO of facebookresearch/dino.
 COLOURS = [
@@ -21,8 +22,8 @@ def blurred(rate):
 
 def resolved(text):
   found = []
-  for segment in language.segments(text):
-    taken = inspect.signature(language._find(segment.name)).bind(
+  for segment in ops_language.segments(text):
+    taken = inspect.signature(ops_language._find(segment.name)).bind(
       *segment.args, **segment.kwargs
     )
     taken.apply_defaults()
@@ -38,7 +39,7 @@ def test_the_defaults_are_dinos(monkeypatch):
     lambda size, **kw: crops.append((size, kw)),
   )
   monkeypatch.setattr(
-    multi_crop.language, 'parse', lambda text, **_: texts.append(text)
+    multi_crop.ops_language, 'parse', lambda text, **_: texts.append(text)
   )
   multi_crop.multi_crop()
   assert crops == [

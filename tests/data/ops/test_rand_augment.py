@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from vit_jax.data.ops import _pillow, _timm_policy, language, rand_augment
+from vit_jax.data import ops_language
+from vit_jax.data.ops import _pillow, _timm_policy, rand_augment
 from vit_jax.errors import UserError
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (16, 20, 3)).astype(np.uint8)
@@ -15,7 +16,7 @@ DEIT = 'rand-m9-mstd0.5-inc1'
 
 
 def run(text, image=IMAGE, seed=0):
-  op = language.parse(text, trusted=True)
+  op = ops_language.parse(text, trusted=True)
   return op({'image': image}, np.random.default_rng(seed))['image']
 
 
@@ -41,7 +42,10 @@ def draws(monkeypatch):
   monkeypatch.setattr(_timm_policy, 'KINDS', kinds)
 
   def draw(text, num, seed=0):
-    op, rng = language.parse(text, trusted=True), np.random.default_rng(seed)
+    op, rng = (
+      ops_language.parse(text, trusted=True),
+      np.random.default_rng(seed),
+    )
     done = []
     for _ in range(num):
       calls.clear()
@@ -198,7 +202,7 @@ def test_method_random_draws_one_of_two(draws):
 
 def test_a_quarter_of_the_images_pass_untouched_and_uncopied():
   op, rng = (
-    language.parse(f'rand_augment({DEIT!r})', trusted=True),
+    ops_language.parse(f'rand_augment({DEIT!r})', trusted=True),
     np.random.default_rng(0),
   )
   same = sum(op({'image': IMAGE}, rng)['image'] is IMAGE for _ in range(2000))
@@ -254,7 +258,7 @@ def test_exposed_corners_have_the_fill_colour(monkeypatch):
 )
 def test_mistakes_in_the_text_are_named(text, message):
   with pytest.raises(UserError) as e:
-    language.parse(f'rand_augment({text})', trusted=True)
+    ops_language.parse(f'rand_augment({text})', trusted=True)
   assert message in str(e.value)
 
 

@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from vit_jax.data.ops import _pillow, language, randaug
+from vit_jax.data import ops_language
+from vit_jax.data.ops import _pillow, randaug
 from vit_jax.errors import UserError
 
 NAMES = (
@@ -176,7 +177,7 @@ def test_every_layer_applies_one_op_and_all_are_equally_likely(monkeypatch):
   names = {n: lambda x, rng, n=n: drawn.append(n) or x for n in NAMES}
   monkeypatch.setattr(randaug, 'table', lambda *_: names)
   op, rng = (
-    language.parse('randaug(3, 10)', trusted=True),
+    ops_language.parse('randaug(3, 10)', trusted=True),
     np.random.default_rng(0),
   )
   for _ in range(2000):
@@ -189,7 +190,7 @@ def test_every_layer_applies_one_op_and_all_are_equally_likely(monkeypatch):
 def test_defaults_are_two_ops_at_ten_without_the_slips():
   for seed in range(20):
     plain, full = (
-      language.parse(text, trusted=True)(
+      ops_language.parse(text, trusted=True)(
         {'image': IMAGE}, np.random.default_rng(seed)
       )
       for text in ('randaug', "randaug(2, 10, flavour='fixed')")
@@ -207,7 +208,7 @@ def test_directions_are_equally_likely():
 @pytest.mark.parametrize('channels', [1, 3])
 @pytest.mark.parametrize('flavour', ['fixed', 'compat'])
 def test_one_pixel_is_enough(channels, flavour):
-  op = language.parse(f'randaug(4, 15, flavour={flavour!r})', trusted=True)
+  op = ops_language.parse(f'randaug(4, 15, flavour={flavour!r})', trusted=True)
   image = np.full((1, 1, channels), 50, np.uint8)
   for seed in range(40):
     out = op({'image': image}, np.random.default_rng(seed))['image']
@@ -227,5 +228,5 @@ def test_one_pixel_is_enough(channels, flavour):
 )
 def test_mistakes_are_named(arguments, message):
   with pytest.raises(UserError) as e:
-    language.parse(f'randaug({arguments})', trusted=True)
+    ops_language.parse(f'randaug({arguments})', trusted=True)
   assert message in str(e.value)

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from vit_jax.data.ops import language, random_resized_crop
+from vit_jax.data import ops_language
+from vit_jax.data.ops import random_resized_crop
 from vit_jax.data.ops.random_resized_crop import tensorflow_box, torchvision_box
 from vit_jax.data.ops.resize import resample
 from vit_jax.errors import UserError
@@ -187,7 +188,7 @@ def test_tensorflow_never_places_a_box_at_the_last_row_or_column():
 )
 def test_the_op_cuts_the_box_of_its_law_and_resizes_it(args, law, scale, ratio):
   image = np.random.default_rng(0).integers(0, 256, (50, 70, 3)).astype('uint8')
-  op = language.parse(f'random_resized_crop((16, 24){args})')
+  op = ops_language.parse(f'random_resized_crop((16, 24){args})')
   for seed in range(5):
     box = law(50, 70, scale, ratio, np.random.default_rng(seed))
     top, left, height, width = box
@@ -200,8 +201,8 @@ def test_the_method_is_handed_on():
   image = np.random.default_rng(0).integers(0, 256, (50, 70, 3)).astype('uint8')
   for how in ('method="area"', 'antialias=False', 'method="bicubic"'):
     whole = 'scale=(1, 1), ratio=(1.4, 1.4)'
-    op = language.parse(f'random_resized_crop(16, {whole}, {how})')
-    want = language.parse(f'resize(16, {how})')
+    op = ops_language.parse(f'random_resized_crop(16, {whole}, {how})')
+    want = ops_language.parse(f'resize(16, {how})')
     rng = np.random.default_rng(0)
     np.testing.assert_array_equal(
       op({'image': image}, rng)['image'], want({'image': image}, rng)['image']
@@ -221,5 +222,5 @@ def test_the_method_is_handed_on():
 )
 def test_bad_arguments_are_refused(args, message):
   with pytest.raises(UserError) as e:
-    language.parse(f'random_resized_crop(224, {args})')
+    ops_language.parse(f'random_resized_crop(224, {args})')
   assert message in str(e.value)

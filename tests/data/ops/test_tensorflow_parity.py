@@ -9,7 +9,8 @@ import zlib
 import numpy as np
 import pytest
 
-from vit_jax.data.ops import _compiled, language
+from vit_jax.data import ops_language
+from vit_jax.data.ops import _compiled
 from vit_jax.data.ops.resize import resample
 
 # Shrinking, growing, both at once, and one axis alone.
@@ -57,7 +58,7 @@ def noise(*shape):
 
 
 def run(text, image):
-  op = language.parse(text)
+  op = ops_language.parse(text)
   return op({'image': image}, np.random.default_rng(0))['image']
 
 

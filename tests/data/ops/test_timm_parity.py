@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vit_jax.data import ops_language
 from vit_jax.data.ops import (
   _pillow,
   _timm_policy,
   aug_mix,
   auto_augment,
   color_jitter,
-  language,
   rand_augment,
 )
 
@@ -154,7 +154,7 @@ def test_greyscale_and_solarize_are_torchvisions():
     ('grayscale', functional.rgb_to_grayscale(picture, 3)),
     ('solarize', functional.solarize(picture, 128)),
   ):
-    ours = language.parse(text, trusted=True)(
+    ours = ops_language.parse(text, trusted=True)(
       {'image': image}, np.random.default_rng(0)
     )
     np.testing.assert_array_equal(ours['image'], np.asarray(theirs))

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from vit_jax.data import ops_language
 from vit_jax.data.ops import (
   _pillow,
   _timm_policy,
   aug_mix,
   auto_augment,
-  language,
   rand_augment,
 )
 
@@ -103,7 +103,7 @@ def test_the_ops_of_a_sub_policy_come_in_its_order(monkeypatch):
     auto_augment._POLICIES, '3a', 'Invert 1 0, SolarizeAdd 1 1'
   )
   dark = np.full((1, 1, 1), 100, np.uint8)
-  out = language.parse("auto_augment('3a')", trusted=True)(
+  out = ops_language.parse("auto_augment('3a')", trusted=True)(
     {'image': dark}, np.random.default_rng(0)
   )
   assert out['image'].item() == 155  # 111 inverted would be 144
@@ -122,7 +122,10 @@ def test_defaults_are_timms(monkeypatch):
   monkeypatch.setattr(
     aug_mix, 'mix', lambda image, *rest: seen.append(rest) or image
   )
-  op, rng = language.parse('aug_mix', trusted=True), np.random.default_rng(0)
+  op, rng = (
+    ops_language.parse('aug_mix', trusted=True),
+    np.random.default_rng(0),
+  )
   for _ in range(1000):
     op({'image': np.zeros((1, 1, 1), np.uint8)}, rng)
   assert {len(chains) for chains, _, _ in seen} == {3}
@@ -141,7 +144,10 @@ def test_aug_mix_turns_by_at_most_nine_degrees(monkeypatch):
     True,
   )
   monkeypatch.setattr(aug_mix, '_KINDS', {'Rotate': kind})
-  op, rng = language.parse('aug_mix', trusted=True), np.random.default_rng(0)
+  op, rng = (
+    ops_language.parse('aug_mix', trusted=True),
+    np.random.default_rng(0),
+  )
   for _ in range(300):
     op({'image': np.zeros((1, 1, 1), np.uint8)}, rng)
   # +-30 degrees * 3 / 10.

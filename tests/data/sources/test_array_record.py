@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_jax.data import pipeline, prepare
+from vit_jax.commands import prepare
+from vit_jax.data import pipeline
 from vit_jax.data.sources import array_record
 from vit_jax.errors import UserError
 

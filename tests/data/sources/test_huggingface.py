@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_jax.data.ops import language
+from vit_jax.data import ops_language
 from vit_jax.data.sources import huggingface
 from vit_jax.errors import UserError
 
@@ -75,7 +75,7 @@ def test_rows_come_with_their_encoded_image_and_label(path):
   assert source.class_names == _NAMES
   assert source[4] == {'image': _png(4), 'label': 1}
   assert source.describe(4) == f"row 4 of 'train' in {path}/both"
-  decoded = language.parse('decode')(source[4], np.random.default_rng(0))
+  decoded = ops_language.parse('decode')(source[4], np.random.default_rng(0))
   assert decoded['image'][0, 0].tolist() == [4, 0, 0]
 
 

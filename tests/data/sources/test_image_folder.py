@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_jax.data.ops import language
+from vit_jax.data import ops_language
 from vit_jax.data.sources import image_folder
 from vit_jax.errors import UserError
 
@@ -65,7 +65,7 @@ def test_every_suffix_is_read_in_any_case_and_at_any_depth(tmp_path):
   found = [os.path.relpath(source.describe(i), tmp_path / 'train' / 'x')
            for i in range(len(source))]  # fmt: skip
   assert found == sorted(names)
-  decode = language.parse('decode')
+  decode = ops_language.parse('decode')
   rng = np.random.default_rng(0)
   values = {
     name: decode(source[i], rng)['image'].mean() for i, name in enumerate(found)

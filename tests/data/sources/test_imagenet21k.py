@@ -6,7 +6,7 @@ import tarfile
 import pytest
 from PIL import Image
 
-from vit_jax.data import prepare
+from vit_jax.commands import prepare
 from vit_jax.data.sources import array_record, imagenet21k
 from vit_jax.errors import UserError
 

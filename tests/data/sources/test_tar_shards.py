@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_jax.data import pipeline, tar_index
+from vit_jax.data import pipeline
 from vit_jax.data.sources import tar_shards
+from vit_jax.data.storage import tar_index
 from vit_jax.errors import UserError
 
 

@@ -14,9 +14,9 @@ import pytest
 import tensorflow_datasets
 from PIL import Image
 
-from vit_jax.data import splits, tfrecord
-from vit_jax.data.ops import language
+from vit_jax.data import ops_language, splits
 from vit_jax.data.sources import tfds
+from vit_jax.data.storage import tfrecord
 from vit_jax.errors import UserError
 
 _NAMES = ['cat', 'dog', 'eel']
@@ -111,7 +111,7 @@ def test_records_come_with_their_encoded_image_and_label(data_dir):
   source = _source(data_dir)
   assert len(source) == _NUM
   assert (source.num_classes, source.class_names) == (3, _NAMES)
-  decode = language.parse('decode')
+  decode = ops_language.parse('decode')
   found = []
   for i in range(_NUM):
     example = source[i]
@@ -150,7 +150,7 @@ def test_several_labels_become_a_vector_with_the_op_onehot(data_dir):
   source = _source(data_dir, label_key='several')
   assert source.num_classes == 3
   label = source[0]['label']
-  vector = language.parse('onehot(3)')(source[0], np.random.default_rng(0))
+  vector = ops_language.parse('onehot(3)')(source[0], np.random.default_rng(0))
   assert sorted(np.flatnonzero(vector['label'])) == sorted(label)
 
 

@@ -14,7 +14,7 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from vit_jax.data.ops import _compiled
 from vit_jax.data.ops._checks import image_of
-from vit_jax.data.ops.language import Example
+from vit_jax.data.ops_language import Example
 from vit_jax.errors import UserError
 
 Color = tuple[int, int, int]

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from vit_jax.data.ops import _pillow, _timm_policy
-from vit_jax.data.ops.language import Example, Op
+from vit_jax.data.ops_language import Example, Op
 from vit_jax.errors import UserError
 
 _NAMES = (

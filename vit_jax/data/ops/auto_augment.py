@@ -3,7 +3,7 @@
 import numpy as np
 
 from vit_jax.data.ops import _pillow, _timm_policy
-from vit_jax.data.ops.language import Example, Op
+from vit_jax.data.ops_language import Example, Op
 from vit_jax.errors import UserError
 
 # Sub-policies of two ops: name, probability, magnitude.

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vit_jax.data.ops.language import Example, Op
+from vit_jax.data.ops_language import Example, Op
 from vit_jax.errors import UserError
 
 MAX_BYTES = 2**31

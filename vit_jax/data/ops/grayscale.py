@@ -4,7 +4,7 @@ import numpy as np
 
 from vit_jax.data.ops import _pillow
 from vit_jax.data.ops._checks import probability
-from vit_jax.data.ops.language import Example, Op
+from vit_jax.data.ops_language import Example, Op
 
 
 def grayscale(rate: float = 1.0) -> Op:

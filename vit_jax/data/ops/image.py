@@ -8,8 +8,8 @@ from vit_jax.data.ops._checks import (
   probability,
   size_of,
 )
-from vit_jax.data.ops.language import Example, Op
 from vit_jax.data.ops.resize import check_method, resample
+from vit_jax.data.ops_language import Example, Op
 from vit_jax.errors import UserError
 
 

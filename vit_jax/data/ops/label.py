@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from vit_jax.data.ops.language import Example, Op
+from vit_jax.data.ops_language import Example, Op
 from vit_jax.errors import UserError
 
 

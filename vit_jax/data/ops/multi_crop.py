@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vit_jax.data.ops import language
+from vit_jax.data import ops_language
 from vit_jax.data.ops._checks import image_of
-from vit_jax.data.ops.language import Example, Op
 from vit_jax.data.ops.random_resized_crop import random_resized_crop
+from vit_jax.data.ops_language import Example, Op
 from vit_jax.errors import UserError
 
 _COLORS = 'color_jitter(0.4, 0.4, 0.2, 0.1, rate=0.8)|grayscale(0.2)'
@@ -63,10 +63,10 @@ def multi_crop(
   # The text is no file's: `language.FROM_FILES` leaves multi_crop out.
   large = random_resized_crop(size, scale=global_scale, method=method)
   global_views = [
-    (large, language.parse(text, trusted=True)) for text in global_ops
+    (large, ops_language.parse(text, trusted=True)) for text in global_ops
   ]
   small = random_resized_crop(local_size, scale=local_scale, method=method)
-  then = language.parse(local_ops, trusted=True)
+  then = ops_language.parse(local_ops, trusted=True)
   local_views = [(small, then)] * num_local
 
   def op(example: Example, rng: np.random.Generator) -> Example:

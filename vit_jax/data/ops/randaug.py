@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageStat
 
 from vit_jax.data.ops import _pillow
-from vit_jax.data.ops.language import Example, Op
+from vit_jax.data.ops_language import Example, Op
 from vit_jax.errors import UserError
 
 _FILL = (128, 128, 128)

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from vit_jax.data.ops._checks import image_of, size_of
-from vit_jax.data.ops.language import Example, Op
 from vit_jax.data.ops.resize import check_method, resample
+from vit_jax.data.ops_language import Example, Op
 from vit_jax.errors import UserError
 
 Box = tuple[int, int, int, int]

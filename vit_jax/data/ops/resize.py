@@ -5,7 +5,7 @@ from PIL import Image
 
 from vit_jax.data.ops import _compiled, _taps
 from vit_jax.data.ops._checks import check_growth, image_of, size_of
-from vit_jax.data.ops.language import Example, Op
+from vit_jax.data.ops_language import Example, Op
 from vit_jax.errors import UserError
 
 METHODS = ('nearest', 'area', 'bilinear', 'bicubic', 'lanczos')

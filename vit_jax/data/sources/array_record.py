@@ -1,4 +1,4 @@
-"""Data that `python -m vit_jax.data.prepare` wrote: few large files.
+"""Data that `python -m vit_jax prepare` wrote: few large files.
 
 `<data_dir>/<split>/dataset.json` says what there is; the examples lie beside it
 in files `00000-of-00012.array_record`, each as one MessagePack map that
@@ -11,7 +11,7 @@ import threading
 
 import numpy as np
 
-from vit_jax import bounded_read
+from vit_jax import files
 from vit_jax.data import splits
 from vit_jax.errors import UserError
 
@@ -142,15 +142,14 @@ def _info(root: pathlib.Path, folder: pathlib.Path) -> dict:
     raise UserError(
       f'{root} has no split {folder.name!r}{half if folder.is_dir() else ""}; '
       f'it has: {", ".join(there) or "none"}. Expected what `python -m '
-      'vit_jax.data.prepare` writes'
+      'vit_jax prepare` writes'
     )
-  info = bounded_read.read_json_object(path, max_bytes=MAX_JSON_BYTES)
+  info = files.read_json_object(path, max_bytes=MAX_JSON_BYTES)
   if not _KEYS <= info.keys():
     raise UserError(f'{path} is JSON, but has no {", ".join(sorted(_KEYS))}')
   if not _is_info(info):
     raise UserError(
-      f'{path} is not what `python -m vit_jax.data.prepare` writes; run it '
-      'again'
+      f'{path} is not what `python -m vit_jax prepare` writes; run it again'
     )
   return info
 

@@ -12,7 +12,7 @@ import zipfile
 
 import numpy as np
 
-from vit_jax import bounded_npz, bounded_read
+from vit_jax import bounded_npz, files
 from vit_jax.data import labels as labels_lib, splits
 from vit_jax.errors import UserError
 from vit_jax.printable import printable
@@ -170,7 +170,7 @@ def _read(
       f'no file {path}; expected an npz file with the arrays '
       f'{" and ".join(wanted.values())}'
     )
-  size = bounded_read.check_regular(path)
+  size = files.check_regular(path)
   try:
     with zipfile.ZipFile(path) as archive:
       members = archive.infolist()

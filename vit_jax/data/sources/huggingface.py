@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from vit_jax import bounded_read
+from vit_jax import files
 from vit_jax.data import (
   image_files,
   labels as labels_lib,
@@ -132,15 +132,15 @@ def _check_files(path: pathlib.Path) -> None:
   folders, together = [path], path / 'dataset_dict.json'
   single = all((path / name).exists() for name in _OF_ONE)
   if together.exists() and not single:
-    splits_there = bounded_read.read_json_object(together)['splits']
+    splits_there = files.read_json_object(together)['splits']
     folders = [path / split for split in splits_there]
   for folder in folders:
     state, info = (folder / name for name in _OF_ONE)
     if not (state.exists() and info.exists()):
       continue  # The library says what is missing.
-    bounded_read.read_json_object(info)
-    for file in bounded_read.read_json_object(state)['_data_files']:
-      bounded_read.check_regular(folder / file['filename'])
+    files.read_json_object(info)
+    for file in files.read_json_object(state)['_data_files']:
+      files.check_regular(folder / file['filename'])
 
 
 @contextlib.contextmanager

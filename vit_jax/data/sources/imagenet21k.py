@@ -18,7 +18,8 @@ import re
 import numpy as np
 from absl import logging
 
-from vit_jax.data import splits, tar_index
+from vit_jax.data import splits
+from vit_jax.data.storage import tar_index
 from vit_jax.errors import UserError
 
 _SPLIT = 'full'

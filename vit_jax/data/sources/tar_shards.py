@@ -13,12 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.data import (
-  labels as labels_lib,
-  paths as paths_lib,
-  splits,
-  tar_index,
-)
+from vit_jax.data import labels as labels_lib, paths as paths_lib, splits
+from vit_jax.data.storage import tar_index
 from vit_jax.errors import UserError
 
 _IMAGES = (

@@ -11,8 +11,9 @@ import logging
 import os
 from collections.abc import Iterator
 
-from vit_jax.data import splits, tfrecord
+from vit_jax.data import splits
 from vit_jax.data.sources import _tfds_features
+from vit_jax.data.storage import tfrecord
 from vit_jax.errors import UserError
 
 _FORMAT = 'array_record'
@@ -22,13 +23,13 @@ _TARS = {
 with the downloaded tars, prepare them and give the recipe data=/data/i21k:
   mkdir winter21
   tar -xf winter21_whole.tar.gz -C winter21 --strip-components=1
-  python -m vit_jax.data.prepare "imagenet21k(data_dir='winter21')" \\
+  python -m vit_jax prepare "imagenet21k(data_dir='winter21')" \\
       /data/i21k --split=full --resize_small=256 --on_error=skip"""
 }
 _ELSEWHERE = """
 for other data give the recipe data=/path: images in /path/train/<class>/ and \
 /path/val/<class>/, or in /path/<class>/ alone, or what `python -m \
-vit_jax.data.prepare` wrote (the same as folder:/path and records:/path)
+vit_jax prepare` wrote (the same as folder:/path and records:/path)
 to try the recipe now, without data, add :smoke to the recipe's name"""
 
 

@@ -1,0 +1,61 @@
+"""How commands fail."""
+
+import grain
+import jax
+import pytest
+
+from vit_jax.commands import _cli
+from vit_jax.errors import RunError, UserError
+
+
+def test_notes_about_a_stack_trace_that_is_not_shown_are_left_out(capsys):
+  def fail(argv):
+    error = UserError('the data is broken')
+    error.add_note('in the evaluator val')
+    raise error
+
+  @jax.jit
+  def in_jax(x):
+    fail([])
+
+  def in_grain(argv):
+    stream = grain.MapDataset.range(2).map(fail).to_iter_dataset()
+    next(iter(stream))
+
+  for broken in (fail, lambda argv: in_jax(1.0), in_grain):
+    assert _cli.run(broken, []) == 2
+    err = capsys.readouterr().err
+    assert err == 'error: the data is broken\nin the evaluator val\n'
+
+
+def test_the_exit_code_says_who_can_mend_it(capsys):
+  def fail(argv):
+    raise RunError('the disk is full')
+
+  assert _cli.run(fail, []) == 1
+  assert _cli.run(lambda argv: None, []) == 0
+  assert _cli.run(lambda argv: 42, []) == 42
+  assert capsys.readouterr().err == 'error: the disk is full\n'
+
+
+def test_a_name_that_the_terminal_cannot_show_is_escaped(capsys):
+  def show(argv):
+    print('fl\udcfcgel')
+
+  assert _cli.run(show, []) == 0
+  assert capsys.readouterr().out == '\\udcfc'.join(['fl', 'gel\n'])
+
+
+def test_a_checkpoint_is_named_by_its_number_or_by_best_or_newest():
+  parser = _cli.parser('predict', 'Predicts.')
+  _cli.add_weights_options(parser)
+
+  def step(*argv):
+    return _cli.weights_options(parser.parse_args(argv))['step']
+
+  assert step() is None
+  assert step('--step=12') == 12
+  assert step('--step=best') == 'best'
+  assert step('--step=newest') == 'newest'
+  with pytest.raises(UserError, match="'best' or 'newest'; got last"):
+    step('--step=last')

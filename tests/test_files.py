@@ -1,0 +1,111 @@
+"""Small files that claim too much, never end, or are no files."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from vit_jax import files
+from vit_jax.errors import UserError
+
+
+def header_file(path, header, *, length=None, data=b''):
+  """Writes a .safetensors of a header (a value or bytes) and its claim."""
+  text = header if isinstance(header, bytes) else json.dumps(header).encode()
+  length = len(text) if length is None else length
+  path.write_bytes(length.to_bytes(8, 'little') + text + data)
+  return path
+
+
+def test_a_header_is_read_as_it_was_written(tmp_path):
+  path = tmp_path / 'x.safetensors'
+  arrays = {'a': np.ones((2, 3), np.float32), 'b': np.float16(3)[None]}
+  safetensors.numpy.save_file(arrays, path, metadata={'k': 'v'})
+  entries, metadata = files.read_safetensors_header(path)
+  assert metadata == {'k': 'v'}
+  assert {k: (v['dtype'], v['shape']) for k, v in entries.items()} == {
+    'a': ('F32', [2, 3]),
+    'b': ('F16', [1]),
+  }
+
+
+def entry(**changes):
+  return dict(dtype='F32', shape=[2], data_offsets=[0, 8]) | changes
+
+
+@pytest.mark.parametrize(
+  'content, words',
+  [
+    (dict(header={}, length=2**63), '9,223,372,036,854,775,808 bytes'),
+    (dict(header={}, length=3), 'claims 3 bytes, of a file of 10'),
+    (dict(header={}, length=0), 'claims 0 bytes'),
+    (dict(header=b'[' * 100_000), 'nested deeper than max_nesting=64'),
+    (dict(header=b'{"a": ' * 70 + b'1' + b'}' * 70), 'nested deeper'),
+    (dict(header=b'{"a": }'), 'not valid JSON'),
+    (dict(header=b'{"a": ' + b'9' * 5000 + b'}'), 'not valid JSON'),
+    (dict(header=b'\xff\xfe{}'), 'not valid JSON'),
+    (dict(header=[1]), 'must be a JSON object'),
+    (dict(header={'__metadata__': [1]}), 'must be a JSON object'),
+    (dict(header={'__metadata__': {'k': 1}}), 'such as k'),
+    (dict(header={'a': 3}), 'such as a'),
+    (dict(header={'a': entry()}), 'such as a'),  # No data.
+    (dict(header={'a': entry(shape=[-2])}, data=b'8' * 8), 'such as a'),
+    (dict(header={'a': entry(shape=2)}, data=b'8' * 8), 'such as a'),
+    (dict(header={'a': entry(shape=[10**400])}, data=b'8' * 8), 'such as a'),
+    (dict(header={'a': entry(dtype=4)}, data=b'8' * 8), 'such as a'),
+    (dict(header={'a': entry(more=4)}, data=b'8' * 8), 'such as a'),
+    (dict(header={'a': entry(data_offsets=[8, 0])}, data=b'8' * 8), 'as a'),
+  ],
+)
+def test_a_broken_header_is_one_line(content, words, tmp_path):
+  path = header_file(tmp_path / 'x.safetensors', **content)
+  with pytest.raises(UserError, match=words) as e:
+    files.read_safetensors_header(path)
+  assert len(str(e.value).splitlines()) == 1
+
+
+def test_limits_are_named_and_can_be_set(tmp_path):
+  path = header_file(tmp_path / 'x.safetensors', {'__metadata__': {'k': 'v'}})
+  with pytest.raises(UserError, match='max_bytes=20'):
+    files.read_safetensors_header(path, max_bytes=20)
+  (tmp_path / 'x.json').write_text('[[1]]')
+  with pytest.raises(UserError, match=r'5 bytes, .* max_bytes=4'):
+    files.read_json(tmp_path / 'x.json', max_bytes=4)
+  with pytest.raises(UserError, match='max_nesting=1'):
+    files.read_json(tmp_path / 'x.json', max_nesting=1)
+  assert files.read_json(tmp_path / 'x.json', max_nesting=3) == [[1]]
+  with pytest.raises(UserError, match='must be a JSON object'):
+    files.read_json_object(tmp_path / 'x.json')
+
+
+@pytest.mark.parametrize('kind', ['a pipe', 'a device', 'a folder', 'missing'])
+def test_what_is_no_regular_file_is_not_opened(kind, tmp_path):
+  path = tmp_path / 'x'
+  if kind == 'a pipe':
+    os.mkfifo(path)  # Opening it would wait for ever.
+  elif kind == 'a device':
+    path.symlink_to('/dev/zero')
+  elif kind == 'a folder':
+    path.mkdir()
+  words = 'No such file' if kind == 'missing' else f'it is {kind}'
+  start = time.monotonic()
+  for read in (files.read_json, files.read_safetensors_header):
+    with pytest.raises(UserError, match=words):
+      read(path)
+  assert time.monotonic() - start < 5
+
+
+def test_reading_a_header_imports_neither_jax_nor_numpy():
+  code = (
+    'import sys; import vit_jax.files;'
+    'print({"jax", "numpy"} & set(sys.modules))'
+  )
+  found = subprocess.run(
+    [sys.executable, '-c', code], capture_output=True, text=True, check=True
+  )
+  assert found.stdout == 'set()\n'

@@ -1,0 +1,205 @@
+"""What a run computes beside its steps, against the bare model."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from vit_jax import lookup, trees
+from vit_jax.data import pipeline
+from vit_jax.pretrained import catalog, our_files
+from vit_jax.pretrained.weights import Weights
+from vit_jax.reporting import flops
+from vit_jax.training import evaluation, train, train_state
+
+MODEL = dict(name='vit', variant='mu/8', num_classes=4, head_zero_init=False)
+DATA = dict(name='synthetic', image_size=16, num_classes=4)
+TEST = dict(DATA, split='test', num_examples=21)
+BATCH_SIZE = 16
+PEAK = 1e12
+# The flip is of training only.
+DEVICE_OPS = 'normalize(-1, 1)|flip_lr(1.0)'
+
+
+def apply(params, images, output='logits'):
+  """Returns an output for images in 0..255, by the model alone."""
+  model = lookup.build('models', MODEL, 'Model')
+  x = np.float32(images) / 127.5 - 1
+  return np.float64(model.apply({'params': params}, x, train=False)[output])
+
+
+def config(**changes):
+  return (
+    dict(
+      model=MODEL,
+      objective=dict(name='supervised'),
+      input=dict(
+        data=dict(DATA, split='train', num_examples=40),
+        ops='',
+        device_ops=DEVICE_OPS,
+        batch_size=BATCH_SIZE,
+      ),
+      optimizer=dict(name='sgd', learning_rate=1.0, schedule='constant'),
+      total_steps=2,
+    )
+    | changes
+  )
+
+
+def test_predictions_are_those_of_the_model_on_images_as_they_are():
+  run = train.build(config())
+  state = run.init()
+  batch = next(run.input.batches())
+  images = batch['image']
+  assert not np.array_equal(images, images[:, :, ::-1])
+  spread = pipeline.to_global(batch, run.batch_spec['image'].sharding)
+  logits = run.predict(state.params, spread)['logits']
+  params = jax.device_get(state.params)
+  np.testing.assert_allclose(logits, apply(params, images), atol=1e-5)
+
+
+@pytest.fixture(scope='module')
+def tuned(tmp_path_factory):
+  """A run of which the head alone learns, from weights in a file.
+
+  Returns its folder, these weights by name, and its rows of metrics.
+  """
+  folder = tmp_path_factory.mktemp('tuned')
+  model = lookup.build('models', MODEL, 'Model')
+  images = np.zeros((1, 16, 16, 3), np.float32)
+  params = model.init(jax.random.key(5), images)['params']
+  named = {k: np.asarray(v) for k, v in trees.flatten(params).items()}
+  weights = Weights(trees.unflatten(named), MODEL, {}, None)
+  our_files.write(weights, folder / 'w.safetensors')
+  changes = config(
+    optimizer=dict(
+      name='sgd', learning_rate=1.0, schedule='constant', freeze=['(?!head/).*']
+    ),
+    seed=3,
+    ema=dict(decay=0.9),
+    init_from=[dict(weights=str(folder / 'w.safetensors'))],
+    evals=dict(
+      val=dict(
+        name='classification', data=TEST, ops='', weights=('params', 'ema')
+      )
+    ),
+    log_every_steps=1,
+  )
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(flops, 'peak_flops', lambda device: PEAK)
+    train.train(folder / 'run', **changes)
+  lines = (folder / 'run/metrics.jsonl').read_text().splitlines()
+  return folder / 'run', named, [json.loads(line) for line in lines]
+
+
+@pytest.mark.parametrize('ema', [False, True])
+def test_weights_and_their_average_start_from_the_loaded_ones(tuned, ema):
+  folder, before, _ = tuned
+  after = trees.flatten(catalog.load(folder, ema=ema).params)
+  assert after.keys() == before.keys()
+  for name, array in after.items():
+    if name.startswith('head/'):
+      assert not np.array_equal(array, before[name])
+    else:
+      np.testing.assert_allclose(array, before[name], rtol=1e-6, err_msg=name)
+
+
+def _log_softmax(logits):
+  return logits - np.log(np.sum(np.exp(logits), -1, keepdims=True))
+
+
+def test_both_weights_are_evaluated_under_their_own_names(tuned):
+  folder, _, rows = tuned
+  source = lookup.build('data/sources', TEST, 'Source')
+  images = np.stack([source[i]['image'] for i in range(21)])
+  labels = np.asarray([source[i]['label'] for i in range(21)])
+  losses = []
+  for prefix, ema in (('val', False), ('val_ema', True)):
+    logits = apply(catalog.load(folder, ema=ema).params, images)
+    losses.append(-np.mean(_log_softmax(logits)[np.arange(21), labels]))
+    assert rows[-1][f'{prefix}/loss'] == pytest.approx(losses[-1], rel=1e-4)
+    top1 = np.mean(logits.argmax(-1) == labels)
+    assert rows[-1][f'{prefix}/top1'] == pytest.approx(top1)
+  assert abs(losses[0] - losses[1]) > 1e-2
+
+
+def test_the_logged_gradient_is_that_of_the_trained_parameters(tuned):
+  _, before, rows = tuned
+  batch = next(train.build(config(seed=3)).input.batches())
+  images = batch['image'][:, :, ::-1]  # As the device op flips them.
+  params = trees.unflatten(before)
+  logits = apply(params, images)
+  error = np.exp(_log_softmax(logits)) - np.eye(4)[batch['label']]
+  features = apply(params, images, 'features')
+  kernel, bias = features.T @ error / BATCH_SIZE, error.mean(0)
+  norm = np.sqrt(np.sum(kernel**2) + np.sum(bias**2))
+  assert rows[0]['train/grad_norm'] == pytest.approx(norm, rel=1e-4)
+  assert [row['train/epoch'] for row in rows] == [16 / 40, 32 / 40]
+
+
+def test_pictures_are_of_the_average(tmp_path):
+  drawn = []
+
+  class Picture:
+    def draw(self, params, path):
+      drawn.append((params, path))
+
+  class Writer:
+    def write_image(self, step, name, path):
+      drawn.append((step, name))
+
+  for average in (None, 'average'):
+    state = train_state.TrainState(0, 'raw', None, ema_params=average)
+    evaluation.draw({'x': Picture()}, state, 5, tmp_path, Writer())
+  path = tmp_path / 'x.png'
+  assert drawn == [('raw', path), (5, 'x'), ('average', path), (5, 'x')]
+
+
+_KEYS = '''
+"""An objective that reports its key."""
+import jax, jax.numpy as jnp
+
+class Objective:
+  def __init__(self, model):
+    pass
+
+  def init(self, rng, batch):
+    return {'kernel': jnp.zeros(2)}, {}
+
+  def loss(self, params, state, batch, rng):
+    return params['kernel'].sum(), ({'key': jax.random.key_data(rng)}, {})
+
+  def predict(self, params, batch):
+    return {}
+'''
+
+
+def test_a_step_draws_from_the_seed_and_the_step(tmp_path, monkeypatch):
+  (tmp_path / 'reporting_objectives').mkdir()
+  (tmp_path / 'reporting_objectives/keys.py').write_text(_KEYS)
+  monkeypatch.syspath_prepend(tmp_path)
+  run = train.build(
+    config(seed=9, objective=dict(name='reporting_objectives.keys'))
+  )
+  state = run.init()
+  batch = next(run.input.batches())
+  spread = pipeline.to_global(batch, run.batch_spec['image'].sharding)
+  for step in range(2):
+    key = jax.random.fold_in(jax.random.key(9), step)
+    state, metrics = run.step(state, spread)
+    want = jax.random.key_data(jax.random.split(key)[1])
+    np.testing.assert_array_equal(metrics['key'], want)
+
+
+def test_utilisation_is_of_all_devices(tuned):
+  _, before, rows = tuned
+  images = jax.ShapeDtypeStruct((BATCH_SIZE, 16, 16, 3), 'float32')
+  model = lookup.build('models', MODEL, 'Model')
+  forward = flops.count(
+    lambda x: model.apply({'params': trees.unflatten(before)}, x), images
+  )
+  steps_per_second = rows[-1]['train/images_per_second'] / BATCH_SIZE
+  want = 3 * forward * steps_per_second / (PEAK * jax.device_count())
+  assert jax.device_count() == 8
+  assert rows[-1]['train/mfu'] == pytest.approx(want)

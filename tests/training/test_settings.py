@@ -1,0 +1,52 @@
+"""Settings of a run that contradict each other are all in one message."""
+
+import types
+
+import pytest
+
+from vit_jax.errors import UserError
+from vit_jax.training import settings
+
+
+def _check(*, batch_size=8, repeats=1, total_steps=10, **options):
+  data = types.SimpleNamespace(
+    num_examples=20, batch_size=batch_size, repeats=repeats
+  )
+  run = types.SimpleNamespace(total_steps=total_steps, input=data)
+  job = types.SimpleNamespace(prefixes=['val', 'val_ema'])
+  options = dict(log_every_steps=5, save_every_steps=None) | options
+  settings.check(run, [job], **options)
+
+
+def test_a_batch_has_at_most_all_images_each_so_often():
+  _check(batch_size=20)
+  _check(batch_size=60, repeats=3)
+  with pytest.raises(UserError, match=r'=21 is .* the 20 .*batch_size=16 or'):
+    _check(batch_size=21)
+  with pytest.raises(UserError, match=r'=61 is .* the 20 .*batch_size=32 or'):
+    _check(batch_size=61, repeats=3)
+
+
+def test_an_evaluation_alone_needs_neither_a_batch_nor_a_best_metric():
+  settings_that_train_refuses = dict(batch_size=21, keep_best='other/top1')
+  _check(**settings_that_train_refuses, total_steps=0)
+  with pytest.raises(UserError):
+    _check(**settings_that_train_refuses)
+
+
+def test_all_problems_are_in_one_message():
+  with pytest.raises(UserError) as e:
+    _check(
+      batch_size=21,
+      keep_best='test/top1',
+      log_every_steps=0,
+      save_every_steps=-1,
+    )
+  for text in (
+    'config.log_every_steps=0',
+    'config.checkpoint.every_steps=-1',
+    'config.input.batch_size=21',
+    "keep_best='test/top1': no evaluation measures it; metrics of this config "
+    'begin with val/, val_ema/',
+  ):
+    assert text in str(e.value), text

@@ -1,0 +1,361 @@
+"""The format of a checkpoint on disk, and a reader that detects damage.
+
+A checkpoint is the folder `<directory>/<step>` with two items written by orbax:
+`state`, nested dicts under the names of the leaves, and `meta`, a JSON object:
+
+    step, data_position (both the number of steps taken), config, metrics,
+    leaves: {name: {dtype, shape, fingerprint}}, versions, processes, devices,
+    logged (the rows of metrics.jsonl, see `metric_writer`; may be missing),
+    checksum (of everything else in it)
+"""
+
+import hashlib
+import json
+import os
+import platform
+import re
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+
+from vit_jax import trees
+from vit_jax.checkpoints import file_checks, orbax_noise
+from vit_jax.checkpoints.fingerprint import fingerprint
+from vit_jax.errors import RunError, UserError
+
+_PACKAGES = ('vit_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint')
+
+
+class DamagedError(Exception):
+  """A checkpoint whose bytes are not what was written; says what is wrong."""
+
+
+def absolute(directory: str | os.PathLike) -> epath.Path:
+  """Returns the path as orbax wants it; `gs://...` stays as it is."""
+  if '://' in os.fspath(directory):
+    return epath.Path(directory)
+  return epath.Path(os.path.abspath(os.path.expanduser(directory)))
+
+
+def is_complete(directory: epath.Path, step: int) -> bool:
+  """Whether the checkpoint was written to its end (it may be damaged)."""
+  return ocp.step.is_path_finalized(directory / str(step))
+
+
+def steps(directory: epath.Path) -> list[int]:
+  """Returns the steps of the complete checkpoints, the newest first.
+
+  Other files and folders, such as `12.orbax-checkpoint-tmp`, are not ours to
+  judge and are ignored.
+  """
+  if not directory.is_dir():
+    return []
+  names = [p.name for p in directory.iterdir()]
+  found = [int(n) for n in names if re.fullmatch(r'0|[1-9]\d*', n)]
+  return sorted((s for s in found if is_complete(directory, s)), reverse=True)
+
+
+def is_empty(directory: epath.Path, step: int) -> bool:
+  """Whether the folder of the checkpoint holds nothing at all."""
+  return not any((directory / str(step)).iterdir())
+
+
+def as_json(value: Any) -> Any:
+  """Returns what is left of `value` after a round trip through JSON."""
+  return json.loads(json.dumps(value, default=str))
+
+
+def make_meta(
+  step: int,
+  named: Mapping[str, jax.Array],
+  config: Mapping[str, Any],
+  metrics: Mapping[str, float],
+  logged: Mapping[str, int] | None = None,
+) -> dict[str, Any]:
+  """Returns the meta of a state that is given as `{name: leaf}`."""
+  numbers = fingerprint(dict(named))
+  meta = as_json(
+    dict(
+      step=step,
+      data_position=step,
+      config=config,
+      metrics=metrics,
+      logged=logged,
+      leaves={
+        name: dict(
+          dtype=str(x.dtype), shape=list(x.shape), fingerprint=numbers[name]
+        )
+        for name, x in named.items()
+      },
+      versions={'python': platform.python_version(), **_versions()},
+      processes=jax.process_count(),
+      devices=jax.device_count(),
+    )
+  )
+  return dict(meta, checksum=_checksum(meta))
+
+
+def read_meta(directory: epath.Path, step: int) -> dict[str, Any]:
+  """Returns the meta of a checkpoint; raises DamagedError for a broken one."""
+  path = directory / str(step) / 'meta' / 'metadata'
+  try:
+    # A run that is going on may be removing it.
+    if is_empty(directory, step):
+      raise DamagedError('its folder is empty')
+    if problem := file_checks.problem(directory / str(step)):
+      raise DamagedError(problem)
+    meta = json.loads(path.read_text())
+    checksum = meta.pop('checksum')
+    matches = _checksum(meta) == checksum and meta['step'] == step
+  except PermissionError as e:
+    raise RunError(f'cannot read the checkpoint: {shorten(e)}') from e
+  except (DamagedError, MemoryError):
+    raise
+  except Exception as e:  # Among them RecursionError, of nested brackets.
+    raise DamagedError(f'{path} is not readable ({shorten(e)})') from e
+  if not matches:
+    raise DamagedError(f'{path} does not match its checksum')
+  # A checksum can be forged, or a program of another version may have made it.
+  wrong = _wrong_fields(meta)
+  if wrong:
+    raise DamagedError(
+      f'{path} is not of the expected form: {", ".join(wrong)}'
+    )
+  return meta
+
+
+def read_state(
+  directory: epath.Path, meta: Mapping[str, Any], named: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Returns `{name: leaf}` for the leaves of a checkpoint that are asked for.
+
+  Args:
+    directory: of the checkpoints.
+    meta: of the one to read.
+    named: `{name: jax.ShapeDtypeStruct}`, a subset of the leaves in `meta`;
+      one without a sharding is returned as a numpy array.
+
+  Raises:
+    DamagedError: it cannot be read, or a leaf does not match its fingerprint.
+    RunError: memory or a permission is missing, which says nothing about the
+      checkpoint.
+  """
+  path = directory / str(meta['step'])
+  found, error, verdict = {}, None, _GOOD
+  try:
+    found = _read_leaves(path / 'state', named)
+  except Exception as e:
+    error, verdict = shorten(e), _UNKNOWN if _is_no_damage(e) else _DAMAGED
+  # Each process reads its own part; all of them go the same way.
+  verdict = _worst(verdict)
+  if verdict == _UNKNOWN:
+    raise RunError(
+      f'cannot read the checkpoint {path}, which may well be good: '
+      f'{error or "see the other processes"}'
+    )
+  if verdict == _DAMAGED:
+    raise DamagedError(error or 'see the other processes')
+  # Orbax leaves what was asked for where there is none.
+  held = (np.ndarray, jax.Array)
+  absent = [n for n in named if not isinstance(found.get(n), held)]
+  if absent:
+    raise DamagedError(f'{absent[0]!r} is among its leaves and has no data')
+  wrong = [
+    name
+    for name, number in fingerprint(found).items()
+    if number != meta['leaves'][name]['fingerprint']
+  ]
+  if wrong:
+    more = f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''
+    raise DamagedError(
+      f'the data of {", ".join(wrong[:3])}{more} does not match its fingerprint'
+    )
+  return found
+
+
+def load_params(
+  directory: str | os.PathLike,
+  step: int | Sequence[int] | None = None,
+  *,
+  ema: bool = False,
+  shardings: Callable[[Any], Any] | None = None,
+  on_log: Callable[[str], Any] = print,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Returns `(params, meta)` of a checkpoint; reads and verifies nothing else.
+
+  Writes nothing, so the run that owns the directory may be going on.
+
+  Args:
+    directory: the one that was given to `checkpoint.Checkpointer`.
+    step: which checkpoint, or several of which the first good one is taken;
+      None is the newest good one.
+    ema: whether to return the averaged parameters.
+    shardings: a function from the abstract parameters to a like tree of
+      shardings; None returns numpy arrays.
+    on_log: is given one line of text for every damaged checkpoint.
+
+  Raises:
+    UserError: no such checkpoint, no averaged parameters in it, or damage.
+  """
+  orbax_noise.silence()
+  directory = absolute(directory)
+  found = steps(directory)
+  if step is None:
+    step = found
+  wanted = [step] if isinstance(step, int) else step
+  missing = [s for s in wanted if s not in found]
+  if not found or missing:
+    raise UserError(
+      f'no checkpoint {f"of step {missing[0]} " if missing else ""}in '
+      f'{directory}; it has: {", ".join(map(str, found)) or "none"}'
+    )
+  for candidate in wanted:
+    try:
+      meta = read_meta(directory, candidate)
+      with jax.transfer_guard('allow'):
+        return _read_params(directory, meta, ema, shardings), meta
+    except DamagedError as e:
+      on_log(f'checkpoint {directory / str(candidate)} is damaged: {e}')
+  raise UserError(f'no good checkpoint in {directory}; the reasons are above')
+
+
+def shorten(error: BaseException) -> str:
+  """Returns the first cause of an error in one line without tensorstore's spec.
+
+  For example `ValueError: NOT_FOUND: Error reading local file "..."`.
+  """
+  while error.__cause__ is not None:
+    error = error.__cause__
+  text = ' '.join(str(error).partition('[tensorstore_spec')[0].split())
+  text = text if len(text) <= 500 else text[:500] + ' ...'
+  return f'{type(error).__name__}: {text}'
+
+
+_GOOD, _DAMAGED, _UNKNOWN = range(3)
+
+
+def _worst(verdict: int) -> int:
+  if jax.process_count() == 1:
+    return verdict
+  return int(multihost_utils.process_allgather(np.int32(verdict)).max())
+
+
+def _is_no_damage(error: Exception) -> bool:
+  text = str(error)
+  return (
+    isinstance(error, MemoryError | PermissionError)
+    or 'PERMISSION_DENIED' in text
+    # From the compiler or the device; tensorstore raises ValueError.
+    or (
+      isinstance(error, jax.errors.JaxRuntimeError)
+      and 'RESOURCE_EXHAUSTED' in text
+    )
+  )
+
+
+def _checksum(meta: Mapping[str, Any]) -> str:
+  text = json.dumps(meta, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _wrong_fields(meta: Mapping[str, Any]) -> list[str]:
+  """Returns the names of the fields that are missing or of another type."""
+  types = dict(step=int, config=dict, metrics=dict, leaves=dict)
+  wrong = [k for k, t in types.items() if not isinstance(meta.get(k), t)]
+  if 'metrics' not in wrong:
+    numbers = meta['metrics'].values()
+    wrong += ['metrics'] * (not all(map(_is_number, numbers)))
+  if 'leaves' not in wrong:
+    leaves = meta['leaves'].items()
+    wrong += [f'leaves of {k!r}' for k, x in leaves if not _is_leaf(x)][:3]
+  logged = meta.get('logged')
+  if logged is not None and not (
+    isinstance(logged, dict)
+    and all(type(logged.get(k)) is int for k in ('rows', 'first', 'last'))
+  ):
+    wrong.append('logged')
+  return wrong
+
+
+def _is_number(value: Any) -> bool:
+  # Python compares and prints no larger integer as a float.
+  return type(value) is float or (type(value) is int and abs(value) < 2**64)
+
+
+def _is_leaf(value: Any) -> bool:
+  if not isinstance(value, dict) or 'fingerprint' not in value:
+    return False
+  shape = value.get('shape')
+  if not isinstance(shape, list):
+    return False
+  try:
+    np.dtype(value['dtype'])
+  except (TypeError, KeyError):
+    return False
+  return all(type(n) is int and n >= 0 for n in shape)
+
+
+def _versions() -> dict[str, str]:
+  versions = {}
+  for package in _PACKAGES:
+    try:
+      versions[package] = metadata.version(package)
+    except metadata.PackageNotFoundError:  # A source tree on PYTHONPATH.
+      versions[package] = 'not installed'
+  return versions
+
+
+def _read_leaves(path: epath.Path, named: Mapping[str, Any]) -> dict[str, Any]:
+  args = {
+    name: ocp.RestoreArgs(restore_type=np.ndarray)
+    if leaf.sharding is None
+    else ocp.ArrayRestoreArgs(sharding=leaf.sharding, global_shape=leaf.shape)
+    for name, leaf in named.items()
+  }
+  # The bare handler: anything above it waits for the other processes, for ever
+  # if one of them finds damage.
+  handler = ocp.PyTreeCheckpointHandler()
+  try:
+    tree = handler.restore(
+      path,
+      args=ocp.args.PyTreeRestore(
+        item=trees.unflatten(dict(named)),
+        restore_args=trees.unflatten(args),
+        partial_restore=True,
+      ),
+    )
+  finally:
+    handler.close()
+  return trees.flatten(tree)
+
+
+def _read_params(directory, meta, ema, shardings):
+  branch = 'ema_params' if ema else 'params'
+  params = trees.unflatten(
+    {
+      name.removeprefix(f'{branch}/'): jax.ShapeDtypeStruct(
+        tuple(leaf['shape']), np.dtype(leaf['dtype'])
+      )
+      for name, leaf in meta['leaves'].items()
+      if name.startswith(f'{branch}/')
+    }
+  )
+  if not params:
+    raise UserError(
+      f'{directory / str(meta["step"])} holds no {branch}: the run kept no '
+      'average'
+    )
+  if shardings is not None:
+    params = jax.tree.map(
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+      params,
+      shardings(params),
+    )
+  found = read_state(directory, meta, trees.flatten({branch: params}))
+  return trees.unflatten(found)[branch]

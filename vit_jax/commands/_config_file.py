@@ -1,0 +1,331 @@
+"""Reads a recipe and the changes to it from the command line.
+
+`--config=configs/vit.py:B/16` calls `get_config('B/16')` of that file. A recipe
+of the package is found by its name from any folder, as in `quickstart.py`.
+`--config.optimizer.learning_rate=3e-4` changes one value of the result. Values
+are Python literals; what is not a literal is a string. Unlike the flags of
+ml_collections this may set a value that is None, replace a list and name a key
+that the recipe leaves to its default: whoever receives the section checks its
+keys (`lookup.check_keys`). A duration has two forms, `*_steps` and `*_epochs`:
+one that is set replaces the recipe's other one.
+"""
+
+import argparse
+import ast
+import importlib.util
+import inspect
+import os
+import pathlib
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+import ml_collections
+
+from vit_jax import suggestions
+from vit_jax.errors import UserError
+from vit_jax.printable import printable
+
+_INSTALLED = pathlib.Path(__file__).parents[1] / 'configs'
+
+
+def parse(
+  parser: argparse.ArgumentParser,
+  argv: list[str] | None = None,
+  *,
+  required: bool = True,
+) -> tuple[ml_collections.ConfigDict | None, argparse.Namespace]:
+  """Returns the config and the parsed arguments of a program.
+
+  Args:
+    parser: knows the program's own arguments; `--config` is added to it.
+    argv: the arguments; None reads those of the process.
+    required: whether `--config` must be among them; without it the config is
+      None.
+
+  Raises:
+    UserError: an argument that the program does not take, or what `load` and
+      `apply` raise.
+  """
+  parser.add_argument(
+    '--config',
+    required=required,
+    metavar='FILE[:OPTIONS]',
+    help='the recipe, a Python file, and its options; change any value of it '
+    'with --config.section.key=value',
+  )
+  argv = list(sys.argv[1:] if argv is None else argv)
+  changes, rest = split(argv, '--config.')
+  args, unknown = parser.parse_known_args(rest)
+  config = None if args.config is None else load(args.config)
+  if unknown:
+    _refuse(unknown, config or {}, parser)
+  if changes and config is None:
+    raise UserError(f'--config.{changes[0][0]} needs --config=FILE')
+  if config is not None:
+    apply(config, changes)
+  return config, args
+
+
+def load(path_and_arg: str) -> ml_collections.ConfigDict:
+  """Returns `get_config(arg)` of a file; the text is `file.py[:arg]`.
+
+  Raises:
+    UserError: no such file, one that cannot be imported or has no usable
+      `get_config`, or an exception in it, with its line.
+  """
+  path, colon, arg = path_and_arg.partition(':')
+  file = _find(path)
+  if file is None:
+    raise UserError(_no_file(path))
+  if file.suffix != '.py':
+    raise UserError(
+      f'--config={path}: a recipe is a Python file whose name ends in .py'
+    )
+  spec = importlib.util.spec_from_file_location(f'config_{file.stem}', file)
+  module = importlib.util.module_from_spec(spec)
+  try:
+    spec.loader.exec_module(module)
+  except Exception as e:
+    raise UserError(_failure(path, e)) from e
+  if not callable(getattr(module, 'get_config', None)):
+    raise UserError(f'{path} does not define get_config(arg)')
+  try:
+    inspect.signature(module.get_config).bind(*([arg] if colon else []))
+  except TypeError as e:
+    takes = f'the argument {arg!r}' if colon else 'no argument'
+    raise UserError(
+      f'{path}: get_config{inspect.signature(module.get_config)} cannot be '
+      f"called with {takes}; define it as def get_config(arg='')"
+    ) from e
+  try:
+    config = module.get_config(*([arg] if colon else []))
+  except Exception as e:
+    if type(e) in (ValueError, UserError):  # What a recipe says to its user.
+      raise UserError(f'{path}: {e}') from e
+    raise UserError(_failure(path, e)) from e
+  if isinstance(config, dict):
+    config = ml_collections.ConfigDict(config)
+  if not isinstance(config, ml_collections.ConfigDict):
+    raise UserError(
+      f'{path}: get_config returned {type(config).__name__}; expected a '
+      'ml_collections.ConfigDict or a dict'
+    )
+  return config
+
+
+def apply(
+  config: ml_collections.ConfigDict, changes: Sequence[tuple[str, str]]
+) -> None:
+  """Sets `config.<name>` for pairs (name, text) of a command line, in place.
+
+  A duration, such as `total_steps`, replaces the recipe's other form of it
+  (`total_epochs` becomes None), unless the pairs contain both.
+
+  Raises:
+    UserError: the path runs through something that is not a section, or the
+      value has another type than the one it replaces (None, and an int for a
+      float, always fit).
+  """
+  names = {name for name, _ in changes}
+  for name, text in changes:
+    section, key = _change(config, name, text)
+    other = _other_form(key)
+    if other is None or section[key] is None or section.get(other) is None:
+      continue
+    if name.removesuffix(key) + other not in names:
+      with config.ignore_type(), section.unlocked():
+        section[other] = None
+
+
+def split(
+  argv: Sequence[str], prefix: str
+) -> tuple[list[tuple[str, str]], list[str]]:
+  """Takes `<prefix>name=text` and `<prefix>name text` out of the arguments.
+
+  Returns:
+    The pairs (name, text) and the other arguments.
+
+  Raises:
+    UserError: the last name has no text.
+  """
+  pairs, rest, i = [], [], 0
+  while i < len(argv):
+    if argv[i].startswith(prefix):
+      name, equals, text = argv[i].removeprefix(prefix).partition('=')
+      if not equals:
+        i += 1
+        if i == len(argv) or argv[i].startswith('--'):
+          raise UserError(f'{prefix}{name} needs a value: {prefix}{name}=VALUE')
+        text = argv[i]
+      pairs.append((name, text))
+    else:
+      rest.append(argv[i])
+    i += 1
+  return pairs, rest
+
+
+def _change(
+  config: ml_collections.ConfigDict, name: str, text: str
+) -> tuple[ml_collections.ConfigDict, str]:
+  """Sets `config.<name>`; returns the section that it is in, and its key."""
+  *folders, key = name.split('.')
+  if not all([*folders, key]):
+    raise UserError(
+      f'--config.{name}: expected --config.section.key=value, the keys '
+      'separated by dots'
+    )
+  section = config
+  for i, folder in enumerate(folders):
+    if not isinstance(section.get(folder), ml_collections.ConfigDict):
+      if section.get(folder) is not None:
+        raise UserError(
+          f'--config.{name}: config.{".".join(folders[: i + 1])} is '
+          f'{section[folder]!r}, not a section'
+        )
+      with section.unlocked():
+        section[folder] = ml_collections.ConfigDict()
+    section = section[folder]
+  value, old = _literal(text), section.get(key)
+  if isinstance(old, ml_collections.ConfigDict) and value is not None:
+    if not isinstance(value, dict):
+      raise UserError(
+        f'--config.{name}={text}: it is a section with the keys {list(old)}; '
+        'set one of them, or the whole with a dict'
+      )
+  elif not _fits(value, old):
+    raise UserError(
+      f'--config.{name}={text}: expected {_kind(old)}, got {value!r}'
+    )
+  try:
+    with config.ignore_type(), section.unlocked():
+      section[key] = float(value) if _widens(value, old) else value
+  except (TypeError, ValueError, AttributeError, KeyError, OverflowError) as e:
+    raise UserError(f'--config.{name}={text}: {e}') from e
+  return section, key
+
+
+def _other_form(key: str) -> str | None:
+  """Returns `total_epochs` for `total_steps` and the reverse."""
+  start, underscore, unit = key.rpartition('_')
+  other = dict(steps='epochs', epochs='steps').get(unit)
+  return f'{start}_{other}' if underscore and other else None
+
+
+def _refuse(
+  unknown: Sequence[str],
+  config: ml_collections.ConfigDict | dict,
+  parser: argparse.ArgumentParser,
+) -> None:
+  """Raises UserError for arguments that the program does not take."""
+  own = [
+    option.removeprefix('--')
+    for action in parser._actions
+    for option in action.option_strings
+  ]
+  config = config.to_dict() if config else {}
+  problems = []
+  for text in unknown:
+    name, equals, value = text.removeprefix('--').partition('=')
+    if not text.startswith('--'):
+      problems.append(f'unknown argument {text}')
+      continue
+    near = suggestions.close(name, own)
+    key = suggestions.config_key(name, config) if config else None
+    exact = key is not None and name.rpartition('.')[2] in key.split('.')
+    if key is not None and (exact or near is None):
+      near = f'config.{key}'
+    hint = f' (did you mean --{near}{equals}{value}?)' if near else ''
+    problems.append(f'unknown argument {text}{hint}')
+  raise UserError(f'{"; ".join(problems)}; {parser.prog} --help lists them')
+
+
+def _find(path: str) -> pathlib.Path | None:
+  """Returns the file of a recipe: a path, or else one of the package's."""
+  if '\0' in path:
+    return None
+  file = pathlib.Path(path)
+  if file.is_file():
+    return file
+  if file.parent in (pathlib.Path(), pathlib.Path('configs')):
+    installed = _INSTALLED / file.name
+    if installed.is_file():
+      return installed
+  return None
+
+
+def _no_file(path: str) -> str:
+  """Returns one line: no such recipe; the one that is meant, or those here."""
+  problem = f'no config file {printable(path)!r} in {pathlib.Path.cwd()}; '
+  if '\0' in path:
+    return f'{problem}a path has no NUL character'
+  file = pathlib.Path(path)
+  name = file.name.removesuffix('.py') + '.py'
+  for folder in (file.parent, pathlib.Path('configs'), _INSTALLED):
+    if name in _recipes(folder):
+      meant = name if folder == _INSTALLED else folder / name
+      return f'{problem}did you mean {printable(meant)}?'
+  names = printable(', '.join(_recipes(file.parent)))
+  return f'{problem}{printable(file.parent)}/ has: {names or "no recipes"}'
+
+
+def _recipes(folder: pathlib.Path) -> list[str]:
+  """Returns the names of the files of a folder that define `get_config`."""
+  return sorted(
+    file.name
+    for file in folder.glob('*.py')
+    if file.is_file()
+    and os.access(file, os.R_OK)
+    and b'def get_config' in file.read_bytes()
+  )
+
+
+def _failure(path: str, error: Exception) -> str:
+  """Returns one line: where in a recipe what went wrong."""
+  place = path
+  if isinstance(error, SyntaxError):
+    line = '' if error.lineno is None else f':{error.lineno}'
+    place, what = f'{error.filename or path}{line}', error.msg
+  else:
+    what = printable(error) or 'no message'
+    name = pathlib.Path(path).name
+    for frame in traceback.extract_tb(error.__traceback__):
+      if pathlib.Path(frame.filename).name == name:
+        place = f'{path}:{frame.lineno}'
+  return (
+    f'{place}: the recipe fails with {type(error).__name__}: {what}; '
+    '--traceback shows where'
+  )
+
+
+def _literal(text: str) -> Any:
+  lowered = {'true': True, 'false': False, 'none': None}
+  if text.lower() in lowered:
+    return lowered[text.lower()]
+  try:
+    return ast.literal_eval(text)
+  except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
+    return text  # A TypeError: {[]: 1}, whose key cannot be hashed.
+
+
+def _kind(old: Any) -> str:
+  """Returns the words for a value that may replace `old`."""
+  if isinstance(old, bool):
+    return 'True or False'
+  words = {float: 'a number', int: 'a whole number', str: 'a text'}
+  kind = words.get(type(old), f'a {type(old).__name__}')
+  return f'{kind} such as {old!r}'
+
+
+def _widens(value: Any, old: Any) -> bool:
+  return isinstance(old, float) and type(value) is int
+
+
+def _fits(value: Any, old: Any) -> bool:
+  if value is None or old is None or _widens(value, old):
+    return True
+  sequences = (list, tuple)
+  if isinstance(old, sequences) and isinstance(value, sequences):
+    return True
+  return type(value) is type(old)

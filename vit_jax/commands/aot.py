@@ -1,0 +1,342 @@
+"""Compile a recipe for a TPU topology, without a TPU and without the data.
+
+examples:
+  python -m vit_jax aot --config=configs/vit_i1k.py --topology=v5e-256
+  python -m vit_jax aot --config=configs/vit_i1k.py --topology=v5e-16 --sweep \\
+    --sweep.mesh.fsdp=1,16 --sweep.model.remat=none,full
+
+Shows whether the training step fits into memory, its collectives, and the time
+that the compiler of TPUs estimates for it, without waiting for other chips: no
+bound and no promise, but a way to compare variants. The compiler comes
+with pip install 'vit_jax[aot]'. Topologies have the names of Cloud TPU (v3, v4,
+v5e, v5p, v6e, tpu7x); --slices is for several slices of one. Change values of
+the config as for training, with --config.section.key=value.
+
+--sweep compiles all combinations of the values of --sweep.key=v1,v2,... and
+ranks them. A key is one of the config, or per_chip_batch. Without keys it tries
+batch sizes, rematerialization and meshes that suit most models.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vit_jax.commands import _cli, _config_file
+from vit_jax.errors import UserError
+
+_PREFIX = '--sweep.'
+_BATCH = 'per_chip_batch'
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Compiles and prints; returns the exit code, 1 if nothing fits."""
+  return _cli.run(_main, argv)
+
+
+def _main(argv: Sequence[str]) -> int:
+  pairs, rest = _config_file.split(argv, _PREFIX)
+  config, args = _config_file.parse(_parser(), rest)
+  # Importing jax takes seconds: a mistyped command should not wait for it.
+  import jax
+
+  from vit_jax import lookup
+  from vit_jax.compiler import topology as topology_lib
+  from vit_jax.training import train
+
+  lookup.check_keys(train.train, config.to_dict(), 'config', num_args=1)
+  # The process computes nothing but a few constants, on the CPU.
+  jax.config.update('jax_platforms', 'cpu')
+  topology = topology_lib.topology(args.topology, args.slices)
+  options = dict(
+    schedules=topology_lib.schedules(), image_size=args.image_size, hlo=args.hlo
+  )
+  devices = topology_lib.devices(topology)
+  if args.sweep or pairs:
+    if args.per_chip_batch:
+      raise UserError(f'--per_chip_batch: give {_PREFIX}{_BATCH} to a sweep')
+    values = _values(pairs) if pairs else _usual(config, topology)
+    return _sweep(config, values, topology, devices, args, options)
+  if args.per_chip_batch:
+    _set_batch(config, args.per_chip_batch, topology)
+  return _one(config, topology, devices, args, options)
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = _cli.parser('aot', __doc__, failure='it does not fit into memory')
+  parser.add_argument('--topology', required=True, help='such as v5e-256')
+  parser.add_argument(
+    '--slices',
+    type=_cli.positive,
+    default=1,
+    help='number of slices of that topology (default: %(default)s)',
+  )
+  parser.add_argument(
+    '--per_chip_batch',
+    type=_cli.positive,
+    help='images per chip; replaces config.input.batch_size',
+  )
+  parser.add_argument(
+    '--sweep',
+    action='store_true',
+    help='compile several settings and rank them',
+  )
+  parser.add_argument('--format', choices=('table', 'json'), default='table')
+  parser.add_argument(
+    '--image_size',
+    type=_cli.size,
+    metavar='H[,W]',
+    help='size of the stored images, if the ops do not resize them',
+  )
+  parser.add_argument(
+    '--hlo', metavar='FILE', help='write the compiled program, as text'
+  )
+  return parser
+
+
+def _one(config, topology, devices, args, options) -> int:
+  from vit_jax.commands import _aot_compile
+
+  result = _aot_compile.compile_step(
+    config.to_dict(), topology, devices, **options
+  )
+  found = numbers(result, topology)
+  if args.format == 'json':
+    print(json.dumps(found))
+  else:
+    _print(result, found, topology)
+  return int(result.out_of_memory)
+
+
+def numbers(result: Any, topology: Any) -> dict[str, Any]:
+  """Returns the result as a dict that is printed for --format=json.
+
+  None stands for what is not known: times of a program that does not fit, or
+  that has a kernel without a schedule.
+  """
+  found = dataclasses.asdict(result)
+  estimate = found.pop('estimate') or {}
+  all_products, timed = estimate.get('products', (0, 0))
+  found |= dict(
+    step_seconds=_known(result.step_seconds),
+    images_per_second_per_chip=_known(result.images_per_second_per_chip),
+    mfu=_known(result.mfu),
+    seconds={phase: _known(time) for phase, time in result.seconds.items()},
+  )
+  return dict(
+    topology=topology.name,
+    num_slices=topology.num_slices,
+    num_chips=topology.num_chips,
+    **found,
+    collectives=list(estimate.get('collectives', ())),
+    kernels=list(estimate.get('kernels', ())),
+    unknown_loops=estimate.get('unknown_loops', 0),
+    products_without_time=all_products - timed,
+  )
+
+
+def _known(number: float | None) -> float | None:
+  return None if number is None or math.isnan(number) else number
+
+
+def _print(result: Any, found: Mapping[str, Any], topology: Any) -> None:
+  slices = f' x {topology.num_slices}' if topology.num_slices > 1 else ''
+  mesh = ' x '.join(f'{k}={v}' for k, v in result.mesh.items() if v > 1)
+  rows = [
+    ('topology', f'{topology.name}{slices}, {topology.num_chips} chips'),
+    ('mesh', mesh or 'one device'),
+    ('parameters', f'{result.num_params:,}'),
+    ('batch', f'{result.batch_size:,}, {result.images_per_chip:g} a chip'),
+    ('compiled in', f'{result.compile_seconds:.0f} s'),
+    ('memory', _memory(result)),
+  ]
+  if not result.out_of_memory:
+    total = result.step_seconds
+    rows += [
+      ('state and batch', _gib(result.argument_bytes)),
+      ('temporary', _gib(result.temporary_bytes)),
+      (
+        'step',
+        f'{total * 1e3:.2f} ms estimated, without waiting for other chips',
+      ),
+    ]
+    rows += [
+      (f'  {phase}', f'{seconds * 1e3:.2f} ms')
+      for phase, seconds in result.seconds.items()
+    ]
+    rows += [
+      ('images/s/chip', f'{result.images_per_second_per_chip:,.0f} estimated'),
+      ('MFU', f'{result.mfu:.1%} estimated'),
+    ]
+    rows += [
+      (
+        f'{one["kind"]} over {", ".join(one["axes"])}',
+        f'{one["count"]} of {one["bytes"] / 1e6:,.1f} MB together',
+      )
+      for one in found['collectives']
+    ]
+    rows += [
+      (f'kernel {kernel["name"]}', _kernel(kernel))
+      for kernel in found['kernels']
+    ]
+  width = max(len(name) for name, _ in rows)
+  print('\n'.join(f'{name:{width}}  {text}' for name, text in rows))
+  for line in _suggestions(result):
+    print(line)
+
+
+def _memory(result: Any) -> str:
+  asked, has = result.peak_memory_bytes, _gib(result.hbm_bytes)
+  if result.out_of_memory:
+    how_much = '' if asked is None else f': it takes {_gib(asked)}'
+    return f'DOES NOT FIT {has} a device{how_much}'
+  share = asked / result.hbm_bytes
+  return f'{_gib(asked)} at its peak, {share:.0%} of {has} a device'
+
+
+def _kernel(kernel: Mapping[str, Any]) -> str:
+  if kernel['bundles'] is None:
+    return f'{kernel["calls"]} calls of unknown time'
+  return (
+    f'{kernel["calls"]} calls of {kernel["iterations"]} x '
+    f'{kernel["bundles"]:,} cycles, without waits'
+  )
+
+
+def _suggestions(result: Any) -> list[str]:
+  """Returns what to try, from the sizes of the state and the activations."""
+  lines = []
+  if result.estimate is not None and result.estimate.unknown_loops:
+    lines.append(
+      f'note: {result.estimate.unknown_loops} loops of unknown length count as '
+      'one turn, so the time is too short'
+    )
+  if result.out_of_memory:
+    lines.append(
+      'suggestion: a smaller --per_chip_batch, more --config.mesh.fsdp, '
+      '--config.micro_batches or --config.model.remat='
+      'dots_with_no_batch_dims_saveable; --sweep compares them'
+    )
+  elif result.argument_bytes > result.hbm_bytes / 3:
+    devices = math.prod(result.mesh.values())
+    fsdp = result.mesh['fsdp']
+    while fsdp < devices and fsdp < 64:
+      fsdp *= 2
+      if result.argument_bytes * result.mesh['fsdp'] / fsdp < (
+        result.hbm_bytes / 8
+      ):
+        break
+    share = result.argument_bytes / result.hbm_bytes
+    lines.append(
+      f'suggestion: the state fills {share:.0%} of the memory; try '
+      f'--config.mesh.fsdp={fsdp}'
+    )
+  elif result.images_per_chip >= 64:
+    lines.append(
+      'suggestion: compare parts of the batch, whose activations may stay in '
+      'the fast memory, with --sweep.micro_batches=1,2,4'
+    )
+  return lines
+
+
+def _values(pairs: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
+  names = [name for name, _ in pairs]
+  twice = sorted({name for name in names if names.count(name) > 1})
+  if twice:
+    raise UserError(f'--sweep: give each key once; twice: {", ".join(twice)}')
+  values = {name: text.split(',') for name, text in pairs}
+  for text in values.get(_BATCH, ()):
+    if not text.isdecimal() or int(text) < 1:
+      raise UserError(f'{_PREFIX}{_BATCH}={text}: expected a number from 1 up')
+  return values
+
+
+def _usual(config: Any, topology: Any) -> dict[str, list[str]]:
+  """Returns values of batch, rematerialisation and mesh to compare."""
+  devices = topology.num_chips * topology.generation.devices_per_chip
+  batch = config.input.batch_size // topology.num_chips or 1
+  batches = {batch, 32, 64, 128}
+  meshes = [size for size in (1, 16) if devices % size == 0]
+  return {
+    _BATCH: [str(size) for size in sorted(batches)],
+    'model.remat': ['none', 'dots_with_no_batch_dims_saveable'],
+    'mesh.fsdp': [str(size) for size in meshes],
+  }
+
+
+def _set_batch(config: Any, per_chip: int, topology: Any) -> None:
+  config.input.batch_size = per_chip * topology.num_chips
+
+
+def _sweep(config, values, topology, devices, args, options) -> int:
+  from vit_jax.commands import _aot_compile
+
+  rows, combinations = [], list(itertools.product(*values.values()))
+  for i, combination in enumerate(combinations, start=1):
+    changes = dict(zip(values, combination, strict=True))
+    label = ' '.join(f'{name}={text}' for name, text in changes.items())
+    print(f'{i} of {len(combinations)}: {label}', file=sys.stderr, flush=True)
+    changed = config.copy_and_resolve_references()
+    if _BATCH in changes:
+      _set_batch(changed, int(changes[_BATCH]), topology)
+    pairs = [pair for pair in changes.items() if pair[0] != _BATCH]
+    _config_file.apply(changed, pairs)
+    try:
+      result = _aot_compile.compile_step(
+        changed.to_dict(), topology, devices, **options
+      )
+    except UserError as e:
+      print(f'left out: {e}', file=sys.stderr)
+      continue
+    rows.append(dict(changes=changes, **numbers(result, topology)))
+  if not rows:
+    raise UserError(
+      '--sweep: no combination of the values can be run; see above'
+    )
+  rows.sort(key=lambda row: -(row['images_per_second_per_chip'] or 0))
+  best = None if rows[0]['out_of_memory'] else rows[0]
+  if args.format == 'json':
+    print(json.dumps(dict(best or rows[0], sweep=rows)))
+  else:
+    _print_ranking(list(values), rows)
+    if best:
+      flags = [
+        f'--{"" if name == _BATCH else "config."}{name}={text}'
+        for name, text in best['changes'].items()
+      ]
+      print(f'suggestion: {" ".join(flags)}')
+  return int(best is None)
+
+
+def _print_ranking(names: Sequence[str], rows: Sequence[Any]) -> None:
+  header = (*names, 'images/s/chip', 'MFU', 'step ms', 'peak GiB', 'fits')
+  lines = [header]
+  for row in rows:
+    peak = row['peak_memory_bytes']
+    numbers = ('', '', '') if row['out_of_memory'] else ('?', '?', '?')
+    if row['step_seconds'] is not None:
+      numbers = (
+        f'{row["images_per_second_per_chip"]:,.0f}',
+        f'{row["mfu"]:.1%}',
+        f'{row["step_seconds"] * 1e3:.2f}',
+      )
+    lines.append(
+      (
+        *row['changes'].values(),
+        *numbers,
+        '' if peak is None else f'{peak / 2**30:.2f}',
+        'OUT OF MEMORY' if row['out_of_memory'] else 'yes',
+      )
+    )
+  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+  for line in lines:
+    cells = (f'{t:>{w}}' for t, w in zip(line, widths, strict=True))
+    print('  '.join(cells).rstrip())
+
+
+def _gib(num_bytes: int) -> str:
+  return f'{num_bytes / 2**30:.2f} GiB'

@@ -1,0 +1,201 @@
+"""Convert weights between formats.
+
+examples:
+  python -m vit_jax convert runs/pets pets.safetensors
+  python -m vit_jax convert augreg-B/16 folder/ --format=huggingface
+
+Every parameter must have a place in both formats. The target is read again
+after writing, and all arrays are compared bit by bit.
+"""
+
+import argparse
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from vit_jax.commands import _cli
+from vit_jax.errors import RunError, UserError
+from vit_jax.printable import printable, show
+
+# What a model computes and its parameters do not show.
+_UNSEEN = ('activation', 'norm_epsilon', 'num_heads', 'pooling', 'final_norm')
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Converts weights and says what was done; returns the exit code."""
+  return _cli.run(_main, argv)
+
+
+def _main(argv: Sequence[str]) -> None:
+  args = _parser().parse_args(argv)
+  # Importing jax takes seconds: a mistyped command should not wait for it.
+  from vit_jax.pretrained import catalog
+
+  suffix = pathlib.Path(args.target).suffix
+  known = (
+    suffix in ('.safetensors', '.npz')
+    if args.format is None
+    else (args.format in catalog.FORMATS)
+  )
+  if not known:  # `save` would say so, but only when all is read.
+    raise UserError(
+      f'{args.target}: give --format as one of {", ".join(catalog.FORMATS)};'
+      f' got {args.format!r}'
+    )
+  options = _cli.weights_options(args)
+  weights = catalog.load(args.source, **options)
+  show(f'read     {args.source}: {_kind(weights)}')
+  for name, fact in _facts(weights):
+    show(f'{name:8} {printable(fact)}')
+  catalog.save(
+    weights,
+    args.target,
+    format=args.format,
+    allow_note_only=args.allow_note_only,
+  )
+  try:
+    # The file just written is no more trusted than any other.
+    model = (
+      dict(name=weights.model['name']) if 'model' in weights.trusted else {}
+    )
+    found = catalog.load(args.target, model=model, on_log=options['on_log'])
+  except UserError as e:
+    raise RunError(
+      f'{args.target} was written but cannot be read again: {e}'
+    ) from e
+  show(f'written  {args.target}: {args.format or suffix}')
+  print(f'checked  {_compare(weights, found)}')
+  for line in _unsaid(weights, found):
+    show(f'note     {printable(line)}')
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = _cli.parser(
+    'convert', __doc__, failure='the file written differs from the weights read'
+  )
+  parser.add_argument(
+    'source',
+    metavar='SOURCE',
+    help='a run, a file, a folder of timm or Hugging Face, or a published name',
+  )
+  parser.add_argument(
+    'target',
+    metavar='TARGET',
+    help='a file; a folder for timm and huggingface',
+  )
+  parser.add_argument(
+    '--format',
+    help='vit_jax, google_npz, big_vision_npz, timm or huggingface (default: '
+    "vit_jax for .safetensors, Google's for .npz)",
+  )
+  parser.add_argument(
+    '--allow_note_only',
+    action='store_true',
+    help="write Google's .npz although their code computes another activation"
+    ' or epsilon; only vit_jax reads the note that says so',
+  )
+  _cli.add_weights_options(parser)
+  return parser
+
+
+def _kind(weights: Any) -> str:
+  """Returns the format, the dialect of it, and for a run the step."""
+  source = weights.source
+  dialect = source.get('dialect')
+  parts = [source.get('format', 'vit_jax')]
+  if isinstance(dialect, str) and dialect not in parts:
+    parts.append(dialect)
+  if 'step' in source:
+    average = ', averaged weights' if source.get('ema') else ''
+    parts.append(f'step {source["step"]:,}{average}')
+  return ' '.join(parts)
+
+
+def _facts(weights: Any) -> list[tuple[str, str]]:
+  import numpy as np
+
+  from vit_jax import trees
+
+  named = trees.flatten(weights.params)
+  arrays = [np.asarray(array) for array in named.values()]
+  dtypes = sorted({str(array.dtype) for array in arrays})
+  section = ', '.join(f'{k}={v}' for k, v in weights.model.items())
+  ops, device_ops = (
+    weights.preprocess.get(key, 'unknown') or 'nothing'
+    for key in ('ops', 'device_ops')
+  )
+  facts = [
+    ('model', section),
+    (
+      'params',
+      f'{sum(a.size for a in arrays):,} in {len(arrays)} arrays,'
+      f' {", ".join(dtypes)}, {sum(a.nbytes for a in arrays) / 1e6:,.1f} MB',
+    ),
+    ('images', f'on the host {ops}; on the device {device_ops}'),
+  ]
+  if weights.class_names is not None:
+    names = weights.class_names
+    first = ', '.join(names[:3]) + (', ...' if len(names) > 3 else '')
+    facts.append(('classes', f'{len(names):,}: {first}'))
+  if unused := weights.source.get('unused'):
+    listed = ', '.join(unused[:5]) + (', ...' if len(unused) > 5 else '')
+    facts.append(('left', f'{len(unused)} arrays of no encoder: {listed}'))
+  return facts
+
+
+def _compare(before: Any, after: Any) -> str:
+  """Returns that all arrays came back; raises RunError where they did not."""
+  import numpy as np
+
+  from vit_jax import trees
+  from vit_jax.pretrained import blocks
+
+  old, new = (blocks.unstack(trees.flatten(w.params)) for w in (before, after))
+  problems = [f'missing: {name}' for name in old if name not in new]
+  for name in set(old) & set(new):
+    ours, theirs = np.asarray(old[name]), np.asarray(new[name])
+    if ours.dtype != theirs.dtype or ours.shape != theirs.shape:
+      problems.append(
+        f'{name}: was {ours.dtype}{list(ours.shape)}, is'
+        f' {theirs.dtype}{list(theirs.shape)}'
+      )
+    elif ours.tobytes() != theirs.tobytes():
+      error = np.max(np.abs(ours.astype(float) - theirs.astype(float)))
+      problems.append(f'{name}: differs by up to {error:.3g}')
+  if problems:
+    raise RunError(
+      'what was written is not what was read:\n  '
+      + '\n  '.join(sorted(problems))
+    )
+  added = sorted(set(new) - set(old))
+  more = f'; added: {", ".join(added)}' if added else ''
+  return f'read again, {len(old)} arrays have the same bits{more}'
+
+
+def _unsaid(before: Any, after: Any) -> list[str]:
+  """Returns what the target does not tell those who read it."""
+  from vit_jax.inference import classes
+  from vit_jax.pretrained.weights import build_model
+
+  modules = [build_model(w) for w in (before, after)]
+  lines = []
+  for field in _UNSEEN:
+    old, new = (getattr(module, field, None) for module in modules)
+    if old == new:
+      continue
+    lines.append(
+      f'the target reads as {field}={new!r}: load it with'
+      f' model={ {field: old}!r}'
+    )
+  for key in ('ops', 'device_ops'):
+    old, new = (w.preprocess.get(key) for w in (before, after))
+    if old is not None and old != new:
+      lines.append(f'the target reads as {key}={new!r}: it was {old!r}')
+  if before.class_names is not None and after.class_names is None:
+    lines.append('the target does not hold the names of the classes')
+  old, new = (classes.loss_of(w, None) for w in (before, after))
+  if old != new:
+    lines.append(
+      f'the target does not tell the loss: load it with loss={old!r}'
+    )
+  return lines

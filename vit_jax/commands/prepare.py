@@ -1,0 +1,171 @@
+"""Convert a dataset to a few large files with random access (ArrayRecord).
+
+example:
+  python -m vit_jax prepare folder:/data/pets /data/pets_records \\
+    --split=train,val --resize_small=256
+
+Recipes read the result with data=records:/data/pets_records. If it is
+stopped, the same command continues. Run again on a complete result, it verifies
+all checksums and replaces damaged files. TARGET/<split>/dataset.json lists the
+classes, their number of images and the images that were skipped.
+"""
+
+import argparse
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from vit_jax.commands import _cli
+from vit_jax.errors import UserError
+from vit_jax.printable import plural, printable, show
+
+_MAX_NAMED = 10
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Writes the files and says what they hold; returns the exit code."""
+  return _cli.run(_main, argv)
+
+
+def _main(argv: Sequence[str]) -> None:
+  args = _parser().parse_args(argv)
+  from vit_jax.data import source_text, splits
+
+  if args.split is None:
+    found = source_text.splits(args.source) or ['train']
+    show(f'splits   {", ".join(found)} (--split chooses)')
+    args.split = ','.join(found)
+  named = [word.strip().rpartition('=') for word in args.split.split(',')]
+  sliced = [split for *_, split in named if splits.parse(split).name != split]
+  if sliced:
+    raise UserError(
+      f'--split={sliced[0]}: prepare takes whole splits; a slice is taken when '
+      'they are read'
+    )
+  if not args.target.strip():
+    raise UserError(
+      "TARGET='': expected the path of a folder; is a variable of the shell "
+      'not set?'
+    )
+  outside = [name for name, *_ in named if name.startswith(('/', '..'))]
+  if outside:
+    raise UserError(
+      f'--split={outside[0]}=...: expected the name of a folder in TARGET'
+    )
+  if args.resize_small is None and args.quality is not None:
+    raise UserError('--quality has no effect without --resize_small')
+  for name, _, split in named:
+    _prepare(split, name or split, args)
+
+
+def _parser() -> argparse.ArgumentParser:
+  from vit_jax.data import source_text
+
+  parser = _cli.parser(
+    'prepare', __doc__, failure='a file could not be written'
+  )
+  parser.add_argument('source', metavar='SOURCE', help=source_text.HELP)
+  parser.add_argument('target', metavar='TARGET', help='folder for the files')
+  parser.add_argument(
+    '--split',
+    help='one or several, such as train,val; validation=val writes the split '
+    'val as validation (default: all of a folder, train of other sources)',
+  )
+  parser.add_argument(
+    '--resize_small',
+    type=int,
+    metavar='PIXELS',
+    help='shrink images whose shorter side is longer than this',
+  )
+  parser.add_argument(
+    '--quality',
+    type=int,
+    help='of the JPEGs that shrinking makes (default: 95)',
+  )
+  parser.add_argument(
+    '--on_error',
+    choices=('stop', 'skip'),
+    default='stop',
+    help='at an image that cannot be read (default: %(default)s)',
+  )
+  parser.add_argument(
+    '--examples_per_shard',
+    type=int,
+    help='images in a file (default: 8192, or more to have at most 512 files)',
+  )
+  parser.add_argument(
+    '--num_threads',
+    type=_cli.positive,
+    default=min(16, 2 * (os.cpu_count() or 1)),
+    help='that read and encode (default: %(default)s)',
+  )
+  return parser
+
+
+def _prepare(split: str, name: str, args: argparse.Namespace) -> None:
+  from vit_jax.data import source_text, thread_map
+  from vit_jax.data.storage import reencode, shards
+
+  source = source_text.build(args.source, split)
+  show(f'source   {args.source}, {split}: {_contents(source)}')
+  quality = 95 if args.quality is None else args.quality
+  resize = dict(resize_small=args.resize_small, quality=quality)
+  shrink = args.resize_small is not None
+  writer = shards.Writer(
+    source,
+    pathlib.Path(args.target).expanduser() / name,
+    plan=dict(
+      source=source_text.parse(args.source),
+      split=split,
+      resize=resize if shrink else None,
+      on_error=args.on_error,
+    ),
+    transform=reencode.Smaller(**resize) if shrink else lambda example: example,
+    skip=args.on_error == 'skip',
+    num_threads=args.num_threads,
+    examples_per_shard=args.examples_per_shard,
+  )
+  with writer.locked():
+    was_complete = writer.complete() is not None
+    there = writer.there(verify=was_complete)
+    missing = [k for k in range(writer.num_shards) if k not in there]
+    if was_complete:
+      print(f'checked  {len(there)} of {writer.num_shards} files are good')
+    elif there:
+      print(f'resumed  {len(there)} of {writer.num_shards} files are there')
+    done = sum(facts['num_examples'] for facts in there.values())
+    with thread_map.progress(name, len(source), done) as advance:
+      for k in missing:
+        there[k] = writer.write(k, advance)
+        if not sys.stderr.isatty():
+          print(f'written  {there[k]["file"]}', flush=True)
+    info = writer.finish([there[k] for k in range(writer.num_shards)])
+  _report(info, args.target, name)
+
+
+def _contents(source: Any) -> str:
+  classes = source.num_classes
+  return plural(len(source), 'image') + (
+    '' if classes is None else f' of {plural(classes, "class", "classes")}'
+  )
+
+
+def _report(info: dict[str, Any], target: str, split: str) -> None:
+  num, size = info['num_examples'], info['num_bytes']
+  show(
+    f'target   {target}/{split}: {plural(num, "image")} in '
+    f'{plural(len(info["shards"]), "file")}, {size / 1e6:,.1f} MB; '
+    'counts and checksums agree'
+  )
+  if counts := info['class_counts']:
+    most, least = max(counts), min(counts)
+    print(f'classes  {len(counts):,}, with {least:,} to {most:,} images each')
+  if skipped := info['skipped']:
+    more = len(skipped) - _MAX_NAMED
+    print(f'skipped  {plural(len(skipped), "image")} that cannot be read:')
+    for name in skipped[:_MAX_NAMED]:
+      print(f'  {printable(name)}')
+    if more > 0:
+      show(f'  and {more:,} more, all in {target}/{split}/dataset.json')

@@ -1,0 +1,224 @@
+"""Show the layers, parameters, multiply-adds and memory of a model.
+
+examples:
+  python -m vit_jax summary --config=configs/vit_s16_i1k.py
+  python -m vit_jax summary --weights=augreg-B/16 --format=json
+
+Nothing is trained or computed. Change values of the config as for training,
+with --config.section.key=value.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vit_jax.commands import _cli, _config_file
+from vit_jax.errors import UserError
+from vit_jax.printable import printable
+
+# Durations decide nothing that is shown here: long enough for any warm-up.
+_TOTAL_STEPS, _STEPS_PER_EPOCH = 10**9, 1000
+_UNITS = ('B', 'kB', 'MB', 'GB', 'TB')
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Prints the summary of a config or of weights; returns the exit code."""
+  return _cli.run(_main, argv)
+
+
+def _main(argv: Sequence[str]) -> None:
+  config, args = _config_file.parse(_parser(), argv, required=False)
+  if (config is None) == (args.weights is None):
+    raise UserError('give one of --config or --weights')
+  options = ('model', 'step', 'ema', 'entry', 'weights_dir')
+  unused = [f'--{key}' for key in options if getattr(args, key) is not None]
+  if config is not None and unused:
+    raise UserError(f'{", ".join(unused)} has no effect without --weights')
+  # Importing jax takes seconds: a mistyped command should not wait for it.
+  if config is None:
+    summary = _of_weights(args)
+  else:
+    summary = _of_config(config.to_dict(), args)
+  if args.format == 'json':
+    print(json.dumps(summary, indent=2))
+  else:
+    _print(summary)
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = _cli.parser('summary', __doc__)
+  parser.add_argument(
+    '--weights',
+    metavar='WEIGHTS',
+    help='in place of --config: a run, a file, a folder or a published name',
+  )
+  parser.add_argument('--format', choices=('table', 'json'), default='table')
+  parser.add_argument(
+    '--image_size',
+    type=_cli.size,
+    metavar='H[,W]',
+    help='in pixels (default: the size that the config or the weights use)',
+  )
+  parser.add_argument(
+    '--channels',
+    type=_cli.positive,
+    metavar='C',
+    help='of an image (default: as the config or the weights have)',
+  )
+  _cli.add_weights_options(parser)
+  return parser
+
+
+def _of_config(config: Mapping[str, Any], args) -> dict[str, Any]:
+  import jax
+
+  from vit_jax import lookup
+  from vit_jax.inference import model_summary
+  from vit_jax.optim import chain
+  from vit_jax.pretrained import like
+  from vit_jax.training import run, train
+
+  lookup.check_keys(train.train, config, 'config', num_args=1)
+  config = like.complete(config)
+  module = lookup.build('models', config['model'], 'Model', trusted=True)
+  image_shape = _given_shape(args) or _config_shape(config, args.channels)
+  params = model_summary.abstract_params(module, image_shape)
+  section = run.in_steps(
+    config['optimizer'], _STEPS_PER_EPOCH, 'config.optimizer'
+  )
+  where = 'config.optimizer'
+  tx, _ = run.call(chain.make, section, where, params, total_steps=_TOTAL_STEPS)
+  trained = chain.trained_names(params, section.get('freeze', ()))
+  memory = {
+    'params': model_summary.bytes_of(params),
+    'gradients': model_summary.bytes_of(
+      [x for name, x in _flat(params).items() if trained[name]]
+    ),
+    'optimizer state': model_summary.bytes_of(jax.eval_shape(tx.init, params)),
+  }
+  if config.get('ema') is not None:
+    memory['average of params'] = memory['params']
+  summary = _summary(module, config['model'], image_shape, memory)
+  batch_size = config['input']['batch_size']
+  kept = batch_size * summary['activation_bytes_per_image']
+  memory[f'activations of {batch_size:,} images'] = kept
+  return summary
+
+
+def _of_weights(args) -> dict[str, Any]:
+  from vit_jax.data import dummy_input
+  from vit_jax.inference import model_summary
+  from vit_jax.pretrained import catalog, model_section
+  from vit_jax.pretrained.weights import build_model
+
+  weights = catalog.load(args.weights, **_cli.weights_options(args))
+  module = build_model(weights)
+  found = model_section.num_channels(_flat(weights.params))
+  channels = args.channels or found or 3
+  size = args.image_size or weights.preprocess.get('image_size')
+  if size is None:
+    shape = dummy_input.image_shape(weights.preprocess.get('ops', ''))
+    size = (shape or (None,))[:2]
+  if None in size:
+    raise UserError(
+      f'{args.weights} does not tell the size of images: give --image_size'
+    )
+  memory = {
+    'params as stored': model_summary.bytes_of(weights.params),
+    'params': 4 * sum(x.size for x in _flat(weights.params).values()),
+  }
+  return _summary(module, weights.model, (*size, channels), memory)
+
+
+def _summary(module, section, image_shape, memory) -> dict[str, Any]:
+  from vit_jax.inference import model_summary
+
+  found = model_summary.layers(module, image_shape)
+  return dict(
+    model=dict(section),
+    image_shape=list(image_shape),
+    layers=[dataclasses.asdict(layer) for layer in found],
+    num_params=sum(layer.num_params for layer in found),
+    gmacs_per_image=model_summary.macs(module, image_shape) / 1e9,
+    activation_bytes_per_image=model_summary.activation_bytes(
+      module, image_shape
+    ),
+    memory_bytes=memory,
+  )
+
+
+def _given_shape(args) -> tuple[int, int, int] | None:
+  if args.image_size is None:
+    return None
+  return (*args.image_size, args.channels or 3)
+
+
+def _config_shape(
+  config: Mapping[str, Any], channels: int | None
+) -> tuple[int, int, int]:
+  """Returns the shape of the images that the model trains on.
+
+  The host ops tell it where they decode and resize; else an example is read.
+  """
+  from vit_jax.data import dummy_input, pipeline
+  from vit_jax.training import run
+
+  shape = dummy_input.image_shape(config['input']['ops'], trusted=True)
+  if shape is None:
+    try:
+      train_input = run.call(
+        pipeline.TrainInput, config['input'], 'config.input', seed=0
+      )
+    except UserError as e:
+      e.add_note('with --image_size and --channels no image is needed')
+      raise
+    shape = train_input.element_spec()['image'].shape[1:]
+  return (*shape[:2], channels or shape[2])
+
+
+def _flat(tree: Any) -> dict[str, Any]:
+  from vit_jax import trees
+
+  return trees.flatten(tree)
+
+
+def _print(summary: Mapping[str, Any]) -> None:
+  import rich.box
+  import rich.console
+  import rich.table
+
+  table = rich.table.Table(box=rich.box.SIMPLE_HEAD)
+  table.add_column('layer', overflow='fold')
+  table.add_column('output', justify='right')
+  table.add_column('parameters')
+  table.add_column('number', justify='right')
+  for layer in summary['layers']:
+    times = f' x {layer["repeats"]}' if layer['repeats'] > 1 else ''
+    output = '' if layer['output'] is None else str(list(layer['output']))
+    shapes = [f'{k} {list(v)}' for k, v in sorted(layer['shapes'].items())]
+    if layer['output'] is None:
+      shapes = [str(list(shape)) for shape in layer['shapes'].values()]
+    number = f'{layer["num_params"]:,}'
+    table.add_row(
+      printable(layer['name']) + times, output, ', '.join(shapes), number
+    )
+  width = None if sys.stdout.isatty() else 200
+  rich.console.Console(width=width, markup=False).print(table)
+  shape = 'x'.join(str(side) for side in summary['image_shape'])
+  print(f'{summary["num_params"]:,} parameters')
+  print(f'{summary["gmacs_per_image"]:.4g} GMACs for an image of {shape}')
+  kept = _size(summary['activation_bytes_per_image'])
+  print(f'{kept} kept for the backward pass of an image, before fusion')
+  print('memory of all devices together:')
+  for name, num_bytes in summary['memory_bytes'].items():
+    print(f'  {_size(num_bytes):>9}  {name}')
+
+
+def _size(num_bytes: float) -> str:
+  exponent = 0
+  while num_bytes >= 1000 and exponent < len(_UNITS) - 1:
+    num_bytes, exponent = num_bytes / 1000, exponent + 1
+  return f'{num_bytes:.3g} {_UNITS[exponent]}'

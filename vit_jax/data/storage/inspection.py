@@ -1,0 +1,212 @@
+"""A report on a dataset: classes, sizes, duplicates, broken images."""
+
+import collections
+import hashlib
+import os
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vit_jax.data import thread_map, watchdog
+from vit_jax.data.ops_language import Op
+from vit_jax.errors import UserError
+
+# How files begin, and the suffixes that such files have.
+_FORMATS = {
+  'jpeg': (rb'\xff\xd8', ('jpg', 'jpeg', 'jfif')),
+  'png': (rb'\x89PNG', ('png',)),
+  'gif': (rb'GIF8', ('gif',)),
+  'webp': (rb'RIFF....WEBP', ('webp',)),
+  'avif': (rb'....ftypavi[fs]', ('avif',)),
+  'bmp': (rb'BM', ('bmp',)),
+  'tiff': (rb'II\*\0|MM\0\*|II\+\0|MM\0\+', ('tif', 'tiff')),
+  'npy': (rb'\x93NUMPY', ('npy',)),
+}
+_SUFFIXES = {suffix for _, known in _FORMATS.values() for suffix in known}
+
+
+class _Record(NamedTuple):
+  digest: int
+  num_bytes: int
+  kind: str
+  label: Any
+  size: tuple[int, int]
+  problem: str | None
+
+
+class Found(NamedTuple):
+  """What `look` saw of one split, a list entry or row for each example."""
+
+  source: Any
+  digests: np.ndarray  # uint64, of the content as it is stored
+  sizes: np.ndarray  # height and width; 0 where the image is broken
+  labels: list[tuple[int, ...]]
+  formats: dict[str, int]
+  num_bytes: int
+  broken: dict[int, str]
+  other_suffix: list[int]
+
+
+def look(
+  source: Any, ops: Op, num_threads: int, advance: Callable[[int], None]
+) -> Found:
+  """Reads every example of a source and puts it through the ops.
+
+  Args:
+    source: what is looked at.
+    ops: which an example must pass, at least a decoder.
+    num_threads: that read and decode.
+    advance: is told the bytes of each example that is done.
+  """
+  num = len(source)
+  digests, sizes = np.zeros(num, np.uint64), np.zeros([num, 2], np.int64)
+  labels, formats, total = [], collections.Counter(), 0
+  broken, other_suffix = {}, []
+
+  dog = watchdog.Watchdog(source.describe)
+
+  def read(i: int) -> _Record:
+    with dog.reading(i):
+      return _record(source, i, ops)
+
+  records = dog.watched(thread_map.in_order(read, range(num), num_threads))
+  for i, record in enumerate(records):
+    digests[i], sizes[i] = record.digest, record.size
+    labels.append(_class_ids(record.label))
+    formats[record.kind] += 1
+    total += record.num_bytes
+    if record.problem is not None:
+      broken[i] = record.problem
+    elif _has_other_suffix(source.describe(i), record.kind):
+      other_suffix.append(i)
+    advance(record.num_bytes)
+  formats = dict(formats.most_common())
+  return Found(
+    source, digests, sizes, labels, formats, total, broken, other_suffix
+  )
+
+
+def report(found: Mapping[str, Found]) -> dict[str, Any]:
+  """Returns what was found as JSON can hold it.
+
+  `{'splits': {name: {...}}, 'duplicates': [{'names', 'splits',
+  'labels_differ'}]}`; duplicates have the same content to the byte.
+  """
+  return {
+    'splits': {name: _split(one) for name, one in found.items()},
+    'duplicates': _duplicates(found),
+  }
+
+
+def _record(source: Any, i: int, ops: Op) -> _Record:
+  image, label, num_bytes, digest, kind = None, None, 0, 0, 'unreadable'
+  try:
+    example = source[i]
+    image, label = example['image'], example.get('label')
+    digest, num_bytes, kind = _content(image)
+    decoded = ops(example, np.random.default_rng(0))['image']
+    if not isinstance(decoded, np.ndarray) or decoded.ndim != 3:
+      raise UserError('the ops made no array [H, W, C] of it')
+    return _Record(digest, num_bytes, kind, label, decoded.shape[:2], None)
+  except BaseException as e:  # a SystemExit would end all as if it were well
+    problem = str(e) if isinstance(e, UserError) else repr(e)
+    return _Record(digest, num_bytes, kind, label, (0, 0), problem)
+
+
+def _content(image: Any) -> tuple[int, int, str]:
+  """Returns a number for the content, its bytes, and the format."""
+  if isinstance(image, np.ndarray) and image.ndim:
+    content, kind = np.ascontiguousarray(image).tobytes(), 'array'
+    start = f'{image.dtype}{image.shape}'.encode()
+  else:
+    content, start = bytes(image), b''
+    kind = next(
+      (
+        name
+        for name, (magic, _) in _FORMATS.items()
+        if re.match(magic, content[:16], re.DOTALL)
+      ),
+      'other',
+    )
+  digest = hashlib.blake2b(start + content, digest_size=8).digest()
+  return int.from_bytes(digest), len(content), kind
+
+
+def _has_other_suffix(name: str, kind: str) -> bool:
+  """Returns whether a file is called .png, say, and is a JPEG."""
+  suffix = os.path.splitext(name.split(' (')[0])[1][1:].lower()
+  return (
+    suffix in _SUFFIXES and suffix not in _FORMATS.get(kind, ((), suffix))[1]
+  )
+
+
+def _class_ids(label: Any) -> tuple[int, ...]:
+  if label is None:
+    return ()
+  label = np.asarray(label)
+  if label.dtype.kind == 'f':
+    return tuple(np.flatnonzero(label).tolist())
+  return tuple(label.reshape(-1).tolist())
+
+
+def _split(found: Found) -> dict[str, Any]:
+  source = found.source
+  counts = collections.Counter(i for ids in found.labels for i in ids)
+  num = source.num_classes
+  if num is None:
+    num = max(counts, default=-1) + 1
+  names = source.class_names or [str(i) for i in range(num)]
+  good = found.sizes[found.sizes[:, 0] > 0]
+  return dict(
+    num_examples=len(source),
+    num_bytes=found.num_bytes,
+    num_classes=source.num_classes,
+    classes={name: counts[i] for i, name in enumerate(names)},
+    formats=found.formats,
+    height=_range(good[:, 0]),
+    width=_range(good[:, 1]),
+    broken=[
+      dict(name=source.describe(i), problem=problem)
+      for i, problem in found.broken.items()
+    ],
+    other_suffix=[source.describe(i) for i in found.other_suffix],
+  )
+
+
+def _range(values: np.ndarray) -> list[float]:
+  """Returns least, median, most; nothing for nothing."""
+  if not len(values):
+    return []
+  return [int(values.min()), float(np.median(values)), int(values.max())]
+
+
+def _duplicates(found: Mapping[str, Found]) -> list[dict[str, Any]]:
+  places = [
+    (name, i) for name, one in found.items() for i in range(len(one.digests))
+  ]
+  digests = np.concatenate([one.digests for one in found.values()])
+  order = np.argsort(digests, kind='stable')
+  cuts = np.flatnonzero(np.diff(digests[order])) + 1
+  groups = []
+  for members in np.split(order, cuts):
+    if len(members) < 2 or not digests[members[0]]:  # 0: could not be read
+      continue
+    group = [places[m] for m in members]
+    groups.append(
+      dict(
+        names=[found[split].source.describe(i) for split, i in group],
+        splits=[split for split, _ in group],
+        labels_differ=len({found[s].labels[i] for s, i in group}) > 1,
+      )
+    )
+  # The worst first: a test set that was trained on, then labels that disagree.
+  groups.sort(
+    key=lambda group: (
+      len(set(group['splits'])) == 1,
+      not group['labels_differ'],
+      group['names'],
+    )
+  )
+  return groups

@@ -1,0 +1,234 @@
+"""From the optimizer section of a config to a chain of optax transforms."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import optax
+
+from vit_jax import trees
+from vit_jax.errors import UserError
+from vit_jax.optim import (
+  layer_decay as layer_decay_lib,
+  schedules,
+  transforms,
+)
+
+Rules = Sequence[tuple[str, float]]
+
+# Kernels of dense, attention and convolution layers, the head and the patch
+# embedding included; no bias, norm, position table or token (big_vision).
+DECAY_KERNELS: Rules = (('(.*/)?kernel', 1.0), ('.*', 0.0))
+
+
+def make(
+  params: Any,
+  *,
+  learning_rate: float,
+  total_steps: int,
+  name: str = 'adamw',
+  schedule: str = 'cosine',
+  warmup_steps: int = 0,
+  cooldown_steps: int = 0,
+  end_learning_rate: float | None = None,
+  timescale_steps: int | None = None,
+  stair_steps: int | None = None,
+  b1: float | None = None,
+  b2: float | None = None,
+  eps: float | None = None,
+  momentum: float | None = None,
+  nesterov: bool | None = None,
+  mu_dtype: str | None = None,
+  clip_update_rms: float | None = None,
+  weight_decay: float = 0.0,
+  weight_decay_mults: Rules | None = None,
+  learning_rate_mults: Rules | None = None,
+  layer_decay: float | None = None,
+  freeze: Sequence[str] = (),
+  grad_clip_norm: float | None = None,
+) -> tuple[optax.GradientTransformation, Callable[[jax.Array], jax.Array]]:
+  """Returns the transform and its learning rate as a function of the update.
+
+  The order, which fixes what the numbers mean:
+    1. the gradients of the trained parameters are clipped to a global norm;
+    2. transforms: Adam's quotient, SGD's momentum, ... (`transforms.py`);
+    3. `weight_decay * mult * parameter` is added (decoupled, not in the
+       transforms);
+    4. of LAMB, parameters with weight decay: the update is scaled to the norm
+       of the parameter;
+    5. `learning_rate_mults` and `layer_decay`;
+    6. minus the learning rate: update number k (from 1) uses `schedule(k)`.
+  So the decay per step is learning_rate * weight_decay, as in torch's and
+  optax's AdamW. big_vision's `wd` is not multiplied by its `lr`: its wd is
+  `wd / lr` here (1e-4 at lr 1e-3 is weight_decay=0.1).
+
+  Args:
+    params: the parameters, or their shapes.
+    learning_rate: peak rate.
+    total_steps: updates of the run; 0 for evaluation alone.
+    name: 'adamw'; 'adam' (the same without weight decay); 'sgd', whose weight
+      decay is decoupled too (SGDW of arXiv:1711.05101, not torch's SGD);
+      'lamb' (as DeiT-III: with grad_clip_norm=1); 'lion'; 'adafactor' (as
+      ViT-G); 'muon' (kernels of attention, MLP and convolutional stem; Adam for
+      the others).
+    schedule: with warmup_steps, cooldown_steps, end_learning_rate,
+      timescale_steps and stair_steps: see `schedules.make`.
+    b1, b2, eps: of Adam, LAMB and Muon's Adam, default 0.9, 0.999, 1e-8; b1
+      and b2 of Lion, default 0.9, 0.99; b2 (the largest decay) and eps of
+      Adafactor, default 0.999, 1e-30.
+    momentum, nesterov: of SGD, default 0.9, False; of Muon, default 0.95, True;
+      momentum of Adafactor, default 0.9.
+    mu_dtype: how the first moment or the momentum is stored, 'bfloat16'
+      (Adafactor's default) or 'float32' (default of all others). It is computed
+      in float32 either way.
+    clip_update_rms: of Adafactor: the largest root mean square of an update;
+      default None, as for ViT-G.
+    weight_decay: see above.
+    weight_decay_mults: pairs (regex, multiplier) that cover every parameter;
+      default `DECAY_KERNELS`.
+    learning_rate_mults: pairs (regex, multiplier > 0). Parameters without a
+      rule keep 1.
+    layer_decay: in (0, 1]: multiplies the learning rate of every layer by this
+      once more than that of the layer above it, see `layer_decay.multipliers`.
+      Not for models with `scan`.
+    freeze: regexes of parameters that stay as they are: they have no optimizer
+      state and no part in the clipped norm.
+    grad_clip_norm: largest global gradient norm; None for no clipping.
+
+  A regex must match the whole name (`encoder/block_00/mlp/up/kernel`) and the
+  first that matches wins; one that decides no parameter is an error.
+
+  Raises:
+    UserError: a value out of range, a key without effect, or rules that do not
+      fit the parameters.
+  """
+  rate = schedules.make(
+    schedule,
+    learning_rate=learning_rate,
+    total_steps=total_steps,
+    warmup_steps=warmup_steps,
+    cooldown_steps=cooldown_steps,
+    end_learning_rate=end_learning_rate,
+    timescale_steps=timescale_steps,
+    stair_steps=stair_steps,
+  )
+  options = dict(
+    b1=b1,
+    b2=b2,
+    eps=eps,
+    momentum=momentum,
+    nesterov=nesterov,
+    mu_dtype=mu_dtype,
+    clip_update_rms=clip_update_rms,
+  )
+  options = {k: v for k, v in options.items() if v is not None}
+  problems = transforms.problems(name, options)
+  problems += _decay_problems(name, weight_decay, weight_decay_mults)
+  if grad_clip_norm is not None and not schedules.is_within(
+    grad_clip_norm, above=0
+  ):
+    problems.append(f'grad_clip_norm={grad_clip_norm!r} must be a number > 0')
+  if layer_decay is not None and not schedules.is_within(
+    layer_decay, above=0, most=1
+  ):
+    problems.append(f'layer_decay={layer_decay!r} must be a number in (0, 1]')
+  if problems:
+    raise UserError('optimizer: ' + '; '.join(problems))
+
+  names = list(trees.flatten(params))
+  trained = trained_names(params, freeze)
+  chain = []
+  if grad_clip_norm is not None:
+    chain.append(optax.clip_by_global_norm(grad_clip_norm))
+  chain.append(transforms.make(name, **options))
+  if weight_decay:
+    rules = DECAY_KERNELS if weight_decay_mults is None else weight_decay_mults
+    mults = _multipliers('weight_decay_mults', rules, names, least=0)
+    decays = {n: weight_decay * mults[n] for n in names}
+    chain.append(_add_decay(decays))
+    if name == 'lamb':
+      decayed = [n for n in names if decays[n]]
+      chain.append(transforms.trust_ratio(decayed))
+  if learning_rate_mults:
+    rules = [*learning_rate_mults, ('.*', 1.0)]
+    mults = _multipliers('learning_rate_mults', rules, names, above=0)
+    chain.append(_scale_by_name(mults))
+  if layer_decay is not None:
+    mults = layer_decay_lib.multipliers(names, layer_decay)
+    chain.append(_scale_by_name(mults))
+  # optax counts updates from 0.
+  chain.append(optax.scale_by_schedule(lambda count: -rate(count + 1)))
+  tx = optax.chain(*chain)
+  if not all(trained.values()):
+    frozen = trees.map_named(lambda n, _: not trained[n], params)
+    tx = optax.selective_transform(tx, freeze_mask=frozen)
+  return tx, rate
+
+
+def _add_decay(decays: dict[str, float]) -> optax.GradientTransformation:
+  """Adds `decay * parameter`, each parameter with its own decay."""
+
+  def add(name, update, parameter):
+    decay = decays[name]
+    return update + decay * parameter if decay else update
+
+  return optax.stateless(lambda u, p: trees.map_named(add, u, p))
+
+
+def _scale_by_name(scales: dict[str, float]) -> optax.GradientTransformation:
+  return optax.stateless(
+    lambda u, _: trees.map_named(lambda name, x: scales[name] * x, u)
+  )
+
+
+def trained_names(params: Any, freeze: Sequence[str] = ()) -> dict[str, bool]:
+  """Returns for each parameter's name whether it learns.
+
+  A training step that stops the gradients of the others saves their backward
+  pass, and its gradient norm is the one that is clipped.
+  """
+  if isinstance(freeze, str):
+    raise UserError(
+      f'optimizer.freeze: expected a list of regexes: [{freeze!r}]'
+    )
+  rules = [(regex, False) for regex in freeze]
+  trained = trees.match_rules(
+    [*rules, ('.*', True)], trees.flatten(params), 'optimizer.freeze'
+  )
+  if not any(trained.values()):
+    raise UserError(
+      f'optimizer.freeze={list(freeze)} leaves no parameter to train'
+    )
+  return trained
+
+
+def _multipliers(
+  key: str, rules: Rules, names: list[str], **limits: float
+) -> dict[str, float]:
+  """Returns multipliers by name; `limits` go to `schedules.is_within`."""
+  problems = []
+  for rule in rules:
+    if not isinstance(rule, list | tuple) or len(rule) != 2:
+      problems.append(f'{rule!r} is not a pair (regex, multiplier)')
+    elif not schedules.is_within(rule[1], **limits):
+      problems.append(
+        f'the multiplier of {rule[0]!r} is {rule[1]!r}; expected a number '
+        + ('>= 0' if 'least' in limits else '> 0 (to hold it, freeze it)')
+      )
+  if problems:
+    raise UserError(f'optimizer.{key}: ' + '; '.join(problems))
+  return trees.match_rules(rules, names, f'optimizer.{key}')
+
+
+def _decay_problems(name, weight_decay, mults) -> list[str]:
+  """Returns what is wrong with the weight decay."""
+  if not schedules.is_within(weight_decay, least=0):
+    return [f'weight_decay={weight_decay!r} must be a number >= 0']
+  problems = []
+  if weight_decay and name == 'adam':
+    problems.append(
+      f"weight_decay={weight_decay!r} needs name='adamw'; 'adam' has none"
+    )
+  if mults is not None and not weight_decay:
+    problems.append('weight_decay_mults has no effect with weight_decay=0')
+  return problems

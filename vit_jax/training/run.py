@@ -1,0 +1,266 @@
+"""From a config to the parts of a run: mesh, model, optimizer, jitted steps."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from vit_jax import lookup
+from vit_jax.data import pipeline
+from vit_jax.errors import UserError
+from vit_jax.optim import chain as optimizer_lib
+from vit_jax.parallel import (
+  activations,
+  compiler_options,
+  limits,
+  sharding as sharding_lib,
+)
+from vit_jax.training import gradients, inputs, train_state, train_step
+
+_MAX_STEPS = 2**31 - 1  # They are counted in int32.
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """What a config means; nothing here has touched a weight yet."""
+
+  mesh: jax.sharding.Mesh
+  input: pipeline.TrainInput
+  objective: Any
+  total_steps: int
+  batch_spec: dict[str, jax.ShapeDtypeStruct]
+  abstract_state: train_state.TrainState
+  sharding_report: sharding_lib.Report
+  init: Callable[[], train_state.TrainState]
+  step: Any  # jitted: (state, batch) -> (state, metrics); donates the state
+  predict: Any  # jitted: (params, batch) -> dict of outputs
+
+
+def build(
+  *,
+  model: Mapping[str, Any],
+  objective: Mapping[str, Any],
+  input: Mapping[str, Any],
+  optimizer: Mapping[str, Any],
+  total_steps: int | None,
+  total_epochs: float | None,
+  seed: int,
+  ema: Mapping[str, Any] | None,
+  mesh: Mapping[str, int] | None,
+  sharding: Mapping[str, Any] | None,
+  on_nonfinite: str,
+  micro_batches: int,
+) -> Run:
+  """Builds a run from the sections of a config (see `train.train`).
+
+  Raises:
+    UserError: a section that does not fit what it names, or sections that do
+      not fit each other (classes, batch and devices, durations).
+  """
+  sections = dict(
+    model=model, objective=objective, input=input, optimizer=optimizer
+  )
+  for name, section in sections.items():
+    if not isinstance(section, lookup.SECTION):
+      raise UserError(f'config.{name} is a section with keys; got {section!r}')
+  device_mesh = call(sharding_lib.make_mesh, mesh or {}, 'config.mesh')
+  batch_sharding = sharding_lib.batch_sharding(device_mesh)
+  train_input = call(
+    pipeline.TrainInput,
+    input,
+    'config.input',
+    seed=seed,
+    sharding=batch_sharding,
+    # Of the run: no keys for a config.
+    process_index=None,
+    process_count=None,
+  )
+  check_num_classes(model, train_input, 'config.input')
+  steps_per_epoch = train_input.steps_per_epoch
+  total = _total_steps(total_steps, total_epochs, steps_per_epoch)
+
+  module = lookup.build(
+    'models', model, 'Model', where='config.model', trusted=True
+  )
+  learner = lookup.build(
+    'objectives',
+    objective,
+    'Objective',
+    module,
+    where='config.objective',
+    trusted=True,
+  )
+  gradients.check_objective(learner, micro_batches)
+  sharding_lib.check_batch_size(
+    train_input.batch_size, device_mesh, micro_batches=micro_batches
+  )
+  batch_spec = {
+    key: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding)
+    for key, x in train_input.element_spec().items()
+  }
+  ops = train_input.device_ops
+  model_spec = jax.eval_shape(
+    functools.partial(ops, train=False), batch_spec, jax.random.key(0)
+  )
+  abstract_params, _ = jax.eval_shape(
+    lambda rng: learner.init(rng, model_spec), jax.random.key(0)
+  )
+  tx, schedule = call(
+    optimizer_lib.make,
+    in_steps(optimizer, steps_per_epoch, 'config.optimizer'),
+    'config.optimizer',
+    abstract_params,
+    total_steps=total,
+  )
+  options = call(limits.Options, sharding or {}, 'config.sharding')
+  abstract_state, init = train_state.create(
+    learner,
+    tx,
+    model_spec,
+    device_mesh,
+    seed=seed,
+    ema=ema is not None,
+    rules=options.rules,
+    min_size=options.min_size,
+  )
+  report = limits.check(abstract_state, device_mesh, options)
+  if ema is not None:
+    lookup.check_keys(train_state.ema_update, ema, 'config.ema', num_args=3)
+  train_one = train_step.make_train_step(
+    learner,
+    tx,
+    schedule,
+    device_ops=ops,
+    seed=seed,
+    trained=optimizer_lib.trained_names(
+      abstract_params, optimizer.get('freeze', ())
+    ),
+    ema=ema,
+    on_nonfinite=on_nonfinite,
+    micro_batches=micro_batches,
+    mesh=device_mesh,
+  )
+
+  def predict(params, batch):
+    # Evaluation draws nothing; the key only completes the signature.
+    return learner.predict(params, ops(batch, jax.random.key(0), train=False))
+
+  on_mesh = functools.partial(
+    _on_mesh, mesh=device_mesh, split_tokens=options.split_tokens
+  )
+  return Run(
+    mesh=device_mesh,
+    input=train_input,
+    objective=learner,
+    total_steps=total,
+    batch_spec=batch_spec,
+    abstract_state=abstract_state,
+    sharding_report=report,
+    init=init,
+    step=jax.jit(
+      on_mesh(train_one),
+      donate_argnums=0,
+      out_shardings=(
+        jax.tree.map(lambda x: x.sharding, abstract_state),
+        None,
+      ),
+      compiler_options=compiler_options.for_mesh(device_mesh),
+    ),
+    predict=jax.jit(on_mesh(predict)),
+  )
+
+
+def _on_mesh(fn, *, mesh: jax.sharding.Mesh, split_tokens: bool):
+  """Returns the function, traced where activations know their mesh."""
+
+  @functools.wraps(fn)
+  def wrapped(*args):
+    with activations.use(mesh, split_tokens=split_tokens):
+      return fn(*args)
+
+  return wrapped
+
+
+def in_steps(
+  section: Mapping[str, Any], steps_per_epoch: float, where: str
+) -> dict[str, Any]:
+  """Returns the section with every `*_epochs` key turned into `*_steps`.
+
+  Raises:
+    UserError: both forms of one duration are given, or one is no duration.
+  """
+  if not isinstance(section, lookup.SECTION):
+    raise UserError(f'{where} is a section with keys; got {section!r}')
+  out = {}
+  for key, value in section.items():
+    if key.endswith('_epochs'):
+      if value is None:
+        continue
+      if lookup.expected(float, value) or value < 0:
+        raise UserError(f'{where}.{key}={value!r}: expected a number from 0 up')
+      key = key.removesuffix('epochs') + 'steps'
+      if section.get(key) is not None:
+        raise UserError(
+          f'{where}: give {key} or its _epochs form, not both; '
+          f'set the other to None'
+        )
+      value = max(1, round(value * steps_per_epoch)) if value else 0
+    elif value is None and key.endswith('_steps') and key in out:
+      continue
+    out[key] = value
+  return out
+
+
+def cadence_problem(key: str, steps: Any) -> str | None:
+  """Returns what is wrong with a number of steps between two events.
+
+  None is fine: the event is only at the end of a run.
+  """
+  if steps is None or (not lookup.expected(int, steps) and steps >= 1):
+    return None
+  return (
+    f'{key}={steps!r}: expected a whole number from 1 up, or None for the end '
+    'of the run alone'
+  )
+
+
+def check_num_classes(model: Mapping[str, Any], data: Any, where: str) -> None:
+  """Raises DataError where model and data disagree about the classes."""
+  inputs.check_num_classes(
+    model.get('num_classes'), data.num_classes, f'{where}: '
+  )
+
+
+def call(target, section, where, *args, **kwargs):
+  """Calls `target` with a config section after checking the section's keys."""
+  lookup.check_keys(target, section, where, given=kwargs, num_args=len(args))
+  return target(*args, **kwargs, **section)
+
+
+def _total_steps(
+  steps: int | None, epochs: float | None, steps_per_epoch: float
+) -> int:
+  if (steps is None) == (epochs is None):
+    raise UserError(
+      'give exactly one of config.total_steps and config.total_epochs; got '
+      f'{steps} and {epochs}'
+    )
+  key, kind = (
+    ('total_steps', int) if epochs is None else ('total_epochs', float)
+  )
+  value = steps if epochs is None else epochs
+  words = lookup.expected(kind, value)
+  if words or value < 0:
+    raise UserError(
+      f'config.{key}={value!r}: expected {words or "0 or more"}; 0 only '
+      'evaluates'
+    )
+  if epochs is not None:
+    steps = max(1, round(epochs * steps_per_epoch)) if epochs else 0
+  if steps > _MAX_STEPS:
+    raise UserError(
+      f'config.{key}={value!r}: a run has at most {_MAX_STEPS:,} steps'
+    )
+  return steps

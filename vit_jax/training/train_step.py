@@ -1,0 +1,99 @@
+"""One training step: the twenty lines that are the same for every objective."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from vit_jax import trees
+from vit_jax.errors import UserError
+from vit_jax.training import gradients, train_state
+
+
+def make_train_step(
+  objective: Any,
+  tx: optax.GradientTransformation,
+  schedule: Callable[[jax.Array], jax.Array],
+  *,
+  device_ops: Callable[..., dict[str, jax.Array]],
+  seed: int,
+  trained: Mapping[str, bool] | None = None,
+  ema: Mapping[str, Any] | None = None,
+  on_nonfinite: str = 'stop',
+  micro_batches: int = 1,
+  mesh: jax.sharding.Mesh | None = None,
+) -> Callable[..., tuple[train_state.TrainState, dict[str, jax.Array]]]:
+  """Returns the pure function `(state, batch) -> (new state, metrics)`.
+
+  Everything random comes from `fold_in(key(seed), state.step)`, so a step is a
+  function of the state and the batch alone.
+
+  Args:
+    objective: has `loss(params, state, batch, rng)`.
+    tx: the optimizer; its update number k uses `schedule(k)`.
+    schedule: learning rate of update number k, from 1.
+    device_ops: `(batch, rng, *, train) -> batch` on uint8 images.
+    seed: of the run.
+    trained: which parameters learn, see `optimizer.trained_names`; None is all.
+      The backward pass of the others is not computed.
+    ema: keyword arguments of `train_state.ema_update`, or None for no average.
+    on_nonfinite: `'stop'` applies the update (whoever reads the metrics
+      stops the run); `'skip'` leaves parameters, optimizer and averages as
+      they were and counts it in `state.skipped_updates`.
+    micro_batches: into how many parts the batch is cut after the device ops,
+      see `accumulation`.
+    mesh: over which the batch is split, for more than one micro-batch.
+
+  Metrics (float32 scalars): what the objective reports, `loss`, `grad_norm`
+  (global norm over the parameters that learn, before clipping) and
+  `learning_rate`, the rate of this very update.
+  """
+  if on_nonfinite not in ('stop', 'skip'):
+    raise UserError(f"on_nonfinite={on_nonfinite!r}: expected 'stop' or 'skip'")
+
+  def hold_if_frozen(name, leaf):
+    learns = trained is None or trained[name]
+    return leaf if learns else jax.lax.stop_gradient(leaf)
+
+  def loss_fn(params, state, batch, rng):
+    params = trees.map_named(hold_if_frozen, params)
+    return objective.loss(params, state, batch, rng)
+
+  value_and_grad = gradients.value_and_grad(
+    loss_fn, micro_batches=micro_batches, mesh=mesh
+  )
+
+  def train_step(state, batch):
+    rng = jax.random.fold_in(jax.random.key(seed), state.step)
+    ops_rng, loss_rng = jax.random.split(rng)
+    batch = device_ops(batch, ops_rng, train=True)
+    (loss, (metrics, extra)), grads = value_and_grad(
+      state.params, state, batch, loss_rng
+    )
+    with jax.named_scope('optimizer'):
+      updates, opt_state = tx.update(grads, state.opt_state, state.params)
+      params = optax.apply_updates(state.params, updates)
+    step = state.step + 1
+    # The optimizer counts the updates that it applied, not the steps.
+    update_number = step - state.skipped_updates
+    new = state.replace(
+      step=step, params=params, opt_state=opt_state, extra=extra
+    )
+    if ema is not None:
+      average = train_state.ema_update(
+        state.ema_params, params, update_number, **ema
+      )
+      new = new.replace(ema_params=average)
+    metrics = dict(metrics, loss=loss, grad_norm=optax.tree.norm(grads))
+    metrics['learning_rate'] = schedule(update_number)
+    if on_nonfinite == 'skip':
+      finite = jnp.isfinite(loss) & jnp.isfinite(metrics['grad_norm'])
+      skipped = state.skipped_updates + jnp.where(finite, 0, 1)
+      kept = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, state)
+      new = kept.replace(step=step, skipped_updates=skipped)
+      metrics['skipped_updates'] = skipped
+    return new, metrics
+
+  return train_step
