@@ -36,14 +36,14 @@ def make_train_step(
     schedule: learning rate of update number k, from 1.
     device_ops: `(batch, rng, *, train) -> batch` on uint8 images.
     seed: of the run.
-    trained: which parameters learn, see `optimizer.trained_names`; None is all.
+    trained: which parameters learn, see `chain.trained_names`; None is all.
       The backward pass of the others is not computed.
     ema: keyword arguments of `train_state.ema_update`, or None for no average.
     on_nonfinite: `'stop'` applies the update (whoever reads the metrics
       stops the run); `'skip'` leaves parameters, optimizer and averages as
       they were and counts it in `state.skipped_updates`.
     micro_batches: into how many parts the batch is cut after the device ops,
-      see `accumulation`.
+      see `gradients`.
     mesh: over which the batch is split, for more than one micro-batch.
 
   Metrics (float32 scalars): what the objective reports, `loss`, `grad_norm`
