@@ -12,7 +12,6 @@ from collections.abc import Iterator
 
 from vit_jax.data import splits
 from vit_jax.data.sources import _tfds_features
-from vit_jax.data.storage import tfrecord
 from vit_jax.errors import UserError
 
 _FORMAT = 'array_record'
