@@ -363,7 +363,7 @@ def test_evaluation_alone_needs_no_fitting_warmup():
     (dict(name='sgd', momentum=1.5), r'momentum=1\.5 must be'),
     (dict(eps=0), 'eps=0 must be a number > 0'),
     (dict(mu_dtype='float16'), "mu_dtype='float16'; expected"),
-    (dict(weight_decay=-0.1), r'weight_decay=-0\.1 must be a number >= 0'),
+    (dict(weight_decay=-0.1), r'weight_decay=-0\.1: expected a number from 0'),
     (dict(name='adam', weight_decay=0.1), "needs name='adamw'"),
     (dict(weight_decay_mults=[('.*', 1.0)]), 'no effect with weight_decay=0'),
     (dict(grad_clip_norm=0.0), r'grad_clip_norm=0\.0 must be a number > 0'),

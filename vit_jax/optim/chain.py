@@ -1,12 +1,13 @@
-"""From the optimizer section of a config to a chain of optax transforms."""
+"""The optimizer of a config as a chain of optax transforms."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
-from vit_jax import trees
+from vit_jax import lookup, trees
 from vit_jax.errors import UserError
 from vit_jax.optim import (
   layer_decay as layer_decay_lib,
@@ -40,11 +41,12 @@ def make(
   nesterov: bool | None = None,
   mu_dtype: str | None = None,
   clip_update_rms: float | None = None,
-  weight_decay: float = 0.0,
+  weight_decay: float | Mapping[str, Any] = 0.0,
   weight_decay_mults: Rules | None = None,
   learning_rate_mults: Rules | None = None,
   layer_decay: float | None = None,
   freeze: Sequence[str] = (),
+  hold_steps: Sequence[tuple[str, int]] = (),
   grad_clip_norm: float | None = None,
 ) -> tuple[optax.GradientTransformation, Callable[[jax.Array], jax.Array]]:
   """Returns the transform and its learning rate as a function of the update.
@@ -54,10 +56,11 @@ def make(
     2. transforms: Adam's quotient, SGD's momentum, ... (`transforms.py`);
     3. `weight_decay * mult * parameter` is added (decoupled, not in the
        transforms);
-    4. of LAMB, parameters with weight decay: the update is scaled to the norm
-       of the parameter;
+    4. of LAMB: the update is scaled to the norm of the parameter, where `mult`
+       is not 0, whatever the weight decay;
     5. `learning_rate_mults` and `layer_decay`;
-    6. minus the learning rate: update number k (from 1) uses `schedule(k)`.
+    6. minus the learning rate: update number k (from 1) uses `schedule(k)`;
+    7. 0 in place of all that for parameters that `hold_steps` still holds.
   So the decay per step is learning_rate * weight_decay, as in torch's and
   optax's AdamW. big_vision's `wd` is not multiplied by its `lr`: its wd is
   `wd / lr` here (1e-4 at lr 1e-3 is weight_decay=0.1).
@@ -83,7 +86,8 @@ def make(
       in float32 either way.
     clip_update_rms: of Adafactor: the largest root mean square of an update;
       default None, as for ViT-G.
-    weight_decay: see above.
+    weight_decay: see above; a number, or a schedule as `schedules.between` has
+      it: `dict(name='cosine', start=0.04, end=0.4)` is DINO's.
     weight_decay_mults: pairs (regex, multiplier) that cover every parameter;
       default `DECAY_KERNELS`.
     learning_rate_mults: pairs (regex, multiplier > 0). Parameters without a
@@ -93,6 +97,10 @@ def make(
       Not for models with `scan`.
     freeze: regexes of parameters that stay as they are: they have no optimizer
       state and no part in the clipped norm.
+    hold_steps: pairs (regex, n) of parameters that the first n updates leave
+      as they are, without weight decay, as DINO holds its last layer for an
+      epoch: `hold_epochs=[('head/last/.*', 1)]`. Their gradients count in the
+      clipped norm, and the moments follow them (torch's begin at the release).
     grad_clip_norm: largest global gradient norm; None for no clipping.
 
   A regex must match the whole name (`encoder/block_00/mlp/up/kernel`) and the
@@ -124,6 +132,9 @@ def make(
   options = {k: v for k, v in options.items() if v is not None}
   problems = transforms.problems(name, options)
   problems += _decay_problems(name, weight_decay, weight_decay_mults)
+  decay = schedules.between(
+    weight_decay, total_steps=total_steps, where='optimizer.weight_decay'
+  )
   if grad_clip_norm is not None and not schedules.is_within(
     grad_clip_norm, above=0
   ):
@@ -141,14 +152,16 @@ def make(
   if grad_clip_norm is not None:
     chain.append(optax.clip_by_global_norm(grad_clip_norm))
   chain.append(transforms.make(name, **options))
-  if weight_decay:
+  if weight_decay or name == 'lamb':
     rules = DECAY_KERNELS if weight_decay_mults is None else weight_decay_mults
     mults = _multipliers('weight_decay_mults', rules, names, least=0)
-    decays = {n: weight_decay * mults[n] for n in names}
-    chain.append(_add_decay(decays))
+    if isinstance(weight_decay, lookup.SECTION):
+      chain.append(_add_scheduled_decay(decay, mults))
+    elif weight_decay:
+      decays = {n: weight_decay * mults[n] for n in names}
+      chain.append(_add_decay(decays))
     if name == 'lamb':
-      decayed = [n for n in names if decays[n]]
-      chain.append(transforms.trust_ratio(decayed))
+      chain.append(transforms.trust_ratio([n for n in names if mults[n]]))
   if learning_rate_mults:
     rules = [*learning_rate_mults, ('.*', 1.0)]
     mults = _multipliers('learning_rate_mults', rules, names, above=0)
@@ -158,6 +171,8 @@ def make(
     chain.append(_scale_by_name(mults))
   # optax counts updates from 0.
   chain.append(optax.scale_by_schedule(lambda count: -rate(count + 1)))
+  if hold_steps:
+    chain.append(_hold(_held_steps(hold_steps, names)))
   tx = optax.chain(*chain)
   if not all(trained.values()):
     frozen = trees.map_named(lambda n, _: not trained[n], params)
@@ -173,6 +188,65 @@ def _add_decay(decays: dict[str, float]) -> optax.GradientTransformation:
     return update + decay * parameter if decay else update
 
   return optax.stateless(lambda u, p: trees.map_named(add, u, p))
+
+
+def _add_scheduled_decay(
+  decay: Callable[[jax.Array], jax.Array], mults: dict[str, float]
+) -> optax.GradientTransformation:
+  """Adds `decay(k) * mult * parameter` at update k."""
+
+  def add(k, updates, params):
+    now = decay(k)
+
+    def one(name, update, parameter):
+      mult = mults[name]
+      return update + now * mult * parameter if mult else update
+
+    return trees.map_named(one, updates, params)
+
+  return _at_each_update(add)
+
+
+def _hold(held: dict[str, int]) -> optax.GradientTransformation:
+  """Makes updates 0 for the first so many of each parameter."""
+
+  def zero(k, updates, params):
+    del params
+
+    def one(name, update):
+      if not held[name]:
+        return update
+      return jnp.where(k <= held[name], jnp.zeros_like(update), update)
+
+    return trees.map_named(one, updates)
+
+  return _at_each_update(zero)
+
+
+def _held_steps(hold_steps: Any, names: list[str]) -> dict[str, int]:
+  """Returns for how many updates each parameter stays as it is."""
+  for rule in hold_steps:
+    is_pair = isinstance(rule, list | tuple) and len(rule) == 2
+    if not is_pair or lookup.expected(int, rule[1]) or rule[1] < 0:
+      raise UserError(
+        f'optimizer.hold_steps: {rule!r} is not a pair (regex, number of steps)'
+      )
+  return trees.match_rules(
+    [*hold_steps, ('.*', 0)], names, 'optimizer.hold_steps'
+  )
+
+
+def _at_each_update(fn: Callable[..., Any]) -> optax.GradientTransformation:
+  """Returns the transform `fn(k, updates, params)`; k counts from 1."""
+
+  def update(updates, state, params=None):
+    count = optax.safe_increment(state.count)
+    state = optax.ScaleByScheduleState(count)
+    return fn(count, updates, params), state
+
+  return optax.GradientTransformation(
+    lambda params: optax.ScaleByScheduleState(jnp.zeros((), jnp.int32)), update
+  )
 
 
 def _scale_by_name(scales: dict[str, float]) -> optax.GradientTransformation:
@@ -221,14 +295,12 @@ def _multipliers(
 
 
 def _decay_problems(name, weight_decay, mults) -> list[str]:
-  """Returns what is wrong with the weight decay."""
-  if not schedules.is_within(weight_decay, least=0):
-    return [f'weight_decay={weight_decay!r} must be a number >= 0']
+  """Returns what is wrong with the keys of the weight decay together."""
   problems = []
   if weight_decay and name == 'adam':
     problems.append(
       f"weight_decay={weight_decay!r} needs name='adamw'; 'adam' has none"
     )
-  if mults is not None and not weight_decay:
+  if mults is not None and not weight_decay and name != 'lamb':
     problems.append('weight_decay_mults has no effect with weight_decay=0')
   return problems

@@ -1,13 +1,15 @@
-"""Learning rates: what update number k of a run is multiplied with."""
+"""Schedules: learning rates and other numbers as functions of the update."""
 
+import functools
 import math
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from vit_jax import lookup
 from vit_jax.errors import UserError
 
 NAMES = ('cosine', 'linear', 'rsqrt', 'constant', 'deit')
@@ -103,6 +105,73 @@ def make(
     return value
 
   return rate
+
+
+def between(
+  value: float | Mapping[str, Any],
+  *,
+  total_steps: int,
+  where: str,
+  most: float = math.inf,
+) -> Callable[[jax.Array], jax.Array]:
+  """Returns a number, or the schedule of one, as a function of the update.
+
+  A schedule is `dict(name='cosine', start=0.996, end=1.0)`, or 'linear', with
+  `over_steps` if it shall reach its end before the run does. Update k = 1, 2,
+  ... has, with p = min((k - 1) / over_steps, 1):
+
+    cosine: end + (start - end) * (1 + cos(pi p)) / 2
+    linear: start + (end - start) * p
+
+  as the teacher momentum and the weight decay of DINO (arXiv:2104.14294) and
+  the decay of BYOL (arXiv:2006.07733). The first update has `start`.
+
+  Args:
+    value: of the config.
+    total_steps: the default of `over_steps`; 0 for evaluation alone.
+    where: its place in the config, for messages.
+    most: the largest value; the smallest is 0.
+
+  Raises:
+    UserError: a value out of range, or keys that no schedule has.
+  """
+  if not isinstance(value, lookup.SECTION):
+    _check_range(value, where, most)
+    return lambda k: jnp.float32(value)
+  lookup.check_keys(_between, value, where, num_args=1)
+  start, end = value['start'], value['end']
+  _check_range(start, f'{where}.start', most)
+  _check_range(end, f'{where}.end', most)
+  over_steps = value.get('over_steps')
+  if over_steps is not None and over_steps < 1:
+    raise UserError(f'{where}.over_steps={over_steps}: expected 1 or more')
+  over_steps = over_steps or max(total_steps, 1)
+  if value['name'] not in ('cosine', 'linear'):
+    raise UserError(
+      f"{where}.name={value['name']!r}: expected 'cosine' or 'linear'"
+    )
+  return functools.partial(
+    _between, name=value['name'], start=start, end=end, over_steps=over_steps
+  )
+
+
+def _between(
+  k, *, name: str, start: float, end: float, over_steps: int | None = None
+) -> jax.Array:
+  p = jnp.minimum((jnp.asarray(k, jnp.float32) - 1) / over_steps, 1.0)
+  if name == 'cosine':
+    p = 0.5 * (1 - jnp.cos(math.pi * p))
+  # Exact at both ends, which 1 - (1 - start) is not.
+  return start * (1 - p) + end * p
+
+
+def _check_range(value: Any, where: str, most: float) -> None:
+  if not is_within(value, least=0, most=most):
+    limit = 'from 0 up' if most == math.inf else f'from 0 to {most}'
+    raise UserError(
+      f'{where}={value!r}: expected a number {limit}, or a schedule such as '
+      "dict(name='cosine', start=..., end=...)"
+    )
 
 
 def _deit(t, base, end, warmup_steps: int, total_steps: int) -> jax.Array:
