@@ -140,7 +140,6 @@ def _ours(variant: str, batch_size: int, attention: str, steps: int) -> dict:
     next(run.input.batches()), sharding.batch_sharding(run.mesh)
   )
   state = run.init()
-  forward = flops.count(run.predict, state.params, run.batch_spec)
 
   def step():
     nonlocal state
@@ -151,7 +150,7 @@ def _ours(variant: str, batch_size: int, attention: str, steps: int) -> dict:
   peak = flops.peak_flops(device)
   return dict(
     images_per_second=batch_size / _seconds(step, jax.block_until_ready, steps),
-    flops_per_image=flops.TRAINING_FACTOR * forward / batch_size,
+    flops_per_image=run.flops_per_step() / batch_size,
     peak=peak and peak * run.mesh.size,
   )
 

@@ -18,6 +18,7 @@ import PIL.Image
 import pytest
 
 import vit_jax.inference.model
+from vit_jax import lookup
 from vit_jax.checkpoints import manager
 from vit_jax.commands import convert, predict, summary
 from vit_jax.configs import evaluate, finetune
@@ -245,8 +246,10 @@ def test_starting_from_weights_uses_the_model_of_the_config(make, marker):
   tree, entry = dict(params=weights.params), [dict(weights=str(path))]
 
   def start(name, entry):
-    model = weights.model | dict(name=name)
-    return initialize.initialize(tree, entry, model=model, on_log=str)
+    model = lookup.build('models', weights.model | dict(name='vit'), 'Model')
+    return initialize.initialize(
+      tree, entry, models=dict(params=model), model_name=name, on_log=str
+    )
 
   with pytest.raises(UserError, match='If you trust'):
     start('vit', entry)

@@ -56,7 +56,7 @@ _SECTIONS = {
   'input.data': ('data/sources/{name}', 'Source'),
   'objective': ('objectives/{name}', 'Objective'),
   'checkpoint': ('checkpoint', 'Checkpointer'),
-  'ema': ('train_state', 'ema_update'),
+  'ema': ('train_state', 'ema_decay'),
   'mesh': ('sharding', 'make_mesh'),
   'sharding': ('sharding_limits', 'Options'),
 }

@@ -55,6 +55,11 @@ def _init(case):
   return init, init(jax.random.key(0), batch)
 
 
+def _branches(case):
+  found = _init(case)[1]
+  return found['params'], found.get('extra', {})
+
+
 def _state(params, extra, opt_state=None):
   return train_state.TrainState(
     step=jnp.int32(0), params=params, opt_state=opt_state, extra=extra
@@ -65,7 +70,7 @@ def _state(params, extra, opt_state=None):
 def _gradients(case, num_devices):
   """Returns key -> ((loss, aux), gradients), with dropout, on some devices."""
   objective, batch = _build(case, dropout_rate=0.1)
-  params, extra = _init(case)[1]
+  params, extra = _branches(case)
   # A head of zeros would hide everything below it.
   params = jax.tree.map(
     lambda x: x + 0.1 * np.sin(np.arange(x.size, dtype='f')).reshape(x.shape),
@@ -97,7 +102,7 @@ def _overfitted(case):
     )
     return state, metrics
 
-  params, extra = _init(case)[1]
+  params, extra = _branches(case)
   first = state = _state(params, extra, tx.init(params))
   history = []
   for _ in range(120):
@@ -170,6 +175,8 @@ def test_init_reads_only_shapes_and_is_a_function_of_the_key(case):
   b = jax.jit(lambda rng: objective.init(rng, shapes))(jax.random.key(0))
   jax.tree.map(np.testing.assert_array_equal, a, b)
   other = init(jax.random.key(1), batch)
-  kernels = [x[0]['patch_embedding']['kernel'] for x in (a, other)]
+  kernels = [x['params']['patch_embedding']['kernel'] for x in (a, other)]
   assert not np.array_equal(*kernels)
-  assert {x.dtype for x in jax.tree.leaves(a[0])} == {jnp.dtype('float32')}
+  assert {x.dtype for x in jax.tree.leaves(a['params'])} == {
+    jnp.dtype('float32')
+  }

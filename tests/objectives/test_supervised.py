@@ -11,6 +11,8 @@ import scipy.special
 
 from vit_jax.errors import UserError
 from vit_jax.objectives.supervised import Objective
+from vit_jax.parallel import sharding
+from vit_jax.training import train_state
 
 STATE = types.SimpleNamespace(extra={})
 
@@ -35,8 +37,18 @@ class Normed(nn.Module):
 
   @nn.compact
   def __call__(self, image, *, train=False):
-    x = nn.BatchNorm(use_running_average=not train)(image)
-    return {'logits': x.reshape(len(image), -1)}
+    x = image.reshape(len(image), -1)
+    x = nn.BatchNorm(use_running_average=not train)(x)
+    return {'logits': nn.Dense(3)(x)}
+
+
+class Counting(nn.Module):
+  """Counts its calls."""
+
+  @nn.compact
+  def __call__(self, image, *, train=False):
+    self.variable('counts', 'calls', lambda: jnp.int32(0))
+    return {'logits': image.reshape(len(image), -1)}
 
 
 def _loss(label, *, model=None, **options):
@@ -44,12 +56,12 @@ def _loss(label, *, model=None, **options):
   objective = Objective(model or Linear(), **options)
   image = jax.random.normal(jax.random.key(0), (4, 2, 2, 1))
   batch = {'image': image, 'label': jnp.asarray(label)}
-  params, _ = objective.init(jax.random.key(1), batch)
+  params = objective.init(jax.random.key(1), batch)['params']
   logits = objective.predict(params, batch)['logits']
   loss, (metrics, extra) = objective.loss(
     params, STATE, batch, jax.random.key(2)
   )
-  assert extra is STATE.extra
+  assert extra == {}
   return loss, metrics, np.float64(logits)
 
 
@@ -116,7 +128,7 @@ def test_labels_of_another_width_are_an_error():
 def test_examples_without_a_label_are_an_error():
   batch = {'image': jnp.zeros((4, 2, 2, 1))}
   objective = Objective(Linear())
-  params, _ = objective.init(jax.random.key(1), batch)
+  params = objective.init(jax.random.key(1), batch)['params']
   with pytest.raises(UserError, match=r"have \['image'\] and no label"):
     objective.loss(params, STATE, batch, jax.random.key(2))
 
@@ -163,10 +175,38 @@ def test_a_model_that_is_called_otherwise_is_an_error(model, words):
     )
 
 
-def test_a_model_with_running_statistics_is_an_error():
+@pytest.mark.parametrize('num_devices', [1, 8])
+def test_batch_statistics_are_of_the_whole_batch_and_used_in_predict(
+  num_devices,
+):
+  image = np.random.default_rng(0).normal(2, 3, (16, 2, 2, 1)).astype('f')
+  label = np.arange(16, dtype=np.int32) % 3
+  mesh = sharding.make_mesh(devices=jax.devices()[:num_devices])
+  batch = jax.device_put(
+    {'image': image, 'label': label}, sharding.batch_sharding(mesh)
+  )
+  objective = Objective(Normed())
+  branches = objective.init(jax.random.key(0), batch)
+  state = train_state.TrainState(0, None, None, extra=branches['extra'])
+  _, (_, extra) = jax.jit(objective.loss)(
+    branches['params'], state, batch, jax.random.key(1)
+  )
+  found = extra['batch_stats']['BatchNorm_0']
+  x = image.reshape(16, 4)
+  # As flax averages them, from a mean of 0 and a variance of 1.
+  mean, var = 0.01 * x.mean(0), 0.99 + 0.01 * x.var(0)
+  np.testing.assert_allclose(found['mean'], mean, rtol=1e-5)
+  np.testing.assert_allclose(found['var'], var, rtol=1e-5)
+  logits = objective.predict(branches['params'], batch, extra=extra)['logits']
+  dense = branches['params']['Dense_0']
+  want = (x - mean) / np.sqrt(var + 1e-5) @ np.asarray(dense['kernel'])
+  np.testing.assert_allclose(logits, want, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_with_another_collection_is_an_error():
   batch = {'image': jax.ShapeDtypeStruct((4, 2, 2, 1), jnp.float32)}
-  with pytest.raises(UserError, match=r"Normed has .*\['batch_stats'\]"):
-    Objective(Normed()).init(jax.random.key(0), batch)
+  with pytest.raises(UserError, match=r"Counting has .*\['counts'\]"):
+    Objective(Counting()).init(jax.random.key(0), batch)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,9 +10,11 @@ import pytest
 
 from vit_jax import trees
 from vit_jax.errors import UserError
+from vit_jax.models import vit
 from vit_jax.parallel import sharding
 from vit_jax.pretrained import blocks, catalog, resample
 from vit_jax.pretrained.initialize import initialize
+from vit_jax.pretrained.weights import build_model
 
 
 @pytest.fixture
@@ -30,7 +33,10 @@ def start(make_weights, log):
     target = make_weights(image_shape, **section)
     params = jax.tree.map(lambda x: np.full_like(x, -1), target.params)
     tree = initialize(
-      dict(params=params), [entry], model=target.model, on_log=log.append
+      dict(params=params),
+      [entry],
+      models=dict(params=build_model(target)),
+      on_log=log.append,
     )
     return tree['params']
 
@@ -199,12 +205,82 @@ def test_other_branches_and_folders_can_be_filled(make_weights):
       dict(weights=student, into='params/image'),
       dict(weights=teacher, into='frozen/teacher'),
     ],
-    model=dict(name='vit', activation='gelu'),  # Of params, and not compared.
     on_log=lambda line: None,
   )
   assert_same(found['params']['image'], student.params)
   assert_same(found['frozen']['teacher'], teacher.params)
   assert found['params']['other'] is tree['params']['other']
+
+
+class TwoTower(nn.Module):
+  image: nn.Module
+  text: nn.Module
+
+
+@pytest.mark.parametrize(
+  ('models', 'into'),
+  [
+    (lambda m: {'frozen/teacher': m}, 'frozen/teacher'),
+    # The part of a model with parts, and the model of a part.
+    (lambda m: {'params': TwoTower(m, m)}, 'params/image'),
+    (lambda m: {'params': m}, 'params/image'),
+    (lambda m: {'params/text': m, 'params/image': m}, 'params/image'),
+  ],
+)
+def test_meaning_is_checked_wherever_the_weights_go(models, into, make_weights):
+  weights = make_weights(activation='gelu')
+  tree = trees.unflatten({into: weights.params})
+  models = models(build_model(make_weights()))
+  entry = dict(weights=weights, into=into)
+  with pytest.raises(UserError, match=r"activation='gelu_tanh'.* with 'gelu'"):
+    initialize(tree, [entry], models=models, on_log=str)
+  entry['may_differ'] = ['activation']
+  initialize(tree, [entry], models=models, on_log=str)
+
+
+def test_a_part_of_a_source_is_taken_and_compared(make_weights, monkeypatch):
+  towers = {k: make_weights(activation=k) for k in ('gelu', 'gelu_tanh')}
+  image, text = (build_model(x) for x in towers.values())
+  monkeypatch.setattr(vit, 'Model', lambda **keys: TwoTower(image, text))
+  params = dict(
+    image=towers['gelu'].params,
+    text=jax.tree.map(lambda x: x + 1, towers['gelu'].params),
+  )
+  both = dataclasses.replace(towers['gelu'], params=params)
+  tree = dict(params=jax.tree.map(np.zeros_like, params['image']))
+
+  def start(part, tree=tree, models=None):
+    entry = dict(weights=both, part=part)
+    models = models or {'params': image}
+    return initialize(tree, [entry], models=models, on_log=str)['params']
+
+  assert_same(start('image'), params['image'])
+  with pytest.raises(UserError, match=r"has activation='gelu', .*'gelu_tanh'"):
+    start('text')
+  with pytest.raises(UserError, match=r"part='sound'; there are image, image/"):
+    start('sound')
+  # All of it, into a state whose models are those of its folders.
+  whole = dict(params=jax.tree.map(np.zeros_like, params))
+  models = {'params/image': image, 'params/text': text}
+  assert_same(start('', whole, models), params)
+  models['params/text'] = image
+  with pytest.raises(UserError, match=r"text.activation='gelu', .*'gelu_tanh'"):
+    start('', whole, models)
+
+
+def test_what_cannot_be_checked_is_logged(make_weights, log):
+  weights = make_weights()
+  tree = dict(params={}, frozen=dict(teacher=weights.params))
+  models = {'params': build_model(weights)}
+  entry = dict(weights=weights, into='frozen/teacher')
+  initialize(tree, [entry], models=models, on_log=log.append)
+  assert any(
+    line.startswith('frozen/teacher: its model is unknown') for line in log
+  )
+  log.clear()
+  models['frozen/teacher'] = models['params']
+  initialize(tree, [entry], models=models, on_log=log.append)
+  assert not any('unknown' in line for line in log)
 
 
 def test_nothing_changes_if_an_entry_is_wrong(make_weights, start):

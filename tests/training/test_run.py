@@ -54,7 +54,7 @@ def test_predictions_are_those_of_the_model_on_images_as_they_are():
   images = batch['image']
   assert not np.array_equal(images, images[:, :, ::-1])
   spread = pipeline.to_global(batch, run.batch_spec['image'].sharding)
-  logits = run.predict(state.params, spread)['logits']
+  logits = run.predict(run.weights(state), spread)['logits']
   params = jax.device_get(state.params)
   np.testing.assert_allclose(logits, apply(params, images), atol=1e-5)
 
@@ -139,11 +139,11 @@ def test_the_logged_gradient_is_that_of_the_trained_parameters(tuned):
 
 
 def test_pictures_are_of_the_average(tmp_path):
-  drawn = []
+  drawn, run = [], train.build(config())
 
   class Picture:
     def draw(self, params, path):
-      drawn.append((params, path))
+      drawn.append((params['params'], path))
 
   class Writer:
     def write_image(self, step, name, path):
@@ -151,7 +151,7 @@ def test_pictures_are_of_the_average(tmp_path):
 
   for average in (None, 'average'):
     state = train_state.TrainState(0, 'raw', None, ema_params=average)
-    evaluation.draw({'x': Picture()}, state, 5, tmp_path, Writer())
+    evaluation.draw({'x': Picture()}, run, state, 5, tmp_path, Writer())
   path = tmp_path / 'x.png'
   assert drawn == [('raw', path), (5, 'x'), ('average', path), (5, 'x')]
 
@@ -165,7 +165,7 @@ class Objective:
     pass
 
   def init(self, rng, batch):
-    return {'kernel': jnp.zeros(2)}, {}
+    return {'params': {'kernel': jnp.zeros(2)}}
 
   def loss(self, params, state, batch, rng):
     return params['kernel'].sum(), ({'key': jax.random.key_data(rng)}, {})

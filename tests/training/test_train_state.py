@@ -16,7 +16,9 @@ class Objective:
   def init(self, rng, batch):
     kernel = jax.random.normal(rng, (batch['image'].shape[-1], 16))
     params = {'up': {'kernel': kernel, 'bias': jnp.zeros(16)}}
-    return params, {'count': jnp.int32(0)}
+    teacher = {'up': {'kernel': kernel + 1}}
+    extra = {'count': jnp.int32(0)}
+    return dict(params=params, extra=extra, frozen={'teacher': teacher})
 
 
 BATCH = {'image': jax.ShapeDtypeStruct((8, 32), jnp.uint8)}
@@ -49,10 +51,11 @@ def test_state_is_born_with_the_shardings_of_the_abstract_state():
     'opt_state/0/mu/up/kernel': (4, 16),
     'opt_state/0/nu/up/kernel': (4, 16),
     'ema_params/up/kernel': (4, 16),
+    'frozen/teacher/up/kernel': (4, 16),
   }
   assert (state.step, state.skipped_updates) == (0, 0)
   assert state.step.dtype == state.skipped_updates.dtype == jnp.int32
-  assert (state.frozen, list(state.extra)) == ({}, ['count'])
+  assert list(state.extra) == ['count']
 
 
 def test_parameters_are_the_same_bits_on_every_mesh():
@@ -89,10 +92,21 @@ def test_average_starts_as_a_copy_in_buffers_of_its_own():
   assert create(ema=False)[0].ema_params is None
 
 
-def test_abstract_init_gives_the_shapes_without_computing():
-  params, extra = train_state.abstract_init(Objective(), BATCH)
-  assert params['up']['kernel'] == jax.ShapeDtypeStruct((32, 16), jnp.float32)
-  assert extra['count'].shape == ()
+@pytest.mark.parametrize(
+  ('found', 'words'),
+  [
+    (({}, {}), r'init\(\) returned a tuple; expected a dict with params'),
+    (dict(params={}, teacher={}), r"unknown branches \['teacher'\]"),
+    (dict(extra={}), r"no params; .* got \['extra'\]"),
+  ],
+)
+def test_init_returns_branches_of_the_state(found, words):
+  class Wrong:
+    def init(self, rng, batch):
+      return found
+
+  with pytest.raises(UserError, match=words):
+    train_state.init_branches(Wrong(), jax.random.key(0), BATCH)
 
 
 def test_rules_reach_the_state():
@@ -100,29 +114,40 @@ def test_rules_reach_the_state():
   assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves(abstract))
 
 
+def _move(e, p, step, **decay):
+  at = train_state.ema_decay(total_steps=5, **decay)
+  return train_state.ema_update(
+    {'a': jnp.float32(e)}, {'a': jnp.float32(p)}, at(step)
+  )['a']
+
+
 def test_average_moves_by_one_minus_decay():
-  ema = train_state.ema_update(
-    {'a': jnp.float32(1)}, {'a': jnp.float32(2)}, 1, decay=0.75
-  )
-  assert ema == {'a': 1.25}
+  assert _move(1, 2, 1, decay=0.75) == 1.25
 
 
 def test_average_with_warmup_forgets_the_start():
   # Update 8: (1 + 8) / (10 + 8) = 1 / 2; late updates: the decay itself.
-  def move(step):
-    return train_state.ema_update(
-      {'a': jnp.float32(0)},
-      {'a': jnp.float32(1)},
-      step,
-      decay=0.75,
-      warmup=True,
-    )['a']
-
-  assert move(jnp.int32(8)) == 0.5
-  assert move(10_000) == 0.25
+  assert _move(0, 1, jnp.int32(8), decay=0.75, warmup=True) == 0.5
+  assert _move(0, 1, 10_000, decay=0.75, warmup=True) == 0.25
 
 
-@pytest.mark.parametrize('decay', [1.0, -0.1, 99.99])
+def test_a_decay_that_rises_to_one_stops_the_average_to_the_bit():
+  decay = dict(name='cosine', start=0.5, end=1.0, over_steps=4)
+  at = train_state.ema_decay(decay=decay, total_steps=100)
+  # cos(pi p) at p = 0, 1/4, 1/2, 3/4, 1 and after.
+  half = np.sqrt(0.5) / 4
+  want = [0.5, 0.75 - half, 0.75, 0.75 + half, 1, 1]
+  found = [at(k) for k in range(1, 7)]
+  np.testing.assert_allclose(found, want, rtol=1e-6)
+  assert found[4] == found[5] == 1
+  for step in (5, 99):
+    e = np.float32(0.1234567)
+    assert _move(e, 7.7, step, decay=decay) == e
+  assert _move(e, 7.7, 1, decay=1.0) == e
+
+
+@pytest.mark.parametrize('decay', [1.01, -0.1, 99.99, '0.9'])
 def test_decay_out_of_range_is_refused(decay):
-  with pytest.raises(UserError, match='expected 0 <= decay < 1'):
-    train_state.ema_update({}, {}, 1, decay=decay)
+  for value in (decay, dict(name='linear', start=0.5, end=decay)):
+    with pytest.raises(UserError, match='expected a'):
+      train_state.ema_decay(decay=value, total_steps=5)

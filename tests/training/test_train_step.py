@@ -79,7 +79,7 @@ def make(params, *, objective=None, freeze=('scale',), seed=7, **options):
     step=jnp.int32(0),
     params=params,
     opt_state=tx.init(params),
-    ema_params=params if options.get('ema') else None,
+    ema_params=params if options.get('ema_decay') else None,
     extra={'calls': jnp.int32(0)},
     skipped_updates=jnp.int32(0),
   )
@@ -138,7 +138,9 @@ def momentum_of(state):
 def test_steps_with_clip_average_frozen_leaf_and_skip_equal_numpy():
   params = make_params()
   step, state = make(
-    params, ema=dict(decay=0.3, warmup=True), on_nonfinite='skip'
+    params,
+    ema_decay=train_state.ema_decay(decay=0.3, warmup=True, total_steps=5),
+    on_nonfinite='skip',
   )
   norms = []
   for number, (want, want_metrics) in enumerate(numpy_steps(params), 1):

@@ -85,7 +85,7 @@ def test_a_run_draws_its_own_kernel_wherever_its_parts_are(shown, tmp_path):
   params = {'patch_embedding': {'kernel': jax.device_put(x, split)}}
   picture = filters.Picture(None, mesh, count=3)
   with jax.transfer_guard('disallow'):
-    path = picture.draw(params, tmp_path / 'x.png')
+    path = picture.draw({'params': params}, tmp_path / 'x.png')
   assert path.exists()
   filters.draw(x, tmp_path / 'y.png', count=3)
   np.testing.assert_array_equal(shown[:3], shown[3:])
@@ -97,4 +97,6 @@ def test_impossible_options_are_named(tmp_path):
   with pytest.raises(UserError, match=r'kernel.*got \(4, 4\)'):
     filters.draw(np.ones((4, 4)), tmp_path / 'x.png')
   with pytest.raises(UserError, match='another name; it has stem'):
-    filters.Picture(None, None).draw({'stem': 0}, tmp_path / 'x.png')
+    filters.Picture(None, None).draw(
+      {'params': {'stem': 0}}, tmp_path / 'x.png'
+    )

@@ -87,7 +87,7 @@ def test_a_run_draws_its_own_table_wherever_its_parts_are(tmp_path):
   params = {'position_embedding': jax.device_put(x, split)}
   picture = position_similarity.Picture(None, mesh)
   with jax.transfer_guard('disallow'):
-    path = picture.draw(params, tmp_path / 'x.png')
+    path = picture.draw({'params': params}, tmp_path / 'x.png')
   expected = position_similarity.draw(x, tmp_path / 'y.png')
   np.testing.assert_array_equal(pixels(path), pixels(expected))
 
@@ -95,7 +95,8 @@ def test_a_run_draws_its_own_table_wherever_its_parts_are(tmp_path):
 def test_a_model_without_learned_positions_is_told(tmp_path):
   picture = position_similarity.Picture(None, None)
   with pytest.raises(UserError, match=r'not learned.*it has encoder, head'):
-    picture.draw({'head': {'bias': 0}, 'encoder': {'x': 0}}, tmp_path / 'x.png')
+    params = {'head': {'bias': 0}, 'encoder': {'x': 0}}
+    picture.draw({'params': params}, tmp_path / 'x.png')
 
 
 def test_impossible_options_are_named(tmp_path):

@@ -141,14 +141,13 @@ def _speed(
     generation.clock_hz, generation.hbm_bytes_per_second
   )
   total = sum(seconds.values())
-  forward = flops.count(run.predict, run.abstract_state.params, run.batch_spec)
   peak = flops.peak_flops(devices[0]) * run.mesh.size
   return dict(
     seconds=seconds,
     images_per_second_per_chip=run.input.batch_size
     / topology.num_chips
     / total,
-    mfu=flops.TRAINING_FACTOR * forward / (total * peak),
+    mfu=run.flops_per_step() / (total * peak),
   )
 
 

@@ -161,8 +161,7 @@ def measure_step(config: Mapping[str, Any], *, steps: int) -> dict[str, Any]:
   )
   peak = flops.peak_flops(run.mesh.devices.flat[0])
   if peak is not None:
-    forward = flops.count(run.predict, state.params, run.batch_spec)
-    work = flops.TRAINING_FACTOR * forward * len(times) / times.sum()
+    work = run.flops_per_step() * len(times) / times.sum()
     result['mfu'] = float(work / (peak * run.mesh.size))
   return result
 

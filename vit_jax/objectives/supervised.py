@@ -1,4 +1,4 @@
-"""Learn labels: softmax or sigmoid cross-entropy, hard, soft or multi-hot."""
+"""Supervised learning: softmax or sigmoid cross-entropy with any labels."""
 
 import inspect
 from collections.abc import Mapping
@@ -16,6 +16,8 @@ _CONTRACT = (
   "a model's __call__(image, train=...) returns a dict with logits (and"
   ' features and tokens, for evaluators)'
 )
+
+_STATISTICS = 'batch_stats'  # As flax calls the collection.
 
 
 class Objective:
@@ -77,8 +79,8 @@ class Objective:
 
   def init(
     self, rng: jax.Array, batch: Mapping[str, Any]
-  ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the parameters and no extra state.
+  ) -> dict[str, dict[str, Any]]:
+    """Returns `params` and, of a model with BatchNorm, its statistics, `extra`.
 
     Args:
       rng: key of the parameters.
@@ -86,19 +88,21 @@ class Objective:
 
     Raises:
       UserError: the model is not called as README.md says, has no logits, or
-        keeps state besides parameters.
+        has collections besides params and batch_stats.
     """
     _check_call(self.model)
     image = jnp.zeros((1, *batch['image'].shape[1:]), jnp.float32)
     outputs, variables = self.model.init_with_output(rng, image, train=False)
     _logits(outputs)
-    others = sorted(set(variables) - {'params'})
-    if others:
+    if others := sorted(set(variables) - {'params', _STATISTICS}):
       raise UserError(
         f'{type(self.model).__name__} has the collections {others}; the '
-        'supervised objective trains models whose only state is params'
+        'supervised objective trains models that have params and batch_stats'
       )
-    return variables['params'], {}
+    branches = {'params': variables['params']}
+    if _STATISTICS in variables:
+      branches['extra'] = {_STATISTICS: variables[_STATISTICS]}
+    return branches
 
   def loss(
     self,
@@ -126,11 +130,15 @@ class Objective:
         f'objective supervised: the examples have {sorted(batch)} and no '
         'label; does the data section say label_key=None?'
       )
-    logits_BY = _logits(
-      self.model.apply(
-        {'params': params}, batch['image'], train=True, rngs={'dropout': rng}
-      )
+    outputs, extra = self.model.apply(
+      {'params': params, **state.extra},
+      batch['image'],
+      train=True,
+      rngs={'dropout': rng},
+      # Of the whole batch: it is one array, over however many devices.
+      mutable=[_STATISTICS],
     )
+    logits_BY = _logits(outputs)
     num_classes = logits_BY.shape[-1]
     targets_BY = losses.targets(batch['label'], num_classes)
     hit_B, labelled_B = losses.hits(logits_BY, targets_BY)
@@ -141,13 +149,24 @@ class Objective:
     if self._class_mean:
       loss /= num_classes
     top1 = jnp.sum(hit_B) / jnp.maximum(jnp.sum(labelled_B), 1)
-    return loss, ({'loss': loss, 'top1': top1}, state.extra)
+    return loss, ({'loss': loss, 'top1': top1}, extra)
 
   def predict(
-    self, params: Mapping[str, Any], batch: Mapping[str, jax.Array]
+    self,
+    params: Mapping[str, Any],
+    batch: Mapping[str, jax.Array],
+    *,
+    extra: Mapping[str, Any] | None = None,
   ) -> dict[str, jax.Array]:
-    """Returns the outputs of the model: `logits`, `features`, `tokens`."""
-    return self.model.apply({'params': params}, batch['image'], train=False)
+    """Returns the outputs of the model: `logits`, `features`, `tokens`.
+
+    Args:
+      params: of the state, or their average.
+      batch: only `image` is read.
+      extra: of the state; a model with BatchNorm needs it.
+    """
+    variables = {'params': params, **(extra or {})}
+    return self.model.apply(variables, batch['image'], train=False)
 
   def _binarize(self, targets_BY: jax.Array) -> jax.Array:
     """Returns 1 where a target is above the threshold; a NaN stays one."""

@@ -1,9 +1,11 @@
-"""Starting from weights: what `config.init_from` means."""
+"""Initialization of a training state from weights (`config.init_from`)."""
 
+import dataclasses
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 
@@ -27,20 +29,12 @@ def initialize(
   tree: Mapping[str, Any],
   init_from: Iterable[Mapping[str, Any]],
   *,
-  model: Mapping[str, Any] | None = None,
+  models: Mapping[str, nn.Module] | None = None,
+  model_name: str | None = None,
   weights_dir: str | None = None,
   on_log: Callable[[str], Any] = print,
 ) -> dict[str, Any]:
   """Returns the tree with leaves replaced by pre-trained weights.
-
-  At the start of a run that restored nothing:
-
-      tree = initialize(
-        dict(params=state.params, frozen=state.frozen),
-        config.init_from, model=config.model, on_log=progress.log,
-      )
-      average = state.ema_params and jax.tree.map(jnp.copy, tree['params'])
-      state = state.replace(**tree, ema_params=average)
 
   Every parameter under `into` must come from the weights, and every one of the
   weights must have a place there, but for those that `take` and `skip` leave
@@ -53,15 +47,23 @@ def initialize(
       an array's sharding and dtype are kept, and each device is sent its part
       alone. `jax.ShapeDtypeStruct` leaves with a sharding do as well.
     init_from: for each entry `weights` (see `catalog.load`) and, if need be:
-      `into`: the branch or folder to fill, 'params' unless said otherwise;
+      `into`: the branch or folder to fill ('frozen/teacher', 'params/image'),
+      'params' unless said otherwise;
+      `part`: the folder of the weights to take ('image' of a two-tower model),
+      all of them unless said otherwise;
       `take`: regular expressions (or one) for whole names below `into`; other
       names keep their values; `skip`: likewise, names to leave out on either
       side;
       `model`, `step`, `ema`: arguments of `catalog.load`; `resize`: a method of
       `resample.METHODS` in place of that of the weights; `may_differ`: keys of
       the model section in which model and weights may differ.
-    model: the section that built `params`. If it computes something else than
-      the weights were trained with (another activation), that is an error.
+    models: the modules by the branch or folder whose parameters are theirs,
+      such as `{'params': student, 'frozen/teacher': teacher}`; a module's
+      fields that are modules are its folders. One that computes something else
+      than the weights were trained with (another activation) is an error; what
+      is filled and has no module is logged.
+    model_name: `config.model.name`; weights of a model of this name may be
+      built, also where it is a module of the user's.
     weights_dir: see `catalog.load`.
     on_log: is given a line of text for every file and every resizing.
 
@@ -72,20 +74,24 @@ def initialize(
   tree = dict(tree)
   for i, entry in enumerate(init_from):
     where = f'config.init_from[{i}]'
-    lookup.check_keys(_fill, entry, where, num_args=5)
-    tree = _fill(tree, where, model, weights_dir, on_log, **entry)
+    lookup.check_keys(_fill, entry, where, num_args=6)
+    tree = _fill(
+      tree, where, models or {}, model_name, weights_dir, on_log, **entry
+    )
   return tree
 
 
 def _fill(
   tree,
   where: str,
-  target_model,
+  models,
+  model_name,
   weights_dir,
   on_log,
   *,
   weights: str | Weights,
   into: str = 'params',
+  part: str = '',
   take: str | Sequence[str] = '.*',
   skip: str | Sequence[str] = (),
   model: Mapping[str, Any] | None = None,
@@ -115,9 +121,11 @@ def _fill(
       weights_dir=weights_dir,
       on_log=on_log,
     )
-  if target_model is not None and into == 'params':
-    _check_meaning(target_model, weights, may_differ, where)
-  found = blocks.unstack(trees.flatten(weights.params))
+  ours, theirs = _meaning_at(models, into), {}
+  if ours:
+    theirs = _meaning(_submodule(_build(weights, model_name), part))
+  _check_meaning(ours, theirs, may_differ, into, where, on_log)
+  found = blocks.unstack(_below(weights.params, part, where))
   if blocks.is_stacked(below):
     found = blocks.stack(found)
   names = _selected({**below, **found}, take, skip, where)
@@ -199,28 +207,93 @@ def _place(array: np.ndarray, leaf: Any) -> Any:
     )
 
 
-def _check_meaning(target, weights, may_differ, where: str) -> None:
+def _below(params: Any, part: str, where: str) -> dict[str, Any]:
+  """Returns the arrays in a folder of the weights by their names in it."""
+  named = trees.flatten(params)
+  folder = f'{part}/' if part else ''
+  found = {
+    name.removeprefix(folder): array
+    for name, array in named.items()
+    if name.startswith(folder)
+  }
+  if not found:
+    raise UserError(
+      f'{where}: the weights have nothing in part={part!r}; there are'
+      f' {", ".join(_folders(named))}'
+    )
+  return found
+
+
+def _meaning_at(models: Mapping[str, nn.Module], into: str) -> dict[str, Any]:
+  """Returns the `_meaning` of what a folder of the state holds, {} if unknown.
+
+  That of the model whose parameters these are, or are a part of, and of models
+  whose parameters are a part of these.
+  """
+  folders, found = into.split('/'), {}
+  for depth in range(len(folders), 0, -1):
+    module = models.get('/'.join(folders[:depth]))
+    if module is not None:
+      found = _meaning(_submodule(module, '/'.join(folders[depth:])))
+      break
+  for place, module in models.items():
+    if place.startswith(f'{into}/'):
+      inner = place.removeprefix(f'{into}/').replace('/', '.')
+      found |= _meaning(module, f'{inner}.')
+  return found
+
+
+def _submodule(module: nn.Module, path: str) -> nn.Module:
+  """Follows a path through the fields that are modules, as far as they go.
+
+  `encoder` of a ViT is no field: what is in there is computed as the ViT says.
+  """
+  for name in path.split('/') if path else ():
+    inner = getattr(module, name, None)
+    if not isinstance(inner, nn.Module):
+      break
+    module = inner
+  return module
+
+
+def _build(weights: Weights, model_name: str | None) -> nn.Module:
   # The config has named the model: the same name in the weights is as good.
   trusted = 'model' in weights.trusted
-  trusted |= weights.model.get('name') == target['name']
+  trusted |= weights.model.get('name') == model_name
   check_model_name(weights.model, trusted=trusted)
-  of_weights = f'the model of the weights ({where})'
-  models = [
-    lookup.build('models', target, 'Model', where='config.model', trusted=True),
-    lookup.build(
-      'models', weights.model, 'Model', where=of_weights, trusted=trusted
-    ),
+  return lookup.build('models', weights.model, 'Model', trusted=trusted)
+
+
+def _meaning(module: nn.Module, prefix: str = '') -> dict[str, Any]:
+  """Returns what decides the meaning of parameters, of modules within too."""
+  found = {
+    prefix + key: value
+    for key in _MEANING
+    if (value := getattr(module, key, None)) is not None
+  }
+  for field in dataclasses.fields(module):
+    inner = getattr(module, field.name, None)
+    if isinstance(inner, nn.Module) and field.name != 'parent':
+      found |= _meaning(inner, f'{prefix}{field.name}.')
+  return found
+
+
+def _check_meaning(ours, theirs, may_differ, into, where, on_log) -> None:
+  if not ours.keys() & theirs.keys():
+    on_log(
+      f'{into}: its model is unknown or says none of {", ".join(_MEANING)}: not'
+      ' checked against the weights'
+    )
+  different = [
+    f'{key}={ours[key]!r}, but the weights were trained with {theirs[key]!r}'
+    for key in ours.keys() & theirs.keys()
+    if ours[key] != theirs[key] and key not in may_differ
   ]
-  different = []
-  for key in _MEANING:
-    ours, theirs = (getattr(m, key, None) for m in models)
-    if None not in (ours, theirs) and ours != theirs and key not in may_differ:
-      different.append(f'{key}={ours!r}, but the weights were trained with')
-      different[-1] += f' {theirs!r}'
   if different:
+    whose = 'config.model' if into == 'params' else f'the model of {into}'
     raise UserError(
-      f'{where}: config.model has {"; ".join(different)}. Set it so, or name it'
-      ' in may_differ'
+      f'{where}: {whose} has {"; ".join(sorted(different))}. Set it so, or name'
+      ' it in may_differ'
     )
 
 

@@ -20,6 +20,8 @@ from vit_jax.printable import printable
 # Keys of a model section that say how it is computed, not what.
 _HOW = ('scan', 'remat', 'attention')
 _CLASS_NAMES = 'class_names.json'
+# Of the state: what a model with BatchNorm keeps beside its parameters.
+_STATISTICS = 'extra/batch_stats/'
 _OPS = {'ops': json_fields.TEXT, 'device_ops': json_fields.TEXT}
 
 
@@ -55,7 +57,8 @@ def read(
       says which checkpoint is the best.
 
   Raises:
-    UserError: no good checkpoint, no average in it, or no best one.
+    UserError: no good checkpoint, no average in it, no best one, or a model
+      with batch statistics.
   """
   found = _find(path)
   if found is None:
@@ -68,6 +71,13 @@ def read(
   params, meta = checkpoint_format.load_params(
     directory, order, ema=ema, on_log=on_log
   )
+  statistics = [x for x in meta['leaves'] if x.startswith(_STATISTICS)]
+  if statistics:
+    raise UserError(
+      f'{os.fspath(path)} is a run of a model with batch statistics '
+      f'({statistics[0]}, ...), which weights do not carry: without them its '
+      'answers would be others. Evaluate it within a run'
+    )
   if metric in meta['metrics']:
     on_log(
       printable(

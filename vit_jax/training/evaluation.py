@@ -123,6 +123,7 @@ def num_examples(run: run_lib.Run, jobs: Sequence[Job]) -> dict[str, int]:
 
 def evaluate(
   jobs: Sequence[Job],
+  run: run_lib.Run,
   state: train_state.TrainState,
   step: int,
   progress: progress_lib.Progress,
@@ -131,10 +132,10 @@ def evaluate(
   results = {}
   for job in jobs:
     for weights, prefix in zip(job.weights, job.prefixes, strict=True):
-      params = state.ema_params if weights == 'ema' else state.params
+      computed_with = run.weights(state, ema=weights == 'ema')
       try:
         with progress.status(f'evaluating {prefix}'):
-          numbers = job.evaluator.run(params)
+          numbers = job.evaluator.run(computed_with)
       except Exception as e:
         e.add_note(f'in the evaluator {job.name} at step {step}')
         raise
@@ -166,15 +167,16 @@ def make_pictures(
 
 def draw(
   pictures: Mapping[str, Any],
+  run: run_lib.Run,
   state: train_state.TrainState,
   step: int,
   workdir: pathlib.Path,
   writer: metrics.MetricWriter,
 ) -> None:
   """Draws with the averaged weights, if there are any, for eye and events."""
-  params = state.params if state.ema_params is None else state.ema_params
+  weights = run.weights(state, ema=state.ema_params is not None)
   for name, picture in pictures.items():
-    path = picture.draw(params, workdir / f'{name}.png')
+    path = picture.draw(weights, workdir / f'{name}.png')
     writer.write_image(step, name, path)
 
 
@@ -182,7 +184,7 @@ def _check_image(
   image: jax.ShapeDtypeStruct, run: run_lib.Run, where: str
 ) -> None:
   inputs.check_images(
-    run.predict, run.abstract_state.params, run.batch_spec, image, where
+    run.predict, run.weights(run.abstract_state), run.batch_spec, image, where
   )
 
 

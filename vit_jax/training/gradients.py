@@ -12,7 +12,7 @@ batch, and that `extra` does not depend on the batch. A contrastive loss, or a
 teacher's centre, compares examples with one another and must not say so.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -22,7 +22,9 @@ from jax.sharding import PartitionSpec as P
 from vit_jax.errors import UserError
 
 
-def check_objective(objective: Any, micro_batches: int) -> None:
+def check_objective(
+  objective: Any, micro_batches: int, extra: Mapping[str, Any]
+) -> None:
   """Raises UserError for a wrong number, or where parts would be wrong."""
   if not isinstance(micro_batches, int) or micro_batches < 1:
     raise UserError(
@@ -33,6 +35,12 @@ def check_objective(objective: Any, micro_batches: int) -> None:
       f'micro_batches={micro_batches}: {type(objective).__module__} does not '
       'say mean_over_examples = True, so its loss over parts of a batch may '
       'not be that of the batch; use micro_batches=1'
+    )
+  if micro_batches > 1 and 'batch_stats' in extra:
+    raise UserError(
+      f'micro_batches={micro_batches}: the model normalizes with statistics of '
+      'the batch (batch_stats), and those of its parts differ; use '
+      'micro_batches=1'
     )
 
 

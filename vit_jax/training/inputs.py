@@ -62,7 +62,7 @@ def check_num_classes(wanted: Any, found: int | None, where: str = '') -> None:
 
 def check_images(
   predict: Any,
-  params: Any,
+  weights: Any,
   batch: Mapping[str, jax.ShapeDtypeStruct],
   image: jax.ShapeDtypeStruct,
   where: str,
@@ -71,7 +71,7 @@ def check_images(
 
   Args:
     predict: of the run.
-    params: shapes of the model's parameters.
+    weights: shapes of what `predict` computes with.
     batch: what the model is trained on.
     image: shape and dtype of one image of the evaluation.
     where: its place in the config.
@@ -82,7 +82,7 @@ def check_images(
     return
   ours = jax.ShapeDtypeStruct((trained.shape[0], *image.shape), image.dtype)
   try:
-    jax.eval_shape(predict, params, {**batch, 'image': ours})
+    jax.eval_shape(predict, weights, {**batch, 'image': ours})
   except Exception as e:  # Whatever a model raises for shapes that do not fit.
     raise DataError(
       f'{where}: the model is trained on images {trained.dtype}{list(size)}, '

@@ -1,7 +1,8 @@
-"""From a config to the parts of a run: mesh, model, optimizer, jitted steps."""
+"""The parts of a run: mesh, model, objective, optimizer, jitted steps."""
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from vit_jax.parallel import (
   limits,
   sharding as sharding_lib,
 )
+from vit_jax.reporting import flops
 from vit_jax.training import gradients, inputs, train_state, train_step
 
 _MAX_STEPS = 2**31 - 1  # They are counted in int32.
@@ -28,6 +30,7 @@ class Run:
 
   mesh: jax.sharding.Mesh
   input: pipeline.TrainInput
+  model: Any
   objective: Any
   total_steps: int
   batch_spec: dict[str, jax.ShapeDtypeStruct]
@@ -35,7 +38,59 @@ class Run:
   sharding_report: sharding_lib.Report
   init: Callable[[], train_state.TrainState]
   step: Any  # jitted: (state, batch) -> (state, metrics); donates the state
-  predict: Any  # jitted: (params, batch) -> dict of outputs
+  predict: Any  # jitted: (weights, batch) -> dict of outputs
+
+  def weights(
+    self, state: train_state.TrainState, *, ema: bool = False
+  ) -> dict[str, Any]:
+    """Returns what `predict` computes with, by branch.
+
+    That is `params`, or in its place the average, and the branches `extra` and
+    `frozen` if `objective.predict` has arguments of these names. They are not
+    averaged: the batch statistics of a model are those of `params`, averages
+    over batches by themselves.
+    """
+    taken = inspect.signature(self.objective.predict).parameters
+    others = {k: getattr(state, k) for k in ('extra', 'frozen') if k in taken}
+    return {'params': state.ema_params if ema else state.params, **others}
+
+  @property
+  def models(self) -> dict[str, Any]:
+    """The modules by the branch or folder of the state that is theirs.
+
+    An objective with more than the model of the config, or with its parameters
+    elsewhere than in `params`, says so by `models()`.
+    """
+    if hasattr(self.objective, 'models'):
+      return self.objective.models()
+    return {'params': self.model}
+
+  def flops_per_step(self) -> int:
+    """Returns the floating-point operations of a training step, see `flops`.
+
+    An objective knows by `flops(params, batch)`, shapes in, if it has that.
+    Otherwise they are those of three forward passes, as `predict` has them for
+    as many images as there are in a batch, each once: of several views in one
+    field, `[B, V, H, W, C]`, only the first counts.
+    """
+    if hasattr(self.objective, 'flops'):
+      spec = jax.eval_shape(
+        functools.partial(self.input.device_ops, train=True),
+        self.batch_spec,
+        jax.random.key(0),
+      )
+      return self.objective.flops(self.abstract_state.params, spec)
+    weights = self.weights(self.abstract_state)
+    forward = flops.count(self.predict, weights, self.evaluation_spec)
+    return flops.TRAINING_FACTOR * forward
+
+  @property
+  def evaluation_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
+    """A batch as evaluations have it: one view of each image."""
+    return {
+      key: x.update(shape=x.shape[:1] + x.shape[2:]) if len(x.shape) == 5 else x
+      for key, x in self.batch_spec.items()
+    }
 
 
 def build(
@@ -84,15 +139,7 @@ def build(
   module = lookup.build(
     'models', model, 'Model', where='config.model', trusted=True
   )
-  learner = lookup.build(
-    'objectives',
-    objective,
-    'Objective',
-    module,
-    where='config.objective',
-    trusted=True,
-  )
-  gradients.check_objective(learner, micro_batches)
+  objective = _objective(objective, module, steps_per_epoch, total)
   sharding_lib.check_batch_size(
     train_input.batch_size, device_mesh, micro_batches=micro_batches
   )
@@ -104,19 +151,21 @@ def build(
   model_spec = jax.eval_shape(
     functools.partial(ops, train=False), batch_spec, jax.random.key(0)
   )
-  abstract_params, _ = jax.eval_shape(
-    lambda rng: learner.init(rng, model_spec), jax.random.key(0)
+  branches = jax.eval_shape(
+    lambda rng: train_state.init_branches(objective, rng, model_spec),
+    jax.random.key(0),
   )
+  gradients.check_objective(objective, micro_batches, branches['extra'])
   tx, schedule = call(
     optimizer_lib.make,
     in_steps(optimizer, steps_per_epoch, 'config.optimizer'),
     'config.optimizer',
-    abstract_params,
+    branches['params'],
     total_steps=total,
   )
   options = call(limits.Options, sharding or {}, 'config.sharding')
   abstract_state, init = train_state.create(
-    learner,
+    objective,
     tx,
     model_spec,
     device_mesh,
@@ -127,25 +176,32 @@ def build(
   )
   report = limits.check(abstract_state, device_mesh, options)
   if ema is not None:
-    lookup.check_keys(train_state.ema_update, ema, 'config.ema', num_args=3)
+    ema = call(
+      train_state.ema_decay,
+      in_steps(ema, steps_per_epoch, 'config.ema'),
+      'config.ema',
+      total_steps=total,
+    )
   train_one = train_step.make_train_step(
-    learner,
+    objective,
     tx,
     schedule,
     device_ops=ops,
     seed=seed,
     trained=optimizer_lib.trained_names(
-      abstract_params, optimizer.get('freeze', ())
+      branches['params'], optimizer.get('freeze', ())
     ),
-    ema=ema,
+    ema_decay=ema,
     on_nonfinite=on_nonfinite,
     micro_batches=micro_batches,
     mesh=device_mesh,
   )
 
-  def predict(params, batch):
+  def predict(weights, batch):
     # Evaluation draws nothing; the key only completes the signature.
-    return learner.predict(params, ops(batch, jax.random.key(0), train=False))
+    batch = ops(batch, jax.random.key(0), train=False)
+    others = {k: x for k, x in weights.items() if k != 'params'}
+    return objective.predict(weights['params'], batch, **others)
 
   on_mesh = functools.partial(
     _on_mesh, mesh=device_mesh, split_tokens=options.split_tokens
@@ -153,7 +209,8 @@ def build(
   return Run(
     mesh=device_mesh,
     input=train_input,
-    objective=learner,
+    model=module,
+    objective=objective,
     total_steps=total,
     batch_spec=batch_spec,
     abstract_state=abstract_state,
@@ -169,6 +226,30 @@ def build(
       compiler_options=compiler_options.for_mesh(device_mesh),
     ),
     predict=jax.jit(on_mesh(predict)),
+  )
+
+
+def _objective(
+  section: Mapping[str, Any], module: Any, steps_per_epoch: float, total: int
+) -> Any:
+  """Builds the objective; one that has the argument is given `total_steps`."""
+  where = 'config.objective'
+  section = in_steps(section, steps_per_epoch, where)
+  given = {}
+  if isinstance(section.get('name'), str):
+    target = lookup.find(
+      'objectives', section['name'], 'Objective', trusted=True
+    )
+    if 'total_steps' in inspect.signature(target).parameters:
+      given['total_steps'] = total
+  return lookup.build(
+    'objectives',
+    section,
+    'Objective',
+    module,
+    where=where,
+    trusted=True,
+    **given,
   )
 
 
@@ -188,6 +269,8 @@ def in_steps(
 ) -> dict[str, Any]:
   """Returns the section with every `*_epochs` key turned into `*_steps`.
 
+  Sections in it are treated likewise, and lists of pairs (regex, epochs).
+
   Raises:
     UserError: both forms of one duration are given, or one is no duration.
   """
@@ -195,22 +278,35 @@ def in_steps(
     raise UserError(f'{where} is a section with keys; got {section!r}')
   out = {}
   for key, value in section.items():
-    if key.endswith('_epochs'):
+    at = f'{where}.{key}'
+    if isinstance(value, lookup.SECTION):
+      value = in_steps(value, steps_per_epoch, at)
+    elif key.endswith('_epochs'):
       if value is None:
         continue
-      if lookup.expected(float, value) or value < 0:
-        raise UserError(f'{where}.{key}={value!r}: expected a number from 0 up')
       key = key.removesuffix('epochs') + 'steps'
       if section.get(key) is not None:
         raise UserError(
           f'{where}: give {key} or its _epochs form, not both; '
           f'set the other to None'
         )
-      value = max(1, round(value * steps_per_epoch)) if value else 0
+      if isinstance(value, list | tuple):  # Pairs (regex, duration).
+        value = [
+          (name, _steps(epochs, steps_per_epoch, f'{at}: {name!r}'))
+          for name, epochs in value
+        ]
+      else:
+        value = _steps(value, steps_per_epoch, at)
     elif value is None and key.endswith('_steps') and key in out:
       continue
     out[key] = value
   return out
+
+
+def _steps(epochs: Any, steps_per_epoch: float, where: str) -> int:
+  if lookup.expected(float, epochs) or epochs < 0:
+    raise UserError(f'{where}={epochs!r}: expected a number from 0 up')
+  return max(1, round(epochs * steps_per_epoch)) if epochs else 0
 
 
 def cadence_problem(key: str, steps: Any) -> str | None:

@@ -73,23 +73,23 @@ def train(
       `like`, weights whose model it is, see `pretrained.like`.
     objective: name of a file in `objectives/` and the arguments of `Objective`.
     input: arguments of `pipeline.TrainInput` but the seed.
-    optimizer: arguments of `optim.chain.make`; durations also as `*_epochs`.
+    optimizer: arguments of `optimizer.make`; durations also as `*_epochs`.
     total_steps: length of the run in updates; 0 only evaluates.
     total_epochs: the same in passes over the training data; give one of both.
     seed: of the weights, the order of the data and everything random in a step.
-    ema: `decay` and other arguments of `train_state.ema_update`; None keeps no
+    ema: `decay` and other arguments of `train_state.ema_decay`; None keeps no
       average of the weights.
     init_from: weights to start from, see `pretrained.initialize`; a run that
       continues from a checkpoint does not read them again.
     mesh: arguments of `sharding.make_mesh`; None is pure data parallelism.
-    sharding: rules and limits, see `parallel.limits.Options`.
+    sharding: rules and limits, see `sharding_limits.Options`.
     evals: for each name: `name` of a file in `evaluators/`, `every_steps` or
       `every_epochs` (the end of the run is always evaluated), `weights`, and
       the evaluator's own arguments; None switches an evaluation off. `weights`
       is `'params'`, `'ema'` or a list of both: the first is logged as
       `val/...`, another as `val_ema/...`.
     checkpoint: `every_steps` or `every_epochs` and arguments of
-      `checkpoints.manager.Checkpointer`. The end of the run is always saved.
+      `checkpoint.Checkpointer`. The end of the run is always saved.
     log_every_steps: cadence of the training metrics, but at least every 20th
       of `total_steps`, so that a short run has a curve; the last step is always
       logged. None logs the last step alone.
@@ -189,7 +189,7 @@ def train(
         run_weights.write_class_names(workdir, run.input.class_names)
     progress.log(_start(first if restored else None, init_from))
     if state is None:
-      state = _initialize(run, model, init_from, progress.log)
+      state = _initialize(run, model['name'], init_from, progress.log)
     clock = _make_clock(run, first)
     batches = pipeline.prefetch_to_device(
       run.input.batches(first), sharding_lib.batch_sharding(run.mesh)
@@ -263,7 +263,7 @@ def train(
       pending = None
       with clock.pause():
         if due:
-          results = evaluation.evaluate(due, state, step, progress)
+          results = evaluation.evaluate(due, run, state, step, progress)
           writer.write(step, results)
           progress.update(step, results)
           progress.log(evaluation.one_line(step, results))
@@ -280,7 +280,7 @@ def train(
           )
         if is_last:
           # Now that all is saved: a picture that fails costs no training.
-          evaluation.draw(drawings, state, step, workdir, writer)
+          evaluation.draw(drawings, run, state, step, workdir, writer)
       if exit_code and not is_last:
         checkpointer.wait()
         progress.log(
@@ -289,10 +289,10 @@ def train(
         raise SystemExit(exit_code)
 
     if evaluates_only:
-      results = evaluation.evaluate(jobs, state, step, progress)
+      results = evaluation.evaluate(jobs, run, state, step, progress)
       writer.write(step, results)
       writer.flush()
-      evaluation.draw(drawings, state, step, workdir, writer)
+      evaluation.draw(drawings, run, state, step, workdir, writer)
     if finite.skipped_updates:
       progress.log(
         f'{finite.skipped_updates} of {step} updates were skipped: a loss or a '
@@ -327,7 +327,7 @@ def _start(
 
 def _initialize(
   run: run_lib.Run,
-  model: Mapping[str, Any],
+  model_name: str,
   init_from: Sequence[Mapping[str, Any]],
   log: Callable[[str], None],
 ) -> train_state.TrainState:
@@ -336,9 +336,10 @@ def _initialize(
   if not init_from:
     return state
   tree = initialize_lib.initialize(
-    dict(params=state.params, frozen=state.frozen),
+    {key: getattr(state, key) for key in train_state.BRANCHES},
     init_from,
-    model=model,
+    models=run.models,
+    model_name=model_name,
     on_log=log,
   )
   average = state.ema_params
@@ -351,10 +352,7 @@ def _initialize(
 def _make_clock(run: run_lib.Run, step: int) -> clock_lib.Clock:
   flops_per_step, peak = None, flops.peak_flops(run.mesh.devices.flat[0])
   if peak is not None:
-    forward = flops.count(
-      run.predict, run.abstract_state.params, run.batch_spec
-    )
-    flops_per_step = flops.TRAINING_FACTOR * forward
+    flops_per_step = run.flops_per_step()
     peak *= run.mesh.size
   return clock_lib.Clock(
     run.input.batch_size,

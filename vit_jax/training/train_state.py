@@ -10,11 +10,14 @@ import numpy as np
 import optax
 
 from vit_jax.errors import UserError
+from vit_jax.optim import schedules
 from vit_jax.parallel import sharding
 
 # Step t draws from fold_in(key(seed), t); the parameters from the number of a
 # step that no run reaches.
 INIT_STEP = 2**32 - 1
+# What an objective's `init` may return and `config.init_from` may fill.
+BRANCHES = ('params', 'extra', 'frozen')
 
 
 @flax.struct.dataclass
@@ -26,8 +29,10 @@ class TrainState:
     params: the trained arrays, float32.
     opt_state: of the optax chain.
     ema_params: Polyak average of `params`, or None.
-    extra: what the objective keeps between steps: a centre, a queue.
+    extra: what the objective's loss returns for the next step: a centre, a
+      queue, the batch statistics of a model.
     frozen: weights that are used but not trained: a teacher, a locked tower.
+      No step changes, differentiates or averages them.
     skipped_updates: int32 [], steps whose update was not applied because a
       loss or gradient was not finite.
   """
@@ -41,14 +46,35 @@ class TrainState:
   skipped_updates: jax.Array | np.int32 = np.int32(0)
 
 
-def abstract_init(
-  objective: Any, batch_spec: Mapping[str, jax.ShapeDtypeStruct]
-) -> tuple[Any, Any]:
-  """Returns the shapes of `(params, extra)`; computes nothing.
+def init_branches(
+  objective: Any, rng: jax.Array, batch: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Returns `params`, `extra` and `frozen` of an objective, {} by default.
 
-  For building an optimizer, which wants to see the parameters first.
+  Args:
+    objective: has `init(rng, batch)`, which returns a mapping with `params`
+      and, where it needs them, `extra` and `frozen`.
+    rng: key of the parameters.
+    batch: arrays or their shapes, after the device ops.
+
+  Raises:
+    UserError: something else than such a mapping.
   """
-  return jax.eval_shape(lambda: _init(objective, batch_spec, seed=0))
+  found = objective.init(rng, batch)
+  where = f'{type(objective).__module__}: init()'
+  if not isinstance(found, Mapping):
+    raise UserError(
+      f'{where} returned a {type(found).__name__}; expected a dict with params '
+      "and, if need be, extra and frozen: return {'params': params}"
+    )
+  unknown = sorted(map(str, set(found) - set(BRANCHES)))
+  if unknown or 'params' not in found:
+    what = f'unknown branches {unknown}' if unknown else 'no params'
+    raise UserError(
+      f'{where} returned {what}; expected params and, if need be, extra and '
+      f'frozen, got {sorted(map(str, found))}'
+    )
+  return {key: found.get(key, {}) for key in BRANCHES}
 
 
 def create(
@@ -68,7 +94,7 @@ def create(
   bits on every mesh. No device ever holds more than its part of the state.
 
   Args:
-    objective: has `init(rng, batch) -> (params, extra)`.
+    objective: see `init_branches`.
     optimizer: the optax chain.
     batch_spec: shapes and dtypes of a batch as `objective.init` sees it.
     mesh: from `sharding.make_mesh`.
@@ -83,15 +109,18 @@ def create(
   """
 
   def init() -> TrainState:
-    params, extra = _init(objective, batch_spec, seed)
+    rng = jax.random.fold_in(jax.random.key(seed), np.uint32(INIT_STEP))
+    # Zeros: only shapes matter, and the compiler drops the forward pass.
+    batch = {k: jnp.zeros(x.shape, x.dtype) for k, x in batch_spec.items()}
+    branches = init_branches(objective, rng, batch)
+    params = branches['params']
     return TrainState(
       step=jnp.zeros((), jnp.int32),
-      params=params,
       opt_state=optimizer.init(params),
       # A copy: the state is donated, and no buffer may be donated twice.
       ema_params=jax.tree.map(jnp.copy, params) if ema else None,
-      extra=extra,
       skipped_updates=jnp.zeros((), jnp.int32),
+      **branches,
     )
 
   shapes = jax.eval_shape(init)
@@ -104,43 +133,46 @@ def create(
   return abstract, jax.jit(init, out_shardings=shardings)
 
 
-def ema_update(
-  ema_params: Any,
-  params: Any,
-  step: jax.Array | int,
+def ema_decay(
   *,
-  decay: float,
+  decay: float | Mapping[str, Any],
+  total_steps: int,
   warmup: bool = False,
-) -> Any:
-  """Returns `d * ema_params + (1 - d) * params`, leaf by leaf.
+) -> Callable[[jax.Array], jax.Array]:
+  """Returns the decay of the average as a function of the update, from 1.
 
-  `d` is `decay`; with `warmup` it is `min(decay, (1 + step) / (10 + step))`, so
-  that a short run does not average in its random start (the rule of
+  With `warmup` it is `min(decay, (1 + k) / (10 + k))` at update k, so that a
+  short run does not average in its random start (the rule of
   tf.train.ExponentialMovingAverage).
 
   Args:
-    ema_params: the average so far.
-    params: after the update.
-    step: number of that update, from 1.
-    decay: from 0 (a copy of `params`) to below 1.
+    decay: from 0 (a copy of `params`) to 1 (no change), or a schedule of such
+      numbers, see `schedules.between`: DINO's teacher has
+      `dict(name='cosine', start=0.996, end=1.0)`.
+    total_steps: of the run.
     warmup: whether to average over fewer steps at the start.
 
   Raises:
     UserError: a decay outside its range.
   """
-  if not 0 <= decay < 1:
-    raise UserError(f'ema: decay={decay}: expected 0 <= decay < 1')
-  d = jnp.float32(decay)
-  if warmup:
-    step = jnp.asarray(step, jnp.float32)
-    d = jnp.minimum(d, (1 + step) / (10 + step))
-  return jax.tree.map(
-    lambda e, p: (d * e + (1 - d) * p).astype(e.dtype), ema_params, params
+  value = schedules.between(
+    decay, total_steps=total_steps, where='ema.decay', most=1
   )
 
+  def at(step: jax.Array | int) -> jax.Array:
+    d = value(step)
+    if warmup:
+      step = jnp.asarray(step, jnp.float32)
+      d = jnp.minimum(d, (1 + step) / (10 + step))
+    return d
 
-def _init(objective, batch_spec, seed):
-  rng = jax.random.fold_in(jax.random.key(seed), np.uint32(INIT_STEP))
-  # Zeros: only shapes matter, and the compiler drops the forward pass.
-  batch = {k: jnp.zeros(x.shape, x.dtype) for k, x in batch_spec.items()}
-  return objective.init(rng, batch)
+  return at
+
+
+def ema_update(ema_params: Any, params: Any, decay: jax.Array) -> Any:
+  """Returns `decay * ema_params + (1 - decay) * params`, leaf by leaf."""
+  return jax.tree.map(
+    lambda e, p: (decay * e + (1 - decay) * p).astype(e.dtype),
+    ema_params,
+    params,
+  )

@@ -1,4 +1,4 @@
-"""One training step: the twenty lines that are the same for every objective."""
+"""The training step: the same twenty lines for every objective."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -20,7 +20,7 @@ def make_train_step(
   device_ops: Callable[..., dict[str, jax.Array]],
   seed: int,
   trained: Mapping[str, bool] | None = None,
-  ema: Mapping[str, Any] | None = None,
+  ema_decay: Callable[[jax.Array], jax.Array] | None = None,
   on_nonfinite: str = 'stop',
   micro_batches: int = 1,
   mesh: jax.sharding.Mesh | None = None,
@@ -36,9 +36,9 @@ def make_train_step(
     schedule: learning rate of update number k, from 1.
     device_ops: `(batch, rng, *, train) -> batch` on uint8 images.
     seed: of the run.
-    trained: which parameters learn, see `chain.trained_names`; None is all.
+    trained: which parameters learn, see `optimizer.trained_names`; None is all.
       The backward pass of the others is not computed.
-    ema: keyword arguments of `train_state.ema_update`, or None for no average.
+    ema_decay: from `train_state.ema_decay`; None keeps no average.
     on_nonfinite: `'stop'` applies the update (whoever reads the metrics
       stops the run); `'skip'` leaves parameters, optimizer and averages as
       they were and counts it in `state.skipped_updates`.
@@ -53,12 +53,12 @@ def make_train_step(
   if on_nonfinite not in ('stop', 'skip'):
     raise UserError(f"on_nonfinite={on_nonfinite!r}: expected 'stop' or 'skip'")
 
-  def hold_if_frozen(name, leaf):
+  def stop_gradient_if_frozen(name, leaf):
     learns = trained is None or trained[name]
     return leaf if learns else jax.lax.stop_gradient(leaf)
 
   def loss_fn(params, state, batch, rng):
-    params = trees.map_named(hold_if_frozen, params)
+    params = trees.map_named(stop_gradient_if_frozen, params)
     return objective.loss(params, state, batch, rng)
 
   value_and_grad = gradients.value_and_grad(
@@ -81,9 +81,9 @@ def make_train_step(
     new = state.replace(
       step=step, params=params, opt_state=opt_state, extra=extra
     )
-    if ema is not None:
+    if ema_decay is not None:
       average = train_state.ema_update(
-        state.ema_params, params, update_number, **ema
+        state.ema_params, params, ema_decay(update_number)
       )
       new = new.replace(ema_params=average)
     metrics = dict(metrics, loss=loss, grad_norm=optax.tree.norm(grads))

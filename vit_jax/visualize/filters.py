@@ -49,7 +49,7 @@ class Picture:
     _check(count, columns)
     self._parameter, self._count, self._columns = parameter, count, columns
 
-  def draw(self, params: Any, path: str | os.PathLike[str]) -> pathlib.Path:
+  def draw(self, weights: Any, path: str | os.PathLike[str]) -> pathlib.Path:
     """Writes the picture as a PNG file, atomically, and returns its path.
 
     With several processes all call this and process 0 writes.
@@ -58,7 +58,7 @@ class Picture:
       UserError: the model has no such kernel.
     """
     kernel = _parameter.fetch(
-      params, self._parameter, 'its first layer has another name'
+      weights['params'], self._parameter, 'its first layer has another name'
     )
     path = pathlib.Path(path)
     if jax.process_index() == 0:

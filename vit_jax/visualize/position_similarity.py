@@ -48,7 +48,7 @@ class Picture:
     _check(max_tiles)
     self._parameter, self._max_tiles = parameter, max_tiles
 
-  def draw(self, params: Any, path: str | os.PathLike[str]) -> pathlib.Path:
+  def draw(self, weights: Any, path: str | os.PathLike[str]) -> pathlib.Path:
     """Writes the picture as a PNG file, atomically, and returns its path.
 
     With several processes all call this and process 0 writes.
@@ -57,7 +57,9 @@ class Picture:
       UserError: the model has no such table.
     """
     table_HWD = _parameter.fetch(
-      params, self._parameter, 'its positions are not learned, or not so named'
+      weights['params'],
+      self._parameter,
+      'its positions are not learned, or not so named',
     )
     path = pathlib.Path(path)
     if jax.process_index() == 0:

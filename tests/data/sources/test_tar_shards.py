@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_jax import files
 from vit_jax.data import pipeline
 from vit_jax.data.sources import tar_shards
 from vit_jax.data.storage import tar_index
@@ -252,10 +251,10 @@ class TestIndex:
   def test_a_folder_that_cannot_be_written_needs_none(
     self, folder, monkeypatch
   ):
-    def refuse(*args):
+    def refuse(**kwargs):
       raise PermissionError(13, 'Permission denied')
 
-    monkeypatch.setattr(files, '_open_temporary', refuse)
+    monkeypatch.setattr(tar_index.tempfile, 'mkstemp', refuse)
     assert _source(folder)[3]['image'] == _png(3)
     assert not list(folder.glob('*.npz'))
 

@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
 
 from vit_jax.data.ops import _pillow
-from vit_jax.data.ops._checks import is_range
-from vit_jax.data.ops_language import Op
+from vit_jax.data.ops._checks import probability
+from vit_jax.data.ops_language import Example, Op
 from vit_jax.errors import UserError
 
 _FUNCTIONS = {
@@ -40,6 +39,7 @@ def color_jitter(
       is the range itself.
     rate: probability with which the image is changed at all.
   """
+  rate = probability(rate)
   given = dict(
     brightness=brightness, contrast=contrast, saturation=saturation, hue=hue
   )
@@ -47,22 +47,34 @@ def color_jitter(
     name: _range(name, value) for name, value in given.items() if value != 0
   }
 
-  def change(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+  def op(example: Example, rng: np.random.Generator) -> Example:
+    image = _pillow.picture_of(example)
+    if rng.random() >= rate or not ranges:
+      return example
+    image = _pillow.to_pillow(image)
     factors = {name: rng.uniform(*pair) for name, pair in ranges.items()}
     for name in rng.permutation(list(factors)):
       image = _FUNCTIONS[name](image, factors[name])
-    return image
+    return example | {'image': _pillow.to_array(image)}
 
-  return _pillow.as_op(change, rate)
+  return op
 
 
 def _range(name: str, value: float | Sequence[float]) -> tuple[float, float]:
-  """Returns the range of a factor or, for the hue, of the turn."""
-  least, most, middle = (-0.5, 0.5, 0.0) if name == 'hue' else (0, np.inf, 1.0)
+  """Returns the range of a factor or, of the hue, of the turn."""
+  least, most = (-0.5, 0.5) if name == 'hue' else (0.0, np.inf)
   pair = value
   if isinstance(value, int | float):
-    pair = (max(least, middle - value), middle + value)
-  if not is_range(pair, least, most):
+    middle = 0.0 if name == 'hue' else 1.0
+    pair = (middle - value, middle + value)
+    if name != 'hue':
+      pair = (max(0.0, pair[0]), pair[1])
+  if (
+    not isinstance(pair, list | tuple)
+    or len(pair) != 2
+    or not all(isinstance(v, int | float) for v in pair)
+    or not least <= pair[0] <= pair[1] <= most
+  ):
     raise UserError(
       f'{name} is a number of at least 0 or a pair (low, high) within '
       f'{least:g} .. {most:g}; got {value!r}'

@@ -1,11 +1,10 @@
 """three_augment: one of greyscale, solarize and blur (DeiT III)."""
 
 import numpy as np
-from PIL import Image
 
 from vit_jax.data.ops import _pillow
 from vit_jax.data.ops._checks import range_of
-from vit_jax.data.ops_language import Op
+from vit_jax.data.ops_language import Example, Op
 
 
 def three_augment(
@@ -22,12 +21,15 @@ def three_augment(
   """
   low, high = range_of('radius', radius)
 
-  def change(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+  def op(example: Example, rng: np.random.Generator) -> Example:
+    image = _pillow.to_pillow(_pillow.picture_of(example))
     choice = rng.integers(3)
     if choice == 0:
-      return _pillow.grayscale(image)
-    if choice == 1:
-      return _pillow.solarize(image, threshold)
-    return _pillow.blur(image, rng.uniform(low, high))
+      image = _pillow.grayscale(image)
+    elif choice == 1:
+      image = _pillow.solarize(image, threshold)
+    else:
+      image = _pillow.blur(image, rng.uniform(low, high))
+    return example | {'image': _pillow.to_array(image)}
 
-  return _pillow.as_op(change)
+  return op
