@@ -1,4 +1,4 @@
-"""Names in a config find the code that they mean, or say what there is."""
+"""Lookup of names in a config: what is found, and the message where not."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ import flax.linen as nn
 import ml_collections
 import pytest
 
-from vit_jax import lookup
+from vit_jax import lookup, suggestions
 from vit_jax.errors import UserError
 
 
@@ -179,9 +179,53 @@ def test_what_cannot_be_a_name_is_refused(name):
     lookup.find('models', name, 'Model', trusted=True)
 
 
-def test_only_files_that_define_the_export_are_offered():
-  with pytest.raises(UserError) as error:
-    lookup.find('models', 'resnet_of_nobody', 'Model')
-  offered = str(error.value).partition('models/ has: ')[2].split(', ')
-  assert 'vit' in offered
-  assert not {'attention', 'dropout', 'layers', 'norm'} & set(offered)
+def test_a_helper_is_neither_offered_nor_found():
+  helpers = (pathlib.Path(lookup.__file__).parent / 'models').glob('_[a-z]*.py')
+  helpers = [path.stem for path in helpers]
+  assert helpers and not set(helpers) & set(lookup.names('models'))
+  for name in (helpers[0], helpers[0].removeprefix('_')):
+    with pytest.raises(UserError, match=f"no models named '{name}'.* has: .*vit"):
+      lookup.find('models', name, 'Model', trusted=True)
+
+
+def test_every_file_that_can_be_named_defines_what_its_folder_exports():
+  for folder, export in (
+    ('models', 'Model'),
+    ('objectives', 'Objective'),
+    ('evaluators', 'Evaluator'),
+    ('visualize', 'Picture'),
+    ('data/sources', 'Source'),
+  ):
+    for name in lookup.names(folder):
+      assert export in suggestions.exported(f'{folder}/{name}'), (folder, name)
+
+
+def test_a_file_of_the_users_own_needs_no_folder(tmp_path, monkeypatch):
+  (tmp_path / 'my_cait.py').write_text('def Model(depth): return depth')
+  monkeypatch.syspath_prepend(tmp_path)
+  section = {'name': 'my_cait', 'depth': 7}
+  assert lookup.build('models', section, 'Model', trusted=True) == 7
+  with pytest.raises(UserError, match="no models named 'my_cait'; models/ has"):
+    lookup.build('models', section, 'Model')
+
+
+def test_a_file_of_the_folder_comes_before_one_of_the_users(
+  tmp_path, monkeypatch
+):
+  from vit_jax.objectives import supervised
+
+  (tmp_path / 'supervised.py').write_text('Objective = 3')
+  monkeypatch.syspath_prepend(tmp_path)
+  found = lookup.find('objectives', 'supervised', 'Objective', trusted=True)
+  assert found is supervised.Objective
+
+
+# Of Python, a bare folder, and a mistyped name.
+@pytest.mark.parametrize('name', ['random', 'my_empty_folder', 'supervisd'])
+def test_what_is_no_module_of_the_users_is_refused_with_the_choices(
+  name, tmp_path, monkeypatch
+):
+  (tmp_path / 'my_empty_folder').mkdir()
+  monkeypatch.syspath_prepend(tmp_path)
+  with pytest.raises(UserError, match=f"named '{name}'.* has: .*supervised"):
+    lookup.find('objectives', name, 'Objective', trusted=True)

@@ -1,11 +1,12 @@
-"""One rule from a name in a config to the code that it means.
+"""Lookup of a name in a config: the code that it means, built from a section.
 
 A name is a file of a folder of this package (`'vit'` in `models` is
-`vit_jax/models/vit.py`) or, with a dot in it, a module of the user's own
-(`'my_project.cait'`). There is nothing to register.
+`vit_jax/models/vit.py`), or else a module of the user's own
+(`'my_project.cait'`, or `'cait'` where that is a file of its own). There is
+nothing to register. A file whose name starts with `_` cannot be named.
 
-A dotted name is imported, and importing runs code. So it takes `trusted=True`,
-which says that the name was given by the user: in a config, on the command line
+Importing a module runs its code. So a module outside the package takes
+`trusted=True`: the name was given by the user, in a config, on the command line
 or in Python. Names out of files are looked up without it.
 """
 
@@ -16,6 +17,7 @@ import math
 import numbers
 import os
 import pathlib
+import sys
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -52,7 +54,7 @@ def find(folder: str, name: str, export: str, *, trusted: bool = False) -> Any:
   """Returns the attribute `export` of the module that `name` means.
 
   Args:
-    folder: of this package, such as 'models'.
+    folder: of this package, such as 'models'. Its files come first.
     name: of a file in it or, if trusted, a module of the user's own.
     export: what the module has to define.
     trusted: whether the user gave the name; a name out of a file never is.
@@ -69,31 +71,27 @@ def find(folder: str, name: str, export: str, *, trusted: bool = False) -> Any:
       ' not imported. If you trust that module, name it yourself: in a config,'
       ' on the command line, or with trusted=True in Python'
     )
-  if '.' in name:
-    module_name = name
-    try:
-      known = all(part.isidentifier() for part in name.split('.')) and (
-        importlib.util.find_spec(name) is not None
-      )
-    except ModuleNotFoundError:
-      known = False
-    choices = 'a dotted name must be importable: is its folder on PYTHONPATH?'
-  else:
+  offered = names(folder)
+  if name in offered:
     module_name = f'vit_jax.{folder.replace("/", ".")}.{name}'
-    known = name in names(folder)
-    offered = [
-      name
-      for name in names(folder)
-      if export in suggestions.exported(f'{folder}/{name}')
-    ]
+  elif trusted and _is_importable(name):
+    module_name = name
+  elif '.' in name:
+    raise UserError(
+      f'no {folder} named {name!r}; a dotted name must be importable: is its '
+      'folder on PYTHONPATH?'
+    )
+  else:
     near = suggestions.close(name, offered)
     hint = f' (did you mean {near!r}?)' if near else ''
-    choices = f'{folder}/ has: {", ".join(offered)}{hint}'
-  if not known:
-    raise UserError(f'no {folder} named {name!r}; {choices}')
+    raise UserError(
+      f'no {folder} named {name!r}; {folder}/ has: {", ".join(offered)}{hint}'
+    )
   module = importlib.import_module(module_name)
   if not hasattr(module, export):
-    raise UserError(f'{module.__file__} does not define {export!r}')
+    raise UserError(
+      f'{folder} {name!r}: {module.__file__} does not define {export!r}'
+    )
   return getattr(module, export)
 
 
@@ -198,6 +196,19 @@ def expected(hint: Any, value: Any) -> str | None:
   if any(_TYPES[kind][0](value) for kind in found):
     return None
   return ' or '.join(dict.fromkeys(_TYPES[kind][1] for kind in found))
+
+
+def _is_importable(name: str) -> bool:
+  """Whether a name is a module outside this package; a typo is no `random`."""
+  if not all(part.isidentifier() for part in name.split('.')):
+    return False
+  if name in sys.stdlib_module_names:
+    return False
+  try:
+    spec = importlib.util.find_spec(name)
+  except (ModuleNotFoundError, ValueError):  # ValueError: `__main__`.
+    return False
+  return spec is not None and spec.origin is not None  # No bare folder.
 
 
 def _is_number(value: Any, kind: type) -> bool:
