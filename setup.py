@@ -21,6 +21,7 @@ _TEST = [
   'pytest-xdist>=3.6',
   'ruff>=0.9',
   'datasets>=3,<5.1',
+  'tensorboardX>=2.6',
   'tifffile',
   *_AOT,
   *_FAST,
@@ -62,7 +63,6 @@ setuptools.setup(
     'safetensors>=0.4',
     'scikit-learn',
     'simplejpeg>=1.8',
-    'tensorboardX>=2.6',
     'tensorflow-datasets>=4.9.7',
   ],
   extras_require={

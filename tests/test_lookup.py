@@ -184,7 +184,9 @@ def test_a_helper_is_neither_offered_nor_found():
   helpers = [path.stem for path in helpers]
   assert helpers and not set(helpers) & set(lookup.names('models'))
   for name in (helpers[0], helpers[0].removeprefix('_')):
-    with pytest.raises(UserError, match=f"no models named '{name}'.* has: .*vit"):
+    with pytest.raises(
+      UserError, match=f"no models named '{name}'.* has: .*vit"
+    ):
       lookup.find('models', name, 'Model', trusted=True)
 
 
