@@ -1,5 +1,6 @@
 """What `import vit_jax` offers, and how it shows itself."""
 
+import ast
 import dataclasses
 import inspect
 import os
@@ -122,8 +123,14 @@ def test_the_docs_list_every_name():
   assert listed == rows
 
 
-def test_the_package_says_that_it_is_typed():
+def test_every_file_that_is_no_code_is_installed_with_the_package():
   root = pathlib.Path(vit_jax.__file__).parent
-  assert (root / 'py.typed').read_bytes() == b''
   setup = (root.parent / 'setup.py').read_text()
-  assert "package_data={'vit_jax': ['py.typed']}" in setup
+  named = ast.literal_eval(re.search(r'package_data=({.*?})', setup)[1])
+  found = {
+    str(path.relative_to(root))
+    for path in root.rglob('*')
+    if path.is_file() and path.suffix not in ('.py', '.pyc', '.nbi', '.nbc')
+  }
+  assert found == set(named['vit_jax'])
+  assert (root / 'py.typed').read_bytes() == b''  # PEP 561.

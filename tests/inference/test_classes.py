@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vit_jax.errors import UserError
-from vit_jax.inference import classes, imagenet_names
+from vit_jax.inference import classes
 from vit_jax.pretrained.weights import Weights
 
 
@@ -104,7 +104,7 @@ def test_names_that_do_not_fit_are_refused(tmp_path):
 
 
 def test_imagenet_has_a_thousand_different_names_in_order():
-  names = imagenet_names.NAMES
+  names = classes.names_of(_weights(1000), 'imagenet')
   assert len(names) == len(set(names)) == 1000
   assert not any('\n' in name or name != name.strip() for name in names)
   # From the list in the README of vision_transformer's colab and elsewhere.

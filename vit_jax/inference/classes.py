@@ -1,4 +1,4 @@
-"""From logits to names and probabilities."""
+"""Names and probabilities of classes, from logits."""
 
 import json
 import os
@@ -10,8 +10,12 @@ from typing import NamedTuple
 import numpy as np
 
 from vit_jax.errors import UserError
-from vit_jax.inference import imagenet_names
 from vit_jax.pretrained.weights import Weights
+
+# A line for each of the 1,000 classes of ILSVRC 2012, in their order: of each
+# WordNet synset the first lemma, sorted by synset, as in every code base. Two
+# cranes and two swimsuits that share theirs have distinct names.
+_IMAGENET = pathlib.Path(__file__).with_name('imagenet_names.txt')
 
 LOSSES = ('softmax', 'sigmoid')
 
@@ -110,7 +114,7 @@ def names_of(
   if given is not None:
     names, where = _read(given), 'class_names has'
   elif names is None and num_classes == 1000 and 'name' in weights.source:
-    names = imagenet_names.NAMES
+    names = _read('imagenet')
   if names is None or num_classes is None:
     return None
   if len(names) != num_classes:
@@ -124,9 +128,7 @@ def names_of(
 def _read(given: str | os.PathLike | Sequence[str]) -> Sequence[str]:
   if not isinstance(given, str | os.PathLike):
     return given
-  if given == 'imagenet':
-    return imagenet_names.NAMES
-  path = pathlib.Path(given).expanduser()
+  path = _IMAGENET if given == 'imagenet' else pathlib.Path(given).expanduser()
   try:
     text = path.read_text()
     names = json.loads(text) if path.suffix == '.json' else text.splitlines()
