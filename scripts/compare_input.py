@@ -50,7 +50,7 @@ def main() -> None:
   parser.add_argument('--seconds', type=float, default=8, help='of a turn')
   parser.add_argument('--turns', type=int, default=3)
   args = parser.parse_args()
-  host_memory.keep()
+  host_memory.keep_freed_memory()
   loaders = {'vit_jax': _ours}
   others = {'timm': ('timm', _timm, "-e '.[parity]'")}
   if args.pipeline == 'crop':

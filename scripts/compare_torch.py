@@ -117,8 +117,8 @@ def _work(args) -> None:
 def _vit_jax_steps(args):
   from vit_jax.parallel import host_memory, platforms
 
-  host_memory.keep()
   platforms.skip_absent_tpu()
+  host_memory.keep_freed_memory()
   import jax
   import jax.numpy as jnp
   import numpy as np

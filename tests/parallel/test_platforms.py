@@ -130,3 +130,26 @@ sys.exit(command.run(show, []))
   )
   assert done.stdout.strip() in ('cpu', 'gpu')
   assert done.stderr == ''
+
+
+@pytest.mark.parametrize(
+  ('environ', 'plugins', 'device', 'expected'),
+  [
+    ({'JAX_PLATFORMS': 'cpu'}, {'xla_cuda13'}, 'dev/nvidia0', True),
+    ({'JAX_PLATFORMS': 'cuda,cpu'}, set(), None, False),
+    ({'JAX_PLATFORMS': 'tpu'}, set(), None, False),
+    ({}, set(), None, True),
+    ({'JAX_PLATFORMS': ''}, {'xla_cuda13'}, None, True),
+    ({}, {'xla_cuda13'}, 'dev/nvidia0', False),
+    ({}, {'xla_rocm7'}, None, False),
+    ({'TPU_WORKER_HOSTNAMES': 'a,b'}, set(), None, False),
+    ({}, set(), 'dev/accel0', False),
+  ],
+)
+def test_whether_a_run_is_on_the_cpu_is_known_before_jax(
+  root, monkeypatch, environ, plugins, device, expected
+):
+  monkeypatch.setattr(platforms, '_plugins', lambda: plugins)
+  if device:
+    (root / device).write_text('')
+  assert platforms.runs_on_cpu(environ, root=str(root)) == expected

@@ -32,8 +32,8 @@ def run(
     argv: the arguments; None reads those of the process.
   """
   argv = sys.argv[1:] if argv is None else argv
-  host_memory.keep()
   platforms.skip_absent_tpu()
+  host_memory.keep_freed_memory()
   if sys.__stderr__ is not None:
     # What a crash of a native library leaves: the stack, with the record in it.
     faulthandler.enable(sys.__stderr__)

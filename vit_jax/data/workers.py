@@ -54,7 +54,7 @@ def alive(batches: Iterator[T]) -> Iterator[T]:
 def _start(most_seconds: float | None, index: int, count: int) -> None:
   """Prepares a worker process."""
   del index, count
-  host_memory.keep()
+  host_memory.keep_freed_memory()
   # The run is asked to stop, and then stops us: it may need a batch until then.
   for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, signal.SIG_IGN)

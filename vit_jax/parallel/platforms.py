@@ -1,4 +1,4 @@
-"""Whether this machine has a TPU, before jax is imported.
+"""The platforms that jax will find on this machine, before it is imported.
 
 Where libtpu is installed and no TPU is attached, jax loads it all the same: it
 prints five lines that look like errors, and on some machines looks for a
@@ -12,13 +12,13 @@ import os
 import pathlib
 import pkgutil
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 
 _GOOGLE = '0x1ae0'  # PCI vendor, of TPUs and of network cards of Google Cloud.
 _NETWORK_CLASS = '0x02'
 # jax sets them where libtpu is installed and no TPU found; children inherit
 # them.
-_SAYS_NOTHING = {'TPU_SKIP_MDS_QUERY', 'TPU_LIBRARY_PATH'}
+_NO_SIGN = {'TPU_SKIP_MDS_QUERY', 'TPU_LIBRARY_PATH'}
 _CUDA_DEVICES = ('dev/nvidia0', 'dev/nvidiactl', 'dev/dxg')
 
 
@@ -39,20 +39,43 @@ def skip_absent_tpu(
     return False
   if 'JAX_PLATFORMS' in environ or importlib.util.find_spec('libtpu') is None:
     return False
-  if _has_sign_of_tpu(environ, pathlib.Path(root)):
+  found = _find(environ, pathlib.Path(root))
+  if found is None:
     return False
-  plugins = _plugins()
-  if not all(name.startswith('xla_cuda') for name in plugins):
-    return False
-  has_gpu = any((pathlib.Path(root) / path).exists() for path in _CUDA_DEVICES)
-  environ['JAX_PLATFORMS'] = 'cuda,cpu' if plugins and has_gpu else 'cpu'
+  environ['JAX_PLATFORMS'] = found
   return True
 
 
+def runs_on_cpu(
+  environ: Mapping[str, str] = os.environ, *, root: str = '/'
+) -> bool:
+  """Returns whether jax will compute on the CPU; False if that is unknown.
+
+  JAX_PLATFORMS decides where it is set; else the devices of this machine do.
+
+  Args:
+    environ: of this process.
+    root: of the file system.
+  """
+  chosen = environ.get('JAX_PLATFORMS') or _find(environ, pathlib.Path(root))
+  return chosen is not None and chosen.split(',')[0].strip() == 'cpu'
+
+
+def _find(environ: Mapping[str, str], root: pathlib.Path) -> str | None:
+  """Returns 'cpu' or 'cuda,cpu'; None where jax may find something else."""
+  plugins = _plugins()
+  if _has_sign_of_tpu(environ, root):
+    return None
+  if not all(name.startswith('xla_cuda') for name in plugins):
+    return None
+  has_gpu = any((root / path).exists() for path in _CUDA_DEVICES)
+  return 'cuda,cpu' if plugins and has_gpu else 'cpu'
+
+
 def _has_sign_of_tpu(environ, root: pathlib.Path) -> bool:
-  """Whether devices or the environment speak of a TPU."""
+  """Whether a device or a variable of the environment suggests a TPU."""
   named = [key for key in environ if key.startswith('TPU_')]
-  if 'JAX_FORCE_TPU_INIT' in environ or set(named) - _SAYS_NOTHING:
+  if 'JAX_FORCE_TPU_INIT' in environ or set(named) - _NO_SIGN:
     return True
   if glob.glob(f'{root}/dev/accel*') or glob.glob(f'{root}/dev/vfio/[0-9]*'):
     return True
