@@ -84,18 +84,26 @@ def test_layers_stand_in_the_order_of_an_image():
 class _Linear(nn.Module):
   """Two products without anything between them."""
 
+  output: str = 'features'
+
   @nn.compact
   def __call__(self, image, *, train=False):
     x = image.reshape(len(image), -1)
     for i, dim in enumerate((5, 7)):
       x = nn.Dense(dim, use_bias=False, name=f'dense_{i}')(x)
-    return dict(features=x)
+    return {self.output: x}
 
 
 def test_macs_and_activations_of_products_by_hand():
   # Of each product the backward pass needs the input: 48 and 5 floats.
   assert model_summary.macs(_Linear(), (4, 4, 3)) == 48 * 5 + 5 * 7
   assert model_summary.activation_bytes(_Linear(), (4, 4, 3)) == 4 * (48 + 5)
+
+
+def test_a_model_with_logits_alone_has_a_summary():
+  model = _Linear(output='logits')
+  assert anatomy.macs(model, (4, 4, 3)) == 48 * 5 + 5 * 7
+  assert anatomy.activation_bytes(model, (4, 4, 3)) == 4 * (48 + 5)
 
 
 def test_layers_that_differ_in_shape_are_not_merged():

@@ -1,6 +1,6 @@
-"""What a model is made of and what it costs; nothing is computed or compiled.
+"""Layers of a model, its multiply-adds and activation memory, by tracing alone.
 
-Shapes are traced, so that the largest model takes seconds and no memory.
+Only shapes are traced: the largest model takes seconds and no memory.
 """
 
 import dataclasses
@@ -87,11 +87,11 @@ def macs(module: nn.Module, image_shape: tuple[int, int, int]) -> int:
 def activation_bytes(
   module: nn.Module, image_shape: tuple[int, int, int]
 ) -> int:
-  """Returns what an image leaves in memory for the backward pass.
+  """Returns the bytes kept for the backward pass, for each image of a batch.
 
-  What automatic differentiation keeps, `remat` included, less what does not
-  grow with the batch. The compiler may keep less, as it computes cheap things
-  again, and needs some space to work besides.
+  They are the residuals of automatic differentiation, `remat` included, that
+  grow with the batch. The compiler may keep less, as it recomputes what is
+  cheap, and needs working space besides.
   """
   params = abstract_params(module, image_shape)
 
@@ -125,7 +125,7 @@ def _trace(module, image_shape):
     if context.method_name != '__call__':
       return method(*args, **kwargs)
     path = '/'.join(context.module.path)
-    outputs.setdefault(path, None)  # Now: parents stand before their children.
+    outputs.setdefault(path, None)  # Now: parents precede their children.
     result = method(*args, **kwargs)
     outputs[path] = outputs[path] or getattr(result, 'shape', None)
     return result
@@ -138,7 +138,7 @@ def _trace(module, image_shape):
 
 def _answer(module, params, image, **options) -> jax.Array:
   outputs = module.apply({'params': params}, image, **options)
-  return outputs.get('logits', outputs['features'])
+  return outputs['logits' if 'logits' in outputs else 'features']
 
 
 def _merge(found) -> list[Layer]:
