@@ -1,37 +1,19 @@
-"""Model sections that follow from the name of weights, or a file's header."""
+"""Model sections of recipes, from the name or the header of weights."""
 
 import pathlib
 import re
 
 from vit_jax import files
+from vit_jax.pretrained import published
 
-# What published names begin with: the model, the norm of the images.
-_GOOGLE = dict(pooling='token', activation='gelu_tanh', norm_epsilon=1e-6)
-_META = dict(pooling='token', activation='gelu', norm_epsilon=1e-6)
-_UNIT, _IMAGENET = 'normalize(-1, 1)', "normalize('imagenet')"
-FAMILIES = {
-  'augreg': (_GOOGLE, _UNIT),
-  'vit': (_GOOGLE, _UNIT),
-  'sam': (_GOOGLE, _UNIT),
-  'bv': (_GOOGLE | dict(pooling='mean', position='sincos2d'), _UNIT),
-  'siglip': (_GOOGLE | dict(pooling='map'), _UNIT),
-  'siglip2': (_GOOGLE | dict(pooling='map'), _UNIT),
-  'dino': (_META, _IMAGENET),
-  'dinov2': (_META | dict(layer_scale=1e-5), _IMAGENET),
-  'dinov2reg': (_META | dict(layer_scale=1e-5, num_registers=4), _IMAGENET),
-  'deit': (_META, _IMAGENET),
-  'deit3': (_META | dict(layer_scale=1e-5), _IMAGENET),
-  'mae': (_META, _IMAGENET),
-}
 _PUBLISHED = re.compile(r'(\w+)-([\w-]*?/\d+)(-.*)?')
 _AUGREG_FILE = re.compile(r'([A-Za-z]+)_(\d+)-.*-lr_.*')
 
-# What a model section says of the training before, or of its cost.
+# Of a model section: what says how it was trained, or only what it costs.
 _NOT_KEPT = ('num_classes', 'representation_size', 'head_bias_init')
 _NOT_KEPT += ('head_zero_init', 'dropout_rate', 'attention_dropout_rate')
 _NOT_KEPT += ('stochastic_depth_rate', 'scan', 'remat', 'attention')
-
-
+_UNIT = 'normalize(-1, 1)'
 _SIDES = re.compile(
   r'\w*(?:resize|crop)\w*\((?:size=)?[(\[]?(\d+)(?:, *(\d+))?'
 )
@@ -61,9 +43,10 @@ def model_of(
   if match := _AUGREG_FILE.fullmatch(pathlib.PurePath(model).name):
     model = f'augreg-{match[1]}/{match[2]}'
   match = _PUBLISHED.fullmatch(model)
-  if match and match[1] in FAMILIES:
-    computed, device_ops = FAMILIES[match[1]]
-    section = dict(name='vit', variant=match[2], **computed, dtype='bfloat16')
+  if match and (relative := _relative(match[1])):
+    section = {k: v for k, v in relative.model.items() if k not in _NOT_KEPT}
+    section |= dict(variant=match[2], dtype='bfloat16')
+    device_ops = relative.preprocess.get('device_ops', _UNIT)
     patch = int(match[2].rpartition('/')[2])
     resolution = resolution or round(pixels / patch) * patch
     return section, dict(device_ops=device_ops), resolution
@@ -97,6 +80,12 @@ def model_of(
       )
     resolution = sides[0]
   return section, dict(device_ops=device_ops), resolution
+
+
+def _relative(family: str) -> published.Published | None:
+  """Returns published weights of a family: its models differ in size alone."""
+  names = (n for n in published.PUBLISHED if n.startswith(f'{family}-'))
+  return published.PUBLISHED.get(next(names, None))
 
 
 def _read_ours(path: pathlib.Path) -> tuple[dict, str, tuple | None] | None:

@@ -368,11 +368,19 @@ def test_a_model_section_that_does_not_fit_the_weights_is_refused(tune):
     tune(model__num_registers=2)
 
 
-def test_the_families_are_those_of_the_catalog():
-  families = {name.partition('-')[0] for name in published.PUBLISHED}
-  assert families == set(common_weights.FAMILIES)
-  variants = {
-    config.model.variant.partition('/')[0]
-    for config in (load(f'model={name}') for name in published.PUBLISHED)
-  }
-  assert variants <= set(vit.VARIANTS)
+def test_every_published_model_becomes_a_section_that_computes_the_same():
+  cost_and_training = {'dtype', 'num_classes', 'representation_size'}
+  for name, weights in published.PUBLISHED.items():
+    section, device_ops, _ = common_weights.model_of(name)
+    assert section['variant'].partition('/')[0] in vit.VARIANTS
+    for key in {*section, *weights.model} - cost_and_training:
+      assert section[key] == weights.model[key], (name, key)
+    expected = weights.preprocess.get('device_ops', 'normalize(-1, 1)')
+    assert device_ops == dict(device_ops=expected)
+
+
+def test_a_size_that_is_not_published_is_of_its_family():
+  section, device_ops, resolution = common_weights.model_of('dinov2-g/14', 518)
+  assert (section['layer_scale'], section['activation']) == (1e-5, 'gelu')
+  assert device_ops == dict(device_ops="normalize('imagenet')")
+  assert resolution == 518
