@@ -1,4 +1,4 @@
-r"""Judges the features of any weights: few-shot, k-NN and a linear classifier.
+r"""Few-shot, k-NN and linear evaluation of the features of any weights.
 
   python -m vit_jax.main --workdir=runs/judged \
     --config=configs/evaluate.py:model=augreg-B/16,data=/data/pets

@@ -1,4 +1,4 @@
-r"""Fine-tunes any weights: SGD at 384 px as the ViT papers do, or AdamW.
+r"""Fine-tuning of any weights: SGD at 384 px as the ViT papers do, or AdamW.
 
   python -m vit_jax.main --workdir=runs/pets \
     --config=configs/finetune.py:model=augreg-B/16,data=/data/pets

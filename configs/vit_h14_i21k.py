@@ -1,4 +1,4 @@
-r"""ViT-H/14 on ImageNet-21k, 90 epochs, with the state split over the chips.
+r"""ViT-H/14 on ImageNet-21k, 90 epochs, with the state sharded over the chips.
 
 "An Image is Worth 16x16 Words" (Dosovitskiy et al. 2020, arXiv:2010.11929).
 Its authors released an H/14 trained on ImageNet-21k but no settings for it:

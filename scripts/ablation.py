@@ -1,4 +1,4 @@
-r"""Measures what each augmentation adds on CIFAR-10, at equal epochs.
+r"""Measure the effect of each augmentation on CIFAR-10, at equal epochs.
 
   python scripts/ablation.py --data=folder:/data/cifar10 \
     --workdir=runs/ablation --split='train[:10%]' --epochs=20

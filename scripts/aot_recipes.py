@@ -3,7 +3,7 @@
 python scripts/aot_recipes.py
 python scripts/aot_recipes.py --only=vit_g14 --topology=v5e-256
 
-Each row is a `python -m vit_jax aot` with what stands in its first column. A
+Each row is a `python -m vit_jax aot` with the arguments in its first column. A
 row takes minutes; rows are printed as they come.
 """
 

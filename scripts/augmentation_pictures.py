@@ -1,4 +1,4 @@
-r"""Draws docs/augmentations.png: each host op at three strengths.
+r"""Draw docs/augmentations.png: each host op at three strengths.
 
   python scripts/augmentation_pictures.py [--image=photo.jpg] [--out=x.png]
 

@@ -9,8 +9,8 @@ compiled, under autocast, with fused AdamW. Each side is a process of its own;
 they take turns. Prints a table in Markdown and, last, one JSON object. MFU
 counts three forward passes of matrix products, the same for both, against the
 device's bfloat16 peak. Needs the extra [parity] with a torch for the GPU, and
-jax[cuda13]. On a CPU it runs too (`--variants=Ti/16:4 --eager`), and tells
-little.
+jax[cuda13]. On a CPU it runs too (`--variants=Ti/16:4 --eager`), but
+means little.
 """
 
 import argparse
@@ -156,9 +156,9 @@ def _ours(variant: str, batch_size: int, attention: str, steps: int) -> dict:
 
 
 def _timm(variant: str, batch_size: int, args) -> dict:
-  import mend_torchvision
+  import fix_torchvision
 
-  mend_torchvision.mend()
+  fix_torchvision.fix()
   import timm
   import torch
 

@@ -1,4 +1,4 @@
-"""Compares our input pipeline with tf.data and timm's loader, in one run.
+"""Compare our input pipeline with tf.data and timm's loader, in one run.
 
   python scripts/compare_input.py
   python scripts/compare_input.py --pipeline=deit
@@ -9,7 +9,7 @@ threads or worker processes, and give batches of 64 uint8 images of 224 x 224.
 DeiT's: bicubic, a flip and RandAugment (tf.data has none and stays out). They
 take turns; the table has the median over the turns of images per second and per
 CPU-second (threads and processes together). Needs the parity extra for timm and
-tensorflow-cpu for tf.data; who is not installed is left out. Prints the
+tensorflow-cpu for tf.data; those not installed are left out. Prints the
 processor first: ratios differ from one to another.
 """
 
@@ -25,8 +25,8 @@ import time
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
+import fix_torchvision
 import machine
-import mend_torchvision
 
 from vit_jax.data import pipeline
 from vit_jax.data.sources import synthetic_jpegs
@@ -143,7 +143,7 @@ def _ours(folder: str, name: str):
 
 
 def _timm(folder: str, name: str):
-  mend_torchvision.mend()
+  fix_torchvision.fix()
   import timm.data
   import torch
   from timm.data import auto_augment

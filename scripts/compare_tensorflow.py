@@ -1,4 +1,4 @@
-"""Compares the pixels of an evaluation with TensorFlow's, as big_vision has it.
+"""Compare the pixels of an evaluation with those of TensorFlow and big_vision.
 
 python scripts/compare_tensorflow.py photos/
 

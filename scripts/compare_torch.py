@@ -167,9 +167,9 @@ def _vit_jax_steps(args):
 def _torch_steps(args):
   import os
 
-  import mend_torchvision
+  import fix_torchvision
 
-  mend_torchvision.mend()
+  fix_torchvision.fix()
   import torch
   import transformers
 

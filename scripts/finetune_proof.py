@@ -1,4 +1,4 @@
-"""Shows on real images that fine-tuning beats training from scratch.
+"""Compare fine-tuning with training from scratch on real images.
 
   python scripts/finetune_proof.py --data=/data/cifar10 --workdir=runs/proof
 

@@ -1,4 +1,4 @@
-"""Shows on real images that a model is judged and handed on without loss.
+"""Check evaluation and export of a model against other code on real images.
 
   python scripts/handover_proof.py --weights=runs/tuned --data=/data/cifar10
 
@@ -22,8 +22,8 @@ import tempfile
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
+import fix_torchvision
 import jax
-import mend_torchvision
 import numpy as np
 import parity_table
 from fewshot_oracle import ridge_classes
@@ -45,7 +45,7 @@ def main() -> None:
   parser.add_argument('--weights', required=True)
   parser.add_argument('--data', required=True, help='a folder of images')
   args = parser.parse_args()
-  mend_torchvision.mend()
+  fix_torchvision.fix()
   model = vit_jax.load(args.weights, batch_size=_BATCH)
   print(f'{args.weights}: {model}')
   with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""Starts one run as several processes on this machine.
+"""Start one run as several processes on this machine.
 
     python scripts/launch_local.py --processes=4 -- \
       --config=configs/quickstart.py --workdir=runs/four

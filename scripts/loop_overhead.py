@@ -1,4 +1,4 @@
-"""Measures what the training loop itself costs: everything but the step.
+"""Measure the overhead of the training loop: everything but the step.
 
     python scripts/loop_overhead.py
 

@@ -1,4 +1,4 @@
-"""The processor that a measurement ran on, for the line beside its number."""
+"""The processor of this machine, to print beside a measurement."""
 
 import os
 import pathlib

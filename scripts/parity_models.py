@@ -1,4 +1,4 @@
-"""The models of timm and transformers that parity is measured with.
+"""Models of timm and transformers for the parity measurements.
 
 They are small, have 12 layers, and random weights that are larger than an
 initializer would draw them, so that no bias, scale or position is zero.

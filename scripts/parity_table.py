@@ -1,4 +1,4 @@
-"""Measures how far our ViT is from timm's and transformers' at equal weights.
+"""Measure how far our ViT is from timm's and transformers' at equal weights.
 
   python scripts/parity_table.py
 
@@ -19,8 +19,8 @@ import tempfile
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
+import fix_torchvision
 import jax
-import mend_torchvision
 import numpy as np
 from parity_models import CASES, HEADS, Case
 
@@ -173,7 +173,7 @@ def main():
       "install -e '.[parity]'",
       file=sys.stderr,
     )
-  mend_torchvision.mend()
+  fix_torchvision.fix()
   print('| source | model | read | to timm | to transformers |')
   print('|---|---|---|---|---|')
   for case in CASES:

@@ -1,4 +1,4 @@
-"""Runs the notebooks of colabs/ and stores their outputs in them.
+"""Run the notebooks of colabs/ and store their outputs in them.
 
   pip install nbclient ipykernel
   python scripts/run_notebooks.py --folder=/content

@@ -47,9 +47,9 @@ for _name in ('COLUMNS', 'LINES', 'FORCE_COLOR', 'NO_COLOR'):
 # torchvision, where it is installed, to import.
 sys.path.append(str(pathlib.Path(__file__).parents[1] / 'scripts'))
 
-import mend_torchvision  # noqa: E402
+import fix_torchvision  # noqa: E402
 
-mend_torchvision.mend()
+fix_torchvision.fix()
 
 
 _RECIPE = """

@@ -1,4 +1,4 @@
-"""Losses, targets and hits against answers worked by hand and SciPy."""
+"""Losses, targets and top-k accuracy against SciPy and answers by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -107,32 +107,34 @@ def test_labels_that_do_not_fit_the_classes_are_an_error(label):
     losses.targets(jnp.asarray(label), 4)
 
 
-def test_hits_count_a_label_within_the_best_k():
+def test_topk_correct_counts_a_label_within_the_best_k():
   logits = jnp.array([[0.0, 3.0, 2.0, 1.0]] * 4)
   targets = losses.one_hot(jnp.array([0, 1, 2, 3]), 4)
   expected = {1: [0, 1, 0, 0], 2: [0, 1, 1, 0], 3: [0, 1, 1, 1]}
   for k, row in expected.items():
-    hit, labelled = losses.hits(logits, targets, k)
+    hit, labelled = losses.topk_correct(logits, targets, k)
     np.testing.assert_array_equal(hit, row)
     assert labelled.all()
 
 
-def test_hits_accept_any_listed_class_and_tell_rows_without_one():
+def test_topk_correct_accepts_any_listed_class_and_marks_rows_without_one():
   logits = jnp.array([[1.0, 3.0, 2.0]] * 3)
   targets = jnp.array([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
-  hit, labelled = losses.hits(logits, targets)
+  hit, labelled = losses.topk_correct(logits, targets)
   np.testing.assert_array_equal(hit, [True, False, False])
   np.testing.assert_array_equal(labelled, [True, True, False])
 
 
-def test_hits_take_the_dominant_class_of_a_mixed_row():
+def test_topk_correct_takes_the_dominant_class_of_a_mixed_row():
   logits = jnp.array([[2.0, 1.0, 0.0], [2.0, 1.0, 0.0]])
   targets = jnp.array([[0.4, 0.6, 0.0], [0.6, 0.4, 0.0]])
-  np.testing.assert_array_equal(losses.hits(logits, targets)[0], [False, True])
+  np.testing.assert_array_equal(
+    losses.topk_correct(logits, targets)[0], [False, True]
+  )
 
 
 @pytest.mark.parametrize('k', [1, 2])
 def test_equal_logits_hit_only_the_first_k_classes(k):
   targets = losses.one_hot(jnp.arange(4), 4)
-  hit, _ = losses.hits(jnp.zeros((4, 4)), targets, k)
+  hit, _ = losses.topk_correct(jnp.zeros((4, 4)), targets, k)
   np.testing.assert_array_equal(hit, np.arange(4) < k)

@@ -1,4 +1,4 @@
-"""Losses and hits: pure functions of logits and targets, one number per row.
+"""Losses and top-k accuracy of logits, one number per row: pure functions.
 
 Everything is computed in float32 whatever dtype comes in. Nothing is averaged
 here: only the caller knows which rows count.
@@ -114,7 +114,7 @@ def targets(
   )
 
 
-def hits(
+def topk_correct(
   logits_BY: jax.Array, targets_BY: jax.Array, k: int = 1
 ) -> tuple[jax.Array, jax.Array]:
   """Returns bool `[B]`: is a right class among the top k; is there one at all.

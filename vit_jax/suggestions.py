@@ -1,4 +1,4 @@
-"""Names that a mistyped name may mean, found without importing anything.
+"""Suggestions for mistyped names, without importing anything.
 
 The keys of a section are those of a signature, and reading the source of that
 signature takes milliseconds where importing it takes seconds.

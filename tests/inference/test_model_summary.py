@@ -102,8 +102,8 @@ def test_macs_and_activations_of_products_by_hand():
 
 def test_a_model_with_logits_alone_has_a_summary():
   model = _Linear(output='logits')
-  assert anatomy.macs(model, (4, 4, 3)) == 48 * 5 + 5 * 7
-  assert anatomy.activation_bytes(model, (4, 4, 3)) == 4 * (48 + 5)
+  assert model_summary.macs(model, (4, 4, 3)) == 48 * 5 + 5 * 7
+  assert model_summary.activation_bytes(model, (4, 4, 3)) == 4 * (48 + 5)
 
 
 def test_layers_that_differ_in_shape_are_not_merged():

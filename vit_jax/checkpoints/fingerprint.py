@@ -1,4 +1,4 @@
-"""One number per leaf that changes when a bit of the leaf changes.
+"""Fingerprints: a number for each leaf that changes with any of its bits.
 
 The storage layer does not notice a flipped bit in array data, so a checkpoint
 carries these numbers and a restore compares them. They do not depend on the

@@ -1,4 +1,4 @@
-"""The format of a checkpoint on disk, and a reader that detects damage.
+"""Format of a checkpoint on disk, and a reader that detects damage.
 
 A checkpoint is the folder `<directory>/<step>` with two items written by orbax:
 `state`, nested dicts under the names of the leaves, and `meta`, a JSON object:
@@ -33,7 +33,7 @@ _PACKAGES = ('vit_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint')
 
 
 class DamagedError(Exception):
-  """A checkpoint whose bytes are not what was written; says what is wrong."""
+  """A checkpoint whose bytes are not those that were written, and why."""
 
 
 def absolute(directory: str | os.PathLike) -> epath.Path:

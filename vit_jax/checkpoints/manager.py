@@ -79,7 +79,7 @@ class Checkpointer:
     self._best = _Best(keep_best, 1 if keep_best_mode == 'max' else -1)
     if keep_best is not None:
       for step in checkpoint_format.steps(self.directory):
-        with contextlib.suppress(DamagedError):  # `restore` will tell.
+        with contextlib.suppress(DamagedError):  # `restore` reports it.
           meta = checkpoint_format.read_meta(self.directory, step)
           self._best.note(step, meta['metrics'])
       policies.append(self._best)

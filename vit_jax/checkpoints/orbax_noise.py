@@ -1,8 +1,12 @@
-"""Orbax kept off the console and, after an error, off the disk.
+"""Workarounds for orbax: its log messages, and its threads after an error.
 
-Orbax logs each phase of each save at INFO, an error with its stack trace and,
-when one of many concurrent reads fails, leaves the others to asyncio, which
-prints dozens of stack traces after the exception was handled.
+Orbax (seen with 0.12.8) logs each phase of each save at INFO, an error with its
+stack trace and, when one of many concurrent reads fails, leaves the others to
+asyncio, which prints dozens of stack traces after the exception was handled.
+
+`silence` can go when orbax logs at DEBUG and cancels its other reads;
+`join_writers` when `CheckpointManager.wait_until_finished` returns after all
+writers, also where it raises.
 """
 
 import logging
@@ -18,7 +22,7 @@ from absl import logging as absl_logging
 def silence() -> None:
   """Drops log records and unraisable errors of orbax, unless at --verbosity=1.
 
-  Touches nothing of anybody else. Calling it again changes nothing.
+  Messages of other libraries stay. Calling it again changes nothing.
   """
   for name in ('absl', 'asyncio'):
     logging.getLogger(name).addFilter(_FILTER)
@@ -58,7 +62,7 @@ class _NotOrbax(logging.Filter):
 
 
 class _UnraisableHook:
-  """Ignores what remains of a failed read of orbax."""
+  """Ignores the abandoned reads of orbax after one has failed."""
 
   def __init__(self, previous):
     self._previous = previous

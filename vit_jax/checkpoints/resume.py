@@ -1,4 +1,4 @@
-"""Whether a checkpoint belongs to the run that a config describes."""
+"""Comparison of a checkpoint with the config of the run that continues it."""
 
 import os
 from collections.abc import Mapping

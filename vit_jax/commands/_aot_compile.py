@@ -1,4 +1,4 @@
-"""Compiles the training step of a config for TPUs that are not there."""
+"""Ahead-of-time compilation of a training step for a TPU topology."""
 
 import contextlib
 import dataclasses
@@ -20,7 +20,7 @@ from vit_jax.training import run as run_lib, train
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """What the compiler says of a training step. Bytes are of one jax device.
+  """The compiler's figures for a training step. Bytes are of one jax device.
 
   Attributes:
     num_params: of the model.
@@ -79,7 +79,7 @@ def compile_step(
     schedules: a folder into which libtpu writes schedules, see
       `topology.schedules`. It is emptied. Without it, kernels written by hand
       have no time, and neither has a step that uses them.
-    image_size: of the images before the ops, where those do not tell.
+    image_size: of the images before the ops, where those leave it open.
     hlo: a file for the text of the compiled program.
 
   Raises:
@@ -135,7 +135,7 @@ def compile_step(
 def _speed(
   run: run_lib.Run, estimate: cycles.Estimate, topology: topology_lib.Topology
 ) -> dict[str, Any]:
-  """Returns the fields of `Result` that tell how fast a step is."""
+  """Returns the fields of `Result` about the speed of a step."""
   generation, devices = topology.generation, run.mesh.devices.flat
   seconds = estimate.seconds(
     generation.clock_hz, generation.hbm_bytes_per_second
@@ -152,7 +152,7 @@ def _speed(
 
 
 def _build(config, devices, image_size) -> run_lib.Run:
-  """Returns the run of a config on devices that may not be there."""
+  """Returns the run of a config on devices that need not exist."""
   section = dummy_input.input_section(
     config['input'], config['model'].get('num_classes'), image_size
   )

@@ -1,4 +1,4 @@
-"""Parts of all commands: exit codes, `--help`, and options for weights."""
+"""Shared parts of the commands: exit codes, `--help`, options for weights."""
 
 import argparse
 import ast
@@ -35,7 +35,7 @@ def run(
   platforms.skip_absent_tpu()
   host_memory.keep_freed_memory()
   if sys.__stderr__ is not None:
-    # What a crash of a native library leaves: the stack, with the record in it.
+    # A crash of a native library then prints the stack, with the record in it.
     faulthandler.enable(sys.__stderr__)
   for stream in (sys.stdout, sys.stderr):
     if hasattr(stream, 'reconfigure'):
@@ -59,8 +59,8 @@ def run(
   except KeyboardInterrupt:
     return 130
   except BrokenPipeError:
-    # Who reads our output has enough, as in `... | head`. Python must not find
-    # the pipe broken once more when it flushes at the end.
+    # The reader has closed our output, as in `... | head`. Python must not meet
+    # the broken pipe again when it flushes at the end.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1
 
@@ -122,7 +122,7 @@ def parser(
 
 
 def add_weights_options(parser: argparse.ArgumentParser) -> None:
-  """Adds the options that say how weights are read; see `weights_options`."""
+  """Adds the options of reading weights; see `weights_options`."""
   group = parser.add_argument_group('how weights are read')
   group.add_argument(
     '--model',
@@ -156,7 +156,7 @@ def add_weights_options(parser: argparse.ArgumentParser) -> None:
 def weights_options(args: argparse.Namespace) -> dict[str, Any]:
   """Returns the keyword arguments for `pretrained.catalog.load`.
 
-  What it tells (downloads, damage) goes to stderr: stdout is for results.
+  Messages (downloads, damage) go to stderr: stdout is for results.
   """
   keys = ('model', 'step', 'ema', 'entry', 'weights_dir')
   options = {key: getattr(args, key) for key in keys}
@@ -172,7 +172,7 @@ def positive(text: str) -> int:
 
 
 def folder(text: str) -> str:
-  """Returns the path of a folder that is there or can be made; for argparse."""
+  """Returns the path of a folder that exists or can be made; for argparse."""
   path = pathlib.Path(os.path.expanduser(text))
   for part in (path, *path.parents):
     if os.path.isfile(part):

@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       show(traceback.format_exc(), file=sys.stderr, end='')
       code = 1
     if code:
-      distributed.leave(code)
+      distributed.exit_now(code)
     return code
 
 

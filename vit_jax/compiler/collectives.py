@@ -38,7 +38,7 @@ class Collective:
 
 
 def is_one(line: str) -> bool:
-  """Says whether a line of a program communicates."""
+  """Returns whether a line of a program communicates."""
   return _CALL.search(line) is not None
 
 
@@ -75,7 +75,7 @@ def merge(found: Mapping[Collective, int]) -> tuple[Collective, ...]:
 
 
 def num_bytes(text: str) -> int:
-  """Returns the bytes of all arrays whose shapes stand in a text."""
+  """Returns the bytes of all arrays whose shapes are in a text."""
   return (
     sum(
       math.prod(int(side) for side in dims.split(',') if side)

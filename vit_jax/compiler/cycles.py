@@ -1,4 +1,4 @@
-"""What the text of a program compiled for TPUs tells about its running.
+"""Time of a step, estimated from the text of a program compiled for TPUs.
 
 The compiler writes the cycles that it expects of each fusion into the optimised
 program. Summed over the program, loops as often as they run, and divided by the
@@ -36,7 +36,7 @@ class Kernel:
     calls: in a step.
     iterations: of its grid, in a call; None if not known.
     bundles: instructions that the compiler scheduled for it, one a cycle; None
-      if its schedule is not there.
+      without its schedule.
     bytes: of its arguments and results that lie outside the chip's fast
       memory, in a call.
     phase: of PHASES.
@@ -190,7 +190,7 @@ def _executed(
 
 
 def _turns(line: str, computations: dict[str, list[str]]) -> int | None:
-  """Returns how often a loop runs, None if the text does not tell."""
+  """Returns how often a loop runs, None if the text does not say."""
   known = re.search(r'known_trip_count[^0-9]*(\d+)', line)
   if known:
     return int(known[1])

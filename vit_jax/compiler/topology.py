@@ -1,4 +1,4 @@
-"""TPUs as the compiler sees them: topologies, memory, clocks, options.
+"""TPU topologies for the compiler: chips, memory, clocks, options.
 
 Nothing here needs a TPU. `devices('v5e-256')` are the chips of a slice that can
 be compiled for but not computed on; that takes libtpu, TPU's compiler, which is
@@ -89,7 +89,7 @@ def topology(name: str, num_slices: int = 1) -> Topology:
   """Returns the topology of a name such as 'v5e-256', 'v5p-512', 'v4:2x2x4'.
 
   The number is the one in the names of Cloud TPU: chips for v5e and v6e, cores,
-  two to a chip, for the others. After a colon stands the grid of chips.
+  two to a chip, for the others. A colon is followed by the grid of chips.
 
   Raises:
     UserError: no such generation or size.

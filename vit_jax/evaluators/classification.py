@@ -80,10 +80,10 @@ class Evaluator:
     """Returns what the model achieves on the whole split.
 
     `top1`, `top5`: fraction of the examples whose best logit, or one of whose
-      best five, belongs to a right class (`losses.hits`): the label; for
-      multi-hot labels any listed class, as in big_vision, where examples that
-      list none are left out of every number. `top5` appears with 6 classes or
-      more: with fewer it would be 1.
+      best five, belongs to a right class (`losses.topk_correct`): the label;
+      for multi-hot labels any listed class, as in big_vision, where examples
+      that list none are left out of every number. `top5` appears with 6 classes
+      or more: with fewer it would be 1.
     `loss`: mean cross-entropy in nats, without label smoothing. With softmax
       a multi-hot row is divided by its sum; with sigmoid it is the sum over
       classes.
@@ -224,10 +224,10 @@ def _score(params, batch, *, predict, loss, out_sharding):
   label, mask_B = batch['label'], batch['mask']
   num_classes = logits_BY.shape[-1]
   targets_BY = losses.targets(label, num_classes)
-  hit_B, labelled_B = losses.hits(logits_BY, targets_BY)
+  hit_B, labelled_B = losses.topk_correct(logits_BY, targets_BY)
   rows = dict(label=label, mask=mask_B, counted=mask_B & labelled_B, top1=hit_B)
   if num_classes > 5:
-    rows['top5'], _ = losses.hits(logits_BY, targets_BY, k=5)
+    rows['top5'], _ = losses.topk_correct(logits_BY, targets_BY, k=5)
   if loss == 'softmax':
     sum_B1 = jnp.sum(targets_BY, axis=-1, keepdims=True)
     targets_BY = targets_BY / jnp.where(sum_B1 > 0, sum_B1, 1)

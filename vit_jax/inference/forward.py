@@ -1,4 +1,4 @@
-"""Any number of images through one compiled program of a fixed batch size."""
+"""Batched inference: any number of images through one compiled program."""
 
 import concurrent.futures
 import itertools

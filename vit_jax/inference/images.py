@@ -1,4 +1,4 @@
-"""Images as users have them: found in folders, read, put through host ops."""
+"""Image inputs of inference: files, folders and arrays through host ops."""
 
 import collections
 import os

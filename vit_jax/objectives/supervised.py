@@ -122,8 +122,8 @@ class Objective:
       rng: key of dropout and stochastic depth.
 
     Metrics: `loss`, and `top1` on this batch as it is, augmented, with dropout:
-    the fraction of the rows that have a label (`losses.hits`). Of a mixed row
-    the class with the larger weight is the right one.
+    the fraction of the rows that have a label (`losses.topk_correct`). Of a
+    mixed row the class with the larger weight is the right one.
     """
     if 'label' not in batch:
       raise UserError(
@@ -141,7 +141,7 @@ class Objective:
     logits_BY = _logits(outputs)
     num_classes = logits_BY.shape[-1]
     targets_BY = losses.targets(batch['label'], num_classes)
-    hit_B, labelled_B = losses.hits(logits_BY, targets_BY)
+    hit_B, labelled_B = losses.topk_correct(logits_BY, targets_BY)
     targets_BY = losses.smooth(targets_BY, self._label_smoothing)
     if self._target_threshold is not None:
       targets_BY = self._binarize(targets_BY)

@@ -135,12 +135,12 @@ def make(
   decay = schedules.between(
     weight_decay, total_steps=total_steps, where='optimizer.weight_decay'
   )
-  if grad_clip_norm is not None and not schedules.is_within(
-    grad_clip_norm, above=0
+  if grad_clip_norm is not None and not schedules.in_range(
+    grad_clip_norm, gt=0
   ):
     problems.append(f'grad_clip_norm={grad_clip_norm!r} must be a number > 0')
-  if layer_decay is not None and not schedules.is_within(
-    layer_decay, above=0, most=1
+  if layer_decay is not None and not schedules.in_range(
+    layer_decay, gt=0, le=1
   ):
     problems.append(f'layer_decay={layer_decay!r} must be a number in (0, 1]')
   if problems:
@@ -154,7 +154,7 @@ def make(
   chain.append(transforms.make(name, **options))
   if weight_decay or name == 'lamb':
     rules = DECAY_KERNELS if weight_decay_mults is None else weight_decay_mults
-    mults = _multipliers('weight_decay_mults', rules, names, least=0)
+    mults = _multipliers('weight_decay_mults', rules, names, ge=0)
     if isinstance(weight_decay, lookup.SECTION):
       chain.append(_add_scheduled_decay(decay, mults))
     elif weight_decay:
@@ -164,7 +164,7 @@ def make(
       chain.append(transforms.trust_ratio([n for n in names if mults[n]]))
   if learning_rate_mults:
     rules = [*learning_rate_mults, ('.*', 1.0)]
-    mults = _multipliers('learning_rate_mults', rules, names, above=0)
+    mults = _multipliers('learning_rate_mults', rules, names, gt=0)
     chain.append(_scale_by_name(mults))
   if layer_decay is not None:
     mults = layer_decay_lib.multipliers(names, layer_decay)
@@ -279,15 +279,15 @@ def trained_names(params: Any, freeze: Sequence[str] = ()) -> dict[str, bool]:
 def _multipliers(
   key: str, rules: Rules, names: list[str], **limits: float
 ) -> dict[str, float]:
-  """Returns multipliers by name; `limits` go to `schedules.is_within`."""
+  """Returns multipliers by name; `limits` go to `schedules.in_range`."""
   problems = []
   for rule in rules:
     if not isinstance(rule, list | tuple) or len(rule) != 2:
       problems.append(f'{rule!r} is not a pair (regex, multiplier)')
-    elif not schedules.is_within(rule[1], **limits):
+    elif not schedules.in_range(rule[1], **limits):
       problems.append(
         f'the multiplier of {rule[0]!r} is {rule[1]!r}; expected a number '
-        + ('>= 0' if 'least' in limits else '> 0 (to hold it, freeze it)')
+        + ('>= 0' if 'ge' in limits else '> 0 (to hold it, freeze it)')
       )
   if problems:
     raise UserError(f'optimizer.{key}: ' + '; '.join(problems))

@@ -166,7 +166,7 @@ def _between(
 
 
 def _check_range(value: Any, where: str, most: float) -> None:
-  if not is_within(value, least=0, most=most):
+  if not in_range(value, ge=0, le=most):
     limit = 'from 0 up' if most == math.inf else f'from 0 to {most}'
     raise UserError(
       f'{where}={value!r}: expected a number {limit}, or a schedule such as '
@@ -258,7 +258,7 @@ def _problems(
 
 
 def is_number(value: Any) -> bool:
-  """Says whether a value of a config is a finite real number, not a bool."""
+  """Returns whether a value of a config is a finite real number, not a bool."""
   return (
     isinstance(value, numbers.Real)
     and not isinstance(value, bool)
@@ -266,14 +266,12 @@ def is_number(value: Any) -> bool:
   )
 
 
-def is_within(
-  value: Any, *, above=None, least=None, below=None, most=None
-) -> bool:
-  """Says whether a value of a config is a finite number in a range."""
+def in_range(value: Any, *, gt=None, ge=None, lt=None, le=None) -> bool:
+  """Returns whether a value of a config is a finite number in a range."""
   return (
     is_number(value)
-    and (above is None or value > above)
-    and (least is None or value >= least)
-    and (below is None or value < below)
-    and (most is None or value <= most)
+    and (gt is None or value > gt)
+    and (ge is None or value >= ge)
+    and (lt is None or value < lt)
+    and (le is None or value <= le)
   )

@@ -45,12 +45,10 @@ def problems(name: str, options: dict[str, Any]) -> list[str]:
       f'{", ".join(taken)}: remove it'
     )
   for key in ('b1', 'b2', 'momentum'):
-    if key in options and not schedules.is_within(
-      options[key], least=0, below=1
-    ):
+    if key in options and not schedules.in_range(options[key], ge=0, lt=1):
       found.append(f'{key}={options[key]!r} must be a number in [0, 1)')
   for key in ('eps', 'clip_update_rms'):
-    if key in options and not schedules.is_within(options[key], above=0):
+    if key in options and not schedules.in_range(options[key], gt=0):
       found.append(f'{key}={options[key]!r} must be a number > 0')
   dtypes = ('float32', 'bfloat16')
   if options.get('mu_dtype', 'float32') not in dtypes:

@@ -1,8 +1,8 @@
-"""Makes the processes of a run one: who they are, and how they end.
+"""Connection of the processes of a run, and their end when one of them fails.
 
-On a TPU pod, under SLURM, Open MPI or in a Kubernetes job the environment tells
-each process its number and where process 0 is; elsewhere flags do. A process
-that is alone needs none of it.
+On a TPU pod, under SLURM, Open MPI or in a Kubernetes job the environment has
+the number of each process and the address of process 0; elsewhere flags have
+them. A single process needs none of this.
 """
 
 import argparse
@@ -15,13 +15,13 @@ from typing import Any
 
 from vit_jax.errors import RunError, UserError
 
-# Under which names a launcher tells the number of processes and our own.
+# Variables with the number of processes and our own, by launcher.
 _LAUNCHERS = {
   'SLURM': ('SLURM_NTASKS', 'SLURM_PROCID'),
   'Open MPI': ('OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_RANK'),
 }
 _FLAGS = ('coordinator', 'num_processes', 'process_id')
-_SECONDS_TO_TELL = 3
+_SECONDS_FOR_MESSAGES = 3
 _MIN_THREADS = 32
 
 
@@ -62,7 +62,7 @@ def initialize(args: argparse.Namespace) -> str | None:
     args: has the flags of `add_flags`.
 
   Returns:
-    What told who we are, such as 'SLURM'; None for a process that is alone.
+    Where the numbers came from, such as 'SLURM'; None for a single process.
 
   Raises:
     UserError: flags that do not go together, or no way to find the others.
@@ -72,7 +72,7 @@ def initialize(args: argparse.Namespace) -> str | None:
     raise UserError(
       f'--heartbeat_seconds={args.heartbeat_seconds}: expected 1 or more'
     )
-  import jax  # Also finds out whether this is a TPU VM, and says so in environ.
+  import jax  # Also detects a TPU VM, and sets variables of the environment.
 
   flags = {name: getattr(args, name) for name in _FLAGS}
   found = find(flags, os.environ, platforms=jax.config.jax_platforms)
@@ -110,7 +110,7 @@ def find(
   *,
   platforms: str | None = None,
 ) -> tuple[str, dict[str, Any]] | None:
-  """Returns what says who the processes are, and what we know of them.
+  """Returns which launcher numbers the processes, and the numbers it gives.
 
   Args:
     flags: `coordinator`, `num_processes` and `process_id`, or None for each.
@@ -118,8 +118,8 @@ def find(
     platforms: those that jax shall use, separated by commas; None is any.
 
   Returns:
-    Its name and those of the three that it tells; JAX finds out the others.
-    None for a process that is alone.
+    Its name, and those of the three flags that it decides; JAX finds the
+    others. None for a single process.
 
   Raises:
     UserError: flags that do not go together.
@@ -172,12 +172,11 @@ def find(
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
-  """Ends this process, if it is one of several, where its devices fail.
+def exit_on_peer_failure() -> Iterator[None]:
+  """Exits at once when a computation fails because another process ended.
 
-  That is how the end of another process shows. It says so and goes at once:
-  what it would clean up, a checkpoint on its way for one, would wait for that
-  other process.
+  For a process that is one of several. Nothing is cleaned up: a checkpoint that
+  is being written would wait for that other process.
   """
   import jax
 
@@ -194,7 +193,7 @@ def together() -> Iterator[None]:
       'again to continue from the newest',
       file=sys.stderr,
     )
-    leave(1)
+    exit_now(1)
 
 
 def is_connected() -> bool:
@@ -203,11 +202,11 @@ def is_connected() -> bool:
   return jax is not None and jax.distributed.is_initialized()
 
 
-def leave(code: int) -> None:
-  """Ends this process now, if others are connected to it.
+def exit_now(code: int) -> None:
+  """Ends this process at once, if others are connected to it.
 
-  Python's own way out waits for the others, which may be waiting for us. They
-  notice by a broken connection, or by the missing heartbeat.
+  Python's normal exit waits for the others, which may be waiting for us. They
+  notice the broken connection, or the missing heartbeat.
   """
   if not is_connected():
     return
@@ -216,9 +215,9 @@ def leave(code: int) -> None:
   sys.stdout.flush()
   sys.stderr.flush()
   if jax.process_index() == 0:
-    # The others are killed without a word where process 0 is gone: what has
+    # The others are killed without a message when process 0 is gone. What
     # stopped us may be stopping them, with messages of their own.
-    time.sleep(_SECONDS_TO_TELL)
+    time.sleep(_SECONDS_FOR_MESSAGES)
   os._exit(code)
 
 

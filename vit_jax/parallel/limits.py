@@ -1,4 +1,4 @@
-"""Refuses a mesh on which a state would be spread badly.
+"""Limits on how badly a mesh may fit a state.
 
 Both mistakes cost nothing on a laptop and a factor of two on a pod, silently.
 """
@@ -18,7 +18,7 @@ from vit_jax.parallel import sharding
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """What `config.sharding` may say.
+  """The keys of `config.sharding`.
 
   Attributes:
     rules: of parameters, see `sharding.state_shardings`; None is

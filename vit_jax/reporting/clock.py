@@ -1,4 +1,4 @@
-"""Speed, utilisation and time left of a run, and tables of its results.
+"""Speed, utilisation and remaining time of a run, and tables of its results.
 
 Files are written by `metric_writer.py`, the terminal's bar by `progress.py`.
 """
@@ -65,8 +65,8 @@ class Clock:
   def start(self, step: int) -> float:
     """Forgets the time until now, in which `step` was done; returns it.
 
-    To be called once, after the first step: what came before is set-up and
-    compilation, which tell nothing about the speed.
+    To be called once, after the first step: before it are set-up and
+    compilation, which do not count as training.
     """
     seconds = self._now() - self._time
     self._trained_seconds = self._paused_seconds = 0.0

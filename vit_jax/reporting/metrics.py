@@ -1,4 +1,4 @@
-"""What a run leaves to read: metrics.jsonl, TensorBoard events, config.json.
+"""Files of a run's results: metrics.jsonl, TensorBoard events, config.json.
 
 `metrics.jsonl` has one JSON object per line, `{"step": 400, "train/loss": ...,
 "val/top1": ...}`, with strictly increasing steps; what was measured after step
@@ -45,8 +45,8 @@ class MetricWriter:
       workdir: folder of the run.
       restored_step: the step that this run continues from. Rows of later steps
         will be written again, so they are removed (atomically), and with them a
-        line that a kill has torn; TensorBoard is told the same. None is a run
-        that starts afresh: all rows are removed.
+        line that a kill has cut short; so does TensorBoard. None is a new run:
+        all rows are removed.
       logged: `MetricWriter.logged` at `restored_step`, where it is known.
       on_log: receives a line of text if rows of `logged` are no longer there.
       enabled: whether this process writes; None is process 0.
@@ -243,7 +243,7 @@ def _rows_until(
       raise UserError(
         f'{path}, line {bad or number}: expected a JSON object with a "step" '
         'greater than that of the line before. Was it edited, or do two runs '
-        'share the workdir? Mend the line, or move the file away.'
+        'share the workdir? Correct the line, or move the file away.'
       )
     rows.append((step, row, line + b'\n'))
   return rows

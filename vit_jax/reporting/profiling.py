@@ -1,4 +1,4 @@
-"""Records what the devices and the host do during some training steps."""
+"""Traces of some training steps, for a profiler."""
 
 import os
 import re

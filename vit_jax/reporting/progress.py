@@ -1,4 +1,4 @@
-"""What the terminal shows of a run while it goes on.
+"""Progress of a run on the terminal.
 
 On a terminal it is a live bar; messages appear above it. Elsewhere (a file, a
 pipe, a notebook, CI) it is a plain line every few seconds:

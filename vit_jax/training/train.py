@@ -208,7 +208,7 @@ def train(
       )
     )
     stack.enter_context(jax.transfer_guard('disallow'))
-    stack.enter_context(distributed.together())
+    stack.enter_context(distributed.exit_on_peer_failure())
 
     def good_step() -> int | None:
       checkpointer.wait()

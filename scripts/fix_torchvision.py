@@ -1,4 +1,4 @@
-"""Makes torchvision import where its wheel does not fit torch's.
+"""Workaround for torchvision: import it where its wheel does not fit torch's.
 
 PyPI's torchvision is built for CUDA. Beside a torch for CPU it lacks operators
 that it declares shapes for while it is imported, and fails; timm and, where
@@ -11,7 +11,7 @@ import importlib.util
 _OPERATORS = ('nms', 'qnms')
 
 
-def mend() -> None:
+def fix() -> None:
   """Declares the missing operators, if torchvision is there and needs them."""
   if not importlib.util.find_spec('torchvision'):
     return
