@@ -128,7 +128,7 @@ def test_the_target_of_prepared_data(tmp_path, capsys):
 
 
 def test_tables_and_lines_of_a_run(capsys):
-  tables.print_table(NASTY, {NASTY: {NASTY: 0.5}})
+  tables.print_metrics(NASTY, {NASTY: {NASTY: 0.5}})
   with progress.Progress(3, live=False) as shown:
     shown.log(f'skipped {NASTY}\nand {NASTY}')
     shown.update(3, {NASTY: 0.5})

@@ -3,7 +3,7 @@ import io
 import pytest
 
 from vit_jax.reporting.clock import Clock
-from vit_jax.reporting.tables import print_table
+from vit_jax.reporting.tables import print_metrics
 
 
 class Seconds:
@@ -121,7 +121,7 @@ def test_the_time_left_includes_the_share_of_pauses(time):
 
 def table(*args):
   file = io.StringIO()
-  print_table(*args, file=file)
+  print_metrics(*args, file=file)
   lines = [line.split() for line in file.getvalue().splitlines()]
   return [line for line in lines if line and '─' not in line[0]]
 

@@ -197,28 +197,20 @@ def _peak_memory_bytes(device) -> int:
 
 
 def _print(result: Mapping[str, Any]) -> None:
-  import rich.box
-  import rich.console
-  import rich.table
+  from vit_jax.reporting import tables
 
-  table = rich.table.Table(box=rich.box.SIMPLE_HEAD, show_header=False)
-  table.add_column()
-  table.add_column(justify='right')
-  for key, value in result.items():
-    if key != 'stages':
-      table.add_row(key.replace('_', ' '), _text(key, value))
-  console = rich.console.Console(width=None if sys.stdout.isatty() else 100)
-  console.print(table)
-  if 'stages' not in result:
-    return
-  table = rich.table.Table(box=rich.box.SIMPLE_HEAD)
-  table.add_column('stage')
-  table.add_column('CPU us per image', justify='right')
-  table.add_column('share', justify='right')
-  total = sum(result['stages'].values())
-  for name, value in result['stages'].items():
-    table.add_row(name, f'{value:.0f}', f'{value / total:.1%}')
-  console.print(table)
+  tables.print_table(
+    (key.replace('_', ' '), _text(key, value))
+    for key, value in result.items()
+    if key != 'stages'
+  )
+  stages = result.get('stages', {})
+  total = sum(stages.values())
+  if stages:
+    tables.print_table(
+      [(k, f'{v:.0f}', f'{v / total:.1%}') for k, v in stages.items()],
+      header=('stage', 'CPU us per image', 'share'),
+    )
 
 
 def _text(key: str, value: Any) -> str:

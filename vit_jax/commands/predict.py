@@ -120,24 +120,16 @@ def _answers(
 
 
 def _write_table(answers: Iterator[tuple[str, list[Any]]]) -> None:
-  import rich.box
-  import rich.console
-  import rich.table
+  from vit_jax.reporting import tables
 
-  table = rich.table.Table(box=rich.box.SIMPLE_HEAD)
-  table.add_column('image', overflow='fold')
-  table.add_column('probability', justify='right')
-  table.add_column('class', overflow='fold')
+  rows = []
   for path, predictions in answers:
     for i, found in enumerate(predictions):
-      image = '' if i else printable(path)
-      name = printable(found.name)
-      table.add_row(image, f'{found.probability:.2%}', name)
-    table.add_section()
-  if not table.row_count:
-    return
-  width = None if sys.stdout.isatty() else 200
-  rich.console.Console(width=width, markup=False, emoji=False).print(table)
+      rows.append(('' if i else path, f'{found.probability:.2%}', found.name))
+    rows.append(())
+  if rows:
+    header = ('image', 'probability', 'class')
+    tables.print_table(rows, header=header, left=(0, 2))
 
 
 def _write_json(answers: Iterator[tuple[str, list[Any]]]) -> None:

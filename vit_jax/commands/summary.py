@@ -17,7 +17,6 @@ from typing import Any
 
 from vit_jax.commands import _cli, _config_file
 from vit_jax.errors import UserError
-from vit_jax.printable import printable
 
 # Durations decide nothing that is shown here: long enough for any warm-up.
 _TOTAL_STEPS, _STEPS_PER_EPOCH = 10**9, 1000
@@ -186,15 +185,9 @@ def _flat(tree: Any) -> dict[str, Any]:
 
 
 def _print(summary: Mapping[str, Any]) -> None:
-  import rich.box
-  import rich.console
-  import rich.table
+  from vit_jax.reporting import tables
 
-  table = rich.table.Table(box=rich.box.SIMPLE_HEAD)
-  table.add_column('layer', overflow='fold')
-  table.add_column('output', justify='right')
-  table.add_column('parameters')
-  table.add_column('number', justify='right')
+  rows = []
   for layer in summary['layers']:
     times = f' x {layer["repeats"]}' if layer['repeats'] > 1 else ''
     output = '' if layer['output'] is None else str(list(layer['output']))
@@ -202,11 +195,9 @@ def _print(summary: Mapping[str, Any]) -> None:
     if layer['output'] is None:
       shapes = [str(list(shape)) for shape in layer['shapes'].values()]
     number = f'{layer["num_params"]:,}'
-    table.add_row(
-      printable(layer['name']) + times, output, ', '.join(shapes), number
-    )
-  width = None if sys.stdout.isatty() else 200
-  rich.console.Console(width=width, markup=False).print(table)
+    rows.append((layer['name'] + times, output, ', '.join(shapes), number))
+  header = ('layer', 'output', 'parameters', 'number')
+  tables.print_table(rows, header=header, left=(0, 2))
   shape = 'x'.join(str(side) for side in summary['image_shape'])
   print(f'{summary["num_params"]:,} parameters')
   print(f'{summary["gmacs_per_image"]:.4g} GMACs for an image of {shape}')

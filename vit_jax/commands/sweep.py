@@ -187,7 +187,7 @@ def _print(results, metric: str, workdir: pathlib.Path) -> None:
   if not numbers:
     raise RunError('every run of the sweep failed; see above')
   if _is_first():
-    tables.print_table(f'sorted by {metric}', rows)
+    tables.print_metrics(f'sorted by {metric}', rows)
     print(f'the best, {metric} {numbers[metric]:.4f}, is in')
     show(workdir / best)
 

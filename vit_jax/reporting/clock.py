@@ -1,7 +1,4 @@
-"""Speed, utilisation and remaining time of a run, and tables of its results.
-
-Files are written by `metric_writer.py`, the terminal's bar by `progress.py`.
-"""
+"""Speed, utilisation and remaining time of a run."""
 
 import collections
 import contextlib

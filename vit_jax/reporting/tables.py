@@ -1,14 +1,67 @@
-"""Tables of results in the terminal."""
+"""Tables on the terminal."""
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TextIO
 
 from vit_jax.printable import printable
 
+_MAX_COLUMNS = 8
+_MAX_LABEL = 40  # Characters: longer labels may take several lines.
+_WIDTH = 200  # Of a file or a pipe.
+
 
 def print_table(
+  rows: Iterable[Sequence[str]],
+  *,
+  header: Sequence[str] = (),
+  left: Collection[int] = (0,),
+  title: str | None = None,
+  file: TextIO | None = None,
+) -> None:
+  """Prints rows of texts: with colours on a terminal, else as plain text.
+
+  Args:
+    rows: of as many texts each; an empty row ends a section.
+    header: names of the columns; the table has no header without them.
+    left: numbers of the columns that are aligned to the left.
+    title: printed above the table.
+    file: None is stdout.
+  """
+  import rich.box
+  import rich.console
+  import rich.table
+
+  rows = list(rows)
+  num_columns = max(map(len, [header, *rows]))
+  file = sys.stdout if file is None else file
+  table = rich.table.Table(
+    title=None if title is None else printable(title),
+    box=rich.box.SIMPLE_HEAD,
+    show_header=bool(header),
+  )
+  longest = max((len(row[0]) for row in rows if row), default=0)
+  for i in range(num_columns):
+    table.add_column(
+      printable(header[i]) if header else '',
+      justify='left' if i in left else 'right',
+      overflow='fold',
+      no_wrap=i == 0 and longest <= _MAX_LABEL,
+    )
+  for row in rows:
+    if row:
+      table.add_row(*map(printable, row))
+    else:
+      table.add_section()
+  width = None if file.isatty() else _WIDTH
+  console = rich.console.Console(
+    file=file, width=width, markup=False, emoji=False
+  )
+  console.print(table)
+
+
+def print_metrics(
   title: str,
   rows: Mapping[str, Mapping[str, float]],
   *,
@@ -16,15 +69,9 @@ def print_table(
 ) -> None:
   """Prints results: a line for each key of `rows`, a column for each metric.
 
-  `print_table('results', {'val (params)': {'top1': 0.98, 'loss': 0.07}})`. On a
-  terminal with colours, elsewhere as plain text of the width it needs. Where
-  there are many more metrics than `rows`, lines and columns change places.
+  `print_metrics('results', {'val (params)': {'top1': 0.98, 'loss': 0.07}})`.
+  Lines and columns change places where there are many more metrics than `rows`.
   """
-  import rich.box
-  import rich.console
-  import rich.table
-
-  file = sys.stdout if file is None else file
   names = list(dict.fromkeys(name for row in rows.values() for name in row))
   header = ['', *names]
   lines = [
@@ -33,24 +80,7 @@ def print_table(
   ]
   if len(names) > max(_MAX_COLUMNS, len(rows)):
     header, *lines = zip(header, *lines, strict=True)
-  table = rich.table.Table(title=printable(title), box=rich.box.SIMPLE_HEAD)
-  for i, name in enumerate(header):
-    table.add_column(
-      printable(name),
-      justify='right' if i else 'left',
-      overflow='fold',
-      no_wrap=not i,
-    )
-  for line in lines:
-    table.add_row(*map(printable, line))
-  width = None if file.isatty() else 200
-  console = rich.console.Console(
-    file=file, width=width, markup=False, emoji=False
-  )
-  console.print(table)
-
-
-_MAX_COLUMNS = 8
+  print_table(lines, header=header, title=title, file=file)
 
 
 def _format(name: str, value: float | None) -> str:

@@ -207,14 +207,14 @@ def print_results(results: Mapping[str, float], step: int) -> None:
     else:
       rows.setdefault(row, {})[metric] = value
   if rows:
-    tables.print_table(f'step {step:,}', rows)
+    tables.print_metrics(f'step {step:,}', rows)
   for row, labels in classes.items():
     worst = sorted(labels, key=lambda label: min(labels[label].values()))
     title = f'{row}, {len(worst)} classes'
     if len(worst) > _MOST_CLASSES:
       title += f', the worst {_MOST_CLASSES}'
     shown = {label: labels[label] for label in worst[:_MOST_CLASSES]}
-    tables.print_table(title, shown)
+    tables.print_metrics(title, shown)
 
 
 def _weights(weights: Any, where: str, has_ema: bool) -> tuple[str, ...]:
