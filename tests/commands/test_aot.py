@@ -73,7 +73,11 @@ def test_table_of_split_parameters_on_two_slices_of_one_recipe(call):
     '--config.mesh.fsdp=4', '--config.model.width=128',
     '--config.sharding.min_size=1',
   )  # fmt: skip
-  lines = dict(line.split('  ', 1) for line in out.splitlines() if '  ' in line)
+  lines = dict(
+    line.strip().split('  ', 1)
+    for line in out.splitlines()
+    if '  ' in line.strip()
+  )
   assert code == 0
   assert lines['mesh'].strip() == 'data=2 x fsdp=4'
   assert lines['batch'].strip() == '16, 2 a chip'

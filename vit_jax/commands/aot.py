@@ -19,17 +19,16 @@ batch sizes, rematerialization and meshes that suit most models.
 
 import argparse
 import dataclasses
-import itertools
 import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vit_jax.commands import _cli, _config_file
+from vit_jax.commands import _cli, _config_file, sweep
 from vit_jax.errors import UserError
+from vit_jax.reporting import tables
 
-_PREFIX = '--sweep.'
 _BATCH = 'per_chip_batch'
 
 
@@ -39,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str]) -> int:
-  pairs, rest = _config_file.split(argv, _PREFIX)
+  pairs, rest = _config_file.split(argv, sweep.PREFIX)
   config, args = _config_file.parse(_parser(), rest)
   # Importing jax takes seconds: a mistyped command should not wait for it.
   import jax
@@ -58,7 +57,9 @@ def _main(argv: Sequence[str]) -> int:
   devices = topology_lib.devices(topology)
   if args.sweep or pairs:
     if args.per_chip_batch:
-      raise UserError(f'--per_chip_batch: give {_PREFIX}{_BATCH} to a sweep')
+      raise UserError(
+        f'--per_chip_batch: give {sweep.PREFIX}{_BATCH} to a sweep'
+      )
     values = _values(pairs) if pairs else _usual(config, topology)
     return _sweep(config, values, topology, devices, args, options)
   if args.per_chip_batch:
@@ -183,8 +184,7 @@ def _print(result: Any, found: Mapping[str, Any], topology: Any) -> None:
       (f'kernel {kernel["name"]}', _kernel(kernel))
       for kernel in found['kernels']
     ]
-  width = max(len(name) for name, _ in rows)
-  print('\n'.join(f'{name:{width}}  {text}' for name, text in rows))
+  tables.print_table(rows, left=(0, 1))
   for line in _suggestions(result):
     print(line)
 
@@ -244,14 +244,12 @@ def _suggestions(result: Any) -> list[str]:
 
 
 def _values(pairs: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
-  names = [name for name, _ in pairs]
-  twice = sorted({name for name in names if names.count(name) > 1})
-  if twice:
-    raise UserError(f'--sweep: give each key once; twice: {", ".join(twice)}')
-  values = {name: text.split(',') for name, text in pairs}
+  values = sweep.read_values(pairs)
   for text in values.get(_BATCH, ()):
     if not text.isdecimal() or int(text) < 1:
-      raise UserError(f'{_PREFIX}{_BATCH}={text}: expected a number from 1 up')
+      raise UserError(
+        f'{sweep.PREFIX}{_BATCH}={text}: expected a number from 1 up'
+      )
   return values
 
 
@@ -275,16 +273,13 @@ def _set_batch(config: Any, per_chip: int, topology: Any) -> None:
 def _sweep(config, values, topology, devices, args, options) -> int:
   from vit_jax.commands import _aot_compile
 
-  rows, combinations = [], list(itertools.product(*values.values()))
-  for i, combination in enumerate(combinations, start=1):
-    changes = dict(zip(values, combination, strict=True))
+  rows = []
+  every = list(sweep.combinations(config, values, other_keys=[_BATCH]))
+  for i, (changes, changed) in enumerate(every, start=1):
     label = ' '.join(f'{name}={text}' for name, text in changes.items())
-    print(f'{i} of {len(combinations)}: {label}', file=sys.stderr, flush=True)
-    changed = config.copy_and_resolve_references()
+    print(f'{i} of {len(every)}: {label}', file=sys.stderr, flush=True)
     if _BATCH in changes:
       _set_batch(changed, int(changes[_BATCH]), topology)
-    pairs = [pair for pair in changes.items() if pair[0] != _BATCH]
-    _config_file.apply(changed, pairs)
     try:
       result = _aot_compile.compile_step(
         changed.to_dict(), topology, devices, **options
@@ -313,8 +308,7 @@ def _sweep(config, values, topology, devices, args, options) -> int:
 
 
 def _print_ranking(names: Sequence[str], rows: Sequence[Any]) -> None:
-  header = (*names, 'images/s/chip', 'MFU', 'step ms', 'peak GiB', 'fits')
-  lines = [header]
+  lines = []
   for row in rows:
     peak = row['peak_memory_bytes']
     numbers = ('', '', '') if row['out_of_memory'] else ('?', '?', '?')
@@ -324,18 +318,11 @@ def _print_ranking(names: Sequence[str], rows: Sequence[Any]) -> None:
         f'{row["mfu"]:.1%}',
         f'{row["step_seconds"] * 1e3:.2f}',
       )
-    lines.append(
-      (
-        *row['changes'].values(),
-        *numbers,
-        '' if peak is None else f'{peak / 2**30:.2f}',
-        'OUT OF MEMORY' if row['out_of_memory'] else 'yes',
-      )
-    )
-  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-  for line in lines:
-    cells = (f'{t:>{w}}' for t, w in zip(line, widths, strict=True))
-    print('  '.join(cells).rstrip())
+    memory = '' if peak is None else f'{peak / 2**30:.2f}'
+    fits = 'OUT OF MEMORY' if row['out_of_memory'] else 'yes'
+    lines.append((*row['changes'].values(), *numbers, memory, fits))
+  header = (*names, 'images/s/chip', 'MFU', 'step ms', 'peak GiB', 'fits')
+  tables.print_table(lines, header=header, left=())
 
 
 def _gib(num_bytes: int) -> str:

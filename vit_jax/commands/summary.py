@@ -11,7 +11,6 @@ with --config.section.key=value.
 import argparse
 import dataclasses
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -26,7 +26,7 @@ from vit_jax.errors import RunError, UserError
 from vit_jax.parallel import preemption
 from vit_jax.printable import show
 
-_PREFIX = '--sweep.'
+PREFIX = '--sweep.'
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str]) -> int:
-  pairs, rest = _config_file.split(argv, _PREFIX)
+  pairs, rest = _config_file.split(argv, PREFIX)
   parser = _cli.parser('sweep', __doc__, failure='one of the runs failed')
   parser.add_argument(
     '--workdir',
@@ -52,20 +52,13 @@ def _main(argv: Sequence[str]) -> int:
   )
   # For --help: `split` takes these out of the arguments, for any KEY.
   parser.add_argument(
-    f'{_PREFIX}KEY',
+    f'{PREFIX}KEY',
     metavar='V1,V2',
     help='train with each of these values of config.KEY, such as '
     'optimizer.learning_rate; may be given for several keys',
   )
   config, args = _config_file.parse(parser, rest)
-  texts = [name for name, _ in pairs]
-  if not pairs or len(set(texts)) < len(texts):
-    raise UserError(
-      f'give each key once, as in {_PREFIX}optimizer.learning_rate=0.01,0.03; '
-      f'got {", ".join(texts) or "none"}'
-    )
-  values = {name: text.split(',') for name, text in pairs}
-  results = sweep(args.workdir, config, values, metric=args.metric)
+  results = sweep(args.workdir, config, read_values(pairs), metric=args.metric)
   return 0 if all(results.values()) else 1
 
 
@@ -125,15 +118,36 @@ def sweep(
   return results
 
 
+def read_values(pairs: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
+  """Returns the values of each KEY of `--sweep.KEY=V1,V2`, given once each."""
+  names = [name for name, _ in pairs]
+  if not pairs or len(set(names)) < len(names):
+    raise UserError(
+      f'give each key once, as in {PREFIX}optimizer.learning_rate=0.01,0.03; '
+      f'got {", ".join(names) or "none"}'
+    )
+  return {name: text.split(',') for name, text in pairs}
+
+
+def combinations(config, values, *, other_keys=()):
+  """Yields `{key: text}` and the changed config for each combination of values.
+
+  The caller applies `other_keys`, which are none of the config, itself.
+  """
+  for combination in itertools.product(*values.values()):
+    texts = {k: str(v) for k, v in zip(values, combination, strict=True)}
+    changed = config.copy_and_resolve_references()
+    changes = [pair for pair in texts.items() if pair[0] not in other_keys]
+    _config_file.apply(changed, changes)
+    yield texts, changed
+
+
 def _configs(
   config: ml_collections.ConfigDict, values: Mapping[str, Sequence[Any]]
 ) -> dict[str, dict[str, Any]]:
   """Returns `{name of the folder: sections}` for every combination."""
   configs = {}
-  for combination in itertools.product(*values.values()):
-    texts = {k: str(v) for k, v in zip(values, combination, strict=True)}
-    changed = config.copy_and_resolve_references()
-    _config_file.apply(changed, list(texts.items()))
+  for texts, changed in combinations(config, values):
     label = ','.join(f'{name}={text}' for name, text in texts.items())
     label = label.replace('/', '_')
     if label in configs:
