@@ -20,7 +20,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 _OWNER = """
 import os, sys, time
-from vit_jax import workdir_lock
+from vit_jax.checkpoints import workdir_lock
 with workdir_lock.hold(sys.argv[1]):
   if os.fork() == 0:  # A worker that outlives its parent for a while.
     time.sleep(60)

@@ -256,7 +256,7 @@ class TestWorker:
     # The first image is read when the input is made.
     program = f"""
 import ctypes, simplejpeg
-from vit_jax import command
+from vit_jax.commands import _cli
 from vit_jax.data import pipeline
 decode_jpeg = simplejpeg.decode_jpeg
 def crash(data, colorspace, **kwargs):
@@ -269,7 +269,7 @@ def run(argv):
     data=data, ops={_OPS!r}, batch_size=3, seed=0, num_threads={num_threads}
   ).batches()
   next(batches)
-command.run(run, [])
+_cli.run(run, [])
 """
     done = subprocess.run(
       [sys.executable, '-c', program], capture_output=True, text=True

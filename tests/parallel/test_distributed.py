@@ -235,7 +235,7 @@ import sys
 import jax, numpy as np
 jax.config.update('jax_num_cpu_devices', 2)
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
-from vit_jax import sharding
+from vit_jax.parallel import sharding
 from vit_jax.data import pipeline
 
 devices = jax.devices()

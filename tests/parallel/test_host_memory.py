@@ -8,7 +8,7 @@ import pytest
 
 _PROGRAM = """
 import ctypes, resource
-from vit_jax import host_memory
+from vit_jax.parallel import host_memory
 
 def faults_of_ten_buffers():
   before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

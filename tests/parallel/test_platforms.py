@@ -108,11 +108,11 @@ def test_nothing_is_done_without_libtpu_or_after_jax(libtpu, root, monkeypatch):
 def test_a_command_starts_in_silence():
   program = """
 import sys
-from vit_jax import command
+from vit_jax.commands import _cli
 def show(argv):
   import jax
   print(jax.devices()[0].platform)
-sys.exit(command.run(show, []))
+sys.exit(_cli.run(show, []))
 """
   environ = {
     key: value

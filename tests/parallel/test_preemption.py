@@ -79,7 +79,7 @@ def test_a_signal_that_the_parent_ignores_is_ignored(tmp_path):
 def test_a_signal_to_a_forked_child_ends_the_child_only():
   code = """
 import os, signal, sys, time
-from vit_jax import preemption
+from vit_jax.parallel import preemption
 with preemption.exit_at_once():
   child = os.fork()
   if child == 0:
@@ -97,7 +97,7 @@ with preemption.exit_at_once():
 def test_a_command_has_its_own_handlers_again_afterwards():
   code = """
 import signal
-from vit_jax import preemption
+from vit_jax.parallel import preemption
 before = [signal.getsignal(n) for n in range(1, 32)]
 with preemption.exit_at_once():
   assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL

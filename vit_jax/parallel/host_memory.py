@@ -9,7 +9,7 @@ small ViT on CIFAR-10 (about 310 against 450 images per second).
 import ctypes
 import sys
 
-from vit_jax import platforms
+from vit_jax.parallel import platforms
 
 # Of <malloc.h>.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
