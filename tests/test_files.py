@@ -109,3 +109,45 @@ def test_reading_a_header_imports_neither_jax_nor_numpy():
     [sys.executable, '-c', code], capture_output=True, text=True, check=True
   )
   assert found.stdout == 'set()\n'
+
+
+def test_a_file_is_replaced_only_at_the_end(tmp_path):
+  path = tmp_path / 'new' / 'x.npz'
+  with files.write_atomically(path) as part:
+    part.write_text('one')
+    assert not path.exists()
+  assert path.read_text() == 'one'
+  with pytest.raises(KeyError), files.write_atomically(path) as part:
+    part.write_text('two')
+    raise KeyError
+  assert path.read_text() == 'one'
+  assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(UserError, match=r'cannot write .*file/x\.npz'):
+    with files.write_atomically(tmp_path / 'file' / 'x.npz') as part:
+      part.write_text('one')
+
+
+def test_two_writers_do_not_disturb_each_other(tmp_path):
+  path = tmp_path / 'x.npz'
+  with files.write_atomically(path) as first:
+    first.write_text('first')
+    with files.write_atomically(path) as second:
+      assert first != second
+      second.write_text('second')
+    assert path.read_text() == 'second'
+  assert path.read_text() == 'first'
+  assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_temporary_file_of_a_killed_process_is_reused(tmp_path):
+  path = tmp_path / 'x.npz'
+  (tmp_path / '.x.npz.part').write_text('half of what was written')
+  with files.write_atomically(path) as part:
+    assert part.read_text() == ''
+    part.write_text('whole')
+  assert path.read_text() == 'whole'
+  assert list(tmp_path.iterdir()) == [path]

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 from vit_jax import lookup
 from vit_jax.commands import _cli
-from vit_jax.errors import UserError
 from vit_jax.printable import show
 
 _USAGE = """usage: python -m vit_jax COMMAND [arguments]
@@ -19,17 +18,15 @@ commands (python -m vit_jax COMMAND --help):
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command that the first argument names; returns its exit code."""
-  argv = sys.argv[1:] if argv is None else argv
+  return _cli.run(_main, argv)
+
+
+def _main(argv: Sequence[str]) -> int:
   if not argv or argv[0] in ('-h', '--help'):
     show(_USAGE + '\n'.join(_cli.command_lines()))
     return 0 if argv else 2
   name, *rest = argv
-  try:
-    command = lookup.find('commands', name, 'main', trusted=True)
-  except UserError as e:
-    show(f'error: {e}', file=sys.stderr)
-    return 2
-  return command(rest)
+  return lookup.find('commands', name, 'main', trusted=True)(rest)
 
 
 if __name__ == '__main__':

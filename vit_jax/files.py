@@ -1,16 +1,19 @@
-"""Bounded reading of small files from outside: JSON and safetensors headers.
+"""Bounded reading of small files (JSON, safetensors headers), atomic writing.
 
-Nothing here waits for a pipe, reads a device, or allocates what a number in a
+Reading never waits for a pipe, reads a device, or allocates what a number in a
 file claims. Imports neither jax nor numpy, so that recipes can use it.
 """
 
+import contextlib
+import fcntl
 import json
 import math
 import os
 import pathlib
+import secrets
 import stat
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, BinaryIO
 
 from vit_jax.errors import UserError
 from vit_jax.printable import printable
@@ -20,6 +23,41 @@ MAX_JSON_NESTING = 64  # Ours have 5.
 # safetensors itself has 100 MB; a ViT-G in float32 has a header of 0.1 MB.
 MAX_HEADER_BYTES = 32 * 2**20
 _ENTRY = {'dtype', 'shape', 'data_offsets'}
+
+
+@contextlib.contextmanager
+def write_atomically(
+  path: str | os.PathLike, *, error: type[Exception] | None = UserError
+) -> Iterator[pathlib.Path]:
+  """Yields a temporary path whose file replaces `path` at the end.
+
+  Folders are created. If anything is raised, the process is killed or the
+  machine loses power, `path` stays as it was. Several processes may write it at
+  once; the last one wins. The temporary file of a killed process is reused by
+  the next call for the same path.
+
+  Raises:
+    UserError: the file cannot be written; `error` chooses another type, and
+      None keeps the OSError.
+  """
+  path = pathlib.Path(path).expanduser()
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part, file = _open_temporary(path)
+    with file:  # Holds the lock until the end, also if the process is killed.
+      try:
+        yield part
+        _sync(part)
+        os.replace(part, path)
+      except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    with contextlib.suppress(OSError):  # Some mounted buckets cannot.
+      _sync(path.parent)
+  except OSError as e:
+    if error is None:
+      raise
+    raise error(f'cannot write {path}: {e.strerror or e}') from e
 
 
 def check_regular(path: str | os.PathLike) -> int:
@@ -179,6 +217,33 @@ def unreadable(
     f' {printable(" ".join(reason.split()), max_length=300)}; if it was'
     ' downloaded, delete it and try again'
   )
+
+
+def _open_temporary(path: pathlib.Path) -> tuple[pathlib.Path, BinaryIO]:
+  """Returns an empty file beside `path` that no other process writes."""
+  part = path.with_name(f'.{path.name}.part')
+  file = open(part, 'ab')
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    # Its writer may have renamed it since we opened it.
+    is_ours = os.path.samestat(os.fstat(file.fileno()), os.stat(part))
+  except OSError:  # Locked by a writer, or a file system without locks.
+    is_ours = False
+  if is_ours:
+    file.truncate(0)
+    return part, file
+  file.close()
+  part = path.with_name(f'.{path.name}.{secrets.token_hex(4)}.part')
+  return part, open(part, 'wb')
+
+
+def _sync(path: pathlib.Path) -> None:
+  """Waits until the content of a file or folder is on the disk."""
+  descriptor = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)
 
 
 def _is_entry(entry: Any, num_bytes: int) -> bool:

@@ -36,12 +36,12 @@ def _encoded(image, kind, **kwargs):
   return file.getvalue()
 
 
-def _png_16_bit_rgb(level=(200 << 8) + 7, num_rows=12):
+def _png_16_bit_rgb(level=(200 << 8) + 7):
   """Returns a 16-bit RGB PNG, which Pillow cannot write, of 12 x 10 pixels."""
   row = b'\0' + struct.pack('>H', level) * 3 * 10
   chunks = [
     (b'IHDR', struct.pack('>IIBBBBB', 10, 12, 16, 2, 0, 0, 0)),
-    (b'IDAT', zlib.compress(row * num_rows)),
+    (b'IDAT', zlib.compress(row * 12)),
     (b'IEND', b''),
   ]
   return b'\x89PNG\r\n\x1a\n' + b''.join(
@@ -114,7 +114,6 @@ _BAD = {
   'scans.jpg': (_with_scans(99), 'limit of 100'),
   'zero.jpg': (b'', 'the file is empty'),
   'truncated.png': (_encoded(_bright(), 'PNG')[:-400], 'cannot decode'),
-  'rows.png': (_png_16_bit_rgb(num_rows=11), '671 of 732 bytes'),
   'page.jpg': (b'<html>not found</html>', "begins with b'<html>"),
   'numbers.jpg': (bytes(1000), 'no known format'),
 }
@@ -169,18 +168,6 @@ def test_of_16_bits_the_high_byte_is_kept_in_colour_too():
   op = ops_language.parse('decode')
   image = op({'image': _png_16_bit_rgb()}, np.random.default_rng(0))['image']
   np.testing.assert_array_equal(image, np.full((12, 10, 3), 200))
-
-
-def test_an_image_may_be_black():
-  op = ops_language.parse('decode')
-  for data in (
-    _png_16_bit_rgb(level=0),
-    _encoded(Image.new('P', (33, 5)), 'PNG'),
-    _encoded(Image.new('1', (33, 5)), 'PNG'),
-    _encoded(Image.new('RGBA', (33, 5)), 'PNG') + b'camera notes',
-    _encoded(Image.fromarray(np.zeros([300, 3], np.uint16)), 'PNG'),
-  ):
-    assert not op({'image': data}, np.random.default_rng(0))['image'].any()
 
 
 def test_an_image_of_10000_by_10000_pixels_is_read():

@@ -1,5 +1,7 @@
 """Slices of a split."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -48,14 +50,39 @@ def test_a_slice_is_a_sample_of_all_classes_and_not_the_last_ones():
 
 
 @pytest.mark.parametrize(('num', 'n'), [(10, 3), (9, 3), (7, 1), (5, 5)])
-def test_even_splits_share_nothing_miss_nothing_and_differ_by_one(num, n):
-  texts = splits.even_splits('train', n)
-  assert texts[0] == f'train[part 1 of {n}]'
+def test_parts_share_nothing_miss_nothing_and_differ_by_one(num, n):
+  texts = [f'train[part {k} of {n}]' for k in range(1, n + 1)]
   parts = [splits.parse(text).records(num) for text in texts]
   assert splits.parse(texts[0]).name == 'train'
   np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(num))
   sizes = [len(part) for part in parts]
   assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize('text', ['train[:60%]', 'train[95%:]'])
+def test_a_slice_is_that_of_the_permutation_of_all_records(text):
+  split = splits.parse(text)
+  order = np.random.RandomState(0).permutation(1001)
+  chosen = order[:601] if split.stop else order[951:]
+  np.testing.assert_array_equal(split.records(1001), np.sort(chosen))
+
+
+def test_records_of_large_splits_take_few_bytes():
+  num = 2_000_000
+  tracemalloc.start()
+  try:
+    everything = splits.parse('train').records(num)
+    assert tracemalloc.get_traced_memory()[1] < 1e5
+    most = splits.parse('train[:99%]').records(num)
+    peak = tracemalloc.get_traced_memory()[1]
+    few = splits.parse('train[99%:]').records(num)
+    del most
+    held = tracemalloc.get_traced_memory()[0]
+  finally:
+    tracemalloc.stop()
+  assert (len(everything), len(few)) == (num, num // 100)
+  assert peak < 4.5 * num
+  assert held < 0.1 * num
 
 
 def test_parts_count_from_one():
@@ -66,11 +93,6 @@ def test_parts_count_from_one():
   ):
     with pytest.raises(UserError, match='parts count from 1'):
       splits.parse(text)
-  for split, n in (('train[:5]', 2), ('train', 0)):
-    with pytest.raises(
-      UserError, match='name of a split and a number of parts'
-    ):
-      splits.even_splits(split, n)
   with pytest.raises(UserError, match='is empty'):
     splits.parse('train[part 1 of 3]').records(2)
 

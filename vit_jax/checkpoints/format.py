@@ -5,7 +5,7 @@ A checkpoint is the folder `<directory>/<step>` with two items written by orbax:
 
     step, data_position (both the number of steps taken), config, metrics,
     leaves: {name: {dtype, shape, fingerprint}}, versions, processes, devices,
-    logged (the rows of metrics.jsonl, see `metric_writer`; may be missing),
+    logged (the rows of metrics.jsonl, see `metrics`; may be missing),
     checksum (of everything else in it)
 """
 
@@ -192,7 +192,7 @@ def load_params(
   Writes nothing, so the run that owns the directory may be going on.
 
   Args:
-    directory: the one that was given to `checkpoint.Checkpointer`.
+    directory: the one that was given to `manager.Checkpointer`.
     step: which checkpoint, or several of which the first good one is taken;
       None is the newest good one.
     ema: whether to return the averaged parameters.

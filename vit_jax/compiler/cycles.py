@@ -71,7 +71,7 @@ class Estimate:
   Attributes:
     cycles: by phase, without kernels.
     kernels: that the program calls.
-    collectives: see `hlo_collectives`.
+    collectives: see `collectives`.
     unknown_loops: loops whose length is not in the text, counted as one turn.
     products: fusions with matrix products, and how many of them have cycles:
       where they differ, time is missing.

@@ -2,8 +2,8 @@
 
 Images travel from the host as uint8; what turns them into floats, and what
 mixes images of a batch, happens here. The text is that of the host ops
-(`data/ops/language.py`): `'normalize(-1, 1)|mixup(0.2)'`. A name means a public
-function of a file of `on_device/` (`FILES`) or, with a dot in it, a factory of
+(`data/ops_language.py`): `'normalize(-1, 1)|mixup(0.2)'`. A name means a public
+function of a file of `device_ops/` (`FILES`) or, with a dot in it, a factory of
 the user's own, where the text is trusted.
 
 A factory takes the arguments once and returns one of
@@ -40,7 +40,7 @@ from vit_jax.errors import UserError
 
 Batch = dict[str, Any]
 
-# Those of `on_device/` whose public functions are ops.
+# Those of `device_ops/` whose public functions are ops.
 FILES = ('normalize', 'per_image', 'mixing', 'random_erasing')
 
 # The ops that text from a file may name. Those of training alone are among

@@ -19,7 +19,7 @@ def image_shape(
 
   Args:
     ops: of a config's input section, or of weights.
-    trusted: whether the user wrote them, see `language.parse`.
+    trusted: whether the user wrote them, see `ops_language.parse`.
   """
   if not any(
     segment.name == 'decode' for segment in ops_language.segments(ops)

@@ -47,7 +47,7 @@ class Reader:
       image_size: (height, width) that the model takes, or None for any. Photos
         (files and PIL images, not arrays) are resized to it where no op
         changes the size, as in runs on data sets whose images all have it.
-      trusted: whether the user wrote the ops, see `language.parse`.
+      trusted: whether the user wrote the ops, see `ops_language.parse`.
 
     Raises:
       UserError: ops that do not parse, or that a file may not name.

@@ -39,7 +39,7 @@ def fits(shape: tuple[int, int, int], dtype: Any, num_heads: int) -> bool:
   """Says whether `attention` is the way to compute it.
 
   On TPUs from v5e on, in bfloat16. That the devices are TPUs has to be known
-  while tracing, from `activation_sharding.use`; heads must not be split over
+  while tracing, from `activations.use`; heads must not be split over
   them.
 
   Args:

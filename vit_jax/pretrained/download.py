@@ -11,10 +11,10 @@ import urllib.parse
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from vit_jax import files as files_lib
+from vit_jax import files
 from vit_jax.errors import UserError
 from vit_jax.files import MAX_JSON_BYTES
-from vit_jax.pretrained import files, intact, transfer
+from vit_jax.pretrained import intact, transfer
 from vit_jax.pretrained.transfer import FailedError
 from vit_jax.printable import printable
 
@@ -236,7 +236,7 @@ def _get(
     return path
   on_log(printable(f'downloading {remote.url} to {path}'))
   max_bytes = MAX_JSON_BYTES if path.suffix == '.json' else None
-  with files.writing(path) as part:
+  with files.write_atomically(path) as part:
     transfer.copy(remote.url, part, deadline=deadline, max_bytes=max_bytes)
     if wrong := _wrong(part, remote, path.suffix):
       raise FailedError(wrong)
@@ -256,7 +256,7 @@ def _wrong(path: pathlib.Path, remote: Remote, suffix: str) -> str | None:
 
 def _shards(index: pathlib.Path) -> list[str]:
   """Returns the names of the files that an index lists."""
-  content = files_lib.read_json(index)
+  content = files.read_json(index)
   table = content.get('weight_map') if isinstance(content, dict) else None
   names = list(table.values()) if isinstance(table, dict) else []
   if not names or not all(isinstance(name, str) for name in names):

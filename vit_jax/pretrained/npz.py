@@ -14,8 +14,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from vit_jax import bounded_npz, files as files_lib
-from vit_jax.pretrained import files, json_fields
+from vit_jax import bounded_npz, files
+from vit_jax.pretrained import json_fields
 
 _MARK = b'vit_jax '
 _MAX_COMMENT_BYTES = 65535  # Of a zip comment.
@@ -48,7 +48,7 @@ def read(
       than the limits, or is encrypted.
   """
   path = pathlib.Path(path).expanduser()
-  size = files_lib.check_regular(path)
+  size = files.check_regular(path)
   try:
     with zipfile.ZipFile(path) as archive:
       comment = archive.comment
@@ -62,7 +62,7 @@ def read(
         for member in members
       }
   except bounded_npz.BROKEN as e:
-    raise files_lib.unreadable(path, e, kind='an .npz of arrays') from e
+    raise files.unreadable(path, e, kind='an .npz of arrays') from e
   arrays = {name: _with_bfloat16(array) for name, array in arrays.items()}
   note = {}
   if comment.startswith(_MARK):
@@ -117,7 +117,7 @@ def write(
   comment = _comment(note)
   if len(comment) > _MAX_COMMENT_BYTES:
     comment = _comment({k: v for k, v in note.items() if k != 'class_names'})
-  with files.writing(path) as part:
+  with files.write_atomically(path) as part:
     with open(part, 'wb') as file:
       np.savez(file, **arrays)
     if comment:

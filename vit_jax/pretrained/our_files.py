@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from vit_jax import trees
+from vit_jax import files, trees
 from vit_jax.errors import UserError
 from vit_jax.pretrained import (
   blocks,
-  files,
   json_fields,
   model_section,
   overrides,
@@ -95,7 +94,7 @@ def write(weights: Weights, path: str | os.PathLike) -> None:
   )
   named = blocks.unstack(trees.flatten(weights.params))
   arrays = {name: np.ascontiguousarray(x) for name, x in named.items()}
-  with files.writing(path) as part:
+  with files.write_atomically(path) as part:
     safetensors.numpy.save_file(
       arrays | aside, part, metadata={_KEY: json.dumps(said)}
     )

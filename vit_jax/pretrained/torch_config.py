@@ -1,7 +1,7 @@
 """What the config files beside torch weights say, in our words.
 
 Preprocessing travels there as numbers, ours as text of the op languages
-(`data/ops/language.py`, `data/device_ops.py`): both ways are here.
+(`data/ops_language.py`, `data/device_ops_language.py`): both ways are here.
 """
 
 import dataclasses

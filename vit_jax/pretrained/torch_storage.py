@@ -16,9 +16,13 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from vit_jax import files as files_lib
+from vit_jax import files
 from vit_jax.errors import UserError
-from vit_jax.pretrained import files, npz, safetensors_file, torch_pickle
+from vit_jax.pretrained import (
+  npz,
+  safetensors_file,
+  torch_pickle,
+)
 from vit_jax.printable import printable
 
 _PICKLES = ('.pth', '.pt', '.bin', '.ckpt', '.tar')
@@ -76,7 +80,7 @@ def read(path: str | os.PathLike, entry: str | None = None) -> Stored:
   arrays = _entry(content, entry, file)
   if not inside and (path.is_dir() or file.stem in ('model', 'pytorch_model')):
     inside = {
-      name: files_lib.read_json_object(file.parent / f'{name}.json')
+      name: files.read_json_object(file.parent / f'{name}.json')
       for name in ('config', 'preprocessor_config')
       if (file.parent / f'{name}.json').exists()
     }
@@ -113,10 +117,10 @@ def write(
     header |= {name: json.dumps(value) for name, value in configs.items()}
     file, configs = path, {}
   arrays = {name: np.ascontiguousarray(a) for name, a in arrays.items()}
-  with files.writing(file) as part:
+  with files.write_atomically(file) as part:
     safetensors.numpy.save_file(arrays, part, metadata=header)
   for name, value in configs.items():
-    with files.writing(path / f'{name}.json') as part:
+    with files.write_atomically(path / f'{name}.json') as part:
       part.write_text(json.dumps(value, indent=2) + '\n')
 
 
@@ -148,14 +152,14 @@ def _read_file(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
   for name in ('config', 'preprocessor_config'):
     if name in metadata:
       where = f'the {name} in {path}'
-      value = files_lib.parse_json(metadata[name], where)
-      configs[name] = files_lib.check_object(value, where)
+      value = files.parse_json(metadata[name], where)
+      configs[name] = files.check_object(value, where)
   return arrays, configs
 
 
 def _parts(index: pathlib.Path) -> list[pathlib.Path]:
   """Returns the files that an index names, which are beside it."""
-  table = files_lib.read_json_object(index).get('weight_map')
+  table = files.read_json_object(index).get('weight_map')
   if not (
     isinstance(table, dict)
     and table

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from vit_jax import files
 from vit_jax.errors import RunError, UserError
 from vit_jax.reporting import tensorboard
 
@@ -308,13 +309,5 @@ def _writing(workdir: pathlib.Path, error: type[Exception] = RunError):
 
 def _replace(path: pathlib.Path, data: bytes) -> None:
   """Replaces a file; a kill leaves the old or the new one, whole."""
-  new = path.with_name(f'.{path.name}.new')
-  with open(new, 'wb') as f:
-    f.write(data)
-    f.flush()
-    os.fsync(f.fileno())
-  os.replace(new, path)
-  folder = os.open(path.parent, os.O_RDONLY)
-  with contextlib.suppress(OSError):  # Some mounted buckets cannot.
-    os.fsync(folder)
-  os.close(folder)
+  with files.write_atomically(path, error=None) as part:
+    part.write_bytes(data)

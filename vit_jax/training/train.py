@@ -73,7 +73,7 @@ def train(
       `like`, weights whose model it is, see `pretrained.like`.
     objective: name of a file in `objectives/` and the arguments of `Objective`.
     input: arguments of `pipeline.TrainInput` but the seed.
-    optimizer: arguments of `optimizer.make`; durations also as `*_epochs`.
+    optimizer: arguments of `optim.chain.make`; durations also as `*_epochs`.
     total_steps: length of the run in updates; 0 only evaluates.
     total_epochs: the same in passes over the training data; give one of both.
     seed: of the weights, the order of the data and everything random in a step.
@@ -82,14 +82,14 @@ def train(
     init_from: weights to start from, see `pretrained.initialize`; a run that
       continues from a checkpoint does not read them again.
     mesh: arguments of `sharding.make_mesh`; None is pure data parallelism.
-    sharding: rules and limits, see `sharding_limits.Options`.
+    sharding: rules and limits, see `parallel.limits.Options`.
     evals: for each name: `name` of a file in `evaluators/`, `every_steps` or
       `every_epochs` (the end of the run is always evaluated), `weights`, and
       the evaluator's own arguments; None switches an evaluation off. `weights`
       is `'params'`, `'ema'` or a list of both: the first is logged as
       `val/...`, another as `val_ema/...`.
     checkpoint: `every_steps` or `every_epochs` and arguments of
-      `checkpoint.Checkpointer`. The end of the run is always saved.
+      `checkpoints.manager.Checkpointer`. The end of the run is always saved.
     log_every_steps: cadence of the training metrics, but at least every 20th
       of `total_steps`, so that a short run has a curve; the last step is always
       logged. None logs the last step alone.

@@ -36,7 +36,7 @@ def make_train_step(
     schedule: learning rate of update number k, from 1.
     device_ops: `(batch, rng, *, train) -> batch` on uint8 images.
     seed: of the run.
-    trained: which parameters learn, see `optimizer.trained_names`; None is all.
+    trained: which parameters learn, see `chain.trained_names`; None is all.
       The backward pass of the others is not computed.
     ema_decay: from `train_state.ema_decay`; None keeps no average.
     on_nonfinite: `'stop'` applies the update (whoever reads the metrics

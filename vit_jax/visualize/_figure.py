@@ -4,6 +4,8 @@ import os
 import pathlib
 from typing import Any
 
+from vit_jax import files
+
 DPI = 100  # A picture of 100 dots per inch looks well in a README.
 INK, PALE = '#1f2328', '#6e7781'
 
@@ -40,8 +42,6 @@ def text(figure: Any, x: float, y: float, words: str, **style) -> Any:
 def save(figure: Any, path: str | os.PathLike[str]) -> pathlib.Path:
   """Writes a PNG file, whole or not at all, and returns its path."""
   path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  new = path.with_name(f'.{path.name}.new')
-  figure.savefig(new, format='png')
-  os.replace(new, path)
+  with files.write_atomically(path) as part:
+    figure.savefig(part, format='png')
   return path

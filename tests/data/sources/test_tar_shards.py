@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vit_jax import files
 from vit_jax.data import pipeline
 from vit_jax.data.sources import tar_shards
 from vit_jax.data.storage import tar_index
@@ -251,10 +252,10 @@ class TestIndex:
   def test_a_folder_that_cannot_be_written_needs_none(
     self, folder, monkeypatch
   ):
-    def refuse(**kwargs):
+    def refuse(*args):
       raise PermissionError(13, 'Permission denied')
 
-    monkeypatch.setattr(tar_index.tempfile, 'mkstemp', refuse)
+    monkeypatch.setattr(files, '_open_temporary', refuse)
     assert _source(folder)[3]['image'] == _png(3)
     assert not list(folder.glob('*.npz'))
 

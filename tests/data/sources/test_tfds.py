@@ -1,12 +1,10 @@
 """TFDS datasets, made here: prepared and read without TensorFlow."""
 
-import importlib.util
 import io
 import json
 import logging
 import pathlib
 import shutil
-import struct
 import sys
 
 import numpy as np
@@ -16,7 +14,6 @@ from PIL import Image
 
 from vit_jax.data import ops_language, splits
 from vit_jax.data.sources import tfds
-from vit_jax.data.storage import tfrecord
 from vit_jax.errors import UserError
 
 _NAMES = ['cat', 'dog', 'eel']
@@ -84,19 +81,11 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture
 def tfrecord_dir(data_dir, tmp_path):
-  """The same dataset as TFRecord, with nothing that checks its checksums."""
-  from array_record.python import array_record_module
-
+  """The same dataset, described as TFRecord, without its records."""
   folder = tmp_path / 'tiny_animals' / '1.0.0'
   shutil.copytree(f'{data_dir}/tiny_animals/1.0.0', folder)
   for shard in folder.glob('*.array_record*'):
-    reader = array_record_module.ArrayRecordReader(str(shard))
-    name = shard.name.replace('array_record', 'tfrecord')
-    with open(folder / name, 'wb') as file:
-      for record in reader.read_all():
-        file.write(struct.pack('<QI', len(record), 0) + record + bytes(4))
-    reader.close()
-    shard.unlink()
+    shard.rename(str(shard).replace('array_record', 'tfrecord'))
   info = json.loads((folder / 'dataset_info.json').read_text())
   info['fileFormat'] = 'tfrecord'
   (folder / 'dataset_info.json').write_text(json.dumps(info))
@@ -139,7 +128,8 @@ def test_our_own_slices_are_as_long_as_those_of_tfds(data_dir, part):
 
 
 def test_even_splits_are_those_of_tfds(data_dir):
-  parts = [_source(data_dir, text) for text in splits.even_splits('train', 4)]
+  texts = [f'train[part {k} of 4]' for k in range(1, 5)]
+  parts = [_source(data_dir, text) for text in texts]
   whole = _source(data_dir)
   records = [part[i]['image'] for part in parts for i in range(len(part))]
   assert records == [whole[i]['image'] for i in range(_NUM)]
@@ -221,88 +211,36 @@ def test_an_unprepared_dataset_comes_with_the_lines_that_prepare_it(tmp_path):
   ) in str(error.value)
 
 
-def _pretend_no_tensorflow(monkeypatch):
-  find_spec = importlib.util.find_spec
-  monkeypatch.setattr(
-    importlib.util,
-    'find_spec',
-    lambda name, *args: (
-      None if name == 'tensorflow' else find_spec(name, *args)
-    ),
-  )
-
-
-def test_tfrecord_without_tensorflow_says_how_to_convert(
-  tfrecord_dir, monkeypatch
-):
-  _pretend_no_tensorflow(monkeypatch)
+def test_tfrecord_comes_with_the_command_that_converts_it(tfrecord_dir):
   with pytest.raises(UserError, match='as tfrecord, which has no ran') as error:
     _source(tfrecord_dir)
   message = str(error.value)
   assert "file_format='array_record').download_and_prepare()" in message
-  assert "pip install 'vit_jax[tensorflow]'" in message
+  assert (
+    '  tfds convert_format --dataset_version_dir='
+    f'{tfrecord_dir}/tiny_animals/1.0.0 --out_file_format=array_record\n'
+  ) in message
 
 
-class _Reader:
-  """Stands in for TensorFlow: reads the records of TFRecord files."""
-
-  def __init__(self, fails_after=None):
-    self.num_read = 0
-    self._fails_after = fails_after
-
-  def __call__(self, shard):
-    with open(shard, 'rb') as file:
-      while header := file.read(12):
-        if self.num_read == self._fails_after:
-          raise OSError('disk full')
-        self.num_read += 1
-        yield file.read(struct.unpack('<QI', header)[0])
-        file.read(4)
-
-
-def _pretend_tensorflow(monkeypatch, reader):
-  find_spec = importlib.util.find_spec
-  monkeypatch.setattr(
-    importlib.util,
-    'find_spec',
-    lambda name, *args: name == 'tensorflow' or find_spec(name, *args),
-  )
-  monkeypatch.setattr(tfrecord, '_records', reader)
-
-
-def test_tfrecord_is_converted_once_and_gives_the_same_records(
-  tfrecord_dir, data_dir, monkeypatch
-):
-  reader = _Reader()
-  _pretend_tensorflow(monkeypatch, reader)
-  source, original = _source(tfrecord_dir), _source(data_dir)
-  assert len(source) == _NUM
-  for i in range(_NUM):
-    assert source[i] == original[i]
-  assert source.class_names == _NAMES
-  assert len(_source(tfrecord_dir, 'test')) == 5
-  assert reader.num_read == _NUM + 5
-
-
-def test_a_conversion_that_broke_off_leaves_no_half_file_and_goes_on(
-  tfrecord_dir, monkeypatch
-):
-  _pretend_tensorflow(monkeypatch, _Reader(fails_after=10))
-  with pytest.raises(UserError, match='cannot write the array_record copy'):
-    _source(tfrecord_dir)
-  assert not list(pathlib.Path(tfrecord_dir).rglob('*train.array_record-*'))
-  reader = _Reader()
-  _pretend_tensorflow(monkeypatch, reader)
-  assert len(_source(tfrecord_dir)) == _NUM
-  assert reader.num_read == _NUM  # the other split was complete
-
-
-def test_a_converted_copy_is_read_without_tensorflow(tfrecord_dir, monkeypatch):
-  with monkeypatch.context() as patches:
-    _pretend_tensorflow(patches, _Reader())
-    _source(tfrecord_dir)
-  _pretend_no_tensorflow(monkeypatch)
-  assert len(_source(tfrecord_dir)) == _NUM
+@pytest.mark.parametrize('where', ['beside', 'copy'])
+def test_what_was_converted_is_read(tfrecord_dir, data_dir, where):
+  """`tfds convert_format` adds files; the code before made a copy."""
+  folder = pathlib.Path(tfrecord_dir) / 'tiny_animals' / '1.0.0'
+  original = pathlib.Path(data_dir) / 'tiny_animals' / '1.0.0'
+  if where == 'copy':
+    shutil.copytree(original, folder / 'array_record')
+  else:
+    for shard in original.glob('*.array_record*'):
+      shutil.copy(shard, folder)
+    path = folder / 'dataset_info.json'
+    info = json.loads(path.read_text())
+    path.write_text(
+      json.dumps(info | {'alternativeFileFormats': ['array_record']})
+    )
+  source = _source(tfrecord_dir)
+  assert [source[i] for i in range(_NUM)] == [
+    _source(data_dir)[i] for i in range(_NUM)
+  ]
 
 
 def test_reading_array_record_needs_no_tensorflow(data_dir, monkeypatch):

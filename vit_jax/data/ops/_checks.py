@@ -85,13 +85,18 @@ def range_of(name: str, value: Any) -> tuple[float, float]:
   Raises:
     UserError: anything else; both are at least 0.
   """
-  pair = tuple(value) if isinstance(value, tuple | list) else ()
-  if (
-    len(pair) != 2
-    or not all(isinstance(v, int | float) for v in pair)
-    or not 0 <= pair[0] <= pair[1]
-  ):
+  if not is_range(value, 0, np.inf):
     raise UserError(
       f'{name} is a pair (smallest, largest) of at least 0; got {value!r}'
     )
-  return pair
+  return tuple(value)
+
+
+def is_range(value: Any, least: float, most: float) -> bool:
+  """Whether `value` is a pair of ordered numbers within `least .. most`."""
+  return (
+    isinstance(value, tuple | list)
+    and len(value) == 2
+    and all(isinstance(v, int | float) for v in value)
+    and least <= value[0] <= value[1] <= most
+  )

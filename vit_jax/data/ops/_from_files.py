@@ -50,7 +50,7 @@ def check_segment(segment: Any, limits: Limits) -> None:
   """Raises UserError for an op that text from a file may not name or size.
 
   Args:
-    segment: a `language.Segment`.
+    segment: a `ops_language.Segment`.
     limits: those of the host or of the device.
   """
   text = printable(segment.text, max_length=80)

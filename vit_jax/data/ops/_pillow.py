@@ -8,13 +8,14 @@ of the colour.
 """
 
 import functools
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from vit_jax.data.ops import _compiled
-from vit_jax.data.ops._checks import image_of
-from vit_jax.data.ops_language import Example
+from vit_jax.data.ops._checks import image_of, probability
+from vit_jax.data.ops_language import Example, Op
 from vit_jax.errors import UserError
 
 Color = tuple[int, int, int]
@@ -26,6 +27,31 @@ RESAMPLE = {
   'bilinear': Image.Resampling.BILINEAR,
   'bicubic': Image.Resampling.BICUBIC,
 }
+
+
+def as_op(
+  change: Callable[[Image.Image, np.random.Generator], Image.Image],
+  rate: float | None = None,
+) -> Op:
+  """Returns the op that applies `change(picture, rng)` to the image.
+
+  Args:
+    change: of an image of mode RGB or L.
+    rate: the probability of the change; None changes every image and draws no
+      random number for the decision.
+
+  Raises:
+    UserError: `rate` is not a probability.
+  """
+  rate = None if rate is None else probability(rate)
+
+  def op(example: Example, rng: np.random.Generator) -> Example:
+    image = picture_of(example)
+    if rate is not None and rng.random() >= rate:
+      return example
+    return example | {'image': to_array(change(to_pillow(image), rng))}
+
+  return op
 
 
 def picture_of(example: Example) -> np.ndarray:

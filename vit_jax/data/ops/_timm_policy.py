@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from vit_jax.data import ops_language
 from vit_jax.data.ops import _pillow
 from vit_jax.errors import UserError
 
@@ -78,6 +79,7 @@ class Kind:
   geometric: bool = False
 
 
+_ENHANCEMENTS = ('Color', 'Contrast', 'Brightness', 'Sharpness')
 KINDS = {
   'AutoContrast': Kind(_pillow.autocontrast),
   'Equalize': Kind(_pillow.equalize),
@@ -95,14 +97,6 @@ KINDS = {
   'SolarizeAdd': Kind(
     _pillow.solarize_add, lambda level, _: min(128, int(level * 110))
   ),
-  'Color': Kind(_pillow.color, _enhance),
-  'ColorIncreasing': Kind(_pillow.color, _enhance_more),
-  'Contrast': Kind(_pillow.contrast, _enhance),
-  'ContrastIncreasing': Kind(_pillow.contrast, _enhance_more),
-  'Brightness': Kind(_pillow.brightness, _enhance),
-  'BrightnessIncreasing': Kind(_pillow.brightness, _enhance_more),
-  'Sharpness': Kind(_pillow.sharpness, _enhance),
-  'SharpnessIncreasing': Kind(_pillow.sharpness, _enhance_more),
   'ShearX': Kind(_pillow.shear_x, _signed(0.3), True),
   'ShearY': Kind(_pillow.shear_y, _signed(0.3), True),
   'TranslateXRel': Kind(_pillow.translate_x, _signed(_TRANSLATE), True),
@@ -117,6 +111,10 @@ KINDS = {
     lambda level, chance: 0.1 + (2.0 * min(level, 1.0) - 0.1) * chance,
   ),
 }
+for _name in _ENHANCEMENTS:
+  _apply = getattr(_pillow, _name.lower())
+  KINDS[_name] = Kind(_apply, _enhance)
+  KINDS[f'{_name}Increasing'] = Kind(_apply, _enhance_more)
 
 
 def translating(fraction: float) -> dict[str, Kind]:
@@ -174,8 +172,17 @@ class Op:
     return lambda image: kind.apply(image, argument, resample, self.fill)
 
 
+def op_of(
+  draw: Callable[[np.random.Generator], list[Transform | None]],
+) -> ops_language.Op:
+  """Returns the op that applies what `draw` returns for each image."""
+  return lambda example, rng: (
+    example | {'image': run(_pillow.picture_of(example), draw(rng))}
+  )
+
+
 def run(image: np.ndarray, transforms: list[Transform | None]) -> np.ndarray:
-  """Returns `[H, W, C]` after what `Op.draw` gave, None left out."""
+  """Returns `[H, W, C]` after the results of `Op.draw`, None left out."""
   transforms = [transform for transform in transforms if transform]
   if not transforms:
     return image

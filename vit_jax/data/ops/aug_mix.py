@@ -6,23 +6,13 @@ import numpy as np
 from PIL import Image
 
 from vit_jax.data.ops import _pillow, _timm_policy
-from vit_jax.data.ops_language import Example, Op
+from vit_jax.data.ops_language import Op
 from vit_jax.errors import UserError
 
-_NAMES = (
-  'AutoContrast',
-  'ColorIncreasing',
-  'ContrastIncreasing',
-  'BrightnessIncreasing',
-  'SharpnessIncreasing',
-  'Equalize',
-  'Rotate',
-  'PosterizeIncreasing',
-  'SolarizeIncreasing',
-  'ShearX',
-  'ShearY',
-  'TranslateXRel',
-  'TranslateYRel',
+_NAMES = tuple(
+  'AutoContrast ColorIncreasing ContrastIncreasing BrightnessIncreasing '
+  'SharpnessIncreasing Equalize Rotate PosterizeIncreasing '
+  'SolarizeIncreasing ShearX ShearY TranslateXRel TranslateYRel'.split()
 )
 _KINDS = _timm_policy.translating(0.3)
 
@@ -74,8 +64,7 @@ def aug_mix(
     for name in _NAMES
   ]
 
-  def op(example: Example, rng: np.random.Generator) -> Example:
-    image = _pillow.picture_of(example)
+  def change(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     weights = rng.dirichlet([alpha] * width)
     share = rng.beta(alpha, alpha)
     chains = []
@@ -83,10 +72,9 @@ def aug_mix(
       length = depth or int(rng.integers(1, 4))
       chosen = rng.integers(len(ops), size=length)
       chains.append([ops[i].draw(rng) for i in chosen])
-    mixed = mix(_pillow.to_pillow(image), chains, weights, share)
-    return example | {'image': _pillow.to_array(mixed)}
+    return mix(image, chains, weights, share)
 
-  return op
+  return _pillow.as_op(change)
 
 
 def mix(

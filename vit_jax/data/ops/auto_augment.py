@@ -1,9 +1,7 @@
 """auto_augment: AutoAugment's policies for ImageNet, as in timm."""
 
-import numpy as np
-
 from vit_jax.data.ops import _pillow, _timm_policy
-from vit_jax.data.ops_language import Example, Op
+from vit_jax.data.ops_language import Op
 from vit_jax.errors import UserError
 
 # Sub-policies of two ops: name, probability, magnitude.
@@ -85,13 +83,9 @@ def auto_augment(
     for pair in sub_policies(name)
   ]
 
-  def op(example: Example, rng: np.random.Generator) -> Example:
-    image = _pillow.picture_of(example)
-    chosen = policy[rng.integers(len(policy))]
-    drawn = [one.draw(rng) for one in chosen]
-    return example | {'image': _timm_policy.run(image, drawn)}
-
-  return op
+  return _timm_policy.op_of(
+    lambda rng: [one.draw(rng) for one in policy[rng.integers(len(policy))]]
+  )
 
 
 def sub_policies(name: str) -> list[list[tuple[str, float, float]]]:

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 
 import numpy as np
+from PIL import Image
 
 from vit_jax.data.ops import _pillow
-from vit_jax.data.ops._checks import probability
-from vit_jax.data.ops_language import Example, Op
+from vit_jax.data.ops._checks import is_range
+from vit_jax.data.ops_language import Op
 from vit_jax.errors import UserError
 
 _FUNCTIONS = {
@@ -39,7 +40,6 @@ def color_jitter(
       is the range itself.
     rate: probability with which the image is changed at all.
   """
-  rate = probability(rate)
   given = dict(
     brightness=brightness, contrast=contrast, saturation=saturation, hue=hue
   )
@@ -47,34 +47,22 @@ def color_jitter(
     name: _range(name, value) for name, value in given.items() if value != 0
   }
 
-  def op(example: Example, rng: np.random.Generator) -> Example:
-    image = _pillow.picture_of(example)
-    if rng.random() >= rate or not ranges:
-      return example
-    image = _pillow.to_pillow(image)
+  def change(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     factors = {name: rng.uniform(*pair) for name, pair in ranges.items()}
     for name in rng.permutation(list(factors)):
       image = _FUNCTIONS[name](image, factors[name])
-    return example | {'image': _pillow.to_array(image)}
+    return image
 
-  return op
+  return _pillow.as_op(change, rate)
 
 
 def _range(name: str, value: float | Sequence[float]) -> tuple[float, float]:
-  """Returns the range of a factor or, of the hue, of the turn."""
-  least, most = (-0.5, 0.5) if name == 'hue' else (0.0, np.inf)
+  """Returns the range of a factor or, for the hue, of the turn."""
+  least, most, middle = (-0.5, 0.5, 0.0) if name == 'hue' else (0, np.inf, 1.0)
   pair = value
   if isinstance(value, int | float):
-    middle = 0.0 if name == 'hue' else 1.0
-    pair = (middle - value, middle + value)
-    if name != 'hue':
-      pair = (max(0.0, pair[0]), pair[1])
-  if (
-    not isinstance(pair, list | tuple)
-    or len(pair) != 2
-    or not all(isinstance(v, int | float) for v in pair)
-    or not least <= pair[0] <= pair[1] <= most
-  ):
+    pair = (max(least, middle - value), middle + value)
+  if not is_range(pair, least, most):
     raise UserError(
       f'{name} is a number of at least 0 or a pair (low, high) within '
       f'{least:g} .. {most:g}; got {value!r}'

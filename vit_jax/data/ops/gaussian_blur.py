@@ -1,10 +1,8 @@
 """gaussian_blur: blur by a random radius."""
 
-import numpy as np
-
 from vit_jax.data.ops import _pillow
-from vit_jax.data.ops._checks import probability, range_of
-from vit_jax.data.ops_language import Example, Op
+from vit_jax.data.ops._checks import range_of
+from vit_jax.data.ops_language import Op
 
 
 def gaussian_blur(
@@ -17,14 +15,7 @@ def gaussian_blur(
     radius: smallest and largest radius (a standard deviation) in pixels, drawn
       uniformly between.
   """
-  rate, (low, high) = probability(rate), range_of('radius', radius)
-
-  def op(example: Example, rng: np.random.Generator) -> Example:
-    image = _pillow.picture_of(example)
-    if rng.random() >= rate:
-      return example
-    image = _pillow.to_pillow(image)
-    image = _pillow.blur(image, rng.uniform(low, high))
-    return example | {'image': _pillow.to_array(image)}
-
-  return op
+  low, high = range_of('radius', radius)
+  return _pillow.as_op(
+    lambda image, rng: _pillow.blur(image, rng.uniform(low, high)), rate
+  )

@@ -5,78 +5,51 @@ from the paper: an op is skipped with probability 1/2, magnitudes are noisy, and
 the table has 15 ops. big_vision's is the op `randaug`.
 """
 
+import ast
 import math
 
 import numpy as np
 
 from vit_jax.data.ops import _pillow, _timm_policy
-from vit_jax.data.ops_language import Example, Op
+from vit_jax.data.ops_language import Op
 from vit_jax.errors import UserError
 
-_PLAIN = (
-  'AutoContrast',
-  'Equalize',
-  'Invert',
-  'Rotate',
-  'Posterize',
-  'Solarize',
-  'SolarizeAdd',
-  'Color',
-  'Contrast',
-  'Brightness',
-  'Sharpness',
-  'ShearX',
-  'ShearY',
-  'TranslateXRel',
-  'TranslateYRel',
+_PLAIN = tuple(
+  'AutoContrast Equalize Invert Rotate Posterize Solarize SolarizeAdd Color '
+  'Contrast Brightness Sharpness ShearX ShearY TranslateXRel '
+  'TranslateYRel'.split()
 )
-_HAVE_INCREASING = (
-  'Posterize',
-  'Solarize',
-  'Color',
-  'Contrast',
-  'Brightness',
-  'Sharpness',
-)
+_HAVE_INCREASING = 'Posterize Solarize Color Contrast Brightness Sharpness'
 _INCREASING = tuple(
-  f'{name}Increasing' if name in _HAVE_INCREASING else name for name in _PLAIN
+  f'{name}Increasing' if name in _HAVE_INCREASING.split() else name
+  for name in _PLAIN
 )
+
+
+def _weighted(text: str) -> dict[str, float]:
+  """Returns the weights in a text such as 'Rotate 3, ShearX 0.5'."""
+  return {
+    name: ast.literal_eval(weight)
+    for name, weight in map(str.split, text.split(','))
+  }
+
+
 # Other sets of ops, with weights or (None) each as likely as the others.
 _SETS = {
   '3a': dict.fromkeys(('SolarizeIncreasing', 'Desaturate', 'GaussianBlur')),
-  '3aw': {
-    'SolarizeIncreasing': 6,
-    'Desaturate': 6,
-    'GaussianBlur': 6,
-    'Rotate': 3,
-    'ShearX': 2,
-    'ShearY': 2,
-    'PosterizeIncreasing': 1,
-    'AutoContrast': 1,
-    'ColorIncreasing': 1,
-    'SharpnessIncreasing': 1,
-    'ContrastIncreasing': 1,
-    'BrightnessIncreasing': 1,
-    'Equalize': 1,
-    'Invert': 1,
-  },
-  'weights': {
-    'Rotate': 3,
-    'ShearX': 2,
-    'ShearY': 2,
-    'TranslateXRel': 1,
-    'TranslateYRel': 1,
-    'ColorIncreasing': 0.25,
-    'SharpnessIncreasing': 0.25,
-    'AutoContrast': 0.25,
-    'SolarizeIncreasing': 0.05,
-    'SolarizeAdd': 0.05,
-    'ContrastIncreasing': 0.05,
-    'BrightnessIncreasing': 0.05,
-    'Equalize': 0.05,
-    'PosterizeIncreasing': 0.05,
-    'Invert': 0.05,
-  },
+  '3aw': _weighted(
+    'SolarizeIncreasing 6, Desaturate 6, GaussianBlur 6, Rotate 3, ShearX 2, '
+    'ShearY 2, PosterizeIncreasing 1, AutoContrast 1, ColorIncreasing 1, '
+    'SharpnessIncreasing 1, ContrastIncreasing 1, BrightnessIncreasing 1, '
+    'Equalize 1, Invert 1'
+  ),
+  'weights': _weighted(
+    'Rotate 3, ShearX 2, ShearY 2, TranslateXRel 1, TranslateYRel 1, '
+    'ColorIncreasing .25, SharpnessIncreasing .25, AutoContrast .25, '
+    'SolarizeIncreasing .05, SolarizeAdd .05, ContrastIncreasing .05, '
+    'BrightnessIncreasing .05, Equalize .05, PosterizeIncreasing .05, '
+    'Invert .05'
+  ),
 }
 _EXAMPLE = 'rand-m9-mstd0.5-inc1'
 
@@ -146,13 +119,11 @@ def rand_augment(
     for name in names
   ]
 
-  def op(example: Example, rng: np.random.Generator) -> Example:
-    image = _pillow.picture_of(example)
+  def draw(rng: np.random.Generator) -> list:
     if weights is None:
       chosen = rng.integers(len(ops), size=num_ops)
     else:
       chosen = rng.choice(len(ops), num_ops, replace=False, p=weights)
-    drawn = [ops[i].draw(rng) for i in chosen]
-    return example | {'image': _timm_policy.run(image, drawn)}
+    return [ops[i].draw(rng) for i in chosen]
 
-  return op
+  return _timm_policy.op_of(draw)

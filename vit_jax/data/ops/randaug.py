@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageStat
 
 from vit_jax.data.ops import _pillow
-from vit_jax.data.ops_language import Example, Op
+from vit_jax.data.ops_language import Op
 from vit_jax.errors import UserError
 
 _FILL = (128, 128, 128)
@@ -63,16 +63,12 @@ def randaug(
     raise UserError(f'flavour is one of {_FLAVOURS}; got {flavour!r}')
   ops = list(table(magnitude, flavour).values())
 
-  def op(example: Example, rng: np.random.Generator) -> Example:
-    image = _pillow.picture_of(example)
-    if not num_layers:
-      return example
-    image = _pillow.to_pillow(image)
+  def change(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     for i in rng.integers(len(ops), size=num_layers):
       image = ops[i](image, rng)
-    return example | {'image': _pillow.to_array(image)}
+    return image
 
-  return op
+  return _pillow.as_op(change)
 
 
 def table(magnitude: float, flavour: str) -> dict[str, functools.partial]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vit_jax.data.ops._checks import image_of, size_of
+from vit_jax.data.ops._checks import image_of, is_range, size_of
 from vit_jax.data.ops.resize import check_method, resample
 from vit_jax.data.ops_language import Example, Op
 from vit_jax.errors import UserError
@@ -135,13 +135,8 @@ _LAWS = {
 
 
 def _range(name: str, value: Sequence[float]) -> tuple[float, float]:
-  pair = tuple(value) if isinstance(value, list | tuple) else ()
-  if (
-    len(pair) != 2
-    or not all(isinstance(x, int | float) for x in pair)
-    or not 0 < pair[0] <= pair[1]
-  ):
+  if not is_range(value, math.ulp(0.0), math.inf):
     raise UserError(
       f'{name} is a pair (smallest, largest) of positive numbers; got {value!r}'
     )
-  return pair
+  return tuple(value)

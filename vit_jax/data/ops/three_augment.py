@@ -1,10 +1,11 @@
 """three_augment: one of greyscale, solarize and blur (DeiT III)."""
 
 import numpy as np
+from PIL import Image
 
 from vit_jax.data.ops import _pillow
 from vit_jax.data.ops._checks import range_of
-from vit_jax.data.ops_language import Example, Op
+from vit_jax.data.ops_language import Op
 
 
 def three_augment(
@@ -21,15 +22,12 @@ def three_augment(
   """
   low, high = range_of('radius', radius)
 
-  def op(example: Example, rng: np.random.Generator) -> Example:
-    image = _pillow.to_pillow(_pillow.picture_of(example))
+  def change(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     choice = rng.integers(3)
     if choice == 0:
-      image = _pillow.grayscale(image)
-    elif choice == 1:
-      image = _pillow.solarize(image, threshold)
-    else:
-      image = _pillow.blur(image, rng.uniform(low, high))
-    return example | {'image': _pillow.to_array(image)}
+      return _pillow.grayscale(image)
+    if choice == 1:
+      return _pillow.solarize(image, threshold)
+    return _pillow.blur(image, rng.uniform(low, high))
 
-  return op
+  return _pillow.as_op(change)

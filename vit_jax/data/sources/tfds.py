@@ -1,19 +1,17 @@
 """Any image dataset of TensorFlow Datasets, read without TensorFlow.
 
-Records must lie as array_record, which has random access. A dataset that was
-prepared as TFRecord is converted once, which needs TensorFlow.
+The records must be array_record files, which have random access. For a dataset
+prepared as TFRecord the error names the command of TFDS that converts it.
 """
 
 import contextlib
 import difflib
-import importlib.util
 import logging
 import os
 from collections.abc import Iterator
 
 from vit_jax.data import splits
 from vit_jax.data.sources import _tfds_features
-from vit_jax.data.storage import tfrecord
 from vit_jax.errors import UserError
 
 _FORMAT = 'array_record'
@@ -139,10 +137,32 @@ def _prepared_builder(dataset: str, data_dir: str | None, download: bool):
       'or, where it needs no account, let the run do it with the key '
       f'download=True (--config.input.data.download=True){_ELSEWHERE}'
     )
-  formats = builder.info.available_file_formats()
-  if any(form.value == _FORMAT for form in formats):
+  if _has_random_access(builder):
     return builder
-  return _converted(tfds, builder, dataset, data_dir)
+  folder = str(builder.data_dir)
+  # Builders of TFDS's own datasets do not know the files of convert_format.
+  # Earlier versions of this package wrote a converted copy into a folder.
+  for path in (folder, os.path.join(folder, _FORMAT)):
+    if os.path.exists(os.path.join(path, 'dataset_info.json')):
+      converted = tfds.builder_from_directory(path)
+      if _has_random_access(converted):
+        return converted
+  elsewhere = f'{data_dir or "~/tensorflow_datasets"}_{_FORMAT}'
+  raise UserError(
+    f'{builder.data_dir} holds {dataset} as {builder.info.file_format.value}, '
+    f'which has no random access; this needs {_FORMAT}. Write it beside the '
+    'other files, best in a Python environment of its own:\n'
+    '  pip install tensorflow-datasets tensorflow apache-beam mlcroissant\n'
+    f'  tfds convert_format --dataset_version_dir={builder.data_dir} '
+    f'--out_file_format={_FORMAT}\n'
+    'or prepare it again in another data_dir:\n'
+    f'{_how_to_prepare(dataset, elsewhere)}'
+  )
+
+
+def _has_random_access(builder) -> bool:
+  formats = builder.info.available_file_formats()
+  return any(form.value == _FORMAT for form in formats)
 
 
 @contextlib.contextmanager
@@ -169,25 +189,6 @@ def _folder_hint(dataset: str) -> str:
     f"; a folder of images is written 'folder:{path}', what prepare wrote "
     f"'records:{path}' (in a config: the sources image_folder, array_record)"
   )
-
-
-def _converted(tfds, builder, dataset: str, data_dir: str | None):
-  """Returns a builder of the array_record copy of a TFRecord dataset."""
-  copy = tfrecord.copy_of(builder.data_dir)
-  if not tfrecord.is_complete(copy):
-    if importlib.util.find_spec('tensorflow') is None:
-      elsewhere = f'{data_dir or "~/tensorflow_datasets"}_array_record'
-      raise UserError(
-        f'{builder.data_dir} holds {dataset} as '
-        f'{builder.info.file_format.value}, which has no random access; this '
-        'needs array_record. Either prepare it again in another data_dir '
-        f'(and set data_dir={elsewhere!r}):\n'
-        f'{_how_to_prepare(dataset, elsewhere)}\n'
-        "or pip install 'vit_jax[tensorflow]' and repeat the command, which "
-        f'then writes a converted copy to {copy}'
-      )
-    tfrecord.convert(builder.data_dir, copy)
-  return tfds.builder_from_directory(str(copy))
 
 
 def _how_to_prepare(dataset: str, data_dir: str | None) -> str:

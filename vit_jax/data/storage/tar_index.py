@@ -1,8 +1,8 @@
 """An index of the files in a tar, for random access.
 
-A tar must be gone through once to know, in under a second for 10,000 files.
-The answer is kept beside it as `<tar>.index.npz`, where the folder may be
-written, and made again when size or time of the tar have changed.
+Reading the headers of a tar takes under a second for 10,000 files. The index is
+stored beside the tar as `<tar>.index.npz` if the folder is writable, and made
+again when the size or the modification time of the tar has changed.
 """
 
 import concurrent.futures
@@ -10,11 +10,11 @@ import contextlib
 import dataclasses
 import os
 import tarfile
-import tempfile
 from collections.abc import Sequence
 
 import numpy as np
 
+from vit_jax import files
 from vit_jax.errors import UserError
 
 _COMPRESSED = {
@@ -24,6 +24,7 @@ _COMPRESSED = {
   b'\x28\xb5': 'unzstd',
 }
 _NOWHERE = (-1, -1)  # place of a link to what is not in the tar
+_MAX_LINKS = 40  # in a chain, as in Linux
 _THREADS = 16  # on a network disk all the time goes into waiting
 
 
@@ -81,17 +82,17 @@ def open_all(paths: Sequence[str]) -> list[Index]:
   Raises:
     UserError: tars that cannot be read; all of them in one message.
   """
+  indexes, problems = [], []
   with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-    futures = [pool.submit(_open, path) for path in paths]
-  problems = [str(e) for f in futures if (e := f.exception()) is not None]
-  for future in futures:
-    error = future.exception()
-    if error is not None and not isinstance(error, UserError):
-      raise error
+    for future in [pool.submit(_open, path) for path in paths]:
+      try:
+        indexes.append(future.result())
+      except UserError as e:
+        problems.append(str(e))
   if problems:
     more = [f'and {len(problems) - 10} more'] if len(problems) > 10 else []
     raise UserError('\n'.join(problems[:10] + more))
-  return [future.result() for future in futures]
+  return indexes
 
 
 def _open(path: str) -> Index:
@@ -107,8 +108,16 @@ def _open(path: str) -> Index:
         fields = (file[key] for key in ('names', 'offsets', 'sizes'))
         return Index(path, stamp, *fields)
   index = _make(path, stamp)
-  with contextlib.suppress(OSError):  # a folder that may only be read
-    _keep(index, kept)
+  # The folder may be read-only.
+  with contextlib.suppress(UserError), files.write_atomically(kept) as p:
+    with open(p, 'wb') as file:
+      np.savez(
+        file,
+        stamp=np.array(stamp),
+        names=index.names,
+        offsets=index.offsets,
+        sizes=index.sizes,
+      )
   return index
 
 
@@ -143,8 +152,10 @@ def _members(tar: tarfile.TarFile) -> list[tuple[str, int, int]]:
     path = os.path.normpath(member.name)
     if member.isreg():
       places[path] = places[k] = (member.offset_data, member.size)
-    elif member.islnk():
-      links[path] = os.path.normpath(member.linkname)
+    elif member.islnk():  # to an earlier member
+      links[path] = target = os.path.normpath(member.linkname)
+      if target in places:
+        places[path] = places[k] = places[target]
     elif member.issym():
       folder = os.path.dirname(path)
       links[path] = os.path.normpath(os.path.join(folder, member.linkname))
@@ -153,29 +164,15 @@ def _members(tar: tarfile.TarFile) -> list[tuple[str, int, int]]:
     if not _hidden(member.name):
       names.append((k, member.name))
 
-  ends = _ends(links)
-
   def place(k: int, name: str) -> tuple[int, int]:
     path = os.path.normpath(name)
-    return places.get(k) or places.get(ends.get(path, path), _NOWHERE)
+    for _ in range(_MAX_LINKS):
+      if path not in links:
+        break
+      path = links[path]
+    return places.get(k) or places.get(path, _NOWHERE)
 
   return [(name, *place(k, name)) for k, name in names]
-
-
-def _ends(links: dict[str, str]) -> dict[str, str]:
-  """Returns the last path of the chain that starts at each link.
-
-  A chain that is a circle ends at one of its links. Each link is followed once,
-  however long the chains are.
-  """
-  ends = {}
-  for path in links:
-    passed = {}
-    while path in links and path not in ends and path not in passed:
-      passed[path] = None
-      path = links[path]
-    ends |= dict.fromkeys(passed, ends.get(path, path))
-  return ends
 
 
 def _check_end(path: str, end: int, size: int) -> None:
@@ -195,26 +192,6 @@ def _check_end(path: str, end: int, size: int) -> None:
           'joined by cat; then unpack it (tar --ignore-zeros -xf) and pack it '
           'again'
         )
-
-
-def _keep(index: Index, path: str) -> None:
-  handle, temporary = tempfile.mkstemp(
-    prefix='.index.', dir=os.path.dirname(path) or '.'
-  )
-  try:
-    with open(handle, 'wb') as file:
-      np.savez(
-        file,
-        stamp=np.array(index.stamp),
-        names=index.names,
-        offsets=index.offsets,
-        sizes=index.sizes,
-      )
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
-  except BaseException:
-    os.unlink(temporary)
-    raise
 
 
 def _stamp(file: str | int) -> tuple[int, int]:
