@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec as P
 
-from vit_jax.data import device_ops_language
+from vit_jax import lookup
+from vit_jax.data import device_ops, device_ops_language
 from vit_jax.errors import UserError
 
 USER_OPS = """
@@ -16,6 +17,21 @@ def draw(key='drawn'):
       return batch
     return batch | {key: jax.random.uniform(rng, (8,))}
   return op
+
+def brighten():
+  def op(batch, rng, *, train):
+    factor = jax.random.uniform(rng, (len(batch['image']), 1, 1, 1))
+    return batch | {'image': batch['image'] * factor}
+  return op
+
+def onehot(num_classes):
+  def op(batch, rng, *, train):
+    return batch | {'label': jax.nn.one_hot(batch['label'], num_classes)}
+  return op
+"""
+DOUBLE = """
+def double():
+  return lambda batch, rng, *, train: batch | {'image': 2 * batch['image']}
 """
 
 
@@ -174,7 +190,47 @@ def test_statistics_of_another_number_of_channels_are_refused():
   message = r"normalize\('imagenet'\): .* 3 channels; the images have 4"
   with pytest.raises(UserError, match=message):
     run("normalize('imagenet')", jnp.array(levels(4)))
-  with pytest.raises(UserError, match=r"no 'image'; it has \['label'\]"):
-    device_ops_language.parse('normalize(0, 1)')(
-      {'label': 3}, None, train=False
-    )
+
+
+def test_a_file_in_the_folder_is_all_that_an_op_needs(tmp_path, monkeypatch):
+  folder = tmp_path / 'data' / 'device_ops'
+  folder.mkdir(parents=True)
+  (folder / 'double.py').write_text(DOUBLE)
+  (folder / '_helper.py').write_text(DOUBLE.replace('double', 'helper'))
+  monkeypatch.setattr(lookup, '_PACKAGE', tmp_path)
+  monkeypatch.setattr(device_ops, '__path__', [str(folder)])
+  image = jnp.ones((2, 4, 4, 3))
+  op = device_ops_language.parse('double', trusted=True)
+  assert op({'image': image}, None, train=False)['image'].max() == 2
+  with pytest.raises(
+    UserError, match="unknown op 'helper'; there are: double;"
+  ):
+    device_ops_language.parse('helper', trusted=True)
+  with pytest.raises(UserError, match=r'double.* may only be'):
+    device_ops_language.parse('double')  # Of a file: the list is closed.
+
+
+def test_a_batch_wise_op_of_the_users_acts_before_mixing(user_ops):
+  """The partner that is mixed in is the row that is in the batch."""
+  batch = {'image': jnp.ones((8, 4, 4, 1)), 'label': jnp.arange(8)}
+  text = 'their_device_ops.brighten'
+  before = device_ops_language.parse(text, trusted=True)
+  bright = before(batch, jax.random.key(0), train=True)['image']
+  assert len(set(bright[:, 0, 0, 0].tolist())) == 8
+  op = device_ops_language.parse(f'{text}|mixup(1.0)', 8, trusted=True)
+  mixed = op(batch, jax.random.key(0), train=True)
+  weight = mixed['label'][0, 0]
+  np.testing.assert_allclose(
+    mixed['image'],
+    weight * bright + (1 - weight) * bright[::-1],
+    rtol=1e-5,
+  )
+
+
+def test_the_number_of_classes_reaches_an_op_of_the_users(user_ops):
+  batch = {'image': jnp.array(levels()), 'label': jnp.array([1])}
+  for text, num in (('', 3), ('(num_classes=3)', None)):
+    text = f'their_device_ops.onehot{text}'
+    op = device_ops_language.parse(text, num, trusted=True)
+    got = op(batch, None, train=False)['label']
+    np.testing.assert_array_equal(got, [[0, 1, 0]])

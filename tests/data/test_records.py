@@ -323,8 +323,3 @@ class TestExamples:
   def test_an_unknown_source_is_an_error_with_the_choices(self):
     with pytest.raises(UserError, match='synthetic'):
       _train(data=dict(name='synthetics', split='train'))
-
-  def test_device_ops_are_parsed_at_once(self):
-    assert callable(_train(device_ops='normalize(-1, 1)').device_ops)
-    with pytest.raises(UserError, match='normalise'):
-      _train(device_ops='normalise(-1, 1)')

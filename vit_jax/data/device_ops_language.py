@@ -1,47 +1,45 @@
-"""Ops on the whole batch, on the device, inside the jitted step.
+"""The language of the device ops: ops on a batch, inside the jitted step.
 
-Images travel from the host as uint8; what turns them into floats, and what
-mixes images of a batch, happens here. The text is that of the host ops
-(`data/ops_language.py`): `'normalize(-1, 1)|mixup(0.2)'`. A name means a public
-function of a file of `device_ops/` (`FILES`) or, with a dot in it, a factory of
-the user's own, where the text is trusted.
+Images travel from the host as uint8; device ops turn them into floats, flip,
+crop, erase and mix them. The text is written like that of the host ops
+(`data/ops_language.py`): `'normalize(-1, 1)|mixup(0.2)'`. A name is a public
+function of a file of `device_ops/` or, where the text is trusted, the dotted
+name of a factory of the user's own.
 
 A factory takes the arguments once and returns one of
 - `(batch, rng, *, train) -> batch`: jax code on a dict of `[B, ...]` arrays
   that keeps shapes and sharding. With `train=False` it must be deterministic
   and do without `rng`;
-- `per_image.PerImage`: a function of one image and its key;
-- `mixing.Mix`, one at most: rows are mixed with partners.
+- `ImageOp`: a function of one image and its key, applied to every image of
+  every image field of the batch (`data/fields.py`).
 
-Ops work in the order in which they are written, and there is one rule more:
-rows change places before all of them. The partners that a `Mix` needs are taken
-from the batch as it came, uint8, and what stands before the `Mix` is applied to
-the rows and again to their partners, with the draws that are the partners' own.
-So `normalize|random_erasing|mixup` is DeiT's order, with erased boxes that are
-mixed like the rest, and yet no image is ever sent in float32.
+A factory with an argument `num_classes` gets that of the data by default. The
+ops run in the order in which they are written.
 """
 
 import collections
 import contextlib
+import functools
 import importlib
+import inspect
 import zlib
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.data import ops_language
+from vit_jax import lookup
+from vit_jax.data import fields as fields_lib, ops_language
 from vit_jax.data.device_ops import normalize as normalize_file
+from vit_jax.data.device_ops._image_op import ImageOp
 from vit_jax.data.device_ops.mixing import Mix
-from vit_jax.data.device_ops.per_image import PerImage
 from vit_jax.data.ops import _from_files
 from vit_jax.errors import UserError
 
 Batch = dict[str, Any]
 
-# Those of `device_ops/` whose public functions are ops.
-FILES = ('normalize', 'per_image', 'mixing', 'random_erasing')
+_FOLDER = 'data/device_ops'
 
 # The ops that text from a file may name. Those of training alone are among
 # them, since a run's text has them; in evaluation they do nothing.
@@ -71,6 +69,7 @@ def parse(
   text: str,
   num_classes: int | None = None,
   *,
+  roles: Mapping[str, str] | None = None,
   trusted: bool = False,
   max_number: float = _from_files.MAX_NUMBER,
 ) -> DeviceOp:
@@ -83,9 +82,10 @@ def parse(
   Args:
     text: the ops.
     num_classes: of the data, for ops that turn class ids into soft labels.
-    trusted: whether the user wrote the text, and no file; see `language`.
-    max_number: the largest that ops may have as an argument where they are not
-      trusted.
+    roles: of the fields, as the source declares them (`fields.declared`).
+    trusted: whether the user wrote the text, see `ops_language`.
+    max_number: the largest number that ops may have as an argument where the
+      text is not trusted.
 
   Raises:
     UserError: syntax, an unknown op or bad arguments, all in one message;
@@ -98,40 +98,29 @@ def parse(
   counts: collections.Counter[str] = collections.Counter()
   ops = []
   for segment, op in ops_language.build(
-    text, _find, limits=None if trusted else limits
+    text,
+    functools.partial(_find, num_classes=num_classes),
+    limits=None if trusted else limits,
   ):
     salt = zlib.crc32(f'{segment.name}#{counts[segment.name]}'.encode())
     counts[segment.name] += 1
     ops.append((segment, op, np.uint32(salt)))
-  mixing = [i for i, (_, op, _) in enumerate(ops) if isinstance(op, Mix)]
-  _check_mixing([ops[i][:2] for i in mixing], num_classes)
-
-  def run(some, batch, rng, train, row_B):
-    for segment, op, salt in some:
-      key = None if rng is None else jax.random.fold_in(rng, salt)
-      with _named(segment):
-        if isinstance(op, PerImage):
-          batch = op(batch, key, train=train, row_B=row_B)
-        else:
-          batch = op(batch, key, train=train)
-    return batch
+  _check(ops, num_classes)
 
   def apply(batch: Batch, rng: jax.Array | None, *, train: bool) -> Batch:
-    if not (train and mixing):
-      return run(ops, batch, rng, train, None)
-    num_rows = len(next(iter(batch.values())))
-    row_B = jnp.arange(num_rows, dtype=jnp.int32)
-    i = mixing[0]
-    segment, mix, salt = ops[i]
-    with _named(segment):
-      partners = {name: mix.partners(rows) for name, rows in batch.items()}
-      partner_row_B = mix.partners(row_B)
-    batch = run(ops[:i], batch, rng, train, row_B)
-    partners = run(ops[:i], partners, rng, train, partner_row_B)
-    with _named(segment):
-      key = jax.random.fold_in(rng, salt)
-      batch = mix.apply(batch, partners, key, num_classes)
-    return run(ops[i + 1 :], batch, rng, train, row_B)
+    images: set[str] = set()
+    for segment, op, salt in ops:
+      key = None if rng is None else jax.random.fold_in(rng, salt)
+      with _named(segment):
+        if not isinstance(op, ImageOp):
+          batch = op(batch, key, train=train)
+          continue
+        # What was an image once remains one as a float.
+        images.update(fields_lib.images(batch, roles))
+        for name in sorted(images & batch.keys()):
+          image = op(name, batch[name], key, train=train)
+          batch = batch | {name: image}
+    return batch
 
   return apply
 
@@ -150,15 +139,12 @@ def of_evaluation(text: str) -> str:
     FROM_FILES, 'device_ops', 'max_number', _from_files.MAX_NUMBER
   )
   for segment in ops_language.segments(text):
+    op = None
     if '.' not in segment.name:
-      try:
+      with contextlib.suppress(UserError):
         op = ops_language.build(segment.text, _find, limits=limits)[0][1]
-      except UserError:
-        op = None
-      trains_only = isinstance(op, PerImage) and op.evaluate is None
-      if trains_only or isinstance(op, Mix):
-        continue
-    kept.append(segment.text)
+    if not getattr(op, 'training_only', False):
+      kept.append(segment.text)
   return '|'.join(kept)
 
 
@@ -171,31 +157,36 @@ def _named(segment: ops_language.Segment):
     raise UserError(f'{segment.text}: {e}') from e
 
 
-def _check_mixing(
-  mixing: list[tuple[ops_language.Segment, Mix]], num_classes: int | None
-) -> None:
+def _check(ops: list[tuple], num_classes: int | None) -> None:
+  """Raises UserError for a second mixing op or another number of classes."""
+  mixing = [segment.text for segment, op, _ in ops if isinstance(op, Mix)]
   if len(mixing) > 1:
-    texts = ' and '.join(segment.text for segment, _ in mixing)
     raise UserError(
-      f'{texts}: a batch is mixed once; mixup_cutmix chooses between the two '
-      'for each draw'
+      f'{" and ".join(mixing)}: a batch is mixed once; mixup_cutmix chooses '
+      'between the two for each draw'
     )
-  for segment, mix in mixing:
-    said = mix.num_classes
-    if said is not None and num_classes is not None and said != num_classes:
+  for segment, _, _ in ops:
+    given = segment.kwargs.get('num_classes')
+    if None not in (given, num_classes) and given != num_classes:
       raise UserError(
-        f'{segment.text}: num_classes={said}, but the data has {num_classes} '
+        f'{segment.text}: num_classes={given}, but the data has {num_classes} '
         'classes: leave num_classes out'
       )
 
 
-def _find(name: str) -> Any:
+def _find(name: str, num_classes: int | None = None) -> Callable[..., Any]:
   if '.' in name:
-    return ops_language.find_dotted(name)
-  choices = {}
-  for file in FILES:
-    module = importlib.import_module(f'vit_jax.data.device_ops.{file}')
-    choices |= ops_language.public_functions(module)
-  if name not in choices:
-    raise ops_language.unknown(name, choices)
-  return choices[name]
+    factory = ops_language.find_dotted(name)
+  else:
+    choices: dict[str, Callable[..., Any]] = {}
+    for file in lookup.names(_FOLDER):
+      module = importlib.import_module(f'vit_jax.data.device_ops.{file}')
+      choices |= ops_language.public_functions(module)
+    if name not in choices:
+      raise ops_language.unknown(name, choices)
+    factory = choices[name]
+  if num_classes is None:
+    return factory
+  takes_it = 'num_classes' in inspect.signature(factory).parameters
+  default = {'num_classes': num_classes} if takes_it else {}
+  return functools.partial(factory, **default)

@@ -1,4 +1,4 @@
-"""Examples in, batches out: shuffled for training, complete for evaluation.
+"""Input pipelines: shuffled batches for training, exact ones for evaluation.
 
 What batch t of training contains is a function of (seed, t) alone: not of the
 number of threads or processes, nor of where the run was started again. A row's
@@ -15,12 +15,7 @@ import jax
 import numpy as np
 
 from vit_jax import lookup
-from vit_jax.data import (
-  batching,
-  device_ops_language,
-  records,
-  repeats as repeats_file,
-)
+from vit_jax.data import batching, records, repeats as repeats_file
 from vit_jax.errors import UserError
 
 _HOST_ONLY = ('index',)
@@ -55,8 +50,7 @@ class TrainInput:
       ops: host ops in the mini-language, for example `'decode|resize(32)'`.
       batch_size: rows of a global batch, over all processes.
       seed: of the order and of the ops' random numbers, 0 to 2**32 - 1.
-      device_ops: ops for the batch on the device; parsed here, run by the
-        training step.
+      device_ops: ops for the batch on the device, as text: the run parses it.
       on_error: what a record that cannot be read does: `'stop'` raises an
         error that names it, `'skip'` takes the next good record instead and
         counts.
@@ -98,9 +92,8 @@ class TrainInput:
     self.num_examples = len(self.source)
     self.num_classes = self.source.num_classes
     self.class_names = self.source.class_names
-    self.device_ops = device_ops_language.parse(
-      device_ops, num_classes=self.num_classes, trusted=True
-    )
+    self.roles = self._reader.roles
+    self.device_ops = device_ops
 
   @property
   def steps_per_epoch(self) -> float:
@@ -148,7 +141,7 @@ class TrainInput:
 
 
 class EvalInput:
-  """Batches in which every example stands exactly once, in order.
+  """Batches that hold every example exactly once, in order.
 
   The last batches are filled up; `mask` is False in the rows that do not
   count. Iterate as often as you like: the batches are the same each time.
@@ -188,6 +181,7 @@ class EvalInput:
     self.num_examples = len(self.source)
     self.num_classes = self.source.num_classes
     self.class_names = self.source.class_names
+    self.roles = self._reader.roles
 
   @property
   def num_batches(self) -> int:

@@ -1,7 +1,7 @@
-"""One record of a source, read and put through the host ops.
+"""Reading of records: a source's example, processed by the host ops.
 
-Every broken record is met here, and only here: it stops the run with its name,
-or it is skipped, counted and reported. It never becomes a black image.
+All broken records are handled here: one stops the run with its name, or it is
+skipped, counted and reported. It never becomes a black image.
 """
 
 import os
@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vit_jax.data import open_source, ops_language, watchdog
+from vit_jax.data import fields, open_source, ops_language, watchdog
 from vit_jax.errors import DataError, UserError
 from vit_jax.printable import printable
 
@@ -74,13 +74,14 @@ class Reader:
       raise UserError(f'the source has no records: {dict(data)}')
     self._ops = ops_language.parse(ops, trusted=True)
     self._arguments = (dict(data), ops, on_error, training)
+    self.roles = fields.declared(self.source)
     self._skip = on_error == 'skip'
     self._training = training
     self._lock = threading.Lock()
     self._watchdog = watchdog.Watchdog(self.source.describe)
     self.watched, self.watch = self._watchdog.watched, self._watchdog.start
     self._broken: dict[int, str] = {}
-    self._told = 0  # of the broken records, to the process that we read for
+    self._num_reported = 0  # of the broken records, by a worker to its parent
     _, stop = self.watch()
     try:
       self._first, example = self._next_good(0, np.random.default_rng(0))
@@ -92,11 +93,13 @@ class Reader:
         self._checked(*self._next_good(index, np.random.default_rng(0)))
     finally:
       stop.set()
-    if 'image' not in self.spec:
-      raise UserError(
-        f'{self.source.describe(self._first)}: no array "image" after the ops '
-        f'{ops!r}; is the image still encoded? the ops then start with decode'
-      )
+    for name, role in self.roles.items():
+      if role == 'image' and name not in self.spec:
+        raise UserError(
+          f'{self.source.describe(self._first)}: no array "{name}" after the '
+          f'ops {ops!r}; is the image still encoded? the ops then start with '
+          'decode'
+        )
 
   def __reduce__(self):
     """A copy in another process opens the source anew: files, threads, all."""
@@ -140,8 +143,8 @@ class Reader:
   def pack(self, examples: Sequence[Example]) -> dict[str, Any]:
     """Returns examples as one, and with them what was skipped meanwhile."""
     with self._lock:
-      news = list(self._broken.items())[self._told :]
-      self._told = len(self._broken)
+      news = list(self._broken.items())[self._num_reported :]
+      self._num_reported = len(self._broken)
     stacked = {k: np.stack([e[k] for e in examples]) for k in examples[0]}
     return {_NEWS: news, **stacked}
 
@@ -180,7 +183,7 @@ class Reader:
     # A SystemExit would end the run without a word, and with code 0.
     except BaseException as e:
       what = f'{self.source.describe(index)}: {_explain(e)}'
-      if not self._skip:
+      if not self._skip or _is_of_process(e):
         raise UserError(f'{what}\n({self._advice(e)})') from e
       with self._lock:
         self._broken[index] = what
@@ -192,8 +195,8 @@ class Reader:
     example = self.source[index]
     if not isinstance(example, Mapping):
       raise TypeError(
-        f'`__getitem__` returned {_kind(example)}, expected a dict with image '
-        'and label'
+        f'`__getitem__` returned {_kind(example)}, expected a dict with image, '
+        'label or other fields'
       )
     arrays = _arrays(self._ops(example, rng))
     num_classes = self.source.num_classes
@@ -204,6 +207,11 @@ class Reader:
 
   def _advice(self, error: BaseException) -> str:
     """Returns what to do about a record that raised this."""
+    if isinstance(error, MemoryError):
+      return (
+        'the process has no memory left: lower prefetch, num_threads or '
+        'num_workers, or the batch size'
+      )
     if isinstance(error, _MISTAKES):
       return (
         'this is a mistake in the code of the source or of an op'
@@ -279,6 +287,11 @@ def _check_label(label: np.ndarray, num_classes: int, *, least: int) -> None:
     return
   if not least <= label < num_classes:
     raise UserError(f'label {label} is outside 0..{num_classes - 1}')
+
+
+def _is_of_process(error: BaseException) -> bool:
+  """Whether the process failed and not the record: a skip would hide it."""
+  return isinstance(error, MemoryError) or not isinstance(error, Exception)
 
 
 def _kind(value: Any) -> str:

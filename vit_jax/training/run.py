@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from vit_jax import lookup
-from vit_jax.data import pipeline
+from vit_jax.data import device_ops_language, pipeline
 from vit_jax.errors import UserError
 from vit_jax.optim import chain as optimizer_lib
 from vit_jax.parallel import (
@@ -147,7 +147,12 @@ def build(
     key: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding)
     for key, x in train_input.element_spec().items()
   }
-  ops = train_input.device_ops
+  ops = device_ops_language.parse(
+    train_input.device_ops,
+    num_classes=train_input.num_classes,
+    roles=train_input.roles,
+    trusted=True,
+  )
   model_spec = jax.eval_shape(
     functools.partial(ops, train=False), batch_spec, jax.random.key(0)
   )

@@ -1,5 +1,7 @@
 """Mixup and CutMix against answers worked by hand, and their distributions."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,8 +22,8 @@ def batch_of(num_rows, size=16, num_classes=5):
 
 
 def mix(op, batch, num_classes=5):
-  partners = {name: op.partners(rows) for name, rows in batch.items()}
-  return op.apply(batch, partners, jax.random.key(0), num_classes)
+  op = dataclasses.replace(op, num_classes=num_classes)
+  return op(batch, jax.random.key(0), train=True)
 
 
 def draw(op, num_rows, size=(16, 16)):
@@ -62,7 +64,7 @@ def test_a_cutmix_box_is_centred_even_and_clipped():
   # 1 - 0.75 = 0.25: half the sides of 10 x 20, 5 x 10; down to even, 4 x 10.
   weight = jnp.array([0.75, 0.75, 0.75, 1.0, 0.0])
   row, column = jnp.array([5, 1, 9, 5, 5]), jnp.array([10, 0, 18, 10, 19])
-  box = _boxes.of_cutmix(weight, row, column, (10, 20))
+  box = _boxes.cutmix_box(weight, row, column, (10, 20))
   want = [(3, 7, 5, 15), (0, 3, 0, 5), (7, 10, 13, 20), (5, 5, 10, 10)]
   want.append((0, 10, 9, 20))
   np.testing.assert_array_equal(np.stack(box, axis=1), want)
@@ -212,7 +214,7 @@ def test_impossible_mixing_is_explained(text, message):
     ('mixup(1)', 8, r'mixup\(1\): the images are uint8: normalize must come'),
     ('normalize(0, 1)|mixup(1, group_size=3)', 8, 'does not divide the batch'),
     ('normalize(0, 1)|mixup(1)', 7, 'a group has 7 rows; .* an even number'),
-    ('normalize(0, 1)|cutmix', 8, r'cutmix: .* not tell .* add num_classes='),
+    ('normalize(0, 1)|cutmix', 8, r'cutmix: .* not say .* add num_classes='),
   ],
 )
 def test_a_batch_that_does_not_fit_is_explained(text, rows, message):
@@ -220,6 +222,31 @@ def test_a_batch_that_does_not_fit_is_explained(text, rows, message):
   batch['image'] = batch['image'].astype(jnp.uint8)
   with pytest.raises(UserError, match=message):
     device_ops_language.parse(text)(batch, jax.random.key(0), train=True)
+
+
+def test_views_of_a_row_share_its_weight_and_other_fields_stay_the_rows():
+  batch = batch_of(8)
+  key = jax.random.key(0)
+  op = mixing.mixup_cutmix(mode='elem', num_classes=5)
+  want = op(batch, key, train=True)
+  views = jnp.stack([batch['image'], batch['image'] + 100], axis=1)
+  rest = {'local_image': views, 'index': jnp.arange(8)}
+  got = op({'image': views, 'label': batch['label']} | rest, key, train=True)
+  np.testing.assert_allclose(got['image'][:, 0], want['image'], rtol=1e-6)
+  np.testing.assert_allclose(got['image'][:, 1], want['image'] + 100, rtol=1e-6)
+  assert got['local_image'] is views and got['index'] is rest['index']
+  np.testing.assert_array_equal(got['label'], want['label'])
+
+
+def test_images_without_labels_are_mixed():
+  batch = batch_of(8)
+  want = mix(mixing.mixup(1.0), dict(batch))['image']
+  del batch['label']
+  got = mix(mixing.mixup(1.0), batch, None)
+  np.testing.assert_array_equal(got['image'], want)
+  assert got.keys() == {'image'}
+  with pytest.raises(UserError, match=r"no 'image'; it has \['text'\]"):
+    mix(mixing.mixup(1.0), {'text': jnp.zeros((8, 3))})
 
 
 def test_evaluation_mixes_nothing():

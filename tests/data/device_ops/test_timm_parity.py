@@ -31,7 +31,7 @@ def test_boxes_of_even_sides_equal_timms(monkeypatch):
     (top, bottom, left, right), corrected = mixup_file.cutmix_bbox_and_lam(
       (3, 32, 32), weight
     )
-    box = _boxes.of_cutmix(jnp.float32(weight), row, column, (32, 32))
+    box = _boxes.cutmix_box(jnp.float32(weight), row, column, (32, 32))
     assert tuple(map(int, box)) == (top, bottom, left, right)
     left_over = 1 - _boxes.area(box) / (32 * 32)
     np.testing.assert_allclose(left_over, corrected, rtol=1e-6)

@@ -1,4 +1,4 @@
-"""Rectangles in images: those that CutMix pastes and random erasing fills.
+"""Boxes in images, pasted by CutMix and filled by random erasing.
 
 A box is `(top, bottom, left, right)`, int32, each of one shape; the ends are
 exclusive.
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 Box = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 
 
-def of_cutmix(
+def cutmix_box(
   weight: jax.Array, row: jax.Array, column: jax.Array, size: tuple[int, int]
 ) -> Box:
   """Returns the box of CutMix around a centre, clipped to the image.

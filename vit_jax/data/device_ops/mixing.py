@@ -1,13 +1,16 @@
-"""Mixup and CutMix: images and labels become mixtures with those of a partner.
+"""Mixup and CutMix: images and labels are mixed with those of a partner row.
 
-The rows of a global batch form groups of `group_size` that follow each other.
-A row's partner is in its group: the one from the other end (`'reverse'`: timm,
-DeiT) or the one before (`'roll'`: big_vision). Where a group lies on one device
-nothing is communicated; else the partners travel as uint8, as they came from
-the host, and the ops before this one are applied to them where they arrive.
+The rows of a global batch form consecutive groups of `group_size`. A row's
+partner is in its group: the row at the mirrored position (`'reverse'`: timm,
+DeiT) or the one before (`'roll'`: big_vision). A group that one device holds
+needs no communication; otherwise devices exchange the images of partners.
 
 DeiT draws once per process, that is for 64 images (B) or 256 (Ti and S):
 `group_size=64` repeats that on any mesh.
+
+The fields `image` and `label` are mixed. All others stay those of the row, also
+other images: put views that are mixed together into one `image`, `[B, G, H, W,
+C]`, whose views share the weight and the box of their row.
 """
 
 import dataclasses
@@ -40,6 +43,8 @@ class Mix:
   label_smoothing: float = 0.0
   num_classes: int | None = None
 
+  training_only = True
+
   def __post_init__(self):
     problems = []
     for key in ('mixup_alpha', 'cutmix_alpha'):
@@ -60,21 +65,51 @@ class Mix:
       problems.append(f'partner={self.partner!r}: expected one of {_PARTNERS}')
     if self.mode == 'pair' and self.partner != 'reverse':
       problems.append("mode='pair' needs partner='reverse'")
-    for key in ('group_size', 'num_classes'):
+    for key, least in (('group_size', 2), ('num_classes', 1)):
       value = getattr(self, key)
-      if value is not None and (not isinstance(value, int) or value < 2):
-        problems.append(f'{key}={value!r}: expected a whole number from 2 up')
+      if value is not None and (not isinstance(value, int) or value < least):
+        problems.append(
+          f'{key}={value!r}: expected a whole number from {least} up'
+        )
     if problems:
       raise UserError('; '.join(problems))
 
   def __call__(
     self, batch: Batch, rng: jax.Array | None, *, train: bool
   ) -> Batch:
-    """Mixes a batch of normalized images with itself."""
+    """Returns the mixed batch; in evaluation the batch as it is.
+
+    Args:
+      batch: `image` float `[B, ..., H, W, C]`; if present, `label`, int `[B]`
+        or `[B, Y]`, which becomes float32 `[B, Y]`.
+      rng: of this op in this step.
+      train: whether to mix.
+
+    Raises:
+      UserError: no images or integer ones, or class ids and no `num_classes`.
+    """
     if not train:
       return batch
-    partners = {name: self.partners(rows) for name, rows in batch.items()}
-    return self.apply(batch, partners, rng, None)
+    if 'image' not in batch:
+      raise UserError(f"the batch has no 'image'; it has {sorted(batch)}")
+    image = batch['image']
+    if not jnp.issubdtype(image.dtype, jnp.floating):
+      raise UserError(
+        f'the images are {image.dtype}: normalize must come before it'
+      )
+    size = image.shape[-3:-1]
+    weight_B, is_cut_B, box = self.draw(rng, len(image), size)
+    cut_BHW = 1.0 - _boxes.inside(box, size)
+    weight_BHW = jnp.where(
+      is_cut_B[:, None, None], cut_BHW, weight_B[:, None, None]
+    )
+    views = (1,) * (image.ndim - 4)
+    weight = weight_BHW.reshape(len(image), *views, *size, 1)
+    weight = weight.astype(image.dtype)
+    mixed = {'image': weight * image + (1 - weight) * self.partners(image)}
+    if 'label' in batch:
+      mixed['label'] = self._mix_labels(batch['label'], weight_B[:, None])
+    return batch | mixed
 
   def partners(self, rows: jax.Array) -> jax.Array:
     """Returns `[B, ...]` with each row replaced by its partner.
@@ -116,7 +151,7 @@ class Mix:
       weight = jnp.maximum(weight, 1 - weight)
     weight = jnp.where(mixes < self.rate, weight, 1.0)
     centre = jnp.int32(row * size[0]), jnp.int32(column * size[1])
-    box = _boxes.of_cutmix(weight, *centre, size)
+    box = _boxes.cutmix_box(weight, *centre, size)
     left = 1 - _boxes.area(box) / (size[0] * size[1])
     weight = jnp.where(is_cut, left, weight)
 
@@ -127,53 +162,19 @@ class Mix:
 
     return spread(weight), spread(is_cut), tuple(map(spread, box))
 
-  def apply(
-    self, batch: Batch, partners: Batch, rng: jax.Array, num_classes: int | None
-  ) -> Batch:
-    """Returns the mixed batch: `image`, and `label` as float32 `[B, Y]`.
-
-    Args:
-      batch: `image` float `[B, H, W, C]`, `label` int `[B]` or `[B, Y]`.
-      partners: the same fields of the partners.
-      rng: of this op in this step.
-      num_classes: Y, where `self.num_classes` does not say it.
-
-    Raises:
-      UserError: images that are integers, or ids of unknown many classes.
-    """
-    image, label = batch['image'], batch['label']
-    if not jnp.issubdtype(image.dtype, jnp.floating):
-      raise UserError(
-        f'the images are {image.dtype}: normalize must come before it'
-      )
-    size = image.shape[1:3]
-    weight_B, is_cut_B, box = self.draw(rng, len(image), size)
-    in_box_BHW = _boxes.inside(box, size)
-    cut_BHW = 1.0 - in_box_BHW
-    weight_BHW = jnp.where(
-      is_cut_B[:, None, None], cut_BHW, weight_B[:, None, None]
-    )
-    weight_BHW1 = weight_BHW[..., None].astype(image.dtype)
-    image = weight_BHW1 * image + (1 - weight_BHW1) * partners['image']
-    num_classes = self._num_classes(label, num_classes)
-    own_BY, other_BY = (
-      losses.targets(x, num_classes, self.label_smoothing)
-      for x in (label, partners['label'])
-    )
-    weight_B1 = weight_B[:, None]
-    label = weight_B1 * own_BY + (1 - weight_B1) * other_BY
-    return batch | {'image': image, 'label': label}
-
-  def _num_classes(self, label: jax.Array, num_classes: int | None) -> int:
-    if label.ndim == 2:
-      return label.shape[1]
-    num_classes = self.num_classes or num_classes
+  def _mix_labels(self, label: jax.Array, weight_B1: jax.Array) -> jax.Array:
+    """Returns the labels as float32 `[B, Y]`, mixed."""
+    num_classes = label.shape[1] if label.ndim == 2 else self.num_classes
     if num_classes is None:
       raise UserError(
-        'the labels are class ids, and the data does not tell how many classes '
+        'the labels are class ids, and the data does not say how many classes '
         'there are: add num_classes='
       )
-    return num_classes
+    own_BY, other_BY = (
+      losses.targets(x, num_classes, self.label_smoothing)
+      for x in (label, self.partners(label))
+    )
+    return weight_B1 * own_BY + (1 - weight_B1) * other_BY
 
   def _grouped(self, num_rows: int) -> tuple[int, int]:
     """Returns the number of groups and the rows of each."""
@@ -275,7 +276,7 @@ def mixup_cutmix(
     partner: 'reverse' or 'roll', see the top of this file.
     label_smoothing: of both labels before they are mixed, see `losses.smooth`;
       the objective must not smooth again.
-    num_classes: needed where labels are class ids and the data does not know.
+    num_classes: of labels that are class ids; by default that of the data.
 
   Raises:
     UserError: a value out of range; when tracing, a batch that does not divide

@@ -1,4 +1,4 @@
-"""From uint8 pixels to what a model takes: a range, or mean and deviation."""
+"""Normalization of pixels, by a range or by mean and standard deviation."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vit_jax.data.device_ops._image_op import ImageOp
 from vit_jax.errors import UserError
-
-Batch = dict[str, Any]
 
 # Mean and standard deviation per channel of images in 0 .. 1.
 STATISTICS = {
@@ -32,8 +31,8 @@ def normalize(
   mean: float | Sequence[float] | None = None,
   std: float | Sequence[float] | None = None,
   max_value: float | None = None,
-) -> Callable[..., Batch]:
-  """Makes the image float32, by range or by mean and standard deviation.
+) -> ImageOp:
+  """Makes images float32, by a range or by mean and standard deviation.
 
   `normalize(-1, 1)` maps 0 .. `max_value` onto low .. high, ends exact.
   `normalize('imagenet')` is `(image / max_value - mean) / std` with the named
@@ -72,7 +71,7 @@ def normalize(
     if low == high:
       raise UserError(f'normalize({low}, {high}) makes all images the same')
     # x * (high - low) + low, written so that both ends are exact.
-    return _on_image(lambda x: x * (high - low) + low, max_value)
+    return _image_op(lambda x: x * (high - low) + low, max_value)
   mean, std = np.float32(mean), np.float32(std)
   if not np.all(std > 0):
     raise UserError(f'std must be positive; got {std}')
@@ -80,30 +79,27 @@ def normalize(
   def standardize(x):
     return (x - _per_channel(mean, x)) / _per_channel(std, x)
 
-  return _on_image(standardize, max_value)
+  return _image_op(standardize, max_value)
 
 
-def _on_image(fn, max_value: float | None) -> Callable[..., Batch]:
-  """Returns the op that applies `fn` to the image in 0 .. 1, float32."""
+def _image_op(
+  fn: Callable[[jax.Array], jax.Array], max_value: float | None
+) -> ImageOp:
+  """Returns the op that applies `fn` to images in 0 .. 1, float32."""
 
-  def op(batch: Batch, rng: jax.Array | None, *, train: bool) -> Batch:
-    del rng, train
-    if 'image' not in batch:
-      raise UserError(f"the batch has no 'image'; it has {sorted(batch)}")
-    image = batch['image']
+  def op(image):
     if max_value is None and image.dtype != jnp.uint8:
       raise UserError(
         f'the images are {image.dtype}, not uint8: are they normalized '
         'already? Otherwise say max_value='
       )
-    image = image.astype(jnp.float32) / (max_value or 255)
-    return batch | {'image': fn(image)}
+    return fn(image.astype(jnp.float32) / (max_value or 255))
 
-  return op
+  return ImageOp(evaluate=op)
 
 
 def _per_channel(values: np.ndarray, image: jax.Array) -> jax.Array:
-  """Returns a scalar, or `[1, 1, 1, C]` for an image `[B, H, W, C]`."""
+  """Returns a scalar, or `[1, 1, C]` for an image `[H, W, C]`."""
   if values.ndim == 0:
     return jnp.asarray(values)
   if values.shape != image.shape[-1:]:

@@ -5,12 +5,12 @@ import math
 import jax
 import jax.numpy as jnp
 
-from vit_jax.data.device_ops import _boxes as boxes
-from vit_jax.data.device_ops.per_image import PerImage
+from vit_jax.data.device_ops import _boxes
+from vit_jax.data.device_ops._image_op import ImageOp
 from vit_jax.errors import UserError
 
 _MODES = ('const', 'rand', 'pixel')
-_TRIES = 10  # As timm: then the box is left out.
+_MAX_TRIES = 10  # As in timm; the box is then left out.
 
 
 def random_erasing(
@@ -20,15 +20,15 @@ def random_erasing(
   count: int | tuple[int, int] = 1,
   area: tuple[float, float] = (0.02, 1 / 3),
   aspect: tuple[float, float] = (0.3, 1 / 0.3),
-) -> PerImage:
-  """Erases boxes of normalized images (arXiv:1708.04896, the laws of timm).
+) -> ImageOp:
+  """Erases boxes of normalized images (arXiv:1708.04896, drawn as in timm).
 
   With probability `rate` an image loses `count` boxes. A box has the area
   U(area) H W / count and the ratio height / width exp(U(log aspect)), its sides
   are rounded and its place is uniform; it is drawn again, up to ten times,
   while it is not strictly lower and narrower than the image.
 
-  It stands after `normalize`, where zero is the mean colour. DeiT has it before
+  It comes after `normalize`, where zero is the mean colour. DeiT erases before
   mixup and CutMix, timm's own loader after them; both orders work here.
 
   Args:
@@ -65,12 +65,14 @@ def random_erasing(
       )
     draw_key, fill_key = jax.random.split(key)
     # One call for all: each is compiled on its own.
-    draws = jax.random.uniform(draw_key, (most + 1, 2 * _TRIES + 2))
+    draws = jax.random.uniform(draw_key, (most + 1, 2 * _MAX_TRIES + 2))
     erased = draws[most, 0] < rate
     number = least + jnp.floor(draws[most, 1] * (most + 1 - least))
-    box, fits = _boxes(draws[:most], image.shape[:2], number, area, log_aspect)
+    box, fits = _draw_boxes(
+      draws[:most], image.shape[:2], number, area, log_aspect
+    )
     fits &= erased & (jnp.arange(most) < number)
-    masks = boxes.inside(box, image.shape[:2])
+    masks = _boxes.inside(box, image.shape[:2])
     for i in range(most):
       shape = dict(const=(), rand=image.shape[2:], pixel=image.shape)[mode]
       fill = jnp.zeros(shape, image.dtype)
@@ -82,24 +84,24 @@ def random_erasing(
       image = jnp.where(mask, jnp.broadcast_to(fill, image.shape), image)
     return image
 
-  return PerImage(erase)
+  return ImageOp(erase)
 
 
-def _boxes(draws, size: tuple[int, int], number, area, log_aspect):
+def _draw_boxes(draws, size: tuple[int, int], number, area, log_aspect):
   """Returns boxes, and which of them fit into the image.
 
   Args:
-    draws: uniform in [0, 1), `[boxes, 2 * _TRIES + 2]`.
+    draws: uniform in [0, 1), `[boxes, 2 * _MAX_TRIES + 2]`.
     size: of the image.
     number: of boxes that share the area.
     area: smallest and largest, as fractions of the image.
     log_aspect: of the smallest and largest height / width.
   """
   height, width = size
-  pixels = area[0] + (area[1] - area[0]) * draws[:, :_TRIES]
+  pixels = area[0] + (area[1] - area[0]) * draws[:, :_MAX_TRIES]
   pixels *= height * width / number
   low, high = log_aspect
-  ratio = jnp.exp(low + (high - low) * draws[:, _TRIES:-2])
+  ratio = jnp.exp(low + (high - low) * draws[:, _MAX_TRIES:-2])
   tall = jnp.int32(jnp.round(jnp.sqrt(pixels * ratio)))
   wide = jnp.int32(jnp.round(jnp.sqrt(pixels / ratio)))
   fits = (tall < height) & (wide < width)

@@ -1,73 +1,25 @@
-"""Device ops on one image at a time: flip, crop; and what such an op is.
-
-Each image draws from a key of its own, folded from the key of the op and the
-row of the image in the global batch. So a row is the same on any mesh, and a
-device that needs a row of another one makes it again from its uint8 pixels.
-"""
-
-import dataclasses
-from collections.abc import Callable
+"""Flips and crops on the device, for each image on its own."""
 
 import jax
 import jax.numpy as jnp
 
+from vit_jax.data.device_ops._image_op import ImageOp
 from vit_jax.errors import UserError
 
-Batch = dict[str, jax.Array]
 
-
-@dataclasses.dataclass(frozen=True)
-class PerImage:
-  """An op on `[H, W, C]`; the op language maps it over the batch.
-
-  Attributes:
-    train: `(image, key) -> image`.
-    evaluate: `image -> image` without chance; None leaves images as they are.
-  """
-
-  train: Callable[[jax.Array, jax.Array], jax.Array]
-  evaluate: Callable[[jax.Array], jax.Array] | None = None
-
-  def __call__(
-    self,
-    batch: Batch,
-    rng: jax.Array | None,
-    *,
-    train: bool,
-    row_B: jax.Array | None = None,
-  ) -> Batch:
-    """Returns the batch with another `image`, `[B, H, W, C]`.
-
-    Args:
-      batch: what the op is applied to.
-      rng: key of this op in this step; None in evaluation.
-      train: whether to draw.
-      row_B: int32, the rows' numbers in the global batch; None if in order.
-    """
-    image = batch['image']
-    if not train:
-      if self.evaluate is None:
-        return batch
-      return batch | {'image': jax.vmap(self.evaluate)(image)}
-    if row_B is None:
-      row_B = jnp.arange(len(image), dtype=jnp.int32)
-    key_B = jax.vmap(jax.random.fold_in, (None, 0))(rng, row_B)
-    return batch | {'image': jax.vmap(self.train)(image, key_B)}
-
-
-def flip_lr(rate: float = 0.5) -> PerImage:
-  """Mirrors an image left to right with a probability; any dtype."""
+def flip_lr(rate: float = 0.5) -> ImageOp:
+  """Mirrors each image left to right with a probability; any dtype."""
   if not 0 <= rate <= 1:
     raise UserError(f'rate={rate!r} must lie in [0, 1]')
 
   def train(image, key):
     return jnp.where(jax.random.bernoulli(key, rate), image[:, ::-1], image)
 
-  return PerImage(train)
+  return ImageOp(train)
 
 
-def crop(size: int | tuple[int, int]) -> PerImage:
-  """Keeps the top left window of an image, in training and in evaluation.
+def crop(size: int | tuple[int, int]) -> ImageOp:
+  """Crops the top left window of each image, in training and in evaluation.
 
   A convolution without padding reads no more of an image whose size its patch
   does not divide: 154 of the 160 pixels with which DeiT-III trains H/14.
@@ -77,13 +29,12 @@ def crop(size: int | tuple[int, int]) -> PerImage:
   """
   height, width = (size, size) if isinstance(size, int) else size
 
-  def keep(image, key=None):
-    del key
+  def keep(image):
     free = min(image.shape[0] - height, image.shape[1] - width)
     _check(free, image, (height, width))
     return image[:height, :width]
 
-  return PerImage(keep, keep)
+  return ImageOp(evaluate=keep)
 
 
 def random_crop(
@@ -91,16 +42,16 @@ def random_crop(
   *,
   padding: int = 0,
   pad_mode: str = 'constant',
-) -> PerImage:
-  """Cuts out a window at a uniform place; the central one in evaluation.
+) -> ImageOp:
+  """Crops a window at a uniform position; the central one in evaluation.
 
   Args:
     size: of the window; None is the size of the image.
-    padding: pixels put around the image first, in training alone.
+    padding: pixels added around the image first, only in training.
     pad_mode: 'constant' (zeros) or 'reflect' (without the edge itself).
 
   Raises:
-    UserError: when tracing, a window that is larger than what it is cut from.
+    UserError: when tracing, a window that is larger than the padded image.
   """
   if not isinstance(padding, int) or padding < 0 or not (size or padding):
     raise UserError('expected random_crop(size) or random_crop(padding=4)')
@@ -128,7 +79,7 @@ def random_crop(
     _check(min(top, left), image, (height, width))
     return image[top : top + height, left : left + width]
 
-  return PerImage(train, None if size is None else evaluate)
+  return ImageOp(train, None if size is None else evaluate)
 
 
 def _check(free: int, image: jax.Array, window: tuple[int, int]) -> None:
