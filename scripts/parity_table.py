@@ -110,7 +110,7 @@ def outputs(weights: Weights, image: np.ndarray) -> dict[str, np.ndarray]:
   model = lookup.build('models', section, 'Model')
   params = trees.unflatten(blocks.stack(trees.flatten(weights.params)))
   out = dict(jax.jit(model.apply)({'params': params}, image))
-  prefix = [out.pop('prefix')] if 'prefix' in out else []
+  prefix = [out.pop('prefix_tokens')] if 'prefix_tokens' in out else []
   out['tokens'] = np.concatenate([*prefix, out['tokens']], axis=1)
   return {name: np.asarray(array) for name, array in out.items()}
 

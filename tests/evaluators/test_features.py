@@ -44,7 +44,7 @@ def predict(params, batch):
   return {
     'features': pixels[:, 0].astype(jnp.bfloat16),
     'tokens': pixels * jnp.arange(4.0)[None, :, None],
-    'prefix': pixels[:, :2] * jnp.array([5.0, 7.0])[None, :, None],
+    'prefix_tokens': pixels[:, :2] * jnp.array([5.0, 7.0])[None, :, None],
     'image_embedding': pixels[:, 0, :2],
   }
 
@@ -99,9 +99,9 @@ def test_the_representation_is_the_output_that_is_named(splits):
   factors = {
     'features': [1] * 3,
     'tokens': [1.5] * 3,  # the mean of 0, 1, 2, 3
-    'prefix': [5] * 3,  # the first: the class token
+    'prefix_tokens': [5] * 3,  # the first: the class token
     'image_embedding': [1] * 2,
-    'prefix+tokens': [5] * 3 + [1.5] * 3,
+    'prefix_tokens+tokens': [5] * 3 + [1.5] * 3,
   }
   for name, factor in factors.items():
     train, *_ = _extract(

@@ -46,7 +46,7 @@ def test_outputs_are_those_of_the_model_on_normalised_images(
   tiny_weights, images, expected
 ):
   found = Model(tiny_weights())(images)
-  assert set(found) == {'logits', 'features', 'tokens', 'prefix'}
+  assert set(found) == {'logits', 'features', 'tokens', 'prefix_tokens'}
   for name, value in expected(images).items():
     assert isinstance(found[name], np.ndarray)
     assert found[name].dtype == np.float32

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from vit_jax.models import _dropout
 from vit_jax.models._dropout import Dropout, keep_mask
 
 SHAPE = (24, 50, 512)
@@ -85,3 +86,16 @@ def test_without_training_or_a_rate_nothing_is_dropped():
   x = jnp.ones(SHAPE)
   np.testing.assert_array_equal(dropped(x, 0.5, train=False), x)
   np.testing.assert_array_equal(dropped(x, 0.0), x)
+
+
+def test_dropped_examples_are_all_zero_and_the_others_make_up_for_them():
+  x = 1 + np.abs(
+    np.random.default_rng(0).normal(size=(2000, 3, 2)).astype('float32')
+  )
+  y = _dropout.drop_examples(jax.random.key(0), x, 0.25)
+  ratio = np.asarray(y / x)
+  kept = ratio[:, 0, 0] > 0
+  np.testing.assert_array_equal(ratio[~kept], 0)
+  np.testing.assert_allclose(ratio[kept], 1 / 0.75, rtol=1e-6)
+  # 2000 draws of probability 3/4: a standard deviation of 1 %.
+  assert abs(kept.mean() - 0.75) < 0.04

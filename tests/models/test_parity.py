@@ -280,7 +280,7 @@ def _compare(model, params_of, jax_model, pooling, image, grid):
   np.testing.assert_allclose(outputs['tokens'], tokens[:, num_prefix:], **close)
   if num_prefix:
     np.testing.assert_allclose(
-      outputs['prefix'], tokens[:, :num_prefix], **close
+      outputs['prefix_tokens'], tokens[:, :num_prefix], **close
     )
   features = their_features.detach().numpy()
   np.testing.assert_allclose(outputs['features'], features, **close)

@@ -123,16 +123,18 @@ def test_outputs_of_each_pooling():
   outputs = _apply(model, params)
   assert {k: v.shape for k, v in outputs.items()} == {
     'tokens': (2, 6, 32),
-    'prefix': (2, 4, 32),
+    'prefix_tokens': (2, 4, 32),
     'features': (2, 32),
     'logits': (2, 5),
   }
-  np.testing.assert_array_equal(outputs['features'], outputs['prefix'][:, 0])
+  np.testing.assert_array_equal(
+    outputs['features'], outputs['prefix_tokens'][:, 0]
+  )
 
   model, params = _tiny(pooling='mean', num_registers=3, num_classes=None)
   outputs = _apply(model, params)
-  assert set(outputs) == {'tokens', 'prefix', 'features'}
-  assert outputs['prefix'].shape == (2, 3, 32)
+  assert set(outputs) == {'tokens', 'prefix_tokens', 'features'}
+  assert outputs['prefix_tokens'].shape == (2, 3, 32)
   mean = outputs['tokens'].mean(axis=1)
   np.testing.assert_allclose(outputs['features'], mean, atol=1e-6)
 
@@ -155,7 +157,7 @@ def test_a_representation_is_a_tanh_layer_before_the_head(size, features):
   model, params = _tiny(representation_size=size)
   outputs = _apply(model, params)
   layer = params['representation']
-  z = outputs['prefix'][:, 0] @ layer['kernel'] + layer['bias'][None]
+  z = outputs['prefix_tokens'][:, 0] @ layer['kernel'] + layer['bias'][None]
   assert outputs['features'].shape == (2, features)
   np.testing.assert_allclose(outputs['features'], np.tanh(z), atol=1e-6)
 

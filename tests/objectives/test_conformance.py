@@ -141,7 +141,7 @@ def test_predict_returns_documented_outputs_row_by_row(case):
   params = _overfitted(case)[1].params
   predict = jax.jit(objective.predict)
   outputs = predict(params, batch)
-  documented = ['logits', 'features', 'tokens', 'prefix']
+  documented = ['logits', 'features', 'tokens', 'prefix_tokens']
   documented += ['image_embedding', 'text_embedding']
   assert outputs and set(outputs) <= set(documented)
   order = np.array([3, 0, 7, 1, 2, 6, 5, 4])

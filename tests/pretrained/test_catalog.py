@@ -8,7 +8,7 @@ import pytest
 from vit_jax import trees
 from vit_jax.data import device_ops_language, ops_language
 from vit_jax.errors import UserError
-from vit_jax.models import vit
+from vit_jax.models import _position, vit
 from vit_jax.pretrained import (
   augreg,
   catalog,
@@ -17,7 +17,6 @@ from vit_jax.pretrained import (
   our_files,
   presets,
   published,
-  resample,
   torch_files,
   transfer,
 )
@@ -210,7 +209,7 @@ def test_published_weights_are_described_completely(name):
     assert remote.file_name.endswith(suffixes)
     scheme = remote.url.split('://')[0]
     assert scheme in ('https', 'hf')
-  assert entry.resize in resample.METHODS
+  assert entry.resize in _position.RESIZE
   ops_language.parse(entry.preprocess.get('ops', ''))
   device_ops_language.parse(entry.preprocess.get('device_ops', ''))
   assert {'activation', 'norm_epsilon'} <= set(entry.model)

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from vit_jax.models import _position
 from vit_jax.pretrained import (
   catalog,
   download,
@@ -54,7 +55,7 @@ def test_a_run_that_starts_from_a_name_gets_that_method(
   table = weights.params['position_embedding']
   tables = {
     name: resample.resize_position(table, (6, 6), method=name)
-    for name in resample.METHODS
+    for name in _position.RESIZE
   }
   same = [
     name

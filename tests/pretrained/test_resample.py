@@ -6,6 +6,7 @@ import pytest
 import scipy.ndimage
 
 from vit_jax.errors import UserError
+from vit_jax.models import _position
 from vit_jax.pretrained import resample
 
 GRIDS = [(10, 14), (3, 4), (5, 9), (1, 7), (16, 2), (6, 1)]
@@ -54,14 +55,14 @@ def test_torch_and_dino_are_torchs_interpolate(table, grid, method):
 
 def test_the_methods_differ(table):
   found = [
-    resample.resize_position(table, (8, 8), method=m) for m in resample.METHODS
+    resample.resize_position(table, (8, 8), method=m) for m in _position.RESIZE
   ]
   for i, one in enumerate(found):
     for other in found[:i]:
       assert np.abs(one - other).max() > 1e-3
 
 
-@pytest.mark.parametrize('method', resample.METHODS)
+@pytest.mark.parametrize('method', _position.RESIZE)
 def test_constants_stay_and_dtypes_too(method):
   table = np.full((4, 6, 2), 3, np.float16)
   found = resample.resize_position(table, (7, 3), method=method)

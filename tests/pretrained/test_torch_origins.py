@@ -11,6 +11,7 @@ import pytest
 import safetensors.numpy
 
 from vit_jax.errors import UserError
+from vit_jax.models import _position
 from vit_jax.pretrained import initialize, resample, torch_files
 
 HEADS_OF = dict(num_heads=3)
@@ -115,7 +116,7 @@ def test_positions_are_resized_as_where_the_weights_are_from(
   table = weights.params['position_embedding']
   expected = {
     name: resample.resize_position(table, (6, 6), method=name)
-    for name in resample.METHODS
+    for name in _position.RESIZE
   }
   np.testing.assert_array_equal(
     found['params']['position_embedding'], expected[method]

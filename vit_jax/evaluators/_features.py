@@ -61,10 +61,10 @@ class Splits:
       batch_size: global batch of the forward pass; rounded up to a multiple of
         the devices that share a batch. It does not change the result.
       representation: which output of `predict` is the feature vector:
-        'features' (what the model's head reads), 'prefix' (of the prefix tokens
-        the first, the class token), 'tokens' (their mean over the patches), any
-        other [B, D] output; or several, joined by '+': 'prefix+tokens' is what
-        DINO probes in its ViT-B.
+        'features' (the input of the model's head), 'prefix_tokens' (the first
+        of them, the class token), 'tokens' (their mean over the patches), any
+        other [B, D] output; or several, joined by '+', as
+        'prefix_tokens+tokens' in DINO's probe of its ViT-B.
       on_error: 'stop' or 'skip' where an image cannot be read.
       num_threads: see `pipeline.TrainInput`.
 
@@ -249,7 +249,7 @@ def _vectors(outputs: Mapping[str, jax.Array], name: str) -> jax.Array:
   x = outputs[name].astype(jnp.float32)
   if name == 'tokens':
     x = jnp.mean(x, axis=1)
-  elif name == 'prefix':
+  elif name == 'prefix_tokens':
     x = x[:, 0]
   if x.ndim != 2:
     raise UserError(

@@ -121,7 +121,7 @@ class Model:
     """Returns what the model makes of images, float32 arrays on the host.
 
     `logits` [B, Y], where the model has a head; `features` [B, D], which the
-    head reads; `tokens` [B, L, D], of the patches row by row; `prefix`
+    head reads; `tokens` [B, L, D], of the patches row by row; `prefix_tokens`
     [B, R, D], class token and registers, where it has them. Without the leading
     axis for a single image.
 

@@ -1,10 +1,9 @@
-"""Dropout whose random numbers cost little.
+"""Dropout with cheap random numbers, and stochastic depth.
 
-Elements of activations are many: at 100 instructions for each number of JAX's
-Threefry, and again wherever the compiler computes the mask anew, they were a
-third of a training step of ViT-L/16, as TPU's compiler expects it, and most of
-the time to compile it. Here Threefry seeds each token; a short hash does the
-rest.
+With 100 instructions for each number of JAX's Threefry, and again wherever the
+compiler recomputes the mask, dropout was a third of a training step of ViT-L/16
+by the TPU compiler's estimate, and most of the time to compile it. Here
+Threefry seeds each token, and a short hash makes the numbers of its elements.
 """
 
 import flax.linen as nn
@@ -51,3 +50,19 @@ def keep_mask(rng: jax.Array, shape: tuple[int, ...], rate: float) -> jax.Array:
   x = (x ^ (x >> 16)) * jnp.uint32(_FIRST) ^ words[1]
   x = (x ^ (x >> 13)) * jnp.uint32(_SECOND)
   return x < jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
+
+
+def drop_examples(rng, x, rate):
+  """Returns `x` with whole examples zeroed and the rest scaled to compensate.
+
+  Stochastic depth (https://arxiv.org/abs/1603.09382) in its inverted form: the
+  expected value is `x`, so that nothing changes in evaluation.
+
+  Args:
+    rng: a key.
+    x: `[B, ...]`.
+    rate: the probability of being zeroed, in [0, 1); may be traced.
+  """
+  shape = x.shape[:1] + (1,) * (x.ndim - 1)
+  kept = jax.random.bernoulli(rng, 1 - rate, shape)
+  return x * (kept / (1 - rate)).astype(x.dtype)

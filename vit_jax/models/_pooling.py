@@ -1,11 +1,15 @@
-"""From the tokens of an image to the one vector that the head reads."""
+"""From the tokens of an image to features and logits.
+
+Shapes: B batch, L patches, P prefix tokens, D width, Y classes.
+"""
 
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
-from vit_jax.models import _attention, _layers
+from vit_jax.models._attention import Attention
+from vit_jax.models._encoder import Mlp
 from vit_jax.models._norm import layer_norm
 
 
@@ -19,7 +23,7 @@ class MapPooling(nn.Module):
   Attributes:
     num_heads: heads of attention.
     mlp_dim: hidden width of the MLP.
-    qkv_bias, activation, norm_epsilon, dtype: as in `layers.Block`.
+    qkv_bias, activation, norm_epsilon, dtype: as in `Block`.
   """
 
   num_heads: int
@@ -30,21 +34,27 @@ class MapPooling(nn.Module):
   dtype: Any = 'float32'
 
   @nn.compact
-  def __call__(self, x_BLD):
-    """Returns the pooled features [B, D] in `dtype`."""
+  def __call__(self, x_BLD, patch_mask=None):
+    """Returns the pooled features [B, D] in `dtype`.
+
+    Args:
+      x_BLD: the tokens.
+      patch_mask: bool [B, L], False for tokens that are not read; or None.
+    """
     B, _, D = x_BLD.shape
     x_BLD = x_BLD.astype(self.dtype)
     probe_11D = self.param(
       'probe', nn.initializers.xavier_uniform(), (1, 1, D)
     ).astype(self.dtype)
-    y_B1D = _attention.Attention(
+    mask = None if patch_mask is None else patch_mask[:, None, None]
+    y_B1D = Attention(
       num_heads=self.num_heads,
       qkv_bias=self.qkv_bias,
       dtype=self.dtype,
       name='attention',
-    )(jnp.broadcast_to(probe_11D, (B, 1, D)), x_BLD)
+    )(jnp.broadcast_to(probe_11D, (B, 1, D)), x_BLD, mask=mask)
     norm = layer_norm(self.norm_epsilon, self.dtype, 'norm')
-    mlp = _layers.Mlp(
+    mlp = Mlp(
       dim=self.mlp_dim,
       activation=self.activation,
       dtype=self.dtype,
@@ -52,3 +62,73 @@ class MapPooling(nn.Module):
     )
     y_B1D = y_B1D + mlp(norm(y_B1D))
     return y_B1D[:, 0]
+
+
+class Readout(nn.Module):
+  """Pools tokens and maps them to logits; all in float32.
+
+  Attributes:
+    map_pooling: the module for pooling 'map'.
+    width, num_classes, pooling, final_norm, norm_epsilon, representation_size,
+      head_bias_init, head_zero_init: as in `ViT`.
+  """
+
+  map_pooling: nn.Module
+  width: int
+  num_classes: int | None
+  pooling: str
+  final_norm: str
+  norm_epsilon: float
+  representation_size: int | bool | None
+  head_bias_init: float
+  head_zero_init: bool
+
+  @nn.compact
+  def __call__(self, x_BLD, num_prefix: int, patch_mask=None):
+    """Returns a dict of outputs; see `ViT.read_out`."""
+    prefix_BPD, tokens_BLD = x_BLD[:, :num_prefix], x_BLD[:, num_prefix:]
+    outputs = dict(tokens=tokens_BLD)
+    if num_prefix:
+      outputs['prefix_tokens'] = prefix_BPD
+    features = self._pool(prefix_BPD, tokens_BLD, patch_mask)
+    if self.final_norm == 'features':
+      norm = layer_norm(self.norm_epsilon, 'float32', 'norm')
+      features = norm(features)
+    if self.representation_size:
+      size = self.width
+      if self.representation_size is not True:
+        size = self.representation_size
+      features = nn.tanh(nn.Dense(size, name='representation')(features))
+    outputs['features'] = features
+    if self.num_classes:
+      outputs['logits'] = self._head(features)
+    return outputs
+
+  def _pool(self, prefix_BPD, tokens_BLD, patch_mask):
+    if self.pooling == 'token':
+      return prefix_BPD[:, 0]
+    if self.pooling == 'mean':
+      return masked_mean(tokens_BLD, patch_mask)
+    if self.pooling == 'none':
+      return tokens_BLD
+    pool = self.map_pooling.copy(name='pooling')
+    return pool(tokens_BLD, patch_mask).astype(jnp.float32)
+
+  def _head(self, features):
+    kernel_init = nn.initializers.lecun_normal()
+    if self.head_zero_init:
+      kernel_init = nn.initializers.zeros
+    return nn.Dense(
+      self.num_classes,
+      kernel_init=kernel_init,
+      bias_init=nn.initializers.constant(self.head_bias_init),
+      name='head',
+    )(features)
+
+
+def masked_mean(x_BLD, mask_BL=None):
+  """Returns the mean [B, D] of the tokens whose mask is True; None is all."""
+  if mask_BL is None:
+    return x_BLD.mean(axis=1)
+  total_BD = jnp.where(mask_BL[:, :, None], x_BLD, 0).sum(axis=1)
+  return total_BD / jnp.maximum(mask_BL.sum(axis=1), 1)[:, None]

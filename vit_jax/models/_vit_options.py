@@ -1,20 +1,14 @@
-"""The options of a ViT that have a few values, and checks of all of them."""
+"""Checks of the options and of the images of a ViT."""
 
 import flax.linen as nn
+import jax.numpy as jnp
 
 from vit_jax import lookup
 from vit_jax.errors import UserError
-from vit_jax.models import _attention, _layers, _position
+from vit_jax.models import _activations, _attention, _encoder, _position
 
-STEMS = ('patch', 'conv')
 POOLINGS = ('token', 'mean', 'map', 'none')
 FINAL_NORMS = ('tokens', 'features')
-POSITIONS = {
-  'learned': None,
-  'sincos2d': _position.sincos2d,
-  'sincos2d_moco': _position.sincos2d_moco,
-  'none': None,
-}
 DTYPES = ('float32', 'bfloat16', 'float16')
 
 
@@ -38,13 +32,13 @@ def check_values(vit: nn.Module) -> None:
   if len(sizes) != 2 or not all(isinstance(s, int) and s > 0 for s in sizes):
     problems.append(f'patch_size={sizes}: expected a side, or (height, width)')
   for key, choices in (
-    ('stem', STEMS),
     ('pooling', POOLINGS),
-    ('position', tuple(POSITIONS)),
+    ('position', tuple(_position.TABLES)),
+    ('position_resize', (None, *_position.RESIZE)),
     ('final_norm', FINAL_NORMS),
-    ('activation', tuple(_layers.ACTIVATIONS)),
+    ('activation', tuple(_activations.ACTIVATIONS)),
     ('attention', _attention.ATTENTIONS),
-    ('remat', (None, *_layers.REMAT_POLICIES)),
+    ('remat', (None, *_encoder.REMAT_POLICIES)),
     ('dtype', DTYPES),
     ('stochastic_depth_schedule', ('linear', 'constant')),
   ):
@@ -75,8 +69,10 @@ def check_values(vit: nn.Module) -> None:
       problems.append(f'{key}={value}: expected {least} or more')
   if vit.width < 1 or vit.num_heads < 1:
     raise UserError('ViT: ' + '; '.join(problems))
-  if vit.stem == 'conv':
-    problems += _stem_problems(vit)
+  if vit.stem is not None and not isinstance(vit.stem, nn.Module):
+    problems.append(
+      f'stem={vit.stem!r}: expected a module; names are for vit.Model'
+    )
   if vit.width % vit.num_heads:
     problems.append(
       f'width={vit.width} is not divisible by num_heads={vit.num_heads}; for'
@@ -86,20 +82,31 @@ def check_values(vit: nn.Module) -> None:
     problems.append(
       f'position={vit.position!r} needs a width divisible by 4; got {vit.width}'
     )
+  if vit.position_resize is not None and vit.position != 'learned':
+    problems.append(
+      f"position_resize={vit.position_resize!r} needs position='learned'; a"
+      f' table of position={vit.position!r} is made for every grid'
+    )
   if problems:
     raise UserError('ViT: ' + '; '.join(problems))
 
 
-def _stem_problems(vit: nn.Module) -> list[str]:
+def check_image(vit: nn.Module, image) -> None:
+  """Raises UserError for images that the patch does not divide."""
+  if image.ndim != 4 or not jnp.issubdtype(image.dtype, jnp.floating):
+    raise UserError(
+      'ViT takes normalised floating-point images [batch, height, width,'
+      f' channels]; got {image.dtype} of shape {image.shape}'
+    )
+  height, width = image.shape[1:3]
   rows, columns = vit.patch_size
-  if rows != columns or rows < 2 or rows.bit_count() > 1:
-    return [
-      f"patch_size={vit.patch_size}: stem='conv' halves the image again and"
-      ' again, which takes a square whose side is 2, 4, 8, 16, ...'
+  if height % rows or width % columns or not height * width:
+    fit = [
+      max(1, round(side / patch)) * patch
+      for side, patch in ((height, rows), (width, columns))
     ]
-  if vit.width % (rows // 2):
-    return [
-      f"width={vit.width}: stem='conv' with a patch of {rows} starts with"
-      f' width / {rows // 2} channels and needs a multiple of {rows // 2}'
-    ]
-  return []
+    raise UserError(
+      f'images of {height}x{width} do not divide into patches of'
+      f' {rows}x{columns}; resize or crop them to {fit[0]}x{fit[1]}, or choose'
+      ' another patch size'
+    )

@@ -1,10 +1,14 @@
 """The Vision Transformer (https://arxiv.org/abs/2010.11929): image to outputs.
 
-`Model('B/16', num_classes=1000)` is the way in. Shapes: B batch, H W image
-height and width, C channels, L patches, R registers, D width, Y classes.
+`Model('B/16', num_classes=1000)` makes one by name. Shapes: B batch, H W image
+height and width, C channels, L patches, P prefix tokens, R registers, N heads,
+D width, Y classes.
 """
 
+import dataclasses
 import re
+from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -12,36 +16,20 @@ import jax.numpy as jnp
 
 from vit_jax import suggestions
 from vit_jax.errors import UserError
-from vit_jax.models import _layers, _pooling, _vit_options
-from vit_jax.models._dropout import Dropout
-from vit_jax.models._norm import layer_norm
+from vit_jax.models import _stems, _vit_options
+from vit_jax.models._embedding import Embedding
+from vit_jax.models._encoder import Block, Encoder
+from vit_jax.models._pooling import MapPooling, Readout
+from vit_jax.models._vit_tables import FIELDS as FIELDS, VARIANTS
 from vit_jax.printable import printable
-
-# As in big_vision, which has them from: Ti, S (DeiT), B, L, H (ViT), g, G
-# (Scaling ViT, https://arxiv.org/abs/2106.04560), So400m (SoViT,
-# https://arxiv.org/abs/2305.13035), e (PaLI, https://arxiv.org/abs/2209.06794).
-VARIANTS: dict[str, dict[str, int]] = {
-  name: dict(width=width, depth=depth, mlp_dim=mlp_dim, num_heads=num_heads)
-  for name, width, depth, mlp_dim, num_heads in (
-    ('mu', 32, 1, 128, 2),
-    ('Ti', 192, 12, 768, 3),
-    ('S', 384, 12, 1536, 6),
-    ('M', 512, 12, 2048, 8),
-    ('B', 768, 12, 3072, 12),
-    ('L', 1024, 24, 4096, 16),
-    ('So400m', 1152, 27, 4304, 16),
-    ('H', 1280, 32, 5120, 16),
-    ('g', 1408, 40, 6144, 16),
-    ('g-opt', 1536, 40, 6144, 16),
-    ('G', 1664, 48, 8192, 16),
-    ('G-opt', 1536, 48, 8192, 16),
-    ('e', 1792, 56, 15360, 16),
-  )
-}
 
 
 def Model(  # noqa: N802, it makes a model.
-  variant: str = 'B/16', num_classes: int | None = None, **overrides
+  variant: str = 'B/16',
+  num_classes: int | None = None,
+  *,
+  trusted: bool = False,
+  **overrides,
 ) -> 'ViT':
   """Returns the ViT of a name such as 'B/16', 'So400m/14' or 'g-opt/16'.
 
@@ -49,7 +37,9 @@ def Model(  # noqa: N802, it makes a model.
     variant: a key of VARIANTS, a slash, and the side of a square patch. The
       patch may be left out where `patch_size` is among the overrides.
     num_classes: outputs of the head; None for a model without a head.
-    **overrides: any other attribute of `ViT`; they win over the variant.
+    trusted: whether the user gave the overrides, and no file.
+    **overrides: any other attribute of `ViT`; they win over the variant. `stem`
+      may be a name, see `_stems.find`.
 
   Raises:
     UserError: an unknown variant or override, or values that do not fit.
@@ -80,7 +70,15 @@ def Model(  # noqa: N802, it makes a model.
   options = dict(VARIANTS[name], num_classes=num_classes)
   if slash:
     options['patch_size'] = int(patch)
-  return ViT(**options | overrides)
+  options |= overrides
+  stem = options.pop('stem', None)
+  if not isinstance(stem, str):
+    return ViT(**options, stem=stem)
+  make_stem = _stems.find(stem, trusted=trusted)
+  vit = ViT(**options)
+  if make_stem is _stems.PatchEmbedding:
+    return vit
+  return vit.clone(stem=make_stem(**_shared_fields(vit, make_stem)))
 
 
 class ViT(nn.Module):
@@ -89,6 +87,9 @@ class ViT(nn.Module):
   Parameters are float32 whatever `dtype` is. Initial values are those of
   Google's ViT: the head starts at zero, so that the first loss is known.
 
+  A call is `embed`, `encode` and `read_out`. Objectives that change the tokens
+  in between call these through `apply(..., method='embed')`.
+
   Attributes:
     patch_size: the side of a square patch, or (height, width).
     width: D.
@@ -96,20 +97,21 @@ class ViT(nn.Module):
     mlp_dim: hidden width of the blocks' MLPs.
     num_heads: of attention; divides the width.
     num_classes: Y, outputs of the head; None for no head.
-    stem: how patches become tokens. 'patch': one linear map of their pixels;
-      'conv': 3x3 convolutions of stride 2 (`layers.ConvStem`), for square
-      patches whose side is a power of two.
+    stem: a module that maps images to a grid of tokens, such as
+      `_stems.ConvStem`; None for one linear map of each patch's pixels.
     pooling: what the head reads. 'token': a learned class token, which only
       these models have; 'mean': the mean of the patches' tokens; 'map':
-      attention of a learned query to them (`pooling.MapPooling`); 'none': every
-      patch's token, so that there are logits for each.
+      attention of a learned query to them (`_pooling.MapPooling`); 'none':
+      every patch's token, so that each has logits.
     num_registers: R, learned tokens that take part in attention and are not
       read (https://arxiv.org/abs/2309.16588).
-    position: what patches get added. 'learned': a table; 'sincos2d' and
-      'sincos2d_moco': the fixed ones of `position`; or 'none'.
-    final_norm: what the last LayerNorm normalises. 'tokens': all of them,
-      before pooling; 'features': what pooling returns, as MAE's fine-tuned
-      models and timm's average-pooled ones do (`fc_norm`).
+    position: added to patches. 'learned': a table; 'sincos2d' and
+      'sincos2d_moco': the fixed ones of `_position`; or 'none'.
+    position_resize: how a learned table is resized for images of another grid
+      than its own: a key of `_position.RESIZE`. None: such images are an error.
+    final_norm: the input of the last LayerNorm. 'tokens': all of them, before
+      pooling; 'features': what pooling returns, as in MAE's fine-tuned models
+      and timm's average-pooled ones (`fc_norm`).
     representation_size: outputs of a tanh layer before the head; True for D.
     layer_scale: initial factor of every branch (CaiT), or None.
     stochastic_depth_rate: probability that an example skips a branch of the
@@ -119,16 +121,17 @@ class ViT(nn.Module):
     dropout_rate: after position, attention, and in and after the MLP.
     attention_dropout_rate: of attention weights.
     qk_norm: LayerNorm of queries and keys (ViT-22B).
-    activation: of layers.ACTIVATIONS.
+    activation: a key of `_activations.ACTIVATIONS`.
     norm_epsilon: of every LayerNorm.
     qkv_bias: whether query, key and value have one.
-    dtype: 'float32', 'bfloat16' or 'float16': what blocks compute in. Norm
-      statistics, softmax, the final norm, the head and outputs are float32.
+    dtype: 'float32', 'bfloat16' or 'float16': of the computation in blocks.
+      Norm statistics, softmax, the final norm, the head and outputs are
+      float32.
     scan: stack the blocks' parameters and loop over them, which compiles
       faster and at the same numbers.
-    remat: of layers.REMAT_POLICIES: what a block's backward pass need not
-      compute again; None keeps all that it uses.
-    attention: of attention.ATTENTIONS.
+    remat: a key of `_encoder.REMAT_POLICIES`: what is stored for the backward
+      pass; None stores all that it uses.
+    attention: one of `_attention.ATTENTIONS`.
     head_bias_init: initial bias of the head; -10 suits sigmoid losses.
     head_zero_init: whether the head's kernel starts at zero.
   """
@@ -139,10 +142,11 @@ class ViT(nn.Module):
   mlp_dim: int
   num_heads: int
   num_classes: int | None = None
-  stem: str = 'patch'
+  stem: nn.Module | None = None
   pooling: str = 'token'
   num_registers: int = 0
   position: str = 'learned'
+  position_resize: str | None = None
   final_norm: str = 'tokens'
   representation_size: int | bool | None = None
   layer_scale: float | None = None
@@ -169,9 +173,43 @@ class ViT(nn.Module):
     _vit_options.check_values(self)
     super().__post_init__()
 
-  @nn.compact
+  @property
+  def num_prefix_tokens(self) -> int:
+    """P: the class token, where there is one, and registers."""
+    return self.num_registers + (self.pooling == 'token')
+
+  def setup(self):
+    stem = self.stem
+    if stem is None:
+      stem = _stems.PatchEmbedding(
+        **_shared_fields(self, _stems.PatchEmbedding)
+      )
+    self.embedding = Embedding(
+      **_shared_fields(self, Embedding) | dict(stem=stem),
+      class_token=self.pooling == 'token',
+    )
+    self.encoder = Encoder(
+      **_shared_fields(self, Encoder)
+      | dict(final_norm=self.final_norm == 'tokens'),
+      block=Block(**_shared_fields(self, Block)),
+    )
+    self.readout = Readout(
+      **_shared_fields(self, Readout),
+      map_pooling=MapPooling(**_shared_fields(self, MapPooling)),
+    )
+    # Their parameters are the model's own: `head`, not `readout/head`.
+    nn.share_scope(self, self.embedding)
+    nn.share_scope(self, self.readout)
+
   def __call__(
-    self, image_BHWC, *, train: bool = False
+    self,
+    image_BHWC,
+    *,
+    patch_mask=None,
+    bias=None,
+    blocks: Sequence[int] = (),
+    train: bool = False,
+    **embed_options,
   ) -> dict[str, jax.Array]:
     """Returns a dict of float32 arrays, whatever `dtype` is.
 
@@ -179,154 +217,87 @@ class ViT(nn.Module):
     features: [B, D] what the head reads, or [B, L, D] for pooling 'none'.
     tokens: [B, L, D] the patches after the final norm, row by row; after the
       last block where the final norm is one of features.
-    prefix: [B, 1 + R, D] class token and registers likewise, those of them that
-      the model has; absent if it has none.
+    prefix_tokens: [B, P, D] class token and registers likewise, those of them
+      that the model has; absent if it has none.
+    block_outputs: [B, number of `blocks`, P + L, D] all tokens after each of
+      `blocks`, in their order and before the final norm; absent without.
 
     Args:
       image_BHWC: floating-point images, of any size that the patch divides.
+      patch_mask: bool [B, L], False for patches that are padding: no token
+        reads them, and no pooling. None: all are read.
+      bias: of attention, see `encode`.
+      blocks: numbers of blocks whose outputs are wanted.
       train: whether to drop; needs an rng named 'dropout' if any rate is set.
+      **embed_options: of `embed`: `keep`, `masked`, `mask_token`.
 
     Raises:
       UserError: images that the model cannot take.
     """
-    _check_image(self, image_BHWC)
-    x_BLD, num_prefix = self._embed(image_BHWC, train)
-    x_BLD = _layers.Encoder(
-      depth=self.depth,
-      block=dict(
-        num_heads=self.num_heads,
-        mlp_dim=self.mlp_dim,
-        dropout_rate=self.dropout_rate,
-        attention_dropout_rate=self.attention_dropout_rate,
-        layer_scale=self.layer_scale,
-        qk_norm=self.qk_norm,
-        qkv_bias=self.qkv_bias,
-        attention=self.attention,
-        activation=self.activation,
-        norm_epsilon=self.norm_epsilon,
-        dtype=self.dtype,
-      ),
-      stochastic_depth_rate=self.stochastic_depth_rate,
-      stochastic_depth_schedule=self.stochastic_depth_schedule,
-      scan=self.scan,
-      remat=self.remat,
-      final_norm=self.final_norm == 'tokens',
-      name='encoder',
-    )(x_BLD, train=train)
-
-    prefix, tokens = x_BLD[:, :num_prefix], x_BLD[:, num_prefix:]
-    outputs = dict(tokens=tokens)
-    if num_prefix:
-      outputs['prefix'] = prefix
-    features = self._pool(prefix, tokens)
-    if self.final_norm == 'features':
-      norm = layer_norm(self.norm_epsilon, 'float32', 'norm')
-      features = norm(features)
-    if self.representation_size:
-      size = self.width
-      if self.representation_size is not True:
-        size = self.representation_size
-      features = nn.tanh(nn.Dense(size, name='representation')(features))
-    outputs['features'] = features
-    if self.num_classes:
-      outputs['logits'] = self._head(features)
+    x_BLD = self.embed(image_BHWC, train=train, **embed_options)
+    mask = None
+    if patch_mask is not None:
+      keep = embed_options.get('keep')
+      if keep is not None:
+        patch_mask = jnp.take_along_axis(patch_mask, keep, axis=1)
+      mask = jnp.pad(
+        patch_mask, ((0, 0), (self.num_prefix_tokens, 0)), constant_values=True
+      )[:, None, None]
+    x_BLD, block_outputs = self.encode(
+      x_BLD, mask=mask, bias=bias, blocks=blocks, train=train
+    )
+    outputs = self.read_out(x_BLD, patch_mask=patch_mask)
+    if block_outputs is not None:
+      outputs['block_outputs'] = block_outputs
     return outputs
 
-  def _embed(self, image_BHWC, train: bool):
-    """Returns prefix tokens and patches [B, prefix + L, D], and how many."""
-    x_BHWD = self._patch_embedding()(image_BHWC)
-    B, H, W, D = x_BHWD.shape
-    if self.position != 'none':
-      x_BHWD += self._position_table(H, W).astype(self.dtype)[None]
-    tokens = [x_BHWD.reshape(B, H * W, D)]
+  def embed(self, image_BHWC, *, train: bool = False, **options) -> jax.Array:
+    """Returns tokens [B, P + L, D] in `dtype`: prefix, then patches.
 
-    def prepend(name, init, number):
-      token_1RD = self.param(name, init, (1, number, D)).astype(self.dtype)
-      tokens.insert(0, jnp.broadcast_to(token_1RD, (B, number, D)))
+    Args:
+      image_BHWC: as in a call.
+      train: likewise.
+      **options: `keep`, integers [B, K]: numbers of the patches, row by row,
+        that remain, in this order; P + K tokens are returned. `masked`, bool
+        [B, L], with `mask_token`, D numbers: where it is True, the mask token
+        replaces the patch, before positions are added.
+    """
+    _vit_options.check_image(self, image_BHWC)
+    return self.embedding(image_BHWC, train=train, **options)
 
-    num_prefix = self.num_registers + (self.pooling == 'token')
-    if self.num_registers:
-      # Not zeros: registers that start equal would stay equal.
-      prepend('registers', nn.initializers.normal(0.02), self.num_registers)
-    if self.pooling == 'token':
-      prepend('class_token', nn.initializers.zeros, 1)
-    x_BLD = jnp.concatenate(tokens, axis=1)
-    x_BLD = Dropout(self.dropout_rate)(x_BLD, train=train)
-    return x_BLD, num_prefix
+  def encode(
+    self,
+    x_BLD,
+    *,
+    mask=None,
+    bias=None,
+    blocks: Sequence[int] = (),
+    train: bool = False,
+  ) -> tuple[jax.Array, jax.Array | None]:
+    """Returns tokens after all blocks, and `block_outputs`, both float32.
 
-  def _patch_embedding(self):
-    if self.stem == 'patch':
-      return _layers.PatchEmbedding(
-        self.patch_size, self.width, dtype=self.dtype, name='patch_embedding'
-      )
-    return _layers.ConvStem(
-      num_convolutions=self.patch_size[0].bit_length() - 1,
-      width=self.width,
-      activation=self.activation,
-      norm_epsilon=self.norm_epsilon,
-      dtype=self.dtype,
-      name='patch_embedding',
-    )
+    Args:
+      x_BLD: tokens, of any number.
+      mask: bool that broadcasts to [B, N, L, L], of rank 4: whether a token
+        (second to last dimension) reads another (last).
+      bias: floats of such a shape, added to the logits of attention.
+      blocks: as in a call; without any, `block_outputs` is None.
+      train: as in a call.
+    """
+    return self.encoder(x_BLD, mask=mask, bias=bias, blocks=blocks, train=train)
 
-  def _position_table(self, height: int, width: int):
-    """Returns the table [height, width, D] for a grid of patches."""
-    name, shape = 'position_embedding', (height, width, self.width)
-    if self.position != 'learned':
-      return jnp.asarray(_vit_options.POSITIONS[self.position](*shape))
-    if self.has_variable('params', name):
-      found = self.get_variable('params', name).shape
-      if found != shape:
-        raise UserError(
-          f'the position table is for {found[0]}x{found[1]} patches, but these'
-          f' images have {height}x{width}; resample the table when loading the'
-          ' weights, or give images of the size that it was made for'
-        )
-    return self.param(name, nn.initializers.normal(0.02), shape)
+  def read_out(self, x_BLD, *, patch_mask=None) -> dict[str, jax.Array]:
+    """Returns the outputs of a call for tokens after the encoder.
 
-  def _pool(self, prefix_BPD, tokens_BLD):
-    if self.pooling == 'token':
-      return prefix_BPD[:, 0]
-    if self.pooling == 'mean':
-      return tokens_BLD.mean(axis=1)
-    if self.pooling == 'none':
-      return tokens_BLD
-    return _pooling.MapPooling(
-      num_heads=self.num_heads,
-      mlp_dim=self.mlp_dim,
-      qkv_bias=self.qkv_bias,
-      activation=self.activation,
-      norm_epsilon=self.norm_epsilon,
-      dtype=self.dtype,
-      name='pooling',
-    )(tokens_BLD).astype(jnp.float32)
-
-  def _head(self, features):
-    kernel_init = nn.initializers.lecun_normal()
-    if self.head_zero_init:
-      kernel_init = nn.initializers.zeros
-    return nn.Dense(
-      self.num_classes,
-      kernel_init=kernel_init,
-      bias_init=nn.initializers.constant(self.head_bias_init),
-      name='head',
-    )(features)
+    Args:
+      x_BLD: float32; the first P are the prefix tokens.
+      patch_mask: as in a call, for the other tokens.
+    """
+    return self.readout(x_BLD, self.num_prefix_tokens, patch_mask)
 
 
-def _check_image(vit: ViT, image) -> None:
-  if image.ndim != 4 or not jnp.issubdtype(image.dtype, jnp.floating):
-    raise UserError(
-      'ViT takes normalised floating-point images [batch, height, width,'
-      f' channels]; got {image.dtype} of shape {image.shape}'
-    )
-  height, width = image.shape[1:3]
-  rows, columns = vit.patch_size
-  if height % rows or width % columns or not height * width:
-    fit = [
-      max(1, round(side / patch)) * patch
-      for side, patch in ((height, rows), (width, columns))
-    ]
-    raise UserError(
-      f'images of {height}x{width} do not divide into patches of'
-      f' {rows}x{columns}; resize or crop them to {fit[0]}x{fit[1]}, or choose'
-      ' another patch size'
-    )
+def _shared_fields(vit: ViT, module: type[nn.Module]) -> dict[str, Any]:
+  """Returns the values of the fields that a part of the model has as well."""
+  names = {field.name for field in dataclasses.fields(module)}
+  names &= ViT.__dataclass_fields__.keys() - {'parent', 'name'}
+  return {name: getattr(vit, name) for name in names}

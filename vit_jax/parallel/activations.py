@@ -73,6 +73,11 @@ def platform() -> str | None:
   return _current.get()[0].devices.flat[0].platform
 
 
+def is_on_cpu() -> bool:
+  """Says whether the devices, where unknown the default ones, are CPUs."""
+  return (platform() or jax.default_backend()) == 'cpu'
+
+
 def device_kind() -> str | None:
   """Returns that of the mesh's devices, as 'TPU v5 lite', None if unknown."""
   if _current.get() is None:

@@ -25,7 +25,7 @@ def check_writable(
       Google's, which only the note for `google_npz.read` says.
   """
   problems = []
-  if model.stem != 'patch':
+  if model.stem is not None:
     problems.append("stem='conv': Google's ViT has no convolutional stem")
   if model.pooling == 'map' and dialect.position == POSITIONS[0]:
     problems.append(

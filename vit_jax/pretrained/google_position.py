@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from vit_jax.errors import UserError
-from vit_jax.models import _vit_options
+from vit_jax.models import _position
 from vit_jax.pretrained.google_names import POSITIONS, Dialect
 
 Arrays = dict[str, np.ndarray]
@@ -118,7 +118,7 @@ def fixed_table(
       " the grid that it is for: set preprocess['image_size']"
     )
   sides = [image_size[i] // kernel.shape[i] for i in range(2)]
-  make = _vit_options.POSITIONS[position]
+  make = _position.TABLES[position]
   if make is None:
     return np.zeros((*sides, kernel.shape[-1]), np.float32)
   return make(*sides, kernel.shape[-1])

@@ -54,9 +54,9 @@ def initialize(
       `take`: regular expressions (or one) for whole names below `into`; other
       names keep their values; `skip`: likewise, names to leave out on either
       side;
-      `model`, `step`, `ema`: arguments of `catalog.load`; `resize`: a method of
-      `resample.METHODS` in place of that of the weights; `may_differ`: keys of
-      the model section in which model and weights may differ.
+      `model`, `step`, `ema`: arguments of `catalog.load`; `resize`: a key of
+      `models._position.RESIZE` in place of that of the weights; `may_differ`:
+      keys of the model section in which model and weights may differ.
     models: the modules by the branch or folder whose parameters are theirs,
       such as `{'params': student, 'frozen/teacher': teacher}`; a module's
       fields that are modules are its folders. One that computes something else

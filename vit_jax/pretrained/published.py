@@ -29,7 +29,7 @@ class Published:
     remotes: where they are; the same weights each, the preferred first.
     model: the model section; the file is checked to be of it.
     preprocess: as in `weights.Weights`, where the file does not tell.
-    resize: of `resample.METHODS`.
+    resize: of `models._position.RESIZE`.
   """
 
   remotes: tuple[Remote, ...]

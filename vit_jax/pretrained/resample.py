@@ -1,16 +1,16 @@
-"""Position tables, patch kernels and channels for another size of input.
+"""Resizing of position tables, patch kernels and channels of loaded weights.
 
-All resizing here is linear and works on one axis after the other, so that it is
-a matrix per axis, made and applied in float64.
+All resizing here is linear and works on one axis after the other, by a matrix
+per axis (see `models/_position.py`) in float64.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from vit_jax.data.ops import resize
 from vit_jax.errors import UserError
+from vit_jax.models import _position
 
 
 def resize_position(
@@ -21,23 +21,24 @@ def resize_position(
   Args:
     table_HWD: the table, of patches only.
     grid: (h, w); need not be square, nor of the table's aspect ratio.
-    method: how the code base of the weights does it, of METHODS: 'google'
-      (vision_transformer, big_vision), 'timm', 'torch' (DeiT, DeiT-III, MAE,
-      Hugging Face) or 'dino' (DINO, DINOv2). They differ visibly.
+    method: how the code base of the weights does it, a key of
+      `models._position.RESIZE`.
 
   Raises:
     UserError: an unknown method.
   """
-  if method not in METHODS:
+  if method not in _position.RESIZE:
     raise UserError(
       f'unknown way to resize positions {method!r}; there are'
-      f' {", ".join(METHODS)}'
+      f' {", ".join(_position.RESIZE)}'
     )
   if tuple(table_HWD.shape[:2]) == tuple(grid):
     return table_HWD
   table = table_HWD.astype(np.float64)
   for axis, size in enumerate(grid):
-    table = _apply(METHODS[method](table.shape[axis], size), table, axis)
+    table = _apply(
+      _position.RESIZE[method](table.shape[axis], size), table, axis
+    )
   return table.astype(table_HWD.dtype)
 
 
@@ -67,7 +68,9 @@ def resize_patch_kernel(
     return kernel
   out = kernel.astype(np.float64)
   for axis, new in enumerate(size):
-    matrix = _half_pixel(out.shape[axis], new, method, method == 'bicubic')
+    matrix = _position.half_pixel(
+      out.shape[axis], new, method, antialias=method == 'bicubic'
+    )
     out = _apply(np.linalg.pinv(matrix.T), out, axis)
   return out.astype(kernel.dtype)
 
@@ -93,68 +96,3 @@ def adapt_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
 
 def _apply(matrix: np.ndarray, array: np.ndarray, axis: int) -> np.ndarray:
   return np.moveaxis(np.tensordot(matrix, array, axes=(1, axis)), 0, axis)
-
-
-def _corners(old: int, new: int) -> np.ndarray:
-  """`[new, old]`: linear between neighbours, first and last stay in place.
-
-  As `scipy.ndimage.zoom(order=1)`, which Google's code calls.
-  """
-  at = np.linspace(0, old - 1, new) if new > 1 else np.zeros(1)
-  distance = np.abs(at[:, None] - np.arange(old))
-  return np.maximum(1 - distance, 0)
-
-
-def _half_pixel(old: int, new: int, method: str, antialias: bool) -> np.ndarray:
-  """`[new, old]` of how images are resized, with a = -0.5 for 'bicubic'."""
-  columns = np.eye(old)[:, None]  # Each channel is one pixel of a column.
-  size = (new, 1)
-  return resize.resample(columns, size, method=method, antialias=antialias)[
-    :, 0
-  ]
-
-
-def _timm(old: int, new: int) -> np.ndarray:
-  return _half_pixel(old, new, 'bicubic', antialias=True)
-
-
-def _torch(old: int, new: int, scale: float | None = None) -> np.ndarray:
-  """`[new, old]` of torch's bicubic: a = -0.75, no antialiasing.
-
-  Args:
-    old: number of inputs; those beyond the ends are copies of the ends.
-    new: number of outputs.
-    scale: output over input; None is `new / old`.
-  """
-  at = (np.arange(new) + 0.5) / (scale or new / old) - 0.5
-  first = np.floor(at).astype(int)
-  matrix = np.zeros((new, old))
-  for tap in range(-1, 3):
-    weight = _cubic(at - (first + tap))
-    index = np.clip(first + tap, 0, old - 1)
-    np.add.at(matrix, (np.arange(new), index), weight)
-  return matrix
-
-
-def _dino(old: int, new: int) -> np.ndarray:
-  """As torch's, but for a grid that is said to be 0.1 larger than it is.
-
-  DINO and DINOv2 add 0.1 so that rounding never loses a row, and torch takes
-  positions from the scale that it was given.
-  """
-  return _torch(old, new, (new + 0.1) / old)
-
-
-def _cubic(x: np.ndarray, a: float = -0.75) -> np.ndarray:
-  x = np.abs(x)
-  inner = (a + 2) * x**3 - (a + 3) * x**2 + 1
-  outer = a * (x**3 - 5 * x**2 + 8 * x - 4)
-  return np.where(x <= 1, inner, np.where(x < 2, outer, 0))
-
-
-METHODS: dict[str, Callable[[int, int], np.ndarray]] = {
-  'google': _corners,
-  'timm': _timm,
-  'torch': _torch,
-  'dino': _dino,
-}

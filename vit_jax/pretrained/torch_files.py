@@ -95,7 +95,7 @@ def write(
     raise UserError(
       f'{format} can be written for models/vit.py; got {weights.model}'
     )
-  if module.stem != 'patch':
+  if module.stem is not None:
     raise UserError(
       f"{_THEIR_VIT[format]} has no convolutional stem (stem='conv'); write"
       ' .safetensors, or train with a stem of patches'
