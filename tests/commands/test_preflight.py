@@ -113,12 +113,11 @@ def test_duplicates_within_and_between_splits_are_found(folder, capsys):
   assert '1 with labels that differ' in out
 
 
-def test_a_wrong_suffix_is_told_and_is_harmless(folder, capsys):
+def test_a_format_is_that_of_the_content(folder, capsys):
   path = folder / 'train' / 'cat' / 'liar.png'
   _picture(50, (8, 8)).save(path, 'JPEG')
   report = _report(capsys, f'folder:{folder}')
   train = report['splits']['train']
-  assert train['other_suffix'] == [str(path)]
   assert train['formats'] == {'png': 6, 'jpeg': 1}
   assert train['broken'] == []
 

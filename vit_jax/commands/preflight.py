@@ -39,7 +39,7 @@ def _main(argv: Sequence[str]) -> int:
   for split in wanted:
     source = source_text.build(args.source, split)
     with thread_map.progress(split, len(source)) as advance:
-      found[split] = inspection.look(source, ops, args.num_threads, advance)
+      found[split] = inspection.scan(source, ops, args.num_threads, advance)
   report = inspection.report(found)
   if args.format == 'json':
     print(printable_json(report, indent=1))
@@ -84,18 +84,10 @@ def _print(report: dict[str, Any]) -> None:
   if any(split['classes'] for split in report['splits'].values()):
     console.print(_classes_table(report['splits']))
   for name, split in report['splits'].items():
-    for key, noun, what in (
-      ('broken', 'broken image', ''),
-      (
-        'other_suffix',
-        'image',
-        ' whose suffix tells another format (harmless)',
-      ),
-    ):
-      entries = split[key]
-      if entries:
-        console.print(f'{name}: {plural(len(entries), noun)}{what}:')
-        _print_first(console, [_line(entry) for entry in entries])
+    if broken := split['broken']:
+      console.print(f'{name}: {plural(len(broken), "broken image")}:')
+      lines = [f'{entry["name"]}: {entry["problem"]}' for entry in broken]
+      _print_first(console, lines)
   _print_duplicates(console, report['duplicates'])
 
 
@@ -171,7 +163,3 @@ def _print_first(console, lines: list[str]) -> None:
     console.print(f'  {printable(line)}', soft_wrap=True)
   if len(lines) > _MAX_NAMED:
     console.print(f'  and {len(lines) - _MAX_NAMED:,} more: see --format=json')
-
-
-def _line(entry: Any) -> str:
-  return entry if isinstance(entry, str) else ': '.join(entry.values())

@@ -5,9 +5,9 @@ example:
     --split=train,val --resize_small=256
 
 Recipes read the result with data=records:/data/pets_records. If it is
-stopped, the same command continues. Run again on a complete result, it verifies
-all checksums and replaces damaged files. TARGET/<split>/dataset.json lists the
-classes, their number of images and the images that were skipped.
+stopped, the same command continues; it replaces files whose size is wrong.
+TARGET/<split>/dataset.json lists the classes, their number of images and the
+images that were skipped.
 """
 
 import argparse
@@ -25,7 +25,7 @@ _MAX_NAMED = 10
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Writes the files and says what they hold; returns the exit code."""
+  """Writes the files and prints a summary; returns the exit code."""
   return _cli.run(_main, argv)
 
 
@@ -127,21 +127,17 @@ def _prepare(split: str, name: str, args: argparse.Namespace) -> None:
     num_threads=args.num_threads,
     examples_per_shard=args.examples_per_shard,
   )
-  with writer.locked():
-    was_complete = writer.complete() is not None
-    there = writer.there(verify=was_complete)
-    missing = [k for k in range(writer.num_shards) if k not in there]
-    if was_complete:
-      print(f'checked  {len(there)} of {writer.num_shards} files are good')
-    elif there:
-      print(f'resumed  {len(there)} of {writer.num_shards} files are there')
-    done = sum(facts['num_examples'] for facts in there.values())
-    with thread_map.progress(name, len(source), done) as advance:
-      for k in missing:
-        there[k] = writer.write(k, advance)
+  ready = writer.existing_shards()
+  if ready:
+    print(f'resumed  {len(ready)} of {writer.num_shards} files exist')
+  done = sum(shard['num_examples'] for shard in ready.values())
+  with thread_map.progress(name, len(source), done) as advance:
+    for k in range(writer.num_shards):
+      if k not in ready:
+        ready[k] = writer.write(k, advance)
         if not sys.stderr.isatty():
-          print(f'written  {there[k]["file"]}', flush=True)
-    info = writer.finish([there[k] for k in range(writer.num_shards)])
+          print(f'written  {ready[k]["file"]}', flush=True)
+  info = writer.finish([ready[k] for k in range(writer.num_shards)])
   _report(info, args.target, name)
 
 
@@ -156,8 +152,7 @@ def _report(info: dict[str, Any], target: str, split: str) -> None:
   num, size = info['num_examples'], info['num_bytes']
   show(
     f'target   {target}/{split}: {plural(num, "image")} in '
-    f'{plural(len(info["shards"]), "file")}, {size / 1e6:,.1f} MB; '
-    'counts and checksums agree'
+    f'{plural(len(info["shards"]), "file")}, {size / 1e6:,.1f} MB'
   )
   if counts := info['class_counts']:
     most, least = max(counts), min(counts)

@@ -1,7 +1,7 @@
-"""Data that `python -m vit_jax prepare` wrote: few large files.
+"""ArrayRecord files written by `python -m vit_jax prepare`.
 
-`<data_dir>/<split>/dataset.json` says what there is; the examples lie beside it
-in files `00000-of-00012.array_record`, each as one MessagePack map that
+`<data_dir>/<split>/dataset.json` describes the split. The examples are in files
+`00000-of-00012.array_record` beside it, each as one MessagePack map that
 `flax.serialization.msgpack_restore` reads.
 """
 
@@ -39,12 +39,12 @@ class Source:
     root = pathlib.Path(data_dir).expanduser()
     self._folder = root / self._split.name
     info = _info(root, self._folder)
-    self.num_classes, self.class_names = (
-      info['num_classes'],
-      info['class_names'],
-    )
+    self.num_classes = info['num_classes']
+    self.class_names = info['class_names']
     shards = info['shards']
-    problems = [p for shard in shards if (p := wrong(self._folder, shard))]
+    problems = [
+      p for shard in shards if (p := size_mismatch(self._folder, shard))
+    ]
     if problems:
       raise UserError(
         f'{self._folder}: {len(problems)} of {len(shards)} files are not what '
@@ -102,12 +102,14 @@ class Source:
     if self._readers[shard] is None:
       with self._lock:
         if self._readers[shard] is None:
-          self._readers[shard] = _open(self._files[shard], self._counts[shard])
+          self._readers[shard] = open_file(
+            self._files[shard], self._counts[shard]
+          )
     return self._readers[shard]
 
 
-def wrong(folder: pathlib.Path, shard: dict) -> str | None:
-  """Returns what is wrong with a file by its size, or None."""
+def size_mismatch(folder: pathlib.Path, shard: dict) -> str | None:
+  """Returns a message if a shard is missing or has another size, or None."""
   path = folder / shard['file']
   if not os.path.isfile(path):  # A pipe is none.
     return f'{path} is missing'
@@ -117,7 +119,12 @@ def wrong(folder: pathlib.Path, shard: dict) -> str | None:
   return f'{path} has {size:,} bytes instead of {shard["num_bytes"]:,}'
 
 
-def _open(path: str, num_examples: int):
+def open_file(path: str, num_examples: int):
+  """Returns the reader of a file.
+
+  Raises:
+    UserError: it is missing, broken, or has another number of records.
+  """
   from array_record.python import array_record_module
 
   # A reader of a file that is missing or broken is made without complaint.

@@ -2,7 +2,6 @@
 
 import collections
 import hashlib
-import os
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -11,20 +10,19 @@ import numpy as np
 
 from vit_jax.data import thread_map, watchdog
 from vit_jax.data.ops_language import Op
+from vit_jax.data.storage import shards
 from vit_jax.errors import UserError
 
-# How files begin, and the suffixes that such files have.
-_FORMATS = {
-  'jpeg': (rb'\xff\xd8', ('jpg', 'jpeg', 'jfif')),
-  'png': (rb'\x89PNG', ('png',)),
-  'gif': (rb'GIF8', ('gif',)),
-  'webp': (rb'RIFF....WEBP', ('webp',)),
-  'avif': (rb'....ftypavi[fs]', ('avif',)),
-  'bmp': (rb'BM', ('bmp',)),
-  'tiff': (rb'II\*\0|MM\0\*|II\+\0|MM\0\+', ('tif', 'tiff')),
-  'npy': (rb'\x93NUMPY', ('npy',)),
+_FORMATS = {  # The first bytes of files.
+  'jpeg': rb'\xff\xd8',
+  'png': rb'\x89PNG',
+  'gif': rb'GIF8',
+  'webp': rb'RIFF....WEBP',
+  'avif': rb'....ftypavi[fs]',
+  'bmp': rb'BM',
+  'tiff': rb'II\*\0|MM\0\*|II\+\0|MM\0\+',
+  'npy': rb'\x93NUMPY',
 }
-_SUFFIXES = {suffix for _, known in _FORMATS.values() for suffix in known}
 
 
 class _Record(NamedTuple):
@@ -36,8 +34,8 @@ class _Record(NamedTuple):
   problem: str | None
 
 
-class Found(NamedTuple):
-  """What `look` saw of one split, a list entry or row for each example."""
+class ScanResult(NamedTuple):
+  """The examples of one split, a list entry or row for each of them."""
 
   source: Any
   digests: np.ndarray  # uint64, of the content as it is stored
@@ -46,25 +44,23 @@ class Found(NamedTuple):
   formats: dict[str, int]
   num_bytes: int
   broken: dict[int, str]
-  other_suffix: list[int]
 
 
-def look(
+def scan(
   source: Any, ops: Op, num_threads: int, advance: Callable[[int], None]
-) -> Found:
+) -> ScanResult:
   """Reads every example of a source and puts it through the ops.
 
   Args:
-    source: what is looked at.
-    ops: which an example must pass, at least a decoder.
-    num_threads: that read and decode.
-    advance: is told the bytes of each example that is done.
+    source: of the examples.
+    ops: applied to every example, at least a decoder.
+    num_threads: for reading and decoding.
+    advance: called with the size in bytes of each finished example.
   """
   num = len(source)
   digests, sizes = np.zeros(num, np.uint64), np.zeros([num, 2], np.int64)
   labels, formats, total = [], collections.Counter(), 0
-  broken, other_suffix = {}, []
-
+  broken = {}
   dog = watchdog.Watchdog(source.describe)
 
   def read(i: int) -> _Record:
@@ -74,22 +70,18 @@ def look(
   records = dog.watched(thread_map.in_order(read, range(num), num_threads))
   for i, record in enumerate(records):
     digests[i], sizes[i] = record.digest, record.size
-    labels.append(_class_ids(record.label))
+    labels.append(tuple(shards.class_ids(record.label)))
     formats[record.kind] += 1
     total += record.num_bytes
     if record.problem is not None:
       broken[i] = record.problem
-    elif _has_other_suffix(source.describe(i), record.kind):
-      other_suffix.append(i)
     advance(record.num_bytes)
   formats = dict(formats.most_common())
-  return Found(
-    source, digests, sizes, labels, formats, total, broken, other_suffix
-  )
+  return ScanResult(source, digests, sizes, labels, formats, total, broken)
 
 
-def report(found: Mapping[str, Found]) -> dict[str, Any]:
-  """Returns what was found as JSON can hold it.
+def report(found: Mapping[str, ScanResult]) -> dict[str, Any]:
+  """Returns a report of the splits as values for JSON.
 
   `{'splits': {name: {...}}, 'duplicates': [{'names', 'splits',
   'labels_differ'}]}`; duplicates have the same content to the byte.
@@ -122,36 +114,17 @@ def _content(image: Any) -> tuple[int, int, str]:
     start = f'{image.dtype}{image.shape}'.encode()
   else:
     content, start = bytes(image), b''
-    kind = next(
-      (
-        name
-        for name, (magic, _) in _FORMATS.items()
-        if re.match(magic, content[:16], re.DOTALL)
-      ),
-      'other',
+    matches = (
+      name
+      for name, magic in _FORMATS.items()
+      if re.match(magic, content[:16], re.DOTALL)
     )
+    kind = next(matches, 'other')
   digest = hashlib.blake2b(start + content, digest_size=8).digest()
   return int.from_bytes(digest), len(content), kind
 
 
-def _has_other_suffix(name: str, kind: str) -> bool:
-  """Returns whether a file is called .png, say, and is a JPEG."""
-  suffix = os.path.splitext(name.split(' (')[0])[1][1:].lower()
-  return (
-    suffix in _SUFFIXES and suffix not in _FORMATS.get(kind, ((), suffix))[1]
-  )
-
-
-def _class_ids(label: Any) -> tuple[int, ...]:
-  if label is None:
-    return ()
-  label = np.asarray(label)
-  if label.dtype.kind == 'f':
-    return tuple(np.flatnonzero(label).tolist())
-  return tuple(label.reshape(-1).tolist())
-
-
-def _split(found: Found) -> dict[str, Any]:
+def _split(found: ScanResult) -> dict[str, Any]:
   source = found.source
   counts = collections.Counter(i for ids in found.labels for i in ids)
   num = source.num_classes
@@ -171,7 +144,6 @@ def _split(found: Found) -> dict[str, Any]:
       dict(name=source.describe(i), problem=problem)
       for i, problem in found.broken.items()
     ],
-    other_suffix=[source.describe(i) for i in found.other_suffix],
   )
 
 
@@ -182,7 +154,7 @@ def _range(values: np.ndarray) -> list[float]:
   return [int(values.min()), float(np.median(values)), int(values.max())]
 
 
-def _duplicates(found: Mapping[str, Found]) -> list[dict[str, Any]]:
+def _duplicates(found: Mapping[str, ScanResult]) -> list[dict[str, Any]]:
   places = [
     (name, i) for name, one in found.items() for i in range(len(one.digests))
   ]

@@ -1,4 +1,4 @@
-"""Makes the images of a dataset smaller before they are stored."""
+"""Resizing of images before they are stored."""
 
 import io
 from typing import Any
@@ -10,8 +10,6 @@ from vit_jax.data.ops import decode as decode_lib, resize
 from vit_jax.errors import UserError
 
 _NPY = b'\x93NUMPY'
-_EXIF = b'Exif\0\0'
-_MAX_BYTES = 65_533  # of a marker in a JPEG
 
 
 class Smaller:
@@ -34,9 +32,8 @@ class Smaller:
     """Returns the example with a smaller image.
 
     Bicubic, antialiased, the aspect ratio kept. An encoded image becomes an RGB
-    JPEG (4:4:4, its EXIF data kept, or the orientation alone where a JPEG
-    cannot hold all of it); an array stays an array. An image that is
-    small enough stays as it is, to the byte.
+    JPEG (4:4:4, with the EXIF tag of its orientation); an array stays an array.
+    An image that is small enough does not change by a byte.
     """
     image = example['image']
     if isinstance(image, np.ndarray) and image.ndim:
@@ -53,7 +50,11 @@ class Smaller:
       return example | {'image': data}
     file = io.BytesIO()
     Image.fromarray(small).save(
-      file, 'JPEG', quality=self._quality, subsampling=0, exif=_exif(data)
+      file,
+      'JPEG',
+      quality=self._quality,
+      subsampling=0,
+      exif=_orientation_tag(data),
     )
     return example | {'image': file.getvalue()}
 
@@ -69,14 +70,8 @@ class Smaller:
     return resize.resample(image, size, method='bicubic')
 
 
-def _exif(data: bytes) -> bytes:
-  """Returns the EXIF data of a file as a JPEG holds it."""
-  with Image.open(io.BytesIO(data)) as image:
-    exif = image.info.get('exif', b'')
-  if exif and not exif.startswith(_EXIF):  # as in WebP
-    exif = _EXIF + exif
-  if exif and len(exif) <= _MAX_BYTES:
-    return exif
+def _orientation_tag(data: bytes) -> bytes:
+  """Returns EXIF data that says how a decoder shows a file."""
   tags = Image.Exif()
   if (orientation := decode_lib.orientation(data)) != 1:
     tags[ExifTags.Base.Orientation] = orientation
