@@ -40,6 +40,10 @@ class Objective:
     brightest = jnp.max(jnp.abs(batch['local_image']))
     return loss, ({'loss': loss, 'brightest': brightest}, state.extra)
 
+  def flops(self, params, batch):
+    assert batch['local_image'].dtype == jnp.float32
+    return batch['local_image'].size
+
   def predict(self, params, batch):
     return self._inner.predict(params, batch)
 """
@@ -102,6 +106,10 @@ def test_views_of_pictures_without_labels_are_trained_on(own, tmp_path):
   metrics = train.train(tmp_path / 'run', **config())
   rows = (tmp_path / 'run' / 'metrics.jsonl').read_text()
   assert '"train/brightest": 1.0' in rows, (metrics, rows)
+
+
+def test_an_objective_counts_flops_of_a_batch_after_the_device_ops(own):
+  assert train.build(config()).flops_per_step() == 8 * 2 * 16 * 16 * 3
 
 
 def test_labels_are_asked_for_by_the_objective_that_needs_them(own, tmp_path):

@@ -30,6 +30,7 @@ class Run:
 
   mesh: jax.sharding.Mesh
   input: pipeline.TrainInput
+  device_ops: device_ops_language.DeviceOp
   model: Any
   objective: Any
   total_steps: int
@@ -75,7 +76,7 @@ class Run:
     """
     if hasattr(self.objective, 'flops'):
       spec = jax.eval_shape(
-        functools.partial(self.input.device_ops, train=True),
+        functools.partial(self.device_ops, train=True),
         self.batch_spec,
         jax.random.key(0),
       )
@@ -214,6 +215,7 @@ def build(
   return Run(
     mesh=device_mesh,
     input=train_input,
+    device_ops=ops,
     model=module,
     objective=objective,
     total_steps=total,
