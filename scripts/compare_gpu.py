@@ -107,7 +107,7 @@ def _ours(variant: str, batch_size: int, attention: str, steps: int) -> dict:
   import jax
 
   from vit_jax.data import pipeline
-  from vit_jax.parallel import sharding
+  from vit_jax.parallel import mesh as mesh_lib
   from vit_jax.reporting import flops
   from vit_jax.training import train
 
@@ -137,7 +137,7 @@ def _ours(variant: str, batch_size: int, attention: str, steps: int) -> dict:
   )
   run = train.build(config)
   batch = pipeline.to_global(
-    next(run.input.batches()), sharding.batch_sharding(run.mesh)
+    next(run.input.batches()), mesh_lib.batch_sharding(run.mesh)
   )
   state = run.init()
 

@@ -31,7 +31,7 @@ from fewshot_oracle import ridge_classes
 import vit_jax
 from vit_jax import lookup
 from vit_jax.data import device_ops_language, ops_language
-from vit_jax.parallel import sharding
+from vit_jax.parallel import mesh as mesh_lib
 
 _SHOTS = (1, 5, 10, 25)
 _NUM_SEEDS = 3
@@ -128,7 +128,7 @@ def _evaluate(splits, num_classes, folder, shots, num_seeds) -> dict:
     ),
     'Evaluator',
     lambda params, batch: {'features': batch['image'][:, 0, 0, :]},
-    sharding.make_mesh(),
+    mesh_lib.make_mesh(),
   )
   return evaluator.run({})
 

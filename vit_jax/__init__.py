@@ -87,7 +87,7 @@ def load(
     batch_size: batch size of the compiled program, rounded up to a multiple of
       the number of devices. Fewer images cost as much as that many, more are
       processed in turns: 1 is best for single images, 32 and more for many.
-    mesh: devices, from `vit_jax.parallel.sharding.make_mesh`; None is all of
+    mesh: devices, from `vit_jax.parallel.mesh.make_mesh`; None is all of
       this process. Axes fsdp and tensor split a model that is too large for
       one.
     weights_dir: the folder of downloads; None is $VIT_JAX_WEIGHTS or

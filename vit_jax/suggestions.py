@@ -48,17 +48,18 @@ _ALIASES = {
   'weights': 'init_from',
   'workers': 'num_workers',
 }
+_TRAIN = ('training/train', 'train')  # Takes a whole config.
 # The file and the export that take a section of a config; `{name}` is its name.
 _SECTIONS = {
-  'optimizer': ('optimizer', 'make'),
+  'optimizer': ('optim/chain', 'make'),
   'model': ('models/{name}', 'Model'),
   'input': ('data/pipeline', 'TrainInput'),
   'input.data': ('data/sources/{name}', 'Source'),
   'objective': ('objectives/{name}', 'Objective'),
-  'checkpoint': ('checkpoint', 'Checkpointer'),
-  'ema': ('train_state', 'ema_decay'),
-  'mesh': ('sharding', 'make_mesh'),
-  'sharding': ('sharding_limits', 'Options'),
+  'checkpoint': ('checkpoints/manager', 'Checkpointer'),
+  'ema': ('training/train_state', 'ema_decay'),
+  'mesh': ('parallel/mesh', 'make_mesh'),
+  'sharding': ('parallel/limits', 'Options'),
 }
 
 
@@ -80,7 +81,7 @@ def config_key(name: str, config: Mapping[str, Any]) -> str | None:
       what takes them.
   """
   name = name.lower().replace('-', '_').rpartition('.')[2]
-  keys = {'': set(exported('train').get('train', ())) - {'workdir'}}
+  keys = {'': set(exported(_TRAIN[0]).get(_TRAIN[1], ())) - {'workdir'}}
   for section, (file, export) in _SECTIONS.items():
     inside = config
     for key in section.split('.'):
@@ -92,7 +93,7 @@ def config_key(name: str, config: Mapping[str, Any]) -> str | None:
     for section, choices in keys.items():
       if wanted in choices:
         return section + wanted
-  flat = {key: section for section, ks in keys.items() for key in ks}
+  flat = {k: section for section in reversed(keys) for k in keys[section]}
   near = difflib.get_close_matches(name, flat, n=1)
   return flat[near[0]] + near[0] if near else None
 

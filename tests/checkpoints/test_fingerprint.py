@@ -5,7 +5,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec as P
 
 from vit_jax.checkpoints.fingerprint import fingerprint
-from vit_jax.parallel import sharding
+from vit_jax.parallel import mesh as mesh_lib
 
 DTYPES = ['float32', 'bfloat16', 'int32', 'uint8', 'bool']
 
@@ -20,9 +20,9 @@ def test_fingerprint_is_the_same_on_every_mesh():
   want = fingerprint(tree)
   assert list(want) == sorted(DTYPES)
   for mesh, spec in (
-    (sharding.make_mesh(data=1, fsdp=8), P('fsdp')),
-    (sharding.make_mesh(data=2, fsdp=4), P('data', 'fsdp')),
-    (sharding.make_mesh(), P()),
+    (mesh_lib.make_mesh(data=1, fsdp=8), P('fsdp')),
+    (mesh_lib.make_mesh(data=2, fsdp=4), P('data', 'fsdp')),
+    (mesh_lib.make_mesh(), P()),
   ):
     placed = jax.device_put(tree, NamedSharding(mesh, spec))
     assert fingerprint(placed) == want

@@ -12,7 +12,7 @@ import pytest
 from vit_jax import trees
 from vit_jax.checkpoints import format as checkpoint_format, manager
 from vit_jax.errors import UserError
-from vit_jax.parallel import sharding
+from vit_jax.parallel import mesh as mesh_lib, rules as rules_lib
 
 
 def host_params(step):
@@ -60,10 +60,10 @@ def test_parameters_are_loaded_without_knowing_the_optimizer(tmp_path):
 
 def test_parameters_are_loaded_with_the_shardings_that_are_asked_for(tmp_path):
   save(tmp_path, [1])
-  mesh = sharding.make_mesh(data=1, fsdp=8)
+  mesh = mesh_lib.make_mesh(data=1, fsdp=8)
   params, _ = checkpoint_format.load_params(
     tmp_path,
-    shardings=lambda params: sharding.state_shardings(
+    shardings=lambda params: rules_lib.state_shardings(
       {'params': params}, mesh, min_size=1
     )['params'],
   )

@@ -11,7 +11,7 @@ import pytest
 from vit_jax import trees
 from vit_jax.checkpoints import format as checkpoint_format, manager
 from vit_jax.errors import RunError, UserError
-from vit_jax.parallel import sharding
+from vit_jax.parallel import mesh as mesh_lib, rules as rules_lib
 from vit_jax.training.train_state import TrainState
 
 CONFIG = {
@@ -40,17 +40,17 @@ def host_state(step=1, optimizer=None):
 
 def place(state, mesh):
   return jax.device_put(
-    state, sharding.state_shardings(state, mesh, min_size=1)
+    state, rules_lib.state_shardings(state, mesh, min_size=1)
   )
 
 
 def host_on_device(step):
-  return place(host_state(step), sharding.make_mesh(data=1, fsdp=8))
+  return place(host_state(step), mesh_lib.make_mesh(data=1, fsdp=8))
 
 
 def abstract(state, mesh=None):
-  mesh = mesh or sharding.make_mesh(data=1, fsdp=8)
-  shardings = sharding.state_shardings(state, mesh, min_size=1)
+  mesh = mesh or mesh_lib.make_mesh(data=1, fsdp=8)
+  shardings = rules_lib.state_shardings(state, mesh, min_size=1)
   return jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
     state,
@@ -110,7 +110,7 @@ MESHES = {
 def test_every_leaf_comes_back_bit_for_bit_on_another_mesh(name, tmp_path):
   def mesh_of(name):
     devices = jax.devices()[:1] if name == 'one device' else None
-    return sharding.make_mesh(**MESHES[name], devices=devices)
+    return mesh_lib.make_mesh(**MESHES[name], devices=devices)
 
   other = {'8 x 1': '2 x 4', '1 x 8': 'one device'}.get(name, '8 x 1')
   want = host_state(5)
@@ -135,7 +135,7 @@ def test_every_leaf_comes_back_bit_for_bit_on_another_mesh(name, tmp_path):
 # instead of donating; a large one is cut into slices first.
 @pytest.mark.parametrize('columns', [2**10, 2**20])
 def test_state_may_be_donated_as_soon_as_save_returns(tmp_path, columns):
-  mesh = sharding.make_mesh()
+  mesh = mesh_lib.make_mesh()
   want = {'params': {'a': np.random.default_rng(0).random((8, columns))}}
   want = jax.tree.map(np.float32, want)
   state = place(want, mesh)
@@ -336,7 +336,7 @@ def test_a_saved_step_is_not_written_again(tmp_path):
 def test_latest_good_is_the_last_step_that_is_on_the_disk(tmp_path):
   checkpointer = manager.Checkpointer(tmp_path)
   assert checkpointer.latest_good is None
-  state = place(host_state(), sharding.make_mesh())
+  state = place(host_state(), mesh_lib.make_mesh())
   checkpointer.save(1, state, config=CONFIG, wait=True)
   assert checkpointer.latest_good == 1
   checkpointer.save(2, state, config=CONFIG)

@@ -208,10 +208,10 @@ rank, port = int(sys.argv[1]), sys.argv[2]
 jax.config.update('jax_cpu_collectives_implementation', 'gloo')
 jax.distributed.initialize(f'localhost:{port}', 2, rank)
 from vit_jax.checkpoints import manager as checkpoint
-from vit_jax.parallel import sharding
-mesh = sharding.make_mesh(data=1, fsdp=-1)
+from vit_jax.parallel import mesh as mesh_lib, rules as rules_lib
+mesh = mesh_lib.make_mesh(data=1, fsdp=-1)
 host = {'params': {'a': np.arange(4096, dtype=np.float32).reshape(8, 512)}}
-shardings = sharding.state_shardings(host, mesh, min_size=1)
+shardings = rules_lib.state_shardings(host, mesh, min_size=1)
 state = jax.tree.map(
   lambda x, s: jax.make_array_from_callback(x.shape, s, lambda i: x[i]),
   host, shardings)

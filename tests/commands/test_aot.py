@@ -8,7 +8,7 @@ import pytest
 
 from vit_jax.commands import aot
 from vit_jax.compiler import topology as topology_lib
-from vit_jax.parallel import compiler_options, sharding
+from vit_jax.parallel import compiler_options, mesh as mesh_lib
 
 _RECIPE = """
 import ml_collections
@@ -167,10 +167,10 @@ def test_the_compiler_accepts_our_options_for_each_generation(name):
   assert devices[0].device_kind == topology.generation.kind
   per_chip = topology.generation.devices_per_chip
   assert len(devices) == topology.num_chips * per_chip
-  mesh = sharding.make_mesh(fsdp=2, devices=devices)
+  mesh = mesh_lib.make_mesh(fsdp=2, devices=devices)
   options = compiler_options.for_mesh(mesh)
   assert ('xla_enable_async_all_gather' in options) == (name != 'v5e')
-  split = sharding.batch_sharding(mesh)
+  split = mesh_lib.batch_sharding(mesh)
   x = jax.ShapeDtypeStruct((64, 128), jnp.float32, sharding=split)
   lowered = jax.jit(jnp.sin).trace(x).lower(lowering_platforms=('tpu',))
   lowered.compile(compiler_options=options)
@@ -179,7 +179,7 @@ def test_the_compiler_accepts_our_options_for_each_generation(name):
 
 
 def test_only_tpus_get_options():
-  assert compiler_options.for_mesh(sharding.make_mesh(fsdp=8)) is None
+  assert compiler_options.for_mesh(mesh_lib.make_mesh(fsdp=8)) is None
 
 
 @pytest.mark.parametrize(

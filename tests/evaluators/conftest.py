@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vit_jax import lookup
-from vit_jax.parallel import sharding
+from vit_jax.parallel import mesh as mesh_lib
 
 
 def predict(params, batch):
@@ -28,7 +28,7 @@ def evaluate(tmp_path):
       arrays[f'{split}_labels'] = np.asarray(label)
     np.savez(path, **arrays)
     data = dict(name='arrays', path=str(path), num_classes=num_classes)
-    mesh = sharding.make_mesh(devices=jax.devices()[:devices])
+    mesh = mesh_lib.make_mesh(devices=jax.devices()[:devices])
     section = dict(
       name=name,
       data_train=dict(data, split='train'),
@@ -40,7 +40,7 @@ def evaluate(tmp_path):
     evaluator = lookup.build(
       'evaluators', section | options, 'Evaluator', model, mesh
     )
-    params = jax.device_put(jnp.float32(1), sharding.replicated(mesh))
+    params = jax.device_put(jnp.float32(1), mesh_lib.replicated(mesh))
     with jax.transfer_guard('disallow'):
       return evaluator.run(params)
 

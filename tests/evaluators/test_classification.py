@@ -13,7 +13,7 @@ import scipy.special
 
 from vit_jax.errors import UserError
 from vit_jax.evaluators import classification
-from vit_jax.parallel import sharding
+from vit_jax.parallel import mesh as mesh_lib
 
 
 def predict(params, batch):
@@ -36,12 +36,12 @@ def evaluate(tmp_path):
     data = dict(name='arrays', path=str(path), split='test')
     if np.ndim(labels) == 1:
       data['num_classes'] = np.shape(logits)[-1]
-    mesh = sharding.make_mesh(devices=jax.devices()[:devices])
+    mesh = mesh_lib.make_mesh(devices=jax.devices()[:devices])
     options = dict(batch_size=8, num_threads=0) | kwargs
     evaluator = classification.Evaluator(
       model, mesh, data=data, ops='', **options
     )
-    params = jax.device_put(jnp.float32(1), sharding.replicated(mesh))
+    params = jax.device_put(jnp.float32(1), mesh_lib.replicated(mesh))
     with jax.transfer_guard('disallow'):
       return evaluator.run(params)
 
@@ -234,7 +234,7 @@ def test_a_source_that_gives_no_labels_is_an_error(tmp_path):
   )
   with pytest.raises(UserError, match=r'examples of .*a\.csv.* have no label'):
     classification.Evaluator(
-      predict, sharding.make_mesh(), data=data, ops='decode_bands', batch_size=8
+      predict, mesh_lib.make_mesh(), data=data, ops='decode_bands', batch_size=8
     )
 
 
@@ -281,7 +281,7 @@ def _broken(tmp_path, monkeypatch, data=(), **kwargs):
   monkeypatch.syspath_prepend(tmp_path)
   return classification.Evaluator(
     predict,
-    sharding.make_mesh(),
+    mesh_lib.make_mesh(),
     data=dict(data, name='my_data.broken', split='test'),
     ops='',
     batch_size=8,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vit_jax import lookup
-from vit_jax.parallel import sharding
+from vit_jax.parallel import mesh as mesh_lib
 from vit_jax.training import train
 
 CLASSES = 7
@@ -68,11 +68,11 @@ def _evaluator(case, *, devices=8, num_test=45, batch_size=16):
   sizes = dict(train=70, test=num_test)
   sections = {key: _data(split, sizes[split]) for key, split in data.items()}
   section = dict(name=name, ops='', batch_size=batch_size, num_threads=0)
-  mesh = sharding.make_mesh(devices=jax.devices()[:devices])
+  mesh = mesh_lib.make_mesh(devices=jax.devices()[:devices])
   evaluator = lookup.build(
     'evaluators', section | sections | options, 'Evaluator', predict, mesh
   )
-  params = jax.device_put(_params(), sharding.replicated(mesh))
+  params = jax.device_put(_params(), mesh_lib.replicated(mesh))
 
   def run():
     with jax.transfer_guard('disallow'):

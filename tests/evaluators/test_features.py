@@ -9,7 +9,7 @@ import pytest
 
 from vit_jax.errors import RunError, UserError
 from vit_jax.evaluators import _features
-from vit_jax.parallel import sharding
+from vit_jax.parallel import mesh as mesh_lib
 
 SOURCE = """
 import numpy as np
@@ -67,7 +67,7 @@ def splits(tmp_path, monkeypatch):
     )
     return _features.Splits(
       predict,
-      sharding.make_mesh(devices=jax.devices()[:devices]),
+      mesh_lib.make_mesh(devices=jax.devices()[:devices]),
       data_train=dict(train, name='my_images.numbered'),
       data_test=dict(test, name='my_images.numbered'),
       **defaults | options,
@@ -206,13 +206,13 @@ def test_outputs_that_nobody_reads_are_not_computed(splits, monkeypatch):
       batch,
       predict=jax.jit(costly),
       representation=representation,
-      out_sharding=sharding.replicated(made._mesh),
+      out_sharding=mesh_lib.replicated(made._mesh),
     )
     assert ('getrf' in program.compile().as_text()) == computed
 
 
 def test_rows_are_split_over_the_devices_and_padded_with_zeros():
-  mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
+  mesh = mesh_lib.make_mesh(data=2, fsdp=2, tensor=2)
   x = np.arange(1, 11, dtype=np.float32).reshape(5, 2)
   rows = _features.put_rows(x, mesh)
   np.testing.assert_array_equal(rows, np.pad(x, ((0, 3), (0, 0))))

@@ -8,7 +8,7 @@ from fewshot_oracle import ridge_classes, support_rows
 
 from vit_jax.errors import UserError
 from vit_jax.evaluators import _features, fewshot
-from vit_jax.parallel import sharding
+from vit_jax.parallel import mesh as mesh_lib
 
 
 def _data(num_train, num_test, width, num_classes, *, seed=0, spread=1.0):
@@ -54,12 +54,12 @@ def test_the_solution_is_good_to_float32_where_the_penalty_is_weak():
   x = np.float32(x)
   y = rng.integers(0, 10, num_rows).astype(np.int32)
   mean, std = x.mean(axis=0, dtype='d'), x.std(axis=0, dtype='d')
-  mesh = sharding.make_mesh()
+  mesh = mesh_lib.make_mesh()
   found = fewshot._ridge(
     *(_features.put_rows(z, mesh) for z in (x, y, np.ones(num_rows, bool))),
     *(_features.put(np.float32(z), mesh) for z in (mean, std, 1.0)),
     num_classes=10,
-    out_sharding=sharding.replicated(mesh),
+    out_sharding=mesh_lib.replicated(mesh),
   )
   x = np.pad((x - mean) / std, ((0, 0), (0, 1)), constant_values=100.0)
   gram = x.T @ x + np.eye(width + 1)

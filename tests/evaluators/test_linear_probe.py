@@ -8,7 +8,7 @@ from sklearn import linear_model
 
 from vit_jax.errors import UserError
 from vit_jax.evaluators import _features, _logistic, linear_probe
-from vit_jax.parallel import sharding
+from vit_jax.parallel import mesh as mesh_lib
 
 
 def _data(num_train, num_test, width=10, num_classes=4, *, spread=1.0, seed=0):
@@ -29,7 +29,7 @@ def _features_of(data):
 
 
 def _mesh(devices):
-  return sharding.make_mesh(devices=jax.devices()[:devices])
+  return mesh_lib.make_mesh(devices=jax.devices()[:devices])
 
 
 @pytest.mark.parametrize('l2', [0.1, 1.0, 100.0])

@@ -13,7 +13,7 @@ import vit_jax
 from vit_jax import lookup
 from vit_jax.errors import UserError
 from vit_jax.inference.model import Model
-from vit_jax.parallel import sharding
+from vit_jax.parallel import mesh as mesh_lib
 from vit_jax.pretrained import our_files
 
 
@@ -86,7 +86,7 @@ def test_answers_do_not_depend_on_who_shares_the_batch(tiny_weights, images):
   ('size', 'axes'), [(1, {}), (8, {}), (8, dict(fsdp=4)), (4, dict(tensor=2))]
 )
 def test_every_mesh_gives_the_same(tiny_weights, images, expected, size, axes):
-  mesh = sharding.make_mesh(**axes, devices=jax.devices()[:size])
+  mesh = mesh_lib.make_mesh(**axes, devices=jax.devices()[:size])
   model = Model(tiny_weights(), batch_size=5, mesh=mesh)
   assert model.batch_size == {1: 5, 8: 8, 4: 6}[size]
   kernel = model.params['encoder']['block_00']['mlp']['up']['kernel']

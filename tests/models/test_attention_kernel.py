@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vit_jax.models import _attention, _attention_kernel
-from vit_jax.parallel import activations, sharding
+from vit_jax.parallel import activations, mesh as mesh_lib
 
 # The kernel sums in another order.
 _TOLERANCE = dict(rtol=1e-5, atol=1e-5)
@@ -56,8 +56,8 @@ def test_kernel_survives_logits_that_overflow_an_exponential():
 @pytest.mark.parametrize('mesh', [dict(data=8), dict(data=2, fsdp=4)])
 def test_each_device_computes_its_own_images(mesh):
   qkv, bias = _normal(0, 8, 5, 3 * 128), _normal(1, 128)
-  mesh = sharding.make_mesh(**mesh)
-  on_mesh = jax.device_put(qkv, sharding.batch_sharding(mesh))
+  mesh = mesh_lib.make_mesh(**mesh)
+  on_mesh = jax.device_put(qkv, mesh_lib.batch_sharding(mesh))
 
   def compute(qkv):
     with activations.use(mesh):
@@ -81,7 +81,7 @@ def tpu(monkeypatch):
     '_run',
     lambda kernel, heads, interpret, *args: run(kernel, heads, True, *args),
   )
-  with activations.use(sharding.make_mesh(devices=jax.devices()[:1])):
+  with activations.use(mesh_lib.make_mesh(devices=jax.devices()[:1])):
     yield
 
 

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from vit_jax import lookup, trees
-from vit_jax.parallel import sharding
+from vit_jax.parallel import mesh as mesh_lib
 from vit_jax.training import train_state
 
 MODEL = dict(name='vit', variant='mu/4', num_classes=4)
@@ -76,9 +76,9 @@ def _gradients(case, num_devices):
     lambda x: x + 0.1 * np.sin(np.arange(x.size, dtype='f')).reshape(x.shape),
     params,
   )
-  mesh = sharding.make_mesh(devices=jax.devices()[:num_devices])
-  batch = jax.device_put(batch, sharding.batch_sharding(mesh))
-  state = jax.device_put(_state(params, extra), sharding.replicated(mesh))
+  mesh = mesh_lib.make_mesh(devices=jax.devices()[:num_devices])
+  batch = jax.device_put(batch, mesh_lib.batch_sharding(mesh))
+  state = jax.device_put(_state(params, extra), mesh_lib.replicated(mesh))
   fn = jax.jit(jax.value_and_grad(objective.loss, has_aux=True))
   return lambda key: fn(state.params, state, batch, jax.random.key(key))
 

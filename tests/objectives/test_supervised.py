@@ -11,7 +11,7 @@ import scipy.special
 
 from vit_jax.errors import UserError
 from vit_jax.objectives.supervised import Objective
-from vit_jax.parallel import sharding
+from vit_jax.parallel import mesh as mesh_lib
 from vit_jax.training import train_state
 
 STATE = types.SimpleNamespace(extra={})
@@ -181,9 +181,9 @@ def test_batch_statistics_are_of_the_whole_batch_and_used_in_predict(
 ):
   image = np.random.default_rng(0).normal(2, 3, (16, 2, 2, 1)).astype('f')
   label = np.arange(16, dtype=np.int32) % 3
-  mesh = sharding.make_mesh(devices=jax.devices()[:num_devices])
+  mesh = mesh_lib.make_mesh(devices=jax.devices()[:num_devices])
   batch = jax.device_put(
-    {'image': image, 'label': label}, sharding.batch_sharding(mesh)
+    {'image': image, 'label': label}, mesh_lib.batch_sharding(mesh)
   )
   objective = Objective(Normed())
   branches = objective.init(jax.random.key(0), batch)

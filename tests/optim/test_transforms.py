@@ -9,7 +9,7 @@ import pytest
 from vit_jax import trees
 from vit_jax.errors import UserError
 from vit_jax.optim import chain, transforms
-from vit_jax.parallel import sharding
+from vit_jax.parallel import mesh as mesh_lib, rules as rules_lib
 
 D, N, K, F, DEPTH = 32, 4, 8, 64, 2
 BLOCK = {
@@ -49,7 +49,7 @@ def run(num, scan=False, mesh=None, **options):
   state = tx.init(params)
   if mesh is not None:
     whole = {'params': params, 'opt_state': state}
-    split = sharding.state_shardings(whole, mesh, min_size=1)
+    split = rules_lib.state_shardings(whole, mesh, min_size=1)
     whole = jax.device_put(whole, split)
     params, state = whole['params'], whole['opt_state']
 
@@ -310,8 +310,8 @@ def test_first_moments_are_split_like_their_parameters(name):
   )
   tx, _ = chain.make(params, name=name, learning_rate=1.0, total_steps=9)
   state = {'params': params, 'opt_state': jax.eval_shape(tx.init, params)}
-  mesh = sharding.make_mesh(fsdp=4, tensor=2)
-  split = trees.flatten(sharding.state_shardings(state, mesh, min_size=1))
+  mesh = mesh_lib.make_mesh(fsdp=4, tensor=2)
+  split = trees.flatten(rules_lib.state_shardings(state, mesh, min_size=1))
   up = 'encoder/blocks/mlp/up/kernel'
   wanted = split[f'params/{up}']
   moment = 'ema' if name == 'adafactor' else 'mu'
@@ -322,7 +322,7 @@ def test_first_moments_are_split_like_their_parameters(name):
 @pytest.mark.parametrize('name', ['lamb', 'adafactor', 'muon'])
 def test_updates_of_split_parameters_equal_those_of_whole_ones(name):
   options = dict(scan=True, name=name, weight_decay=0.1)
-  split, _ = run(2, mesh=sharding.make_mesh(fsdp=4, tensor=2), **options)
+  split, _ = run(2, mesh=mesh_lib.make_mesh(fsdp=4, tensor=2), **options)
   assert len(split['encoder/blocks/mlp/up/kernel'].sharding.device_set) == 8
   whole, _ = run(2, **options)
   assert_close(split, whole, rtol=1e-4, atol=1e-5)

@@ -235,7 +235,7 @@ import sys
 import jax, numpy as np
 jax.config.update('jax_num_cpu_devices', 2)
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
-from vit_jax.parallel import sharding
+from vit_jax.parallel import mesh as mesh_lib
 from vit_jax.data import pipeline
 
 devices = jax.devices()
@@ -251,8 +251,8 @@ for sizes, order in (
   (dict(data=1, tensor=4), [0, 1, 2, 3]),
   (dict(slices=2), [0, 1, 2, 3]),
 ):
-  mesh = sharding.make_mesh(**sizes, devices=[devices[i] for i in order])
-  spread = sharding.batch_sharding(mesh)
+  mesh = mesh_lib.make_mesh(**sizes, devices=[devices[i] for i in order])
+  spread = mesh_lib.batch_sharding(mesh)
   ours = pipeline.TrainInput(**args, seed=0, sharding=spread).batches(5)
   want = pipeline.TrainInput(**args, seed=0, **alone).batches(5)
   pairs = [(next(ours), next(want))]

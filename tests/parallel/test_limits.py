@@ -4,7 +4,7 @@ import pytest
 
 from vit_jax import trees
 from vit_jax.errors import UserError
-from vit_jax.parallel import limits, sharding
+from vit_jax.parallel import limits, mesh as mesh_lib, rules as rules_lib
 
 
 def check(shapes, mesh, **options):
@@ -14,7 +14,7 @@ def check(shapes, mesh, **options):
       {n: jax.ShapeDtypeStruct(s, np.float32) for n, s in shapes.items()}
     )
   }
-  shardings = sharding.state_shardings(tree, mesh, min_size=1)
+  shardings = rules_lib.state_shardings(tree, mesh, min_size=1)
   tree = jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
     tree,
@@ -24,7 +24,7 @@ def check(shapes, mesh, **options):
 
 
 def test_what_the_mesh_does_not_divide_may_be_a_small_share_only():
-  mesh = sharding.make_mesh(data=1, fsdp=8)
+  mesh = mesh_lib.make_mesh(data=1, fsdp=8)
   shapes = {'a': (128, 100), 'odd': (13, 10)}  # 130 of 12,930 elements: 1.0 %
   assert check(shapes, mesh).unsplit[0][0] == 'params/odd'
   with pytest.raises(UserError) as e:
@@ -36,7 +36,7 @@ def test_what_the_mesh_does_not_divide_may_be_a_small_share_only():
 
 
 def test_parameters_in_narrow_strips_are_refused():
-  mesh = sharding.make_mesh(data=1, fsdp=8)
+  mesh = mesh_lib.make_mesh(data=1, fsdp=8)
   check({'a': (128, 100)}, mesh)  # 16 rows on each of 8 devices.
   with pytest.raises(UserError, match=r'a \[120, 100\] over fsdp: 15 rows'):
     check({'a': (120, 100)}, mesh)
@@ -44,7 +44,7 @@ def test_parameters_in_narrow_strips_are_refused():
 
 
 def test_a_whole_head_on_a_device_is_not_narrow():
-  mesh = sharding.make_mesh(data=2, tensor=4)
+  mesh = mesh_lib.make_mesh(data=2, tensor=4)
   check({'attention/query/kernel': (64, 4, 16)}, mesh)
   check({'attention/out/kernel': (4, 16, 64)}, mesh)
   with pytest.raises(UserError, match=r'mlp/up/kernel.* over tensor: 8 rows'):
@@ -52,7 +52,7 @@ def test_a_whole_head_on_a_device_is_not_narrow():
 
 
 def test_other_heads_than_the_mesh_divides_are_told():
-  mesh = sharding.make_mesh(data=2, tensor=4)
+  mesh = mesh_lib.make_mesh(data=2, tensor=4)
   with pytest.raises(UserError, match=r'query/kernel .64, 3, 16. over tensor'):
     check({'attention/query/kernel': (64, 3, 16)}, mesh)
 
@@ -76,14 +76,14 @@ def test_only_data_crosses_slices():
   devices = [
     FakeDevice(i, slice_index=i % 2, process_index=0) for i in range(8)
   ]
-  mesh = sharding.make_mesh(fsdp=2, slices=2, devices=devices)
+  mesh = mesh_lib.make_mesh(fsdp=2, slices=2, devices=devices)
   assert dict(mesh.shape) == {'data': 4, 'fsdp': 2, 'tensor': 1}
   found = ids(mesh)[..., 0]
   np.testing.assert_array_equal(found % 2, [[0, 0], [0, 0], [1, 1], [1, 1]])
   with pytest.raises(UserError, match='multiple of them for data, got 1'):
-    sharding.make_mesh(data=1, fsdp=8, slices=2, devices=devices)
+    mesh_lib.make_mesh(data=1, fsdp=8, slices=2, devices=devices)
   with pytest.raises(UserError, match='slices=4, but the devices are of 2 sli'):
-    sharding.make_mesh(slices=4, devices=devices)
+    mesh_lib.make_mesh(slices=4, devices=devices)
 
 
 def test_tpus_say_their_slices():
@@ -91,21 +91,21 @@ def test_tpus_say_their_slices():
     FakeDevice(i, slice_index=i % 2, process_index=0) for i in range(8)
   ]
   np.testing.assert_array_equal(
-    ids(sharding.make_mesh(devices=devices)).ravel(), range(8)
+    ids(mesh_lib.make_mesh(devices=devices)).ravel(), range(8)
   )
   for device in devices:
     device.platform = 'tpu'
     device.coords = (device.id // 2, 0, 0)
     device.core_on_chip = 0
-  found = ids(sharding.make_mesh(fsdp=4, devices=devices))[..., 0]
+  found = ids(mesh_lib.make_mesh(fsdp=4, devices=devices))[..., 0]
   np.testing.assert_array_equal(found % 2, [[0] * 4, [1] * 4])
 
 
 def test_processes_are_slices_where_devices_are_of_none():
   devices = [FakeDevice(i, process_index=i % 4) for i in range(8)]
-  mesh = sharding.make_mesh(slices=4, devices=devices)
+  mesh = mesh_lib.make_mesh(slices=4, devices=devices)
   np.testing.assert_array_equal(ids(mesh).ravel() % 4, [0, 0, 1, 1, 2, 2, 3, 3])
   with pytest.raises(
     UserError, match='slices=2, but the devices are of 4 proc'
   ):
-    sharding.make_mesh(slices=2, devices=devices)
+    mesh_lib.make_mesh(slices=2, devices=devices)

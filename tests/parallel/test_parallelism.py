@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec as P
 
 from vit_jax import trees
 from vit_jax.errors import UserError
-from vit_jax.parallel import activations, sharding
+from vit_jax.parallel import activations, mesh as mesh_lib
 from vit_jax.pretrained import blocks
 from vit_jax.training import gradients, run as run_lib, train_state
 
@@ -90,7 +90,7 @@ def place(run, scan=False):
   state = trees.map_named(
     lambda name, x: jax.device_put(named[name], x.sharding), run.abstract_state
   )
-  return state, jax.device_put(batch, sharding.batch_sharding(run.mesh))
+  return state, jax.device_put(batch, mesh_lib.batch_sharding(run.mesh))
 
 
 def train(run, scan=False):
@@ -159,7 +159,7 @@ def _draws(mesh, micro_batches, num_rows=16):
 
   batch = {'row': jnp.arange(num_rows)}
   if mesh is not None:
-    batch = jax.device_put(batch, sharding.batch_sharding(mesh))
+    batch = jax.device_put(batch, mesh_lib.batch_sharding(mesh))
   state = train_state.TrainState(step=0, params=None, opt_state=None)
   grad_fn = gradients.value_and_grad(
     loss_fn, micro_batches=micro_batches, mesh=mesh
@@ -177,7 +177,7 @@ def test_each_micro_batch_draws_afresh_and_holds_every_kth_row():
 
 
 def test_devices_draw_different_numbers():
-  draws = _draws(sharding.make_mesh(data=2, fsdp=4), 2)
+  draws = _draws(mesh_lib.make_mesh(data=2, fsdp=4), 2)
   assert len(set(draws)) == 4
   np.testing.assert_array_equal(draws[:8], np.tile(draws[:2], 4))
   np.testing.assert_array_equal(draws[8:], np.tile(draws[8:10], 4))
@@ -211,7 +211,7 @@ def test_an_objective_that_compares_examples_is_refused():
   ],
 )
 def test_letters_say_how_activations_are_split(dims, split_tokens, want):
-  mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
+  mesh = mesh_lib.make_mesh(data=2, fsdp=2, tensor=2)
 
   def constrained(x):
     with activations.use(mesh, split_tokens=split_tokens):
@@ -224,6 +224,6 @@ def test_letters_say_how_activations_are_split(dims, split_tokens, want):
 def test_without_a_mesh_activations_stay_as_they_are():
   x = np.zeros((8, 4, 4), np.float32)
   assert activations.constrain(x, 'BLD') is x
-  with activations.use(sharding.make_mesh(data=8)):
+  with activations.use(mesh_lib.make_mesh(data=8)):
     assert activations.constrain(x, 'BLD') is x
   assert activations.constrain(x, 'BLD') is x

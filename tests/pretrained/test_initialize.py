@@ -11,7 +11,7 @@ import pytest
 from vit_jax import trees
 from vit_jax.errors import UserError
 from vit_jax.models import vit
-from vit_jax.parallel import sharding
+from vit_jax.parallel import mesh as mesh_lib, rules as rules_lib
 from vit_jax.pretrained import blocks, catalog, resample
 from vit_jax.pretrained.initialize import initialize
 from vit_jax.pretrained.weights import build_model
@@ -298,8 +298,8 @@ def test_nothing_changes_if_an_entry_is_wrong(make_weights, start):
 @pytest.mark.parametrize('concrete', [True, False])
 def test_each_device_gets_its_part_alone(concrete, make_weights):
   weights = make_weights()
-  mesh = sharding.make_mesh(data=1, fsdp=8)
-  shardings = sharding.state_shardings(weights_tree(weights), mesh, min_size=1)
+  mesh = mesh_lib.make_mesh(data=1, fsdp=8)
+  shardings = rules_lib.state_shardings(weights_tree(weights), mesh, min_size=1)
   target = jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16, sharding=s),
     weights_tree(weights),

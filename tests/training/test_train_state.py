@@ -6,7 +6,7 @@ import pytest
 
 from vit_jax import trees
 from vit_jax.errors import UserError
-from vit_jax.parallel import sharding
+from vit_jax.parallel import mesh as mesh_lib
 from vit_jax.training import train_state
 
 
@@ -26,7 +26,7 @@ OPTIMIZER = optax.adam(1e-3, mu_dtype=jnp.bfloat16)
 
 
 def create(mesh=None, seed=0, ema=True, **kw):
-  mesh = mesh or sharding.make_mesh(data=1, fsdp=8)
+  mesh = mesh or mesh_lib.make_mesh(data=1, fsdp=8)
   return train_state.create(
     Objective(), OPTIMIZER, BATCH, mesh, seed=seed, ema=ema, min_size=1, **kw
   )
@@ -59,10 +59,10 @@ def test_state_is_born_with_the_shardings_of_the_abstract_state():
 
 
 def test_parameters_are_the_same_bits_on_every_mesh():
-  one = sharding.make_mesh(devices=jax.devices()[:1])
+  one = mesh_lib.make_mesh(devices=jax.devices()[:1])
   kernels = [
     np.asarray(create(mesh)[1]().params['up']['kernel'])
-    for mesh in (one, sharding.make_mesh(), None)
+    for mesh in (one, mesh_lib.make_mesh(), None)
   ]
   np.testing.assert_array_equal(kernels[1], kernels[0])
   np.testing.assert_array_equal(kernels[2], kernels[0])

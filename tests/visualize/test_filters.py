@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from vit_jax.errors import UserError
-from vit_jax.parallel import sharding
+from vit_jax.parallel import mesh as mesh_lib
 from vit_jax.visualize import filters
 
 
@@ -77,7 +77,7 @@ def test_any_number_of_channels_can_be_shown(channels, shape, shown, tmp_path):
 
 
 def test_a_run_draws_its_own_kernel_wherever_its_parts_are(shown, tmp_path):
-  mesh = sharding.make_mesh(data=1, fsdp=8)
+  mesh = mesh_lib.make_mesh(data=1, fsdp=8)
   split = jax.sharding.NamedSharding(
     mesh, jax.sharding.PartitionSpec(None, None, None, 'fsdp')
   )

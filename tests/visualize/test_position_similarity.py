@@ -4,7 +4,7 @@ import pytest
 from matplotlib import image as matplotlib_image
 
 from vit_jax.errors import UserError
-from vit_jax.parallel import sharding
+from vit_jax.parallel import mesh as mesh_lib
 from vit_jax.visualize import position_similarity
 
 # Where the colour map ends: the least and the most alike.
@@ -81,7 +81,7 @@ def test_of_a_large_grid_some_patches_have_a_tile():
 
 
 def test_a_run_draws_its_own_table_wherever_its_parts_are(tmp_path):
-  mesh = sharding.make_mesh(data=1, fsdp=8)
+  mesh = mesh_lib.make_mesh(data=1, fsdp=8)
   split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('fsdp'))
   x = np.float32(table(8, 4))
   params = {'position_embedding': jax.device_put(x, split)}

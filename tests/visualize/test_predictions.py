@@ -7,7 +7,7 @@ import pytest
 from matplotlib import image as matplotlib_image
 
 from vit_jax.errors import UserError
-from vit_jax.parallel import sharding
+from vit_jax.parallel import mesh as mesh_lib
 from vit_jax.visualize import predictions
 from vit_jax.visualize.predictions import Picture
 
@@ -17,7 +17,7 @@ GREEN, RED = (26, 138, 74), (209, 36, 47)
 
 @pytest.fixture
 def mesh():
-  return sharding.make_mesh()
+  return mesh_lib.make_mesh()
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def cells(monkeypatch):
 
 
 def draw(picture, shift, path, mesh):
-  params = jax.device_put(np.int32(shift), sharding.replicated(mesh))
+  params = jax.device_put(np.int32(shift), mesh_lib.replicated(mesh))
   with jax.transfer_guard('disallow'):
     return picture.draw(params, path)
 

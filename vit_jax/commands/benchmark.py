@@ -117,7 +117,7 @@ def measure_step(config: Mapping[str, Any], *, steps: int) -> dict[str, Any]:
   import numpy as np
 
   from vit_jax.data import pipeline
-  from vit_jax.parallel import sharding
+  from vit_jax.parallel import mesh as mesh_lib
   from vit_jax.reporting import flops
   from vit_jax.training import train
 
@@ -127,7 +127,7 @@ def measure_step(config: Mapping[str, Any], *, steps: int) -> dict[str, Any]:
   compile_seconds = time.monotonic() - begin
   state = run.init()
   batches = pipeline.prefetch_to_device(
-    run.input.batches(), sharding.batch_sharding(run.mesh)
+    run.input.batches(), mesh_lib.batch_sharding(run.mesh)
   )
   ends, waited, dispatched, pending = [], [], [], None
   for _ in range(_WARMUP_STEPS + steps + 1):

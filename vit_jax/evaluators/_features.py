@@ -19,7 +19,7 @@ import numpy as np
 
 from vit_jax.data import pipeline
 from vit_jax.errors import RunError, UserError
-from vit_jax.parallel import sharding
+from vit_jax.parallel import mesh as mesh_lib
 
 _log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ class Splits:
         batch_size=math.ceil(batch_size / parts) * parts,
         on_error=on_error,
         num_threads=num_threads,
-        sharding=sharding.batch_sharding(mesh),
+        sharding=mesh_lib.batch_sharding(mesh),
       )
       for where, data in (('data_train', data_train), ('data_test', data_test))
     }
@@ -149,7 +149,7 @@ class Splits:
   def _rows(self, data, params: Any) -> Iterator[dict[str, jax.Array]]:
     """Dispatches one batch after the other."""
     batches = pipeline.prefetch_to_device(
-      iter(data), sharding.batch_sharding(self._mesh)
+      iter(data), mesh_lib.batch_sharding(self._mesh)
     )
     for batch in batches:
       yield _represent(
@@ -157,7 +157,7 @@ class Splits:
         batch,
         predict=self._predict,
         representation=self._representation,
-        out_sharding=sharding.replicated(self._mesh),
+        out_sharding=mesh_lib.replicated(self._mesh),
       )
 
   def _num_classes(self) -> int | None:
@@ -188,7 +188,7 @@ class Splits:
 def put(x: np.ndarray, mesh: jax.sharding.Mesh) -> jax.Array:
   """Returns an array that every device holds; equal in every process."""
   x = np.asarray(x)
-  return _put(x.shape, sharding.replicated(mesh), lambda index: x[index])
+  return _put(x.shape, mesh_lib.replicated(mesh), lambda index: x[index])
 
 
 def put_rows(x_N: np.ndarray, mesh: jax.sharding.Mesh) -> jax.Array:
@@ -207,7 +207,7 @@ def put_rows(x_N: np.ndarray, mesh: jax.sharding.Mesh) -> jax.Array:
     padding = [(0, stop - start - len(part))] + [(0, 0)] * (x_N.ndim - 1)
     return np.pad(part, padding)
 
-  return _put((num_rows, *x_N.shape[1:]), sharding.batch_sharding(mesh), rows)
+  return _put((num_rows, *x_N.shape[1:]), mesh_lib.batch_sharding(mesh), rows)
 
 
 def _parts(mesh: jax.sharding.Mesh) -> int:

@@ -15,7 +15,7 @@ import optax
 
 from vit_jax import losses
 from vit_jax.evaluators import _features
-from vit_jax.parallel import sharding
+from vit_jax.parallel import mesh as mesh_lib
 
 Heads = dict[str, jax.Array]
 
@@ -114,7 +114,7 @@ def lbfgs(
     _features.put(np.float32(l2), mesh),
     num_classes=num_classes,
     max_iterations=max_iterations,
-    out_sharding=sharding.replicated(mesh),
+    out_sharding=mesh_lib.replicated(mesh),
   )
 
 
@@ -127,7 +127,7 @@ def scores(
   head that is not finite.
   """
   sums = jax.device_get(
-    _sums(heads, *_rows(test, mesh), out_sharding=sharding.replicated(mesh))
+    _sums(heads, *_rows(test, mesh), out_sharding=mesh_lib.replicated(mesh))
   )
   finite_R = sums.pop('finite')
   means = {key: sum_R / len(test.x) for key, sum_R in sums.items()}
@@ -177,7 +177,7 @@ def _sgd_epoch(heads, velocity, x_MD, label_N, order_TB, rate_R, *, mesh):
     rows_SBD = jnp.take_along_axis(x_SND, index_SB[..., None], axis=1)
     # All terms of the sum but one are zero: it is exact.
     x_BD = jnp.sum(jnp.where(owned_SB[..., None], rows_SBD, 0), axis=0)
-    return jax.lax.with_sharding_constraint(x_BD, sharding.replicated(mesh))
+    return jax.lax.with_sharding_constraint(x_BD, mesh_lib.replicated(mesh))
 
   def loss(heads, *batch):
     # The heads do not touch: the gradient of the sum holds each one's own.
@@ -197,7 +197,7 @@ def _sgd_epoch(heads, velocity, x_MD, label_N, order_TB, rate_R, *, mesh):
     return (heads, velocity), None
 
   carry, _ = jax.lax.scan(step, (heads, velocity), order_TB)
-  return jax.lax.with_sharding_constraint(carry, sharding.replicated(mesh))
+  return jax.lax.with_sharding_constraint(carry, mesh_lib.replicated(mesh))
 
 
 @functools.partial(

@@ -19,7 +19,7 @@ import numpy as np
 from vit_jax import losses
 from vit_jax.data import pipeline
 from vit_jax.errors import UserError
-from vit_jax.parallel import sharding
+from vit_jax.parallel import mesh as mesh_lib
 
 _log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class Evaluator:
       batch_size=math.ceil(batch_size / shards) * shards,
       on_error=on_error,
       num_threads=num_threads,
-      sharding=sharding.batch_sharding(mesh),
+      sharding=mesh_lib.batch_sharding(mesh),
     )
     if 'label' not in self.input.element_spec():
       raise UserError(f'the examples of {dict(data)} have no label')
@@ -124,7 +124,7 @@ class Evaluator:
   def _rows(self, params: Any) -> Iterator[dict[str, jax.Array]]:
     """Dispatches one batch after the other."""
     batches = pipeline.prefetch_to_device(
-      iter(self.input), sharding.batch_sharding(self._mesh)
+      iter(self.input), mesh_lib.batch_sharding(self._mesh)
     )
     for batch in batches:
       yield _score(
@@ -132,7 +132,7 @@ class Evaluator:
         batch,
         predict=self._predict,
         loss=self._loss,
-        out_sharding=sharding.replicated(self._mesh),
+        out_sharding=mesh_lib.replicated(self._mesh),
       )
 
   def _check_labels(self, rows: Mapping[str, np.ndarray]) -> None:

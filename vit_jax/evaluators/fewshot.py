@@ -16,7 +16,7 @@ import numpy as np
 
 from vit_jax.errors import UserError
 from vit_jax.evaluators import _features
-from vit_jax.parallel import sharding
+from vit_jax.parallel import mesh as mesh_lib
 
 _BIAS = 100.0  # The constant feature: so large that l2 hardly reaches it.
 
@@ -176,7 +176,7 @@ class Evaluator:
           *scale,
           _features.put(np.float32(l2), self._mesh),
           num_classes=num_classes,
-          out_sharding=sharding.replicated(self._mesh),
+          out_sharding=mesh_lib.replicated(self._mesh),
         )
         yield weight_DC, *scale
 
@@ -215,7 +215,7 @@ def _hits(classifier, x_MD: jax.Array, label_N: np.ndarray, mesh) -> int:
     label_N: of the rows.
     mesh: of the rows.
   """
-  answer_M = _answer(x_MD, *classifier, out_sharding=sharding.replicated(mesh))
+  answer_M = _answer(x_MD, *classifier, out_sharding=mesh_lib.replicated(mesh))
   answer_N = jax.device_get(answer_M)[: len(label_N)]
   return -1 if answer_N[0] < 0 else int(np.sum(answer_N == label_N))
 

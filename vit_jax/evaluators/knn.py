@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 from vit_jax.errors import UserError
 from vit_jax.evaluators import _features
-from vit_jax.parallel import sharding
+from vit_jax.parallel import mesh as mesh_lib
 
 _log = logging.getLogger(__name__)
 
@@ -170,7 +170,7 @@ def _vote(
     num_classes: C.
     mesh: of the rows.
   """
-  by_rows = sharding.batch_sharding(mesh).spec
+  by_rows = mesh_lib.batch_sharding(mesh).spec
   # Under plain jit XLA 0.10 gathers all similarities before it sorts them.
   near_QK, label_QK = jax.shard_map(
     functools.partial(_nearest, k=k[-1]),
@@ -192,7 +192,7 @@ def _vote(
     )
     answers.append(jnp.argmax(jnp.sum(votes_QKC, axis=1), axis=-1))
   return jax.lax.with_sharding_constraint(
-    jnp.stack(answers), sharding.replicated(mesh)
+    jnp.stack(answers), mesh_lib.replicated(mesh)
   )
 
 

@@ -16,7 +16,7 @@ from vit_jax import trees
 from vit_jax.data import device_ops_language
 from vit_jax.errors import UserError
 from vit_jax.inference import images as images_lib
-from vit_jax.parallel import sharding
+from vit_jax.parallel import mesh as mesh_lib, rules as rules_lib
 from vit_jax.pretrained import blocks, model_section
 from vit_jax.pretrained.weights import Weights, build_model
 
@@ -45,7 +45,7 @@ class Forward:
     Args:
       weights: with the preprocessing; it may be missing until images come.
       batch_size: rounded up to the devices.
-      mesh: from `sharding.make_mesh`.
+      mesh: from `mesh.make_mesh`.
       on_log: is given a line of text where images are resized by default.
 
     Raises:
@@ -60,9 +60,9 @@ class Forward:
     if weights.model.get('scan'):
       named = blocks.stack(named)
     params = trees.unflatten({k: _float32(x) for k, x in named.items()})
-    shardings = sharding.state_shardings({'params': params}, mesh)['params']
+    shardings = rules_lib.state_shardings({'params': params}, mesh)['params']
     self.params = jax.device_put(params, shardings)
-    self._sharding = sharding.batch_sharding(mesh)
+    self._sharding = mesh_lib.batch_sharding(mesh)
 
     preprocess = self._preprocess = dict(weights.preprocess)
     self._on_log, self._notes, self._resize_noted = on_log, [], False

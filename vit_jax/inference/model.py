@@ -16,7 +16,7 @@ import numpy as np
 
 from vit_jax.errors import UserError
 from vit_jax.inference import classes, forward, images as images_lib
-from vit_jax.parallel import sharding
+from vit_jax.parallel import mesh as mesh_lib
 from vit_jax.pretrained import catalog, download
 from vit_jax.pretrained.weights import Weights
 from vit_jax.printable import printable
@@ -93,7 +93,7 @@ class Model:
         not those of the model.
     """
     if mesh is None:
-      mesh = sharding.make_mesh(devices=jax.local_devices())
+      mesh = mesh_lib.make_mesh(devices=jax.local_devices())
     self.weights = weights
     self.config = dict(weights.model)
     self.class_names = weights.class_names

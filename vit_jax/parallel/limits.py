@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from vit_jax import trees
 from vit_jax.errors import UserError
-from vit_jax.parallel import sharding
+from vit_jax.parallel import rules as rules_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,8 +21,8 @@ class Options:
   """The keys of `config.sharding`.
 
   Attributes:
-    rules: of parameters, see `sharding.state_shardings`; None is
-      `sharding.PARAMETER_RULES`.
+    rules: of parameters, see `rules.state_shardings`; None is
+      `rules.PARAMETER_RULES`.
     min_size: leaves with fewer elements are not split over `fsdp`.
     max_unsplit: the largest share of the state, in bytes, that may stay whole
       on every device although a rule would split it: dimensions that the mesh
@@ -36,8 +36,8 @@ class Options:
       (`activation_sharding`).
   """
 
-  rules: Sequence[tuple[str, sharding.Rule]] | None = None
-  min_size: int = sharding.MIN_SIZE
+  rules: Sequence[tuple[str, rules_lib.Rule]] | None = None
+  min_size: int = rules_lib.MIN_SIZE
   max_unsplit: float = 0.02
   min_rows: int = 16
   split_tokens: bool = False
@@ -59,19 +59,19 @@ class Options:
 
 def check(
   abstract_state: Any, mesh: Mesh, options: Options = Options()
-) -> sharding.Report:
+) -> rules_lib.Report:
   """Returns how the state is spread.
 
   Args:
     abstract_state: a tree with a branch `params`; leaves have a sharding, as
       `train_state.create` returns it.
-    mesh: from `sharding.make_mesh`.
+    mesh: from `mesh.make_mesh`.
     options: the limits, and the rules that the shardings came from.
 
   Raises:
     UserError: a limit is exceeded; shows by what.
   """
-  report = sharding.report(
+  report = rules_lib.report(
     abstract_state, mesh, options.rules, min_size=options.min_size
   )
   problems = []

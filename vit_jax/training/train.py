@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from vit_jax.checkpoints import manager as checkpoint_lib, workdir_lock
 from vit_jax.data import pipeline, watchdog
 from vit_jax.errors import RunError
-from vit_jax.parallel import distributed, preemption, sharding as sharding_lib
+from vit_jax.parallel import distributed, mesh as mesh_lib, preemption
 from vit_jax.pretrained import initialize as initialize_lib, like, run_weights
 from vit_jax.printable import show
 from vit_jax.reporting import (
@@ -81,7 +81,7 @@ def train(
       average of the weights.
     init_from: weights to start from, see `pretrained.initialize`; a run that
       continues from a checkpoint does not read them again.
-    mesh: arguments of `sharding.make_mesh`; None is pure data parallelism.
+    mesh: arguments of `mesh.make_mesh`; None is pure data parallelism.
     sharding: rules and limits, see `parallel.limits.Options`.
     evals: for each name: `name` of a file in `evaluators/`, `every_steps` or
       `every_epochs` (the end of the run is always evaluated), `weights`, and
@@ -192,7 +192,7 @@ def train(
       state = _initialize(run, model['name'], init_from, progress.log)
     clock = _make_clock(run, first)
     batches = pipeline.prefetch_to_device(
-      run.input.batches(first), sharding_lib.batch_sharding(run.mesh)
+      run.input.batches(first), mesh_lib.batch_sharding(run.mesh)
     )
     stack.callback(batches.close)
     stack.enter_context(progress).update(first)

@@ -11,7 +11,7 @@ import optax
 
 from vit_jax.errors import UserError
 from vit_jax.optim import schedules
-from vit_jax.parallel import sharding
+from vit_jax.parallel import rules as rules_lib
 
 # Step t draws from fold_in(key(seed), t); the parameters from the number of a
 # step that no run reaches.
@@ -85,8 +85,8 @@ def create(
   *,
   seed: int,
   ema: bool,
-  rules: Iterable[tuple[str, sharding.Rule]] | None = None,
-  min_size: int = sharding.MIN_SIZE,
+  rules: Iterable[tuple[str, rules_lib.Rule]] | None = None,
+  min_size: int = rules_lib.MIN_SIZE,
 ) -> tuple[TrainState, Callable[[], TrainState]]:
   """Returns the abstract state and the function that makes a fresh one.
 
@@ -97,11 +97,11 @@ def create(
     objective: see `init_branches`.
     optimizer: the optax chain.
     batch_spec: shapes and dtypes of a batch as `objective.init` sees it.
-    mesh: from `sharding.make_mesh`.
+    mesh: from `mesh.make_mesh`.
     seed: of the run.
     ema: whether to keep an average of the parameters; it starts as a copy.
-    rules: see `sharding.state_shardings`.
-    min_size: see `sharding.state_shardings`.
+    rules: see `rules.state_shardings`.
+    min_size: see `rules.state_shardings`.
 
   Returns:
     A TrainState of `jax.ShapeDtypeStruct` with shardings, and a jitted function
@@ -124,7 +124,7 @@ def create(
     )
 
   shapes = jax.eval_shape(init)
-  shardings = sharding.state_shardings(shapes, mesh, rules, min_size=min_size)
+  shardings = rules_lib.state_shardings(shapes, mesh, rules, min_size=min_size)
   abstract = jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
     shapes,

@@ -13,7 +13,7 @@ import numpy as np
 
 from vit_jax.data import records
 from vit_jax.errors import UserError
-from vit_jax.parallel import sharding
+from vit_jax.parallel import mesh as mesh_lib
 from vit_jax.printable import printable
 from vit_jax.visualize import _figure
 
@@ -113,7 +113,7 @@ class Picture:
     shards = self._mesh.shape['data'] * self._mesh.shape['fsdp']
     fill = -num % shards
     rows = [*examples, *[examples[0] | {'mask': np.False_}] * fill]
-    split = sharding.batch_sharding(self._mesh)
+    split = mesh_lib.batch_sharding(self._mesh)
     batch = {
       key: np.stack([row[key] for row in rows])
       for key in rows[0]
@@ -125,7 +125,7 @@ class Picture:
       jax.device_put(batch, split),
       predict=self._predict,
       loss=self._loss,
-      out_sharding=sharding.replicated(self._mesh),
+      out_sharding=mesh_lib.replicated(self._mesh),
     )
     return jax.device_get(probability_BY)[:num]
 

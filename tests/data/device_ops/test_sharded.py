@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from vit_jax.data import device_ops_language
-from vit_jax.parallel import sharding
+from vit_jax.parallel import mesh as mesh_lib
 
 B, SIZE = 64, 16
 BEFORE = "flip_lr|normalize('imagenet')|random_erasing(0.5, mode='pixel')"
@@ -59,8 +59,8 @@ def test_mixing_on_eight_devices_equals_one_and_sends_partners(mix, rows_sent):
   # One device, one op after the other: erased pixels are mixed as they are.
   want = jitted(mix)(before_mixing(), key)
 
-  mesh = sharding.make_mesh(data=4, fsdp=2)
-  rows = sharding.batch_sharding(mesh)
+  mesh = mesh_lib.make_mesh(data=4, fsdp=2)
+  rows = mesh_lib.batch_sharding(mesh)
   split = jax.device_put(batch(), rows)
   compiled = jitted(f'{BEFORE}|{mix}').lower(split, key).compile()
   got = compiled(split, key)
@@ -82,7 +82,7 @@ def test_flips_crops_and_erasing_send_no_image():
   text = f'random_crop(padding=2, pad_mode="reflect")|{BEFORE}'
   key = jax.random.key(0)
   want = jitted(text)(batch(), key)
-  rows = sharding.batch_sharding(sharding.make_mesh())
+  rows = mesh_lib.batch_sharding(mesh_lib.make_mesh())
   split = jax.device_put(batch(), rows)
   compiled = jitted(text).lower(split, key).compile()
   np.testing.assert_allclose(
@@ -92,7 +92,7 @@ def test_flips_crops_and_erasing_send_no_image():
 
 
 def test_the_check_sees_images_that_are_sent():
-  rows = sharding.batch_sharding(sharding.make_mesh())
+  rows = mesh_lib.batch_sharding(mesh_lib.make_mesh())
   split = jax.device_put(batch(), rows)
   mixed = jax.jit(lambda x: x['image'] + jnp.flip(x['image'] / 255, 0))
   compiled = mixed.lower(split).compile()

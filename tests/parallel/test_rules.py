@@ -1,18 +1,18 @@
-"""How the leaves of a state are split over a mesh."""
+"""Shardings of the leaves of a state, by rules over their names."""
 
 import jax
 import numpy as np
 import optax
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec as P
+from jax.sharding import PartitionSpec as P
 
 from vit_jax import trees
 from vit_jax.errors import UserError
-from vit_jax.parallel import sharding
+from vit_jax.parallel import mesh as mesh_lib, rules as rules_lib
 
 
 def test_fsdp_holds_an_eighth_of_the_state_on_each_device():
-  mesh = sharding.make_mesh(data=1, fsdp=8)
+  mesh = mesh_lib.make_mesh(data=1, fsdp=8)
   shapes = {
     'up/kernel': (256, 1024),
     'up/bias': (1024,),
@@ -24,7 +24,7 @@ def test_fsdp_holds_an_eighth_of_the_state_on_each_device():
   )
   moments = optax.adamw(1e-3, mu_dtype='bfloat16').init(params)
   state = dict(params=params, opt_state=moments, ema_params=params)
-  shardings = sharding.state_shardings(state, mesh, min_size=2**10)
+  shardings = rules_lib.state_shardings(state, mesh, min_size=2**10)
   leaves = jax.tree.leaves(jax.device_put(state, shardings))
   total = sum(x.nbytes for x in leaves)
   held = [
@@ -33,7 +33,7 @@ def test_fsdp_holds_an_eighth_of_the_state_on_each_device():
   ]
   assert max(held) / total < 1 / 8 + 0.01  # The scale is whole.
   # What the report says is what the devices hold.
-  report = sharding.report(state, mesh, min_size=2**10)
+  report = rules_lib.report(state, mesh, min_size=2**10)
   assert (report.total_bytes, {report.device_bytes}) == (total, set(held))
 
 
@@ -45,13 +45,13 @@ def specs_of(shapes, mesh, rules=None, min_size=1, **branches):
     )
     for branch, leaves in dict(params=shapes, **branches).items()
   }
-  shardings = sharding.state_shardings(tree, mesh, rules, min_size=min_size)
+  shardings = rules_lib.state_shardings(tree, mesh, rules, min_size=min_size)
   specs = {n: s.spec for n, s in trees.flatten(shardings).items()}
   return {n.removeprefix('params/'): s for n, s in specs.items()}
 
 
 def test_default_rules_split_heads_and_mlps_over_tensor_and_fsdp():
-  mesh = sharding.make_mesh(data=1, fsdp=2, tensor=4)
+  mesh = mesh_lib.make_mesh(data=1, fsdp=2, tensor=4)
   block = 'encoder/block_00/'
   shapes = {
     'attention/query/kernel': (32, 4, 8),
@@ -81,7 +81,7 @@ def test_default_rules_split_heads_and_mlps_over_tensor_and_fsdp():
 
 
 def test_fsdp_takes_the_largest_dimension_that_it_divides():
-  mesh = sharding.make_mesh(data=1, fsdp=8)
+  mesh = mesh_lib.make_mesh(data=1, fsdp=8)
   shapes = {'a': (24, 16), 'b': (100, 16), 'c': (10, 10), 'd': ()}
   assert specs_of(shapes, mesh) == {
     'a': P('fsdp'),
@@ -96,7 +96,7 @@ def test_fsdp_takes_the_largest_dimension_that_it_divides():
 
 
 def test_small_leaves_stay_whole_for_fsdp_but_not_for_tensor():
-  mesh = sharding.make_mesh(data=1, fsdp=2, tensor=4)
+  mesh = mesh_lib.make_mesh(data=1, fsdp=2, tensor=4)
   shapes = {'a': (8, 8), 'b': (8, 16), 'mlp/up/kernel': (8, 8)}
   assert specs_of(shapes, mesh, min_size=100) == {
     'a': P(),
@@ -106,7 +106,7 @@ def test_small_leaves_stay_whole_for_fsdp_but_not_for_tensor():
 
 
 def test_moments_are_split_like_their_parameter_only_if_they_have_its_shape():
-  mesh = sharding.make_mesh(data=1, fsdp=2, tensor=4)
+  mesh = mesh_lib.make_mesh(data=1, fsdp=2, tensor=4)
   name = 'encoder/mlp/up/kernel'
   specs = specs_of(
     # The shorter name is a parameter too: the longest suffix must win.
@@ -123,7 +123,7 @@ def test_moments_are_split_like_their_parameter_only_if_they_have_its_shape():
 
 
 def test_report_tells_what_could_not_be_split():
-  mesh = sharding.make_mesh(data=1, fsdp=2, tensor=4)
+  mesh = mesh_lib.make_mesh(data=1, fsdp=2, tensor=4)
   tree = {
     'params': {
       'mlp': {'up': {'kernel': jax.ShapeDtypeStruct((8, 6), np.float32)}},
@@ -131,7 +131,7 @@ def test_report_tells_what_could_not_be_split():
       'even': jax.ShapeDtypeStruct((16, 5), np.float32),
     }
   }
-  found = sharding.report(tree, mesh, min_size=1)
+  found = rules_lib.report(tree, mesh, min_size=1)
   assert found.total_bytes == 4 * (48 + 15 + 80)
   assert found.device_bytes == 4 * (24 + 15 + 40)
   assert found.unsplit == (
@@ -143,7 +143,7 @@ def test_report_tells_what_could_not_be_split():
 
 
 def test_own_rules_must_be_sound():
-  mesh = sharding.make_mesh(data=1, fsdp=8)
+  mesh = mesh_lib.make_mesh(data=1, fsdp=8)
   shapes = {'a': (8, 8), 'b': (8,)}
   with pytest.raises(UserError, match=r"wrong: 'a': 'fdsp'; 'b': .*'model'"):
     specs_of(shapes, mesh, rules=[('a', 'fdsp'), ('b', ['model'])])
@@ -154,52 +154,3 @@ def test_own_rules_must_be_sound():
   assert specs_of(shapes, mesh, rules=[('a', [None, 'fsdp']), ('.*', 'fsdp')])[
     'a'
   ] == P(None, 'fsdp')
-
-
-def test_mesh_takes_the_devices_that_the_other_axes_leave():
-  mesh = sharding.make_mesh(tensor=4)
-  assert dict(mesh.shape) == {'data': 2, 'fsdp': 1, 'tensor': 4}
-  assert dict(sharding.make_mesh(1, -1, 2).shape)['fsdp'] == 4
-  assert set(mesh.axis_types) == {jax.sharding.AxisType.Auto}
-
-
-@pytest.mark.parametrize(
-  'sizes, message',
-  [
-    (dict(data=3), 'data=3, fsdp=1, tensor=1 does not fit 8 devices'),
-    (dict(data=-1, fsdp=3), 'the others must divide 8'),
-    (dict(data=1), 'must multiply to 8'),
-    (dict(data=-1, fsdp=-1), 'for one axis; wrong: data, fsdp'),
-    (dict(data=8, fsdp=0), 'wrong: fsdp'),
-    (dict(data=8, fsdp=2.0), 'wrong: fsdp'),
-  ],
-)
-def test_mesh_that_does_not_fit_says_why(sizes, message):
-  with pytest.raises(UserError, match=message):
-    sharding.make_mesh(**sizes)
-
-
-def test_batch_size_that_does_not_divide_names_the_nearest_that_do():
-  mesh = sharding.make_mesh(data=2, fsdp=4)
-  sharding.check_batch_size(16, mesh)
-  with pytest.raises(UserError) as error:
-    sharding.check_batch_size(20, mesh, 'input.batch_size')
-  assert str(error.value) == (
-    'input.batch_size=20 does not divide over the 8 parts of the batch (mesh '
-    'data=2 x fsdp=4 on 8 devices): use 16 or 24, or another mesh'
-  )
-  with pytest.raises(UserError, match='use 8, or another mesh'):
-    sharding.check_batch_size(4, mesh)
-  with pytest.raises(UserError, match='batch_size=0'):
-    sharding.check_batch_size(0, mesh)
-  # The tensor axis does not split the batch.
-  sharding.check_batch_size(2, sharding.make_mesh(data=2, tensor=4))
-
-
-def test_batch_rows_are_spread_over_data_and_fsdp():
-  mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
-  batch = jax.device_put(np.zeros((8, 3)), sharding.batch_sharding(mesh))
-  assert {s.data.shape for s in batch.addressable_shards} == {(2, 3)}
-  whole = jax.device_put(np.zeros((8, 3)), sharding.replicated(mesh))
-  assert whole.sharding == NamedSharding(mesh, P())
-  assert whole.is_fully_replicated

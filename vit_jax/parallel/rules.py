@@ -1,20 +1,19 @@
-"""Where arrays live: the mesh, the batch and the training state.
-
-The mesh has the axes `data`, `fsdp` and `tensor`. The batch is split over
-`data` and `fsdp`; parameters, their optimizer moments and their averages over
-`fsdp` and `tensor`, by rules over parameter names. The model knows nothing of
-it: the compiler inserts the communication.
+"""Sharding of the training state, by rules over parameter names.
 
 A rule is a regular expression, which must match the whole parameter name, and
 one of
-- `'fsdp'`: split the largest dimension that the axis divides;
+- `'fsdp'`: shard the largest dimension that the axis divides;
 - `'replicated'`: every device holds all of it;
 - a tuple with one entry per dimension, None, an axis or a tuple of axes. It is
   aligned to the right, so the leading layer dimension of scanned blocks needs
   no rule of its own.
 The first rule that matches wins. An axis of size 1 vanishes. An axis that does
 not divide its dimension is dropped; `'fsdp'` then moves to the largest other
-dimension that it divides. What stays whole is told by `report`.
+dimension that it divides. `report` lists what stays replicated.
+
+Optimizer state and averages are sharded like their parameters. A model says
+only how its activations are sharded (`activations`); the compiler inserts the
+communication.
 """
 
 import dataclasses
@@ -24,13 +23,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
-from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
 from vit_jax import trees
-from vit_jax.errors import DevicesError, UserError
-
-AXES = ('data', 'fsdp', 'tensor')
+from vit_jax.errors import UserError
 
 Rule = str | tuple[str | tuple[str, ...] | None, ...]
 
@@ -49,127 +45,6 @@ PARAMETER_RULES: tuple[tuple[str, Rule], ...] = (
 # Elements. Below it `fsdp` leaves a leaf whole: every vector of every ViT, but
 # no matrix from 128 x 128 up.
 MIN_SIZE = 2**14
-
-
-def make_mesh(
-  data: int = -1,
-  fsdp: int = 1,
-  tensor: int = 1,
-  slices: int | None = None,
-  devices: Sequence[jax.Device] | None = None,
-) -> Mesh:
-  """Returns a mesh with the axes `data`, `fsdp` and `tensor`.
-
-  Args:
-    data: copies of the state, each with its own part of the batch.
-    fsdp: parts into which the state is split, each with its part of the batch.
-    tensor: parts into which attention heads and MLPs are split.
-    slices: groups of devices with a slow network between them, which only
-      `data` crosses: each slice holds whole copies of the state. None is the
-      slices that TPUs say they are of, and 1 for other devices. Where devices
-      are of no slice, each process is one.
-    devices: all devices of all processes unless given.
-
-  One size may be -1: what the others leave of the devices. The axes are Auto,
-  that is, the compiler propagates shardings.
-
-  Raises:
-    UserError: the sizes do not multiply to the number of devices, or `data`
-      does not divide over the slices.
-  """
-  sizes = {'data': data, 'fsdp': fsdp, 'tensor': tensor}
-  devices = jax.devices() if devices is None else list(devices)
-  count = len(devices)
-  given = ', '.join(f'{axis}={size}' for axis, size in sizes.items())
-  wrong = [
-    axis
-    for axis, size in sizes.items()
-    if not isinstance(size, int) or (size < 1 and size != -1)
-  ]
-  free = [axis for axis, size in sizes.items() if size == -1]
-  if wrong or len(free) > 1:
-    raise UserError(
-      f'mesh {given}: a size is a whole number from 1 up, or -1 (what the '
-      f'others leave) for one axis; wrong: {", ".join(wrong or free)}'
-    )
-  fixed = math.prod(size for size in sizes.values() if size != -1)
-  if free and count % fixed == 0:
-    sizes[free[0]] = count // fixed
-  if math.prod(sizes.values()) != count:
-    raise DevicesError(
-      f'mesh {given} does not fit {count} devices: the sizes must multiply to '
-      f'{count}, or with one of them -1 the others must divide {count}'
-    )
-  types = (AxisType.Auto,) * len(AXES)
-  shape = tuple(sizes.values())
-  if slices is None:
-    slices = len({getattr(d, 'slice_index', 0) for d in devices})
-    slices = slices if devices[0].platform == 'tpu' else 1
-  if slices == 1:
-    # Splits an axis of the torus only where nothing else fits.
-    placed = mesh_utils.create_device_mesh(
-      shape, devices, allow_split_physical_axes=True
-    )
-  else:
-    placed = _hybrid(shape, slices, devices, given)
-  return Mesh(placed, AXES, axis_types=types)
-
-
-def _hybrid(shape, slices, devices, given: str):
-  """Returns the devices `[data, fsdp, tensor]`, slice after slice."""
-  by_process = len({getattr(d, 'slice_index', 0) for d in devices}) == 1
-  key = 'process_index' if by_process else 'slice_index'
-  groups = len({getattr(device, key) for device in devices})
-  data, fsdp, tensor = shape
-  if not isinstance(slices, int) or slices < 1 or groups != slices:
-    raise UserError(
-      f'mesh {given}: slices={slices!r}, but the devices are of {groups} '
-      f'{"processes" if by_process else "slices"}'
-    )
-  if data % slices:
-    raise UserError(
-      f'mesh {given}: {slices} slices need a multiple of them for data, got '
-      f'{data}: fsdp and tensor stay within a slice'
-    )
-  return mesh_utils.create_hybrid_device_mesh(
-    (data // slices, fsdp, tensor),
-    (slices, 1, 1),
-    devices,
-    process_is_granule=by_process,
-    allow_split_physical_axes=True,
-  )
-
-
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """Returns the sharding of `[B, ...]` arrays: rows over `data` and `fsdp`."""
-  return NamedSharding(mesh, P(('data', 'fsdp')))
-
-
-def replicated(mesh: Mesh) -> NamedSharding:
-  """Returns the sharding of an array that every device holds whole."""
-  return NamedSharding(mesh, P())
-
-
-def check_batch_size(
-  batch_size: int,
-  mesh: Mesh,
-  what: str = 'batch_size',
-  *,
-  micro_batches: int = 1,
-) -> None:
-  """Raises UserError unless the rows of a batch divide over the mesh."""
-  data, fsdp = mesh.shape['data'], mesh.shape['fsdp']
-  parts = data * fsdp * micro_batches
-  micro = f' x micro_batches={micro_batches}' if micro_batches > 1 else ''
-  if batch_size >= 1 and batch_size % parts == 0:
-    return
-  below = batch_size // parts * parts
-  sizes = f'{below} or {below + parts}' if below > 0 else f'{parts}'
-  raise UserError(
-    f'{what}={batch_size} does not divide over the {parts} parts of the batch '
-    f'(mesh data={data} x fsdp={fsdp}{micro} on {mesh.size} devices): use '
-    f'{sizes}, or another mesh'
-  )
 
 
 def state_shardings(
@@ -204,7 +79,7 @@ def state_shardings(
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """How a state is spread; `str(report)` is a short text.
+  """How a state is sharded; `str(report)` is a short text.
 
   Attributes:
     total_bytes: of the state, each leaf counted once.
@@ -245,7 +120,7 @@ def report(
   *,
   min_size: int = MIN_SIZE,
 ) -> Report:
-  """Tells how `state_shardings` with these arguments spreads the state."""
+  """Returns how `state_shardings` with these arguments shards the state."""
   specs = _specs(abstract_state, mesh, rules, min_size)
   total, on_device, unsplit = 0, 0, []
   for name, leaf in trees.flatten(abstract_state).items():
