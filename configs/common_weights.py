@@ -5,6 +5,7 @@ import re
 
 from vit_jax import files
 from vit_jax.pretrained import published
+from vit_jax.pretrained.main_evaluation import main_evaluation, sides
 
 _PUBLISHED = re.compile(r'(\w+)-([\w-]*?/\d+)(-.*)?')
 _AUGREG_FILE = re.compile(r'([A-Za-z]+)_(\d+)-.*-lr_.*')
@@ -14,9 +15,6 @@ _NOT_KEPT = ('num_classes', 'representation_size', 'head_bias_init')
 _NOT_KEPT += ('head_zero_init', 'dropout_rate', 'attention_dropout_rate')
 _NOT_KEPT += ('stochastic_depth_rate', 'scan', 'remat', 'attention')
 _UNIT = 'normalize(-1, 1)'
-_SIDES = re.compile(
-  r'\w*(?:resize|crop)\w*\((?:size=)?[(\[]?(\d+)(?:, *(\d+))?'
-)
 
 
 def model_of(
@@ -60,7 +58,7 @@ def model_of(
   if found is None:
     section = dict(name='vit', like=model, representation_size=None)
     return section | dict(dtype='bfloat16'), {}, resolution or 224
-  section, device_ops, sides = found
+  section, device_ops, size = found
   section = {k: v for k, v in section.items() if k not in _NOT_KEPT}
   # What a config names is imported, and what a file names must not be.
   if not re.fullmatch(r'\w+', str(section.get('name'))):
@@ -73,12 +71,12 @@ def model_of(
   normalize = re.compile(r'normalize(\(.*\))?', re.DOTALL)
   device_ops = '|'.join(p for p in parts if normalize.fullmatch(p))
   if not resolution:
-    if sides is None or sides[0] != sides[1]:
+    if size is None or size[0] != size[1]:
       raise ValueError(
         f'model={model} was not evaluated at square images of one size: give '
         'resolution=, in pixels'
       )
-    resolution = sides[0]
+    resolution = size[0]
   return section, dict(device_ops=device_ops), resolution
 
 
@@ -98,8 +96,8 @@ def _read_ours(path: pathlib.Path) -> tuple[dict, str, tuple | None] | None:
   said = files.parse_json(metadata['vit_jax'], str(path))
   model, preprocess = dict(said['model']), dict(said['preprocess'])
   device_ops = _text(preprocess.get('device_ops', _UNIT))
-  sides = _sides(_text(preprocess.get('ops', '')))
-  return model, device_ops, sides or preprocess.get('image_size')
+  size = sides(_text(preprocess.get('ops', '')))
+  return model, device_ops, size or preprocess.get('image_size')
 
 
 def _read_run(path: pathlib.Path) -> tuple[dict, str, tuple | None] | None:
@@ -113,20 +111,10 @@ def _read_run(path: pathlib.Path) -> tuple[dict, str, tuple | None] | None:
   run = files.read_json_object(path / 'config.json')
   if not isinstance(run.get('model'), dict) or 'input' not in run:
     return None  # Of timm or Hugging Face.
-  evals = (run.get('evals') or {}).values()
-  texts = [section['ops'] for section in evals if 'ops' in section]
-  texts.append(run['input'].get('ops', ''))
-  sides = next(filter(None, (_sides(_text(text)) for text in texts)), None)
-  return run['model'], _text(run['input'].get('device_ops', '')), sides
-
-
-def _sides(ops: str) -> tuple[int, int] | None:
-  """Returns (height, width) of what the last resize or crop makes."""
-  matches = _SIDES.findall(ops)
-  if not matches:
-    return None
-  height, width = matches[-1]
-  return int(height), int(width or height)
+  main = (run.get('evals') or {}).get(main_evaluation(run)) or {}
+  texts = (main.get('ops') or '', run['input'].get('ops', ''))
+  size = next(filter(None, (sides(_text(text)) for text in texts)), None)
+  return run['model'], _text(run['input'].get('device_ops', '')), size
 
 
 def _text(value) -> str:

@@ -78,7 +78,8 @@ def load(
       there are any.
     ops: how an image is prepared on the host, such as `'decode|resize(224)'`;
       None is what the weights were evaluated with. Photos are resized to the
-      size that the model needs where that does not do it.
+      size that the model needs where that does not do it. Of a run with
+      several evaluations `evaluation='val'` names the one to take.
     device_ops: how it is normalised, such as `'normalize(-1, 1)'`; likewise.
     class_names: a list, a file, or 'imagenet'; None takes those that come with
       the weights.
@@ -96,7 +97,8 @@ def load(
       resized by default.
     download_seconds: after which time to give up a download.
     **options: of the reader of a format: `grid` (rows and columns of the
-      position table), `entry` (which state dict of several in a .pth).
+      position table), `entry` (which state dict of several in a .pth),
+      `evaluation` (of a run, whose ops to take).
 
   Raises:
     UserError: nothing is found, it cannot be read, or an option does not fit.

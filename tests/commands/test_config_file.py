@@ -46,6 +46,15 @@ def test_the_text_after_the_colon_is_the_argument_of_get_config(recipe):
   assert _parse(f'--config={recipe}:S/16').model.variant == 'S/16'
 
 
+def test_the_sections_keep_the_order_of_the_recipe(recipe):
+  config = _parse(f'--config={recipe}', '--config.ema.decay=0.9')
+  sections = _config_file.sections(config)
+  assert sections == config.to_dict()  # Equal whatever the order.
+  assert list(sections) == ['total_steps', 'model', 'optimizer', 'ema']
+  assert list(sections['model']) == ['name', 'variant', 'num_classes']
+  assert sections['optimizer']['rules'] == [('.*', 1.0)]
+
+
 @pytest.mark.parametrize(
   ('change', 'section', 'key', 'expected'),
   [

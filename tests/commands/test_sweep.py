@@ -71,7 +71,9 @@ CONFIG = ml_collections.ConfigDict(
     input=dict(batch_size=8),
     optimizer=dict(learning_rate=0.5, freeze=['a.*']),
     init_from=[dict(weights='x', skip=['head/.*'])],
-    evals=dict(test=dict(name='classification'), val=dict(name='fewshot')),
+    evals=dict(
+      test=dict(name='classification'), val=dict(name='classification')
+    ),
   )
 )
 
@@ -195,6 +197,23 @@ def test_a_mistake_is_told_before_anything_is_trained(
   error = capsys.readouterr().err
   assert all(word in error for word in words), error
   assert not trained
+
+
+def test_results_are_sorted_by_the_main_evaluation(trained, tmp_path, capsys):
+  config = CONFIG.copy_and_resolve_references()
+  config.evals.val.name = 'fewshot'  # It has no top-1 accuracy.
+  sweep_lib.sweep(str(tmp_path), config, {'optimizer.learning_rate': [0.1]})
+  assert 'sorted by test/top1' in capsys.readouterr().out
+
+
+def test_a_run_has_its_evaluations_in_the_order_of_the_recipe(
+  trained, tmp_path
+):
+  config = CONFIG.copy_and_resolve_references()
+  config.evals.few = dict(name='fewshot')
+  sweep_lib.sweep(str(tmp_path), config, {'optimizer.learning_rate': [0.1]})
+  (sections,) = trained.values()
+  assert list(sections['evals']) == ['test', 'val', 'few']
 
 
 def test_a_metric_that_no_run_has_lists_those_there_are(run, trained, capsys):

@@ -84,6 +84,9 @@ def test_a_recipe_with_epochs_is_evaluated_with_zero_steps(tmp_path, recipe):
   assert main_lib.main(argv) == 0
   rows = (workdir / 'metrics.jsonl').read_text().splitlines()
   trained = json.loads(rows[-1])
+  # The first of several evaluations may count: written as in the recipe.
+  config = json.loads((workdir / 'config.json').read_text())
+  assert list(config['input']) == ['data', 'ops', 'device_ops', 'batch_size']
   assert main_lib.main([*argv, '--config.total_steps=0']) == 0
   rows = (workdir / 'metrics.jsonl').read_text().splitlines()
   assert json.loads(rows[-1])['val/loss'] == pytest.approx(trained['val/loss'])
@@ -97,7 +100,7 @@ def test_a_file_as_workdir_is_refused_before_jax_is_imported(
   (tmp_path / 'file').write_text('')
   program = f"""
 import sys
-from vit_jax import {module}
+from vit_jax.commands import {module}
 code = {module}.main()
 assert 'jax' not in sys.modules
 sys.exit(code)

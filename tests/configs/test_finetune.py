@@ -262,6 +262,17 @@ def test_a_run_gives_its_resolution(train_ops, eval_ops, size, tmp_path):
   assert config.evals.val.ops.endswith(f'central_crop({size})')
 
 
+def test_the_resolution_of_a_run_is_that_of_its_main_evaluation(tmp_path):
+  evals = dict(
+    few=dict(name='fewshot', ops='decode|resize(24)'),
+    val=dict(name='classification', ops='decode|resize(48)'),
+  )
+  run = dict(model=KEPT, input=dict(ops='decode'), evals=evals)
+  (tmp_path / 'config.json').write_text(json.dumps(run))
+  config = load(f'model={tmp_path},data=cifar10')
+  assert config.evals.val.ops.endswith('central_crop(48)')
+
+
 def test_a_file_of_ours_gives_its_model_and_normalisation(tmp_path):
   path, section = tmp_path / 'x.safetensors', KEPT | dict(num_classes=4)
   model = lookup.build('models', section, 'Model')

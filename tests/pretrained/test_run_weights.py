@@ -53,6 +53,36 @@ def test_a_run_is_read_with_blocks_apart_and_its_preprocessing(run):
   assert found.class_names is None
 
 
+def test_images_are_prepared_as_in_the_main_evaluation_or_the_one_named(
+  make_weights, tmp_path
+):
+  val = dict(name='classification', ops='decode|resize(32)')
+  # As older versions wrote them: in alphabetical order.
+  evals = dict(
+    corrupted=dict(name='classification', ops='decode|resize(48)'),
+    few=dict(name='fewshot', ops='decode|resize(16)'),
+    val=val,
+    zoo=val,
+  )
+  weights = make_weights()
+  config = dict(model=weights.model, input={}, evals=evals)
+  checkpointer = manager.Checkpointer(tmp_path / 'checkpoints')
+  state = dict(params=jax.tree.map(jax.numpy.asarray, weights.params))
+  checkpointer.save(1, state, config=config, wait=True)
+  checkpointer.close()
+  log = []
+  found = run_weights.read(tmp_path, on_log=log.append)
+  assert found.preprocess['ops'] == 'decode|resize(32)'
+  assert log == [
+    'images are prepared as in the evaluation val: decode|resize(32); '
+    'evaluation= takes another: corrupted, few'
+  ]
+  found = run_weights.read(tmp_path, evaluation='few', on_log=log.append)
+  assert found.preprocess['ops'] == 'decode|resize(16)' and len(log) == 1
+  with pytest.raises(UserError, match=r"'fwe'.* are corrupted, few, val, zoo"):
+    run_weights.read(tmp_path, evaluation='fwe')
+
+
 def test_the_average_is_what_is_read_if_there_is_one(run):
   workdir, weights = run
   assert (

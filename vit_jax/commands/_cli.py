@@ -143,6 +143,12 @@ def add_weights_options(parser: argparse.ArgumentParser) -> None:
     help='read the averaged weights of a run (default: if it has them)',
   )
   group.add_argument(
+    '--evaluation',
+    metavar='NAME',
+    help='of a run: prepare images as in this evaluation (default: the main '
+    'one, which a line names where there are several)',
+  )
+  group.add_argument(
     '--weights_dir',
     metavar='FOLDER',
     help='of downloaded weights (default: $VIT_JAX_WEIGHTS or '
@@ -158,7 +164,7 @@ def weights_options(args: argparse.Namespace) -> dict[str, Any]:
 
   Messages (downloads, damage) go to stderr: stdout is for results.
   """
-  keys = ('model', 'step', 'ema', 'entry', 'weights_dir')
+  keys = ('model', 'step', 'ema', 'entry', 'weights_dir', 'evaluation')
   options = {key: getattr(args, key) for key in keys}
   return options | dict(on_log=functools.partial(show, file=sys.stderr))
 

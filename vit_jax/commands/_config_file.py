@@ -14,6 +14,7 @@ import argparse
 import ast
 import importlib.util
 import inspect
+import json
 import os
 import pathlib
 import sys
@@ -139,6 +140,15 @@ def apply(
         section[other] = None
 
 
+def sections(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """Returns nested dicts with the keys in the order in which they were set.
+
+  `ConfigDict.to_dict` sorts them, but of evaluations the first one counts.
+  """
+  as_set = json.loads(config.to_json_best_effort(sort_keys=False))
+  return _in_order(config.to_dict(), as_set)
+
+
 def split(
   argv: Sequence[str], prefix: str
 ) -> tuple[list[tuple[str, str]], list[str]]:
@@ -164,6 +174,17 @@ def split(
       rest.append(argv[i])
     i += 1
   return pairs, rest
+
+
+def _in_order(values: dict[str, Any], order: dict[str, Any]) -> dict[str, Any]:
+  """Returns nested dicts with the keys in another one's order."""
+  return {
+    key: _in_order(values[key], order[key])
+    if isinstance(values[key], dict) and isinstance(order[key], dict)
+    else values[key]
+    for key in [*order, *values]
+    if key in values
+  }
 
 
 def _change(

@@ -24,6 +24,7 @@ import ml_collections
 from vit_jax.commands import _cli, _config_file
 from vit_jax.errors import RunError, UserError
 from vit_jax.parallel import preemption
+from vit_jax.pretrained.main_evaluation import main_evaluation
 from vit_jax.printable import show
 
 PREFIX = '--sweep.'
@@ -47,8 +48,8 @@ def _main(argv: Sequence[str]) -> int:
   )
   parser.add_argument(
     '--metric',
-    help='to sort the table by (default: val/top1, or top1 of the first '
-    'evaluation)',
+    help='to sort the table by (default: top1 of the main evaluation, such as '
+    'val)',
   )
   # For --help: `split` takes these out of the arguments, for any KEY.
   parser.add_argument(
@@ -78,7 +79,7 @@ def sweep(
     values: for each key of the config, with dots, its values; what is a string
       is read as on the command line.
     metric: that sorts the results, the highest first, or the lowest of a loss.
-      None is `'val/top1'`, or that of the first evaluation if none is `val`.
+      None is the `top1` of the main evaluation, see `main_evaluation`.
       Of equal results the one with the lower `loss` of the same evaluation, if
       it reports one, is first.
 
@@ -152,18 +153,18 @@ def _configs(
     label = label.replace('/', '_')
     if label in configs:
       raise UserError(f'the values contain {label} twice')
-    configs[label] = changed.to_dict()
+    configs[label] = _config_file.sections(changed)
   return configs
 
 
 def _metric(config: ml_collections.ConfigDict, metric: str | None) -> str:
   """Returns the metric to sort by; an evaluation must be there that has it."""
-  evals = config.get('evals') or {}
-  evals = [name for name, section in evals.items() if section is not None]
+  sections = _config_file.sections(config)
+  evals = [k for k, v in (sections.get('evals') or {}).items() if v is not None]
   if not evals:
     raise UserError('a sweep compares evaluations, but config.evals has none')
   if metric is None:
-    return f'{"val" if "val" in evals else evals[0]}/top1'
+    return f'{main_evaluation(sections)}/top1'
   name = metric.partition('/')[0]
   if name.removesuffix('_ema').removesuffix('_params') not in evals:
     raise UserError(

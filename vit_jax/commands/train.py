@@ -60,7 +60,7 @@ def _main(argv: Sequence[str]) -> None:
   from vit_jax import lookup
   from vit_jax.training import train
 
-  sections = config.to_dict()
+  sections = _config_file.sections(config)
   if args.profile is not None:
     sections['profile'] = args.profile
   lookup.check_keys(train.train, sections, 'config', num_args=1)

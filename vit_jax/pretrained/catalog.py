@@ -67,9 +67,9 @@ def load(
     weights_dir: the folder of downloads; see `download.folder`.
     on_log: called with a line of text for every download.
     download_seconds: after which time to give up a download.
-    **options: of the reader: `step` and `ema` of `run_weights.read`, `grid` of
-      `google_npz.read` and `torch_files.read`, `entry` of the latter. Those
-      that are None are left out.
+    **options: of the reader: `step`, `ema` and `evaluation` of
+      `run_weights.read`, `grid` of `google_npz.read` and `torch_files.read`,
+      `entry` of the latter. Those that are None are left out.
 
   Raises:
     UserError: nothing is found, or it cannot be read; options that the reader

@@ -14,6 +14,7 @@ from vit_jax.checkpoints import format as checkpoint_format
 from vit_jax.data import device_ops_language
 from vit_jax.errors import UserError
 from vit_jax.pretrained import blocks, json_fields, model_section, overrides
+from vit_jax.pretrained.main_evaluation import main_evaluation
 from vit_jax.pretrained.weights import Weights
 from vit_jax.printable import printable
 
@@ -36,12 +37,13 @@ def read(
   step: int | str | None = None,
   ema: bool | None = None,
   model: Mapping[str, Any] | None = None,
+  evaluation: str | None = None,
   on_log: Callable[[str], Any] = print,
 ) -> Weights:
   """Returns the weights of a checkpoint; the run itself may be going on.
 
-  Preprocessing is that of the run's first evaluation; images are normalised as
-  in training. Class names come from `write_class_names`.
+  Host ops are those of the run's main evaluation; images are normalised as in
+  training. Class names come from `write_class_names`.
 
   Args:
     path: of a run (the workdir), of its folder of checkpoints, or of one of the
@@ -52,13 +54,16 @@ def read(
       number was given.
     ema: whether to read the averaged weights; None reads them if the run kept
       an average.
+    evaluation: the name of the evaluation whose host ops are taken; None
+      chooses, see `main_evaluation`.
     model: keys of the model section that win; see `overrides.apply`.
-    on_log: receives a line of text for every damaged checkpoint, and one that
-      says which checkpoint is the best.
+    on_log: receives a line of text for every damaged checkpoint, for the best
+      checkpoint, and for the evaluation chosen among several that prepare
+      images differently.
 
   Raises:
-    UserError: no good checkpoint, no average in it, no best one, or a model
-      with batch statistics.
+    UserError: no good checkpoint, no average in it, no best one, no such
+      evaluation, or a model with batch statistics.
   """
   found = _find(path)
   if found is None:
@@ -102,7 +107,7 @@ def read(
   return Weights(
     params=trees.unflatten(named),
     model=section,
-    preprocess=_preprocess(config, named),
+    preprocess=_preprocess(config, named, evaluation, on_log),
     class_names=_read_class_names(directory.parent),
     source=source,
     trusted=overrides.trusted(model),
@@ -201,20 +206,47 @@ def _checked_config(meta: Mapping[str, Any], path: str) -> dict[str, Any]:
   return config | dict(evals=evals)
 
 
-def _preprocess(config: Mapping[str, Any], named) -> dict[str, Any]:
+def _preprocess(
+  config: Mapping[str, Any],
+  named: Mapping[str, Any],
+  evaluation: str | None = None,
+  on_log: Callable[[str], Any] = print,
+) -> dict[str, Any]:
+  """Returns how images are prepared for the weights, see `Weights`."""
   ops = device_ops_language.of_evaluation(
     config['input'].get('device_ops') or ''
   )
   preprocess = {'device_ops': ops}
-  evals = (config.get('evals') or {}).values()
-  ops = [section['ops'] for section in evals if section.get('ops') is not None]
-  if ops:
-    preprocess['ops'] = ops[0]
   table = named.get('position_embedding')
   patch = model_section.patch_size(named)
   if table is not None and patch is not None:
     preprocess['image_size'] = tuple(
       table.shape[i] * patch[i] for i in range(2)
+    )
+  evals = {
+    name: section
+    for name, section in (config.get('evals') or {}).items()
+    if section.get('ops') is not None
+  }
+  if evaluation is not None and evaluation not in evals:
+    raise UserError(
+      f'evaluation={evaluation!r}: the evaluations of the run that prepare '
+      f'images are {printable(", ".join(evals) or "none")}'
+    )
+  name = evaluation or main_evaluation(
+    {**config, 'evals': evals}, preprocess.get('image_size')
+  )
+  if name is None:
+    return preprocess
+  preprocess['ops'] = evals[name]['ops']
+  others = [n for n in evals if evals[n]['ops'] != preprocess['ops']]
+  if evaluation is None and others:
+    on_log(
+      printable(
+        f'images are prepared as in the evaluation {name}: '
+        f'{preprocess["ops"] or "no ops"}; evaluation= takes another: '
+        f'{", ".join(others)}'
+      )
     )
   return preprocess
 
