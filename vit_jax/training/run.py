@@ -16,7 +16,8 @@ from vit_jax.parallel import (
   activations,
   compiler_options,
   limits,
-  sharding as sharding_lib,
+  mesh as mesh_lib,
+  rules as rules_lib,
 )
 from vit_jax.reporting import flops
 from vit_jax.training import gradients, inputs, train_state, train_step
@@ -36,7 +37,7 @@ class Run:
   total_steps: int
   batch_spec: dict[str, jax.ShapeDtypeStruct]
   abstract_state: train_state.TrainState
-  sharding_report: sharding_lib.Report
+  sharding_report: rules_lib.Report
   init: Callable[[], train_state.TrainState]
   step: Any  # jitted: (state, batch) -> (state, metrics); donates the state
   predict: Any  # jitted: (weights, batch) -> dict of outputs
@@ -121,8 +122,8 @@ def build(
   for name, section in sections.items():
     if not isinstance(section, lookup.SECTION):
       raise UserError(f'config.{name} is a section with keys; got {section!r}')
-  device_mesh = call(sharding_lib.make_mesh, mesh or {}, 'config.mesh')
-  batch_sharding = sharding_lib.batch_sharding(device_mesh)
+  device_mesh = call(mesh_lib.make_mesh, mesh or {}, 'config.mesh')
+  batch_sharding = mesh_lib.batch_sharding(device_mesh)
   train_input = call(
     pipeline.TrainInput,
     input,
@@ -141,7 +142,7 @@ def build(
     'models', model, 'Model', where='config.model', trusted=True
   )
   objective = _objective(objective, module, steps_per_epoch, total)
-  sharding_lib.check_batch_size(
+  mesh_lib.check_batch_size(
     train_input.batch_size, device_mesh, micro_batches=micro_batches
   )
   batch_spec = {
