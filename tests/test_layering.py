@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -114,6 +115,31 @@ def test_the_check_sees_every_way_to_import_upwards():
     assert upward('objectives', statement) == [], statement
   # Two folders of one level do not know each other.
   assert upward('models', 'from vit_jax.data import pipeline')
+
+
+def test_every_module_that_is_imported_exists():
+  # Also in texts: tests run programs that are written in them.
+  statement = re.compile(
+    r'^[ \'"]*(?:from (vit_jax[\w.]*) import (\([^)]*\)|[^\n;({]*)'
+    r'|import (vit_jax[\w.]*))',
+    re.MULTILINE,
+  )
+  wrong = set()
+  for folder in ('vit_jax', 'configs', 'scripts', 'tests'):
+    for file in (ROOT / folder).rglob('*.py'):
+      for module, names, plain in statement.findall(file.read_text()):
+        path = ROOT / (module or plain).replace('.', '/')
+        exists = path.is_dir() or path.with_suffix('.py').is_file()
+        if path.is_dir():
+          own = re.findall(r'\w+', (path / '__init__.py').read_text())
+          names = re.sub(r'#.*|\\n.*|[()\'"]', '', names)
+          for name in filter(None, map(str.strip, names.split(','))):
+            target = path / (name := name.split()[0])
+            is_module = target.is_dir() or target.with_suffix('.py').is_file()
+            exists &= is_module or name in own
+        if not exists:
+          wrong.add(f'{file.relative_to(ROOT)}: {module or plain} {names}')
+  assert wrong == set()
 
 
 def test_configs_import_nothing_heavy():
