@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vit_jax.errors import RunError, UserError
-from vit_jax.evaluators import _features
+from vit_jax.evaluators import _features, _rows
 from vit_jax.parallel import mesh as mesh_lib
 
 SOURCE = """
@@ -189,24 +189,27 @@ def test_features_that_are_not_finite_end_the_run(splits):
     _extract(made)
 
 
-def test_outputs_that_nobody_reads_are_not_computed(splits, monkeypatch):
+def test_unused_outputs_are_not_computed():
   def costly(params, batch):
     tokens = jnp.linalg.inv(jnp.tile(jnp.eye(3)[None], (8, 1, 1)) * params)
     return predict(params, batch) | {'tokens': tokens}
 
-  made = splits(dict(split='8'), dict(split='8'))
+  mesh = mesh_lib.make_mesh()
   batch = {
     'image': jnp.zeros((8, 2, 2, 3)),
     'label': jnp.zeros(8, jnp.int32),
     'mask': jnp.ones(8, bool),
   }
   for representation, computed in (('features', False), ('tokens', True)):
-    program = _features._represent.lower(
+    program = _rows._call.lower(
       jnp.float32(1),
       batch,
-      predict=jax.jit(costly),
-      representation=representation,
-      out_sharding=mesh_lib.replicated(made._mesh),
+      function=_features._represent,
+      options=(
+        ('predict', jax.jit(costly)),
+        ('representation', representation),
+      ),
+      out_sharding=mesh_lib.replicated(mesh),
     )
     assert ('getrf' in program.compile().as_text()) == computed
 

@@ -274,7 +274,7 @@ def test_separate_classes_are_told_apart_by_both_solvers(evaluate):
     (dict(l2=-1.0), r'l2 is positive; got -1\.0'),
     (dict(solver='sgd', epochs=0), 'epochs is positive; got 0'),
     (dict(solver='sgd', learning_rates=()), 'learning_rates is positive'),
-    (dict(held_out=1.5), r'held_out lies between 0 and 1; got 1\.5'),
+    (dict(held_out=1.5), r'held_out must be between 0 and 1; got 1\.5'),
     (dict(l2=1.0, held_out=0.1), 'held_out has no effect'),
     (
       dict(solver='sgd', learning_rates=(0.1,), held_out=0.1),

@@ -1,4 +1,4 @@
-"""What a frozen model makes of every image of a split: once, whole, in order.
+"""A frozen model's features for every example of a training and a test split.
 
 Few-shot, k-NN and linear probes read a representation instead of the logits,
 so they have classes of their own and may run on data that the model was never
@@ -6,22 +6,17 @@ made for.
 """
 
 import dataclasses
-import functools
-import itertools
-import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.data import pipeline
 from vit_jax.errors import RunError, UserError
+from vit_jax.evaluators import _rows
 from vit_jax.parallel import mesh as mesh_lib
-
-_log = logging.getLogger(__name__)
 
 Predict = Callable[..., Mapping[str, jax.Array]]
 
@@ -54,12 +49,11 @@ class Splits:
 
     Args:
       predict: `(params, batch) -> {name: [B, ...]}`, jittable.
-      mesh: the devices; each batch is split over its data and fsdp axes.
+      mesh: the devices.
       data_train: the source of labelled examples, as in the input section.
-      data_test: the source that is judged.
+      data_test: the source that the metrics are of.
       ops: the host ops for both, as in the input section of a config.
-      batch_size: global batch of the forward pass; rounded up to a multiple of
-        the devices that share a batch. It does not change the result.
+      batch_size: of the forward pass; it does not change the result.
       representation: which output of `predict` is the feature vector:
         'features' (the input of the model's head), 'prefix_tokens' (the first
         of them, the class token), 'tokens' (their mean over the patches), any
@@ -71,21 +65,20 @@ class Splits:
     Raises:
       UserError: an option or the data; labels that are not one integer each.
     """
-    parts = _parts(mesh)
-    self._inputs = {
-      where: pipeline.EvalInput(
+    self._splits = {
+      name: _rows.Rows(
+        mesh,
         data=data,
         ops=ops,
-        batch_size=math.ceil(batch_size / parts) * parts,
+        batch_size=batch_size,
         on_error=on_error,
         num_threads=num_threads,
-        sharding=mesh_lib.batch_sharding(mesh),
+        name=name,
       )
-      for where, data in (('data_train', data_train), ('data_test', data_test))
+      for name, data in (('data_train', data_train), ('data_test', data_test))
     }
-    self._predict, self._mesh = predict, mesh
-    self._representation = representation
-    self._skips = on_error == 'skip'
+    self.inputs = {name: rows.input for name, rows in self._splits.items()}
+    self._predict, self._representation = predict, representation
     self._check()
 
   def extract(
@@ -93,89 +86,65 @@ class Splits:
   ) -> tuple[Features, Features, int, dict[str, float]]:
     """Returns features of train and test, the number of classes, and facts.
 
-    The number of classes is what the sources say or else the largest label of
+    The number of classes is that of the sources or else the largest label of
     the two plus 1. The facts are `num_examples`, the number of test images that
-    count, and with on_error='skip' `num_skipped`, the number of images of both
-    that could not be read.
+    were read, and with on_error='skip' `num_skipped`, the number of images of
+    both that could not be read.
 
     Raises:
       UserError: a representation the model lacks, or labels out of range.
       RunError: features that are not finite.
     """
-    train, test = (self._of_split(where, params) for where in self._inputs)
-    num_classes = self._num_classes()
+    train, test = (self._of_split(name, params) for name in self._splits)
+    known = {x.num_classes for x in self.inputs.values()} - {None}
+    num_classes = next(iter(known), None)
     if num_classes is None:
       num_classes = int(max(train.label.max(), test.label.max())) + 1
-    for where, split in zip(self._inputs, (train, test), strict=True):
+    for name, split in zip(self._splits, (train, test), strict=True):
       label_N = split.label
       outside = label_N[(label_N < 0) | (label_N >= num_classes)]
       if outside.size:
         raise UserError(
-          f'{where} has the labels {sorted(set(outside.tolist()))[:5]}, which '
+          f'{name} has the labels {sorted(set(outside.tolist()))[:5]}, which '
           f'are not among the {num_classes} classes 0..{num_classes - 1}'
         )
     facts = {'num_examples': float(len(test.x))}
-    if self._skips:
-      total = sum(x.num_examples for x in self._inputs.values())
-      facts['num_skipped'] = float(total - len(train.x) - len(test.x))
+    skipped = [rows.num_skipped for rows in self._splits.values()]
+    if None not in skipped:
+      facts['num_skipped'] = float(sum(skipped))
     return train, test, num_classes, facts
 
-  def _of_split(self, where: str, params: Any) -> Features:
-    data = self._inputs[where]
-    parts = []
-    # A result is fetched after the next batch was dispatched.
-    rows = itertools.chain(self._rows(data, params), [None])
-    for current, _ in itertools.pairwise(rows):
-      got = jax.device_get(current)
-      parts.append((got['x'][got['mask']], got['label'][got['mask']]))
-    x_ND, label_N = (np.concatenate(x) for x in zip(*parts, strict=True))
-    if data.skipped:
-      _log.warning(
-        'skipped %d examples of %s that cannot be read, among them:\n  %s',
-        data.skipped,
-        where,
-        '\n  '.join(data.skipped_names),
-      )
+  def _of_split(self, name: str, params: Any) -> Features:
+    parts = self._splits[name].map(
+      _represent,
+      params,
+      predict=self._predict,
+      representation=self._representation,
+    )
+    pairs = [(rows['x'], rows['label']) for rows in parts]
+    x_ND, label_N = (np.concatenate(x) for x in zip(*pairs, strict=True))
     if not len(x_ND):
-      raise UserError(f'{where}: none of its examples can be read')
+      raise UserError(f'{name}: none of its examples can be read')
     finite_N = np.isfinite(x_ND).all(axis=1)
     if not finite_N.all():
       raise RunError(
         f'{self._representation!r} is not finite for {np.sum(~finite_N)} of '
-        f'{len(x_ND)} images of {where}: has the training diverged?'
+        f'{len(x_ND)} images of {name}: has the training diverged?'
       )
     return Features(x_ND, label_N)
 
-  def _rows(self, data, params: Any) -> Iterator[dict[str, jax.Array]]:
-    """Dispatches one batch after the other."""
-    batches = pipeline.prefetch_to_device(
-      iter(data), mesh_lib.batch_sharding(self._mesh)
-    )
-    for batch in batches:
-      yield _represent(
-        params,
-        batch,
-        predict=self._predict,
-        representation=self._representation,
-        out_sharding=mesh_lib.replicated(self._mesh),
-      )
-
-  def _num_classes(self) -> int | None:
-    known = {x.num_classes for x in self._inputs.values()} - {None}
-    return next(iter(known), None)
-
   def _check(self) -> None:
     problems = []
-    for where, data in self._inputs.items():
+    for name, data in self.inputs.items():
       label = data.element_spec().get('label')
       if label is None:
-        problems.append(f'{where} has no labels')
+        problems.append(f'{name} has no labels')
       elif label.ndim != 1 or label.dtype.kind not in 'iu':
         problems.append(
-          f'{where} has labels {label.dtype}{list(label.shape[1:])}; one '
+          f'{name} has labels {label.dtype}{list(label.shape[1:])}; one '
           'integer for each image is needed'
         )
-    counts = [x.num_classes for x in self._inputs.values()]
+    counts = [x.num_classes for x in self.inputs.values()]
     if None not in counts and len(set(counts)) > 1:
       problems.append(
         f'data_train has {counts[0]} classes and data_test {counts[1]}: are '
@@ -191,14 +160,17 @@ def put(x: np.ndarray, mesh: jax.sharding.Mesh) -> jax.Array:
   return _put(x.shape, mesh_lib.replicated(mesh), lambda index: x[index])
 
 
-def put_rows(x_N: np.ndarray, mesh: jax.sharding.Mesh) -> jax.Array:
-  """Returns `[M, ...]`, rows split over data and fsdp, zeros after the first N.
+def put_rows(
+  x_N: np.ndarray, mesh: jax.sharding.Mesh, *, block: int = 1
+) -> jax.Array:
+  """Returns `[M, ...]`, sharded over data and fsdp, zeros after the first N.
 
   Args:
     x_N: `[N, ...]`, the whole of it, equal in every process.
-    mesh: whose axes data and fsdp share M, the next multiple of their size.
+    mesh: whose axes data and fsdp share M.
+    block: M is the next number of which each device has a multiple of these.
   """
-  parts = _parts(mesh)
+  parts = _rows.padded(1, mesh) * block
   num_rows = math.ceil(len(x_N) / parts) * parts
 
   def rows(index):
@@ -210,33 +182,17 @@ def put_rows(x_N: np.ndarray, mesh: jax.sharding.Mesh) -> jax.Array:
   return _put((num_rows, *x_N.shape[1:]), mesh_lib.batch_sharding(mesh), rows)
 
 
-def _parts(mesh: jax.sharding.Mesh) -> int:
-  return mesh.shape['data'] * mesh.shape['fsdp']
-
-
 def _put(shape, where: jax.sharding.Sharding, part) -> jax.Array:
   # Explicit: JAX makes arrays from callbacks by implicit transfers.
   with jax.transfer_guard_host_to_device('allow'):
     return jax.make_array_from_callback(shape, where, part)
 
 
-@functools.partial(
-  jax.jit, static_argnames=('predict', 'representation', 'out_sharding')
-)
-def _represent(params, batch, *, predict, representation, out_sharding):
-  """Returns feature, label and mask of each row, on every process.
-
-  One program with the model, so that outputs which nobody reads are not
-  computed.
-  """
+def _represent(params, batch, *, predict, representation):
+  """Returns feature and label of each row."""
   outputs = predict(params, batch)
   vectors = [_vectors(outputs, name) for name in representation.split('+')]
-  rows = dict(
-    x=jnp.concatenate(vectors, axis=-1),
-    label=batch['label'],
-    mask=batch['mask'],
-  )
-  return jax.lax.with_sharding_constraint(rows, out_sharding)
+  return dict(x=jnp.concatenate(vectors, axis=-1), label=batch['label'])
 
 
 def _vectors(outputs: Mapping[str, jax.Array], name: str) -> jax.Array:

@@ -1,7 +1,8 @@
 """Softmax regression on a matrix of features: by SGD, and by L-BFGS.
 
 Heads come in stacks: `kernel` [R, D, C] and `bias` [R, C], float32, are R
-classifiers that share the features.
+classifiers that share the features. Logits are computed in blocks of rows:
+those of all rows, 4 N C bytes, would be 5 GB on ImageNet.
 """
 
 import functools
@@ -14,13 +15,14 @@ import numpy as np
 import optax
 
 from vit_jax import losses
-from vit_jax.evaluators import _features
+from vit_jax.evaluators import _features, _rows
 from vit_jax.parallel import mesh as mesh_lib
 
 Heads = dict[str, jax.Array]
 
 _MOMENTUM = 0.9
 _TOLERANCE = 1e-4  # scikit-learn's, of the largest gradient.
+_MAX_LOGITS = 2**24  # That a device computes at once: 64 MiB in float32.
 
 
 def sgd(
@@ -42,7 +44,7 @@ def sgd(
 
   Args:
     train: features and labels.
-    mesh: the devices; the features are split over them.
+    mesh: the devices; the features are sharded over them.
     num_classes: C.
     seed: of the first weights and of the order.
     learning_rates: for a batch of 256.
@@ -96,25 +98,25 @@ def lbfgs(
 ) -> Heads:
   """Returns the head that minimises the summed loss + l2 / 2 |kernel|^2.
 
-  What scikit-learn's `LogisticRegression(C=1 / l2)` does, on the devices and in
-  float32: the same minimum, and like there it is reached when no derivative of
-  the mean loss exceeds 1e-4, or else given up after so many iterations. The
-  bias is free. Logits for all rows are held at once, 4 N C bytes over all
-  devices together.
+  scikit-learn's `LogisticRegression(C=1 / l2)` on the devices and in float32:
+  it has the same minimum, and stops likewise when no derivative of the mean
+  loss exceeds 1e-4, or after `max_iterations`. The bias is not penalised.
 
   Args:
     train: features and labels.
-    mesh: the devices; the features are split over them.
+    mesh: the devices; the features are sharded over them.
     num_classes: C.
     l2: CLIP's lambda.
     max_iterations: of L-BFGS.
   """
+  block, rows = _put(train, mesh, num_classes)
   return _lbfgs(
-    *_rows(train, mesh),
+    *rows,
     _features.put(np.float32(l2), mesh),
     num_classes=num_classes,
     max_iterations=max_iterations,
-    out_sharding=mesh_lib.replicated(mesh),
+    block=block,
+    mesh=mesh,
   )
 
 
@@ -123,29 +125,82 @@ def scores(
 ) -> dict[str, np.ndarray]:
   """Returns `top1`, `loss`, and with 6 classes or more `top5`, each `[R]`.
 
-  They are the fractions of hits and the mean cross-entropy in nats; NaN for a
-  head that is not finite.
+  They are the fraction of correct rows and the mean cross-entropy in nats; NaN
+  for a head that is not finite.
   """
-  sums = jax.device_get(
-    _sums(heads, *_rows(test, mesh), out_sharding=mesh_lib.replicated(mesh))
-  )
+  block, rows = _put(test, mesh, heads['bias'].shape[-1])
+  sums = jax.device_get(_sums(heads, *rows, block=block, mesh=mesh))
   finite_R = sums.pop('finite')
   means = {key: sum_R / len(test.x) for key, sum_R in sums.items()}
   return {key: np.where(finite_R, x, np.nan) for key, x in means.items()}
 
 
-def _rows(features: _features.Features, mesh) -> list[jax.Array]:
-  """Returns features, labels and which rows count, split over the devices."""
-  counted_N = np.ones(len(features.x), bool)
-  columns = features.x, features.label, counted_N
-  return [_features.put_rows(x, mesh) for x in columns]
+def _put(
+  features: _features.Features, mesh: jax.sharding.Mesh, num_classes: int
+) -> tuple[int, list[jax.Array]]:
+  """Returns the rows of a block on each device, and all rows on the devices.
+
+  The rows are features, labels and whether a row is no padding.
+  """
+  per_device = math.ceil(len(features.x) / _rows.padded(1, mesh))
+  num_blocks = math.ceil(per_device * num_classes / _MAX_LOGITS)
+  block = math.ceil(per_device / num_blocks)
+  columns = features.x, features.label, np.ones(len(features.x), bool)
+  return block, [_features.put_rows(x, mesh, block=block) for x in columns]
+
+
+def _sum_over_blocks(function, argument, rows, block: int, mesh):
+  """Returns the sum of `function(argument, *rows)` over blocks of rows.
+
+  Its gradient holds the intermediate values of one block at a time.
+
+  Args:
+    function: returns a tree of sums over the rows that it is given.
+    argument: to differentiate by.
+    rows: arrays `[M, ...]` from `_put`.
+    block: rows of a block on each device.
+    mesh: the devices.
+  """
+  parts = _rows.padded(1, mesh)
+
+  def blocks(x_M):
+    """Returns `[K, block on every device, ...]`, as sharded as before."""
+    x = x_M.reshape(parts, -1, block, *x_M.shape[1:]).swapaxes(0, 1)
+    x = x.reshape(-1, parts * block, *x_M.shape[1:])
+    spec = jax.sharding.PartitionSpec(None, *mesh_lib.batch_sharding(mesh).spec)
+    split = jax.sharding.NamedSharding(mesh, spec)
+    return jax.lax.with_sharding_constraint(x, split)
+
+  rows = tuple(blocks(x_M) for x_M in rows)
+  function = jax.checkpoint(function)
+  if len(rows[0]) == 1:
+    return function(argument, *(x[0] for x in rows))
+
+  def add(sums, rows):
+    return jax.tree.map(jnp.add, sums, function(argument, *rows)), None
+
+  shapes = jax.eval_shape(function, argument, *(x[0] for x in rows))
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+  return jax.lax.scan(add, zeros, rows)[0]
 
 
 def _logits(head, x_MD):
-  # TPUs and recent GPUs multiply in fewer digits unless told otherwise.
+  # The default of TPUs and recent GPUs multiplies in fewer digits.
   highest = jax.lax.Precision.HIGHEST
   logits_MC = jnp.matmul(x_MD, head['kernel'], precision=highest)
   return logits_MC + head['bias'][None]
+
+
+def _rank(logits_BC, label_B):
+  """Returns how many classes come before the label; of equals the first does.
+
+  As `jax.lax.top_k` orders them, for which XLA gathers the logits of all
+  devices.
+  """
+  own_B1 = jnp.take_along_axis(logits_BC, label_B[:, None], axis=-1)
+  is_earlier_BC = jnp.arange(logits_BC.shape[-1])[None] < label_B[:, None]
+  before_BC = (logits_BC > own_B1) | ((logits_BC == own_B1) & is_earlier_BC)
+  return jnp.sum(before_BC, axis=-1)
 
 
 def _summed_loss(logits_MC, label_M, counted_M):
@@ -163,7 +218,7 @@ def _mean_loss(head, x_MD, label_M, counted_M):
   jax.jit, static_argnames='mesh', donate_argnames=('heads', 'velocity')
 )
 def _sgd_epoch(heads, velocity, x_MD, label_N, order_TB, rate_R, *, mesh):
-  """Takes one step for each row of the order; -1 in it stands for nothing."""
+  """Takes one step for each row of the order, in which -1 is padding."""
   num_owners = mesh.shape['data'] * mesh.shape['fsdp']
   x_SND = x_MD.reshape(num_owners, -1, x_MD.shape[-1])
   num_owned = x_SND.shape[1]
@@ -201,14 +256,19 @@ def _sgd_epoch(heads, velocity, x_MD, label_N, order_TB, rate_R, *, mesh):
 
 
 @functools.partial(
-  jax.jit, static_argnames=('num_classes', 'max_iterations', 'out_sharding')
+  jax.jit, static_argnames=('num_classes', 'max_iterations', 'block', 'mesh')
 )
 def _lbfgs(
-  x_MD, label_M, counted_M, l2, *, num_classes, max_iterations, out_sharding
+  x_MD, label_M, counted_M, l2, *, num_classes, max_iterations, block, mesh
 ):
+  def summed_loss(head, x_BD, label_B, counted_B):
+    return _summed_loss(_logits(head, x_BD), label_B, counted_B)
+
   def loss(head):
-    penalty = 0.5 * l2 * jnp.sum(head['kernel'] ** 2) / jnp.sum(counted_M)
-    return _mean_loss(head, x_MD, label_M, counted_M) + penalty
+    rows = x_MD, label_M, counted_M
+    total = _sum_over_blocks(summed_loss, head, rows, block, mesh)
+    penalty = 0.5 * l2 * jnp.sum(head['kernel'] ** 2)
+    return (total + penalty) / jnp.sum(counted_M)
 
   solver = optax.lbfgs()
   value_and_grad = optax.value_and_grad_from_state(loss)
@@ -233,26 +293,28 @@ def _lbfgs(
   start = (head, solver.init(head), 0, jnp.inf)
   head = jax.lax.while_loop(goes_on, step, start)[0]
   heads = jax.tree.map(lambda x: x[None], head)
-  return jax.lax.with_sharding_constraint(heads, out_sharding)
+  return jax.lax.with_sharding_constraint(heads, mesh_lib.replicated(mesh))
 
 
-@functools.partial(jax.jit, static_argnames='out_sharding')
-def _sums(heads, x_MD, label_M, counted_M, *, out_sharding):
-  """Returns hits, summed losses and which heads are finite, each `[R]`."""
+@functools.partial(jax.jit, static_argnames=('block', 'mesh'))
+def _sums(heads, x_MD, label_M, counted_M, *, block, mesh):
+  """Returns correct rows, summed losses and which heads are finite, `[R]`."""
+
+  def of_block(head, x_BD, label_B, counted_B):
+    logits_BC = _logits(head, x_BD)
+    correct_B = jnp.argmax(logits_BC, axis=-1) == label_B
+    sums = {'top1': jnp.sum(correct_B & counted_B)}
+    sums['loss'] = _summed_loss(logits_BC, label_B, counted_B)
+    if logits_BC.shape[-1] > 5:
+      sums['top5'] = jnp.sum((_rank(logits_BC, label_B) < 5) & counted_B)
+    return sums
 
   def of_head(head):
-    logits_MC = _logits(head, x_MD)
-    hit_M = jnp.argmax(logits_MC, axis=-1) == label_M
-    sums = {'top1': jnp.sum(hit_M & counted_M)}
-    sums['loss'] = _summed_loss(logits_MC, label_M, counted_M)
-    if logits_MC.shape[-1] > 5:
-      best_M5 = jax.lax.top_k(logits_MC, 5)[1]
-      hit_M = jnp.any(best_M5 == label_M[:, None], axis=-1)
-      sums['top5'] = jnp.sum(hit_M & counted_M)
+    rows = x_MD, label_M, counted_M
+    sums = _sum_over_blocks(of_block, head, rows, block, mesh)
     leaves = jax.tree.leaves(head)
     finite = jnp.stack([jnp.isfinite(x).all() for x in leaves]).all()
     return sums | {'finite': finite}
 
-  # One after the other: their logits together may be too large.
   sums = jax.lax.map(of_head, heads)
-  return jax.lax.with_sharding_constraint(sums, out_sharding)
+  return jax.lax.with_sharding_constraint(sums, mesh_lib.replicated(mesh))

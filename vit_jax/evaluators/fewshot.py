@@ -1,7 +1,7 @@
-"""How far a few labelled images of each class take a linear classifier.
+"""Few-shot evaluation: ridge regression on a few images of each class.
 
-The protocol of big_vision (`evaluators/fewshot_lsr.py`): ridge regression on
-frozen features in closed form, so that the number depends on no optimizer, and
+The protocol of big_vision (`evaluators/fewshot_lsr.py`): frozen features and a
+solution in closed form, so that the result depends on no optimizer, averaged
 over several choices of the few images.
 """
 
@@ -22,7 +22,7 @@ _BIAS = 100.0  # The constant feature: so large that l2 hardly reaches it.
 
 
 class Evaluator:
-  """Fits linear classifiers to a few images and counts hits on the others."""
+  """Fits linear classifiers to a few images and tests them on others."""
 
   def __init__(
     self,
@@ -44,22 +44,15 @@ class Evaluator:
     """Opens the data.
 
     Args:
-      predict: `(params, batch) -> {'features': [B, D], ...}`, jittable.
-      mesh: the devices.
-      data_train: the source that the few images are chosen from.
-      data_test: the source that is judged.
-      ops: the host ops for both.
-      batch_size: of the forward pass; it does not change the result.
-      shots: numbers of images of each class.
+      predict, mesh, data_train, data_test, ops, batch_size, representation,
+        on_error, num_threads: see `_features.Splits`.
+      shots: numbers of training images of each class.
       num_seeds: how many choices of images, those of the seeds 0, 1, ...
-      l2: what the sum of the squared weights costs, against the sum of the
+      l2: weight of the sum of the squared weights relative to the sum of the
         squared errors over images and classes. Of several values each number
         of shots takes the best one (see `run`).
       held_out_per_class: images of each class on which that choice is made,
         default 25.
-      representation: see `_features.Splits`.
-      on_error: 'stop' or 'skip' where an image cannot be read.
-      num_threads: see `pipeline.TrainInput`.
 
     Raises:
       UserError: an option or the data.
@@ -93,6 +86,7 @@ class Evaluator:
       on_error=on_error,
       num_threads=num_threads,
     )
+    self.inputs = self._splits.inputs
 
   def run(self, params: Any) -> dict[str, float]:
     """Returns the accuracy for each number of shots.
@@ -101,12 +95,12 @@ class Evaluator:
     then those of class 1 and so on. The k shots are the first k of each, so
     the 5 are among the 10; a class that has fewer gives those.
 
-    `<k>shot`: fraction of the test images whose class is found, the mean over
-      the seeds.
+    `<k>shot`: fraction of the test images that are classified correctly, the
+      mean over the seeds.
     `<k>shot_std`: the sample standard deviation over the seeds, where there
       are several.
-    `<k>shot_l2` (with several l2): the one that was taken, which has the most
-      hits on held-out images over all seeds; of equals the largest. Held out
+    `<k>shot_l2` (with several l2): the one that was taken, which classifies the
+      most held-out images over all seeds; of equals the largest. Held out
       are, for every seed and class, the images that come next in the
       permutation after the largest number of shots. The choice thus sees more
       labels than k, but none of the test images.
@@ -121,24 +115,28 @@ class Evaluator:
     train, test, num_classes, facts = self._splits.extract(params)
     searches = len(self._l2) > 1
     test_x = _features.put_rows(test.x, self._mesh)
-    # Hits for each seed, number of shots and l2; -1 where float32 failed.
-    hits = np.zeros((self._num_seeds, len(self._shots), len(self._l2)), int)
-    held_out_hits = np.zeros_like(hits)
+    # For each seed, number of shots and l2; -1 where float32 failed.
+    correct = np.zeros((self._num_seeds, len(self._shots), len(self._l2)), int)
+    held_out_correct = np.zeros_like(correct)
     for seed in range(self._num_seeds):
       index, rank = _permuted(train.label, num_classes, seed)
       held_out = self._held_out_images(train, index, rank) if searches else None
       classifiers = self._classifiers(train, index, rank, num_classes)
       for i, classifier in enumerate(classifiers):
         where = seed, *divmod(i, len(self._l2))
-        hits[where] = _hits(classifier, test_x, test.label, self._mesh)
+        correct[where] = _num_correct(
+          classifier, test_x, test.label, self._mesh
+        )
         if searches:
-          held_out_hits[where] = _hits(classifier, *held_out, self._mesh)
+          held_out_correct[where] = _num_correct(
+            classifier, *held_out, self._mesh
+          )
     # Of equals argmax takes the first, which is the largest l2.
-    best = held_out_hits.sum(axis=0).argmax(axis=-1)
+    best = held_out_correct.sum(axis=0).argmax(axis=-1)
     result = {}
     for i, shots in enumerate(self._shots):
       l2 = self._l2[best[i]]
-      chosen = hits[:, i, best[i]]
+      chosen = correct[:, i, best[i]]
       if (chosen < 0).any():
         raise UserError(
           f'fewshot: l2={l2} is too small for {shots} shots: the equations '
@@ -206,8 +204,8 @@ def _permuted(
   return np.concatenate(classes), np.concatenate(ranks)
 
 
-def _hits(classifier, x_MD: jax.Array, label_N: np.ndarray, mesh) -> int:
-  """Returns how many of the first N rows are found; -1 if there is no answer.
+def _num_correct(classifier, x_MD: jax.Array, label_N: np.ndarray, mesh) -> int:
+  """Returns how many of the first N rows are correct; -1 without a solution.
 
   Args:
     classifier: weights [D + 1, C], mean [D] and standard deviation [D].
@@ -262,5 +260,5 @@ def _design(x_MD, mean_D, std_D):
   return jnp.pad(x_MD, ((0, 0), (0, 1)), constant_values=_BIAS)
 
 
-# TPUs and recent GPUs multiply float32 in fewer digits unless told otherwise.
+# The default of TPUs and recent GPUs multiplies float32 in fewer digits.
 _matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)

@@ -1,4 +1,4 @@
-"""Which class the nearest training images vote for: no training at all.
+"""k-nearest-neighbour classification of frozen features.
 
 The protocol of DINO (`eval_knn.py`): cosine similarity, votes weighted by
 exp(similarity / temperature). It is exact for any number of test images, where
@@ -6,7 +6,6 @@ DINO's loop over 100 chunks needs at least 100 of them.
 """
 
 import functools
-import itertools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -17,7 +16,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from vit_jax.errors import UserError
-from vit_jax.evaluators import _features
+from vit_jax.evaluators import _features, _rows
 from vit_jax.parallel import mesh as mesh_lib
 
 _log = logging.getLogger(__name__)
@@ -48,19 +47,12 @@ class Evaluator:
     """Opens the data.
 
     Args:
-      predict: `(params, batch) -> {'features': [B, D], ...}`, jittable.
-      mesh: the devices; the training images are split over them.
-      data_train: the source of the images that vote.
-      data_test: the source that is judged.
-      ops: the host ops for both.
-      batch_size: of the forward pass; it does not change the result.
-      k: how many images vote. Of a smaller training set all do: a warning says
-        so, and `<k>nn` keeps its name.
+      predict, mesh, data_train, data_test, ops, batch_size, representation,
+        on_error, num_threads: see `_features.Splits`. DINO's representation is
+        the normalised class token, 'features' of a model with pooling='token'.
+      k: how many training images vote. Of a smaller training set all do, with a
+        warning, and `<k>nn` keeps its name.
       temperature: of the votes.
-      representation: see `_features.Splits`; DINO's is the normalised class
-        token, 'features' of a model with pooling='token'.
-      on_error: 'stop' or 'skip' where an image cannot be read.
-      num_threads: see `pipeline.TrainInput`.
 
     Raises:
       UserError: an option or the data.
@@ -83,6 +75,7 @@ class Evaluator:
       on_error=on_error,
       num_threads=num_threads,
     )
+    self.inputs = self._splits.inputs
 
   def run(self, params: Any) -> dict[str, float]:
     """Returns the accuracy for each k.
@@ -105,14 +98,10 @@ class Evaluator:
         len(train.x),
         self._k[-1],
       )
-    # A chunk is fetched after the next one was dispatched.
-    answers = itertools.chain(self._answers(train, test, num_classes), [None])
-    answer_KM = np.concatenate(
-      [jax.device_get(chunk) for chunk, _ in itertools.pairwise(answers)],
-      axis=1,
-    )
-    hit_KN = answer_KM[:, : len(test.label)] == test.label
-    accuracies = hit_KN.mean(axis=1)
+    answers = _rows.fetch_one_behind(self._answers(train, test, num_classes))
+    answer_KM = np.concatenate(list(answers), axis=1)
+    correct_KN = answer_KM[:, : len(test.label)] == test.label
+    accuracies = correct_KN.mean(axis=1)
     result = {
       f'{k}nn': float(accuracy)
       for k, accuracy in zip(self._k, accuracies, strict=True)
@@ -201,7 +190,7 @@ def _nearest(train_ND, label_N, known_N, query_QD, *, k):
   similarity_QN = jnp.matmul(
     query_QD,
     train_ND.T,
-    # TPUs and recent GPUs multiply in fewer digits unless told otherwise.
+    # The default of TPUs and recent GPUs multiplies in fewer digits.
     precision=jax.lax.Precision.HIGHEST,
   )
   similarity_QN = jnp.where(known_N[None], similarity_QN, -jnp.inf)

@@ -1,4 +1,4 @@
-"""What a linear classifier finds in frozen features, trained on all labels.
+"""Linear probe: a linear classifier of frozen features, trained on all labels.
 
 Two protocols. `solver='lbfgs'` is CLIP's (Radford et al. 2021,
 arXiv:2103.00020, appendix A.3): logistic regression to its minimum, the
@@ -33,7 +33,9 @@ _DECADES = 6
 
 
 class Evaluator:
-  """Trains linear classifiers on a split and counts hits on another."""
+  """Trains linear classifiers on a split and tests them on another."""
+
+  lower_is_better = ('loss',)
 
   def __init__(
     self,
@@ -59,12 +61,9 @@ class Evaluator:
     """Opens the data.
 
     Args:
-      predict: `(params, batch) -> {'features': [B, D], ...}`, jittable.
-      mesh: the devices; the features are split over them.
-      data_train: the source that the classifier is trained on.
-      data_test: the source that is judged.
-      ops: the host ops for both.
-      batch_size: of the forward pass; it does not change the result.
+      predict, mesh, data_train, data_test, ops, batch_size, representation,
+        on_error, num_threads: see `_features.Splits`. CLIP probes the features
+        before the projection into the common space.
       solver: 'lbfgs' or 'sgd'.
       held_out: fraction of the training images on which l2 or the learning rate
         is chosen, default 0.1; then the classifier is trained on all of them.
@@ -76,10 +75,6 @@ class Evaluator:
         to 0.1. A single one needs no choice; DINO's is `(1e-3,)`.
       epochs: only for 'sgd'; default 100.
       sgd_batch_size: only for 'sgd'; default 1024.
-      representation: see `_features.Splits`. CLIP probes what comes before the
-        projection into the common space.
-      on_error: 'stop' or 'skip' where an image cannot be read.
-      num_threads: see `pipeline.TrainInput`.
 
     Raises:
       UserError: an option or the data.
@@ -105,7 +100,7 @@ class Evaluator:
       if not np.size(x) or not np.min(x) > 0
     ]
     if held_out is not None and not 0 < held_out < 1:
-      problems.append(f'held_out lies between 0 and 1; got {held_out}')
+      problems.append(f'held_out must be between 0 and 1; got {held_out}')
     if held_out is not None and (l2 or np.size(learning_rates or ()) == 1):
       problems.append('held_out has no effect: there is nothing to choose')
     if problems:
@@ -124,17 +119,18 @@ class Evaluator:
       on_error=on_error,
       num_threads=num_threads,
     )
+    self.inputs = self._splits.inputs
 
   def run(self, params: Any) -> dict[str, float]:
-    """Returns what the classifier of all training images achieves.
+    """Returns the test metrics of the classifier of all training images.
 
-    `top1`, `top5`: fraction of the test images whose class is found, or is
+    `top1`, `top5`: fraction of the test images whose class is the best one, or
       among the best five (with 6 classes or more).
     `loss`: their mean cross-entropy in nats. All are NaN if SGD diverged.
-    `l2`, `learning_rate`: the one that was chosen, if there was a choice. It
-      has the best top-1 on held-out training images, and of equals the lowest
-      loss there. As CLIP does, l2 is tried at 1e-6, 1e-4, ... 1e6, then around
-      the best in ever smaller steps down to 1/8 of a decade.
+    `l2`, `learning_rate`: the chosen one, if there was a choice. It has the
+      best top-1 on held-out training images, and of equals the lowest loss.
+      As in CLIP, l2 is tried at 1e-6, 1e-4, ... 1e6, then around the best in
+      ever smaller steps down to 1/8 of a decade.
     `num_examples`: the number of test images behind these numbers.
     `num_skipped` (with on_error='skip'): images that could not be read.
 
@@ -152,7 +148,7 @@ class Evaluator:
 
 @dataclasses.dataclass(frozen=True)
 class _Task:
-  """What both solvers work on."""
+  """The training images and options that both solvers take."""
 
   train: _features.Features
   num_classes: int
@@ -179,7 +175,7 @@ class _Task:
 def _with_lbfgs(
   task: _Task, *, l2: float | None = None, max_iterations: int = 1000
 ) -> tuple[_logistic.Heads, dict[str, float]]:
-  """Returns CLIP's classifier and what was chosen for it."""
+  """Returns CLIP's classifier and the chosen l2."""
 
   def fit(images: _features.Features, l2: float) -> _logistic.Heads:
     return _logistic.lbfgs(
@@ -225,7 +221,7 @@ def _with_sgd(
   epochs: int = 100,
   sgd_batch_size: int = 1024,
 ) -> tuple[_logistic.Heads, dict[str, float]]:
-  """Returns DINO's classifier and what was chosen for it."""
+  """Returns DINO's classifier and the chosen learning rate."""
 
   def fit(
     images: _features.Features, rates: Sequence[float]
@@ -252,7 +248,7 @@ def _with_sgd(
 def _ranks(
   heads: _logistic.Heads, held_out: _features.Features, mesh
 ) -> list[tuple[float, float]]:
-  """Returns what each head is compared by; one that diverged comes last."""
+  """Returns the rank of each head; one that diverged comes last."""
   scores = _logistic.scores(heads, held_out, mesh)
   pairs = zip(scores['top1'], -scores['loss'], strict=True)
   return [(-1.0, 0.0) if np.isnan(pair).any() else pair for pair in pairs]

@@ -1,6 +1,7 @@
 """Evaluations and pictures of a run: their schedule, weights and results."""
 
 import dataclasses
+import inspect
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
@@ -9,17 +10,24 @@ from typing import Any
 import jax
 
 from vit_jax import lookup
+from vit_jax.data import pipeline
 from vit_jax.errors import UserError
-from vit_jax.reporting import metrics, progress as progress_lib, tables
+from vit_jax.reporting import metrics, progress as progress_lib
+from vit_jax.reporting.tables import print_metrics
 from vit_jax.training import inputs, run as run_lib, train_state
 
 _WEIGHTS = ('params', 'ema')
-_MOST_CLASSES = 50  # Lines of a table on the terminal.
+_MAX_CLASSES = 50  # Lines of a table on the terminal.
+# Words in the names of metrics for which less is better, of evaluators that
+# declare none.
+_LOWER_IS_BETTER = frozenset(
+  ('loss', 'error', 'ece', 'nll', 'mse', 'mae', 'perplexity', 'fid')
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """An evaluator, when it runs and on which weights."""
+  """An evaluator with its schedule and weights."""
 
   name: str
   evaluator: Any
@@ -28,7 +36,7 @@ class Job:
 
   @property
   def prefixes(self) -> tuple[str, ...]:
-    """With which its metrics begin, one for each of its weights."""
+    """The prefixes of its metrics, one for each of its weights."""
     others = [f'{self.name}_{weights}' for weights in self.weights[1:]]
     return (self.name, *others)
 
@@ -58,26 +66,23 @@ def make_jobs(
   for name, section in sections(evals, 'config.evals').items():
     where = f'config.evals.{name}'
     section = run_lib.in_steps(section, run.input.steps_per_epoch, where)
-    section.setdefault('batch_size', run.input.batch_size)
     every_steps = section.pop('every_steps', None)
     weights = section.pop('weights', 'params')
     if problem := run_lib.cadence_problem(f'{where}.every_steps', every_steps):
       raise UserError(problem)
     weights = _weights(weights, where, has_ema)
-    evaluator = lookup.build(
-      'evaluators',
+    evaluator = build(
       section,
-      'Evaluator',
       run.predict,
       run.mesh,
+      batch_size=run.input.batch_size,
       where=where,
-      trusted=True,
     )
-    # Evaluators that score the model's own classes have an input; few-shot,
-    # k-NN and probes bring classes of their own.
-    if hasattr(evaluator, 'input'):
-      run_lib.check_num_classes(model, evaluator.input, where)
-      image = evaluator.input.element_spec()['image']
+    # Few-shot, k-NN and probes bring classes of their own.
+    found = getattr(evaluator, 'num_classes', None)
+    inputs.check_num_classes(model.get('num_classes'), found, f'{where}: ')
+    for data in inputs_of(evaluator, where).values():
+      image = data.element_spec()['image']
       image = jax.ShapeDtypeStruct(image.shape[1:], image.dtype)
       _check_image(image, run, where)
     jobs.append(Job(name, evaluator, every_steps, weights))
@@ -90,6 +95,79 @@ def make_jobs(
       f'{", ".join(sorted(twice))}/...; give the evaluation another name'
     )
   return jobs
+
+
+def build(
+  section: Mapping[str, Any],
+  forward: Any,
+  mesh: jax.sharding.Mesh,
+  *,
+  batch_size: int,
+  where: str,
+) -> Any:
+  """Returns the evaluator of a section without schedule and weights.
+
+  Args:
+    section: `name` and the keyword arguments.
+    forward: an `objectives._forward.Forward`.
+    mesh: the devices.
+    batch_size: where the evaluator takes one and the section has none.
+    where: the place in the config, for messages.
+
+  Raises:
+    UserError: a section that does not fit its evaluator.
+  """
+  section = dict(section)
+  if 'name' in section:
+    kind = lookup.find('evaluators', section['name'], 'Evaluator', trusted=True)
+    if 'batch_size' in inspect.signature(kind).parameters:
+      section.setdefault('batch_size', batch_size)
+  return lookup.build(
+    'evaluators', section, 'Evaluator', forward, mesh, where=where, trusted=True
+  )
+
+
+def inputs_of(evaluator: Any, where: str) -> dict[str, pipeline.EvalInput]:
+  """Returns the inputs that an evaluator declares, by their keys.
+
+  Raises:
+    UserError: its attribute `inputs` is something else.
+  """
+  found = getattr(evaluator, 'inputs', None) or {}
+  if not isinstance(found, Mapping) or not all(
+    isinstance(x, pipeline.EvalInput) for x in found.values()
+  ):
+    raise UserError(
+      f'{where}: the attribute inputs of {type(evaluator).__name__} is a dict '
+      f'of pipeline.EvalInput by key of the section; got {found!r}'
+    )
+  return dict(found)
+
+
+def lower_is_better(
+  evals: Mapping[str, Mapping[str, Any] | None], metric: str
+) -> bool:
+  """Returns whether less of a metric such as 'val/loss' is better.
+
+  The evaluator's `lower_is_better` decides; of one that has none, the words of
+  the metric's name do: loss, error, ece, mse and the like.
+
+  Args:
+    evals: `config.evals`.
+    metric: as in the results of an evaluation.
+  """
+  prefix, _, name = metric.partition('/')
+  name = name.partition('/')[0]  # Without a class.
+  for job in (prefix, *(prefix.removesuffix(f'_{x}') for x in _WEIGHTS)):
+    section = evals.get(job)
+    if section is not None and 'name' in section:
+      kind = lookup.find(
+        'evaluators', section['name'], 'Evaluator', trusted=True
+      )
+      if (names := getattr(kind, 'lower_is_better', None)) is not None:
+        return name in names
+      break
+  return not _LOWER_IS_BETTER.isdisjoint(name.split('_'))
 
 
 def sections(
@@ -113,11 +191,13 @@ def sections(
 
 
 def num_examples(run: run_lib.Run, jobs: Sequence[Job]) -> dict[str, int]:
-  """Returns how many images there are, by the place in the config."""
+  """Returns the number of images by the place in the config."""
   found = {'config.input': run.input.num_examples}
   for job in jobs:
-    if hasattr(job.evaluator, 'input'):
-      found[f'config.evals.{job.name}'] = job.evaluator.input.num_examples
+    where = f'config.evals.{job.name}'
+    for key, data in inputs_of(job.evaluator, where).items():
+      place = where if key == 'data' else f'{where}.{key}'
+      found[place] = data.num_examples
   return found
 
 
@@ -128,7 +208,7 @@ def evaluate(
   step: int,
   progress: progress_lib.Progress,
 ) -> dict[str, float]:
-  """Returns `{'val/top1': ...}`; of a job's second weights `val_ema/top1`."""
+  """Returns `{'val/top1': ...}`; for a job's second weights `val_ema/top1`."""
   results = {}
   for job in jobs:
     for weights, prefix in zip(job.weights, job.prefixes, strict=True):
@@ -173,7 +253,7 @@ def draw(
   workdir: pathlib.Path,
   writer: metrics.MetricWriter,
 ) -> None:
-  """Draws with the averaged weights, if there are any, for eye and events."""
+  """Draws with the averaged weights, if any, into PNG and event files."""
   weights = run.weights(state, ema=state.ema_params is not None)
   for name, picture in pictures.items():
     path = picture.draw(weights, workdir / f'{name}.png')
@@ -189,36 +269,36 @@ def _check_image(
 
 
 def one_line(step: int, results: Mapping[str, float]) -> str:
-  """Returns what the log says of an evaluation."""
+  """Returns the line of the log for an evaluation."""
   shown = [k for k in results if k.rpartition('/')[2] in ('top1', 'loss')]
   facts = (f'{k} {results[k]:.4f}' for k in shown or list(results)[:4])
   return '  '.join([f'step {step:,}:', *facts])
 
 
-def print_results(results: Mapping[str, float], step: int) -> None:
-  """Prints a line for each evaluator and a table of classes if there is one."""
-  rows: dict[str, dict[str, float]] = {}
-  classes: dict[str, dict[str, dict[str, float]]] = {}
+def print_results(results: Mapping[str, float], title: str) -> None:
+  """Prints a line for each evaluator, and tables of classes if there are any.
+
+  Args:
+    results: metrics by name; `val/top1/cat` is one of a class.
+    title: of the table.
+  """
+  tables: dict[str, dict[str, dict[str, float]]] = {'': {}}
   for name, value in results.items():
     row, _, metric = name.partition('/')
     metric, _, label = metric.partition('/')
-    if label:
-      classes.setdefault(row, {})[label] = {metric: value}
-    else:
-      rows.setdefault(row, {})[metric] = value
-  if rows:
-    tables.print_metrics(f'step {step:,}', rows)
-  for row, labels in classes.items():
-    worst = sorted(labels, key=lambda label: min(labels[label].values()))
-    title = f'{row}, {len(worst)} classes'
-    if len(worst) > _MOST_CLASSES:
-      title += f', the worst {_MOST_CLASSES}'
-    shown = {label: labels[label] for label in worst[:_MOST_CLASSES]}
-    tables.print_metrics(title, shown)
+    table, row = (row, label) if label else ('', row)
+    tables.setdefault(table, {}).setdefault(row, {})[metric] = value
+  print_metrics(title, tables.pop(''))
+  for name, classes in tables.items():
+    worst = sorted(classes, key=lambda label: min(classes[label].values()))
+    title = f'{name}, {len(worst)} classes'
+    if len(worst) > _MAX_CLASSES:
+      title += f', the worst {_MAX_CLASSES}'
+    print_metrics(title, {x: classes[x] for x in worst[:_MAX_CLASSES]})
 
 
 def _weights(weights: Any, where: str, has_ema: bool) -> tuple[str, ...]:
-  """Returns the weights that an evaluation shall use, the first one first."""
+  """Returns the weights that an evaluation uses, the first one first."""
   given = weights
   weights = (weights,) if isinstance(weights, str) else weights
   fits = isinstance(weights, list | tuple) and all(

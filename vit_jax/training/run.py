@@ -11,6 +11,7 @@ import jax
 from vit_jax import lookup
 from vit_jax.data import device_ops_language, pipeline
 from vit_jax.errors import UserError
+from vit_jax.objectives import _forward
 from vit_jax.optim import chain as optimizer_lib
 from vit_jax.parallel import (
   activations,
@@ -40,7 +41,7 @@ class Run:
   sharding_report: rules_lib.Report
   init: Callable[[], train_state.TrainState]
   step: Any  # jitted: (state, batch) -> (state, metrics); donates the state
-  predict: Any  # jitted: (weights, batch) -> dict of outputs
+  predict: _forward.Forward  # (weights, batch) -> dict of outputs
 
   def weights(
     self, state: train_state.TrainState, *, ema: bool = False
@@ -205,14 +206,17 @@ def build(
   )
 
   def predict(weights, batch):
-    # Evaluation draws nothing; the key only completes the signature.
-    batch = ops(batch, jax.random.key(0), train=False)
     others = {k: x for k, x in weights.items() if k != 'params'}
     return objective.predict(weights['params'], batch, **others)
 
-  on_mesh = functools.partial(
-    _on_mesh, mesh=device_mesh, split_tokens=options.split_tokens
+  context = functools.partial(
+    activations.use, device_mesh, split_tokens=options.split_tokens
   )
+
+  def train_on_mesh(state, batch):
+    with context():
+      return train_one(state, batch)
+
   return Run(
     mesh=device_mesh,
     input=train_input,
@@ -225,7 +229,7 @@ def build(
     sharding_report=report,
     init=init,
     step=jax.jit(
-      on_mesh(train_one),
+      train_on_mesh,
       donate_argnums=0,
       out_shardings=(
         jax.tree.map(lambda x: x.sharding, abstract_state),
@@ -233,7 +237,12 @@ def build(
       ),
       compiler_options=compiler_options.for_mesh(device_mesh),
     ),
-    predict=jax.jit(on_mesh(predict)),
+    predict=_forward.Forward(
+      predict,
+      # Evaluation draws nothing; the key only completes the signature.
+      lambda batch: ops(batch, jax.random.key(0), train=False),
+      context=context,
+    ),
   )
 
 
@@ -259,17 +268,6 @@ def _objective(
     trusted=True,
     **given,
   )
-
-
-def _on_mesh(fn, *, mesh: jax.sharding.Mesh, split_tokens: bool):
-  """Returns the function, traced where activations know their mesh."""
-
-  @functools.wraps(fn)
-  def wrapped(*args):
-    with activations.use(mesh, split_tokens=split_tokens):
-      return fn(*args)
-
-  return wrapped
 
 
 def in_steps(

@@ -300,7 +300,7 @@ def train(
       )
     checkpointer.wait()
   if jax.process_index() == 0:
-    evaluation.print_results(results, step)
+    evaluation.print_results(results, f'step {step:,}')
     for name in run.input.skipped_names:
       show(f'skipped {name}')
     show(f'results, curves and checkpoints: {workdir}')
