@@ -1,5 +1,7 @@
 """How commands fail."""
 
+import sys
+
 import grain
 import jax
 import pytest
@@ -59,3 +61,15 @@ def test_a_checkpoint_is_named_by_its_number_or_by_best_or_newest():
   assert step('--step=newest') == 'newest'
   with pytest.raises(UserError, match="'best' or 'newest'; got last"):
     step('--step=last')
+
+
+def test_a_bar_is_drawn_on_a_terminal_only(monkeypatch, capsys):
+  with _cli.progress('work', 100) as advance:
+    advance()
+  assert capsys.readouterr().err == ''
+  monkeypatch.setattr(sys.stderr, 'isatty', lambda: True)
+  monkeypatch.setenv('TERM', 'xterm')
+  with _cli.progress('work', 100, done=40) as advance:
+    for _ in range(60):
+      advance()
+  assert '100/100' in capsys.readouterr().err

@@ -261,18 +261,3 @@ def test_a_reader_that_has_enough_is_no_error(weights, photos):
   )
   assert done.stdout == 'image,rank,label,class,probability\n'
   assert done.stderr == ''
-
-
-def test_many_images_have_a_bar_on_a_terminal_only(monkeypatch, capsys):
-  with predict._progress(100) as advance:
-    advance()
-  assert capsys.readouterr().err == ''
-  monkeypatch.setattr(sys.stderr, 'isatty', lambda: True)
-  monkeypatch.setenv('TERM', 'xterm')
-  with predict._progress(100) as advance:
-    for _ in range(100):
-      advance()
-  assert '100/100' in capsys.readouterr().err
-  with predict._progress(5) as advance:
-    advance()
-  assert capsys.readouterr().err == ''

@@ -2,13 +2,14 @@
 
 import argparse
 import ast
+import contextlib
 import faulthandler
 import functools
 import os
 import pathlib
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from vit_jax import lookup, suggestions
@@ -119,6 +120,32 @@ def parser(
     help='show the Python stack trace of an error',
   )
   return out
+
+
+@contextlib.contextmanager
+def progress(what: str, total: int, done: int = 0) -> Iterator[Callable]:
+  """Yields a function that counts one item of a bar, drawn on terminals only.
+
+  Args:
+    what: printed before the bar.
+    total: number of items.
+    done: items that are already finished.
+  """
+  if not sys.stderr.isatty():
+    yield lambda: None
+    return
+  import rich.console
+  import rich.progress
+
+  with rich.progress.Progress(
+    *rich.progress.Progress.get_default_columns(),
+    rich.progress.MofNCompleteColumn(),
+    console=rich.console.Console(stderr=True),
+    transient=True,
+    redirect_stdout=sys.stdout.isatty(),
+  ) as bar:
+    task = bar.add_task(what, total=total, completed=done)
+    yield lambda: bar.advance(task)
 
 
 def add_weights_options(parser: argparse.ArgumentParser) -> None:

@@ -9,7 +9,6 @@ classified. Images that cannot be read are listed at the end.
 """
 
 import argparse
-import contextlib
 import csv
 import functools
 import sys
@@ -47,7 +46,7 @@ def _main(argv: Sequence[str]) -> int:
   )
   broken = []
   write = {'table': _write_table, 'json': _write_json, 'csv': _write_csv}
-  with _progress(len(paths)) as advance:
+  with _cli.progress('predicting', len(paths)) as advance:
     write[args.format](_answers(model, paths, args.top_k, broken, advance))
   if broken:
     lines = [f'{len(broken)} of {len(paths)} images could not be read:']
@@ -151,24 +150,3 @@ def _write_csv(answers: Iterator[tuple[str, list[Any]]]) -> None:
       image, name = printable(path), printable(found.name)
       probability = f'{found.probability:.6g}'
       writer.writerow([image, rank, found.label, name, probability])
-
-
-@contextlib.contextmanager
-def _progress(total: int) -> Iterator[Callable[[], None]]:
-  """Yields what counts an image; a bar, on a terminal, for many of them."""
-  if total <= _MAX_BATCH_SIZE or not sys.stderr.isatty():
-    yield lambda: None
-    return
-  import rich.console
-  import rich.progress
-
-  console = rich.console.Console(stderr=True)
-  with rich.progress.Progress(
-    *rich.progress.Progress.get_default_columns(),
-    rich.progress.MofNCompleteColumn(),
-    console=console,
-    transient=True,
-    redirect_stdout=sys.stdout.isatty(),
-  ) as bar:
-    task = bar.add_task('predicting', total=total)
-    yield lambda: bar.advance(task)

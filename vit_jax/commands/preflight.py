@@ -18,6 +18,7 @@ from vit_jax.printable import plural, printable, printable_json, show
 
 _MAX_NAMED = 10
 _MAX_CLASSES = 40
+_SIDES = ('height', 'width')
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str]) -> int:
   args = _parser().parse_args(argv)
-  from vit_jax.data import ops_language, source_text, thread_map
+  from vit_jax.data import ops_language, source_text
   from vit_jax.data.storage import inspection
 
   ops = ops_language.parse(args.ops, trusted=True)
@@ -38,7 +39,7 @@ def _main(argv: Sequence[str]) -> int:
     show(f'checking {", ".join(wanted)} (--split chooses)', file=sys.stderr)
   for split in wanted:
     source = source_text.build(args.source, split)
-    with thread_map.progress(split, len(source)) as advance:
+    with _cli.progress(split, len(source)) as advance:
       found[split] = inspection.scan(source, ops, args.num_threads, advance)
   report = inspection.report(found)
   if args.format == 'json':
@@ -74,92 +75,65 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _print(report: dict[str, Any]) -> None:
-  import rich.console
+  from vit_jax.reporting import tables
 
-  width = None if sys.stdout.isatty() else 200
-  console = rich.console.Console(
-    width=width, markup=False, emoji=False, highlight=False
-  )
-  console.print(_splits_table(report['splits']))
-  if any(split['classes'] for split in report['splits'].values()):
-    console.print(_classes_table(report['splits']))
-  for name, split in report['splits'].items():
-    if broken := split['broken']:
-      console.print(f'{name}: {plural(len(broken), "broken image")}:')
-      lines = [f'{entry["name"]}: {entry["problem"]}' for entry in broken]
-      _print_first(console, lines)
-  _print_duplicates(console, report['duplicates'])
-
-
-def _splits_table(splits: dict[str, Any]):
-  table = _table()
-  for column in ('split', 'images', 'classes', 'MB', 'broken', 'formats'):
-    table.add_column(column)
-  table.add_column('height: least, median, most')
-  table.add_column('width: least, median, most')
+  splits = report['splits']
+  header = ('split', 'images', 'classes', 'MB', 'broken', 'formats')
+  header += tuple(f'{side}: least, median, most' for side in _SIDES)
+  rows = [_summary(name, split) for name, split in splits.items()]
+  tables.print_table(rows, header=header, left=range(len(header)))
+  if any(split['classes'] for split in splits.values()):
+    header = ('class', *splits)
+    rows = _class_rows([split['classes'] for split in splits.values()])
+    tables.print_table(rows, header=header, left=range(len(header)))
   for name, split in splits.items():
-    formats = ', '.join(f'{n:,} {kind}' for kind, n in split['formats'].items())
-    sides = (
-      ' '.join(f'{n:g}' for n in split[side]) for side in ('height', 'width')
-    )
-    table.add_row(
-      name,
-      f'{split["num_examples"]:,}',
-      f'{split["num_classes"] or 0:,}',
-      f'{split["num_bytes"] / 1e6:,.1f}',
-      f'{len(split["broken"]):,}',
-      formats,
-      *sides,
-    )
-  return table
-
-
-def _classes_table(splits: dict[str, Any]):
-  """Returns the images of each class; the fewest and the most of very many."""
-  names = list(next(iter(splits.values()))['classes'])
-  counts = {
-    name: [split['classes'].get(name, 0) for split in splits.values()]
-    for name in names
-  }
-  names.sort(key=lambda name: sum(counts[name]))
-  left_out = len(names) - _MAX_CLASSES
-  if left_out > 0:
-    half = _MAX_CLASSES // 2
-    names = [*names[:half], None, *names[-half:]]
-  table = _table()
-  for column in ('class', *splits):
-    table.add_column(column)
-  for name in names:
-    if name is None:
-      table.add_row(f'... {left_out:,} more ...')
-    else:
-      table.add_row(printable(name), *(f'{n:,}' for n in counts[name]))
-  return table
-
-
-def _table():
-  import rich.box
-  import rich.table
-
-  return rich.table.Table(box=rich.box.SIMPLE_HEAD)
-
-
-def _print_duplicates(console, groups: list[dict[str, Any]]) -> None:
-  if not groups:
-    console.print('no image is there twice')
-    return
+    if broken := split['broken']:
+      lines = [f'{entry["name"]}: {entry["problem"]}' for entry in broken]
+      title = f'{name}: {plural(len(broken), "broken image")}:'
+      _print_first(title, lines)
+  groups = report['duplicates']
   between = sum(len(set(group['splits'])) > 1 for group in groups)
   labels = sum(group['labels_differ'] for group in groups)
-  console.print(
+  title = (
     f'{plural(len(groups), "image is", "images are")} there more than once, '
     f'{between:,} of them in several splits, {labels:,} with labels that '
     'differ:'
+    if groups
+    else 'no image is there twice'
   )
-  _print_first(console, [' = '.join(group['names']) for group in groups])
+  _print_first(title, [' = '.join(group['names']) for group in groups])
 
 
-def _print_first(console, lines: list[str]) -> None:
+def _summary(name: str, split: dict[str, Any]) -> list[str]:
+  """Returns the row of a split in the table of splits."""
+  return [
+    name,
+    f'{split["num_examples"]:,}',
+    f'{split["num_classes"] or 0:,}',
+    f'{split["num_bytes"] / 1e6:,.1f}',
+    f'{len(split["broken"]):,}',
+    ', '.join(f'{n:,} {kind}' for kind, n in split['formats'].items()),
+    *(' '.join(f'{n:g}' for n in split[side]) for side in _SIDES),
+  ]
+
+
+def _class_rows(counts: list[dict[str, int]]) -> list[list[str]]:
+  """Returns a row for each class: the fewest and the most images of many."""
+  rows = {name: [one.get(name, 0) for one in counts] for name in counts[0]}
+  lines = [
+    [name, *(f'{n:,}' for n in row)]
+    for name, row in sorted(rows.items(), key=lambda item: sum(item[1]))
+  ]
+  left_out = len(lines) - _MAX_CLASSES
+  if left_out > 0:
+    half = _MAX_CLASSES // 2
+    lines[half:-half] = [[f'... {left_out:,} more ...']]
+  return lines
+
+
+def _print_first(title: str, lines: list[str]) -> None:
+  print(title)
   for line in lines[:_MAX_NAMED]:
-    console.print(f'  {printable(line)}', soft_wrap=True)
+    print(f'  {printable(line)}')
   if len(lines) > _MAX_NAMED:
-    console.print(f'  and {len(lines) - _MAX_NAMED:,} more: see --format=json')
+    print(f'  and {len(lines) - _MAX_NAMED:,} more: see --format=json')

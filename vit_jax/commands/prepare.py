@@ -105,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _prepare(split: str, name: str, args: argparse.Namespace) -> None:
-  from vit_jax.data import source_text, thread_map
+  from vit_jax.data import source_text
   from vit_jax.data.storage import reencode, shards
 
   source = source_text.build(args.source, split)
@@ -131,7 +131,7 @@ def _prepare(split: str, name: str, args: argparse.Namespace) -> None:
   if ready:
     print(f'resumed  {len(ready)} of {writer.num_shards} files exist')
   done = sum(shard['num_examples'] for shard in ready.values())
-  with thread_map.progress(name, len(source), done) as advance:
+  with _cli.progress(name, len(source), done) as advance:
     for k in range(writer.num_shards):
       if k not in ready:
         ready[k] = writer.write(k, advance)

@@ -47,7 +47,7 @@ class ScanResult(NamedTuple):
 
 
 def scan(
-  source: Any, ops: Op, num_threads: int, advance: Callable[[int], None]
+  source: Any, ops: Op, num_threads: int, advance: Callable[[], None]
 ) -> ScanResult:
   """Reads every example of a source and puts it through the ops.
 
@@ -55,7 +55,7 @@ def scan(
     source: of the examples.
     ops: applied to every example, at least a decoder.
     num_threads: for reading and decoding.
-    advance: called with the size in bytes of each finished example.
+    advance: called after each example.
   """
   num = len(source)
   digests, sizes = np.zeros(num, np.uint64), np.zeros([num, 2], np.int64)
@@ -75,7 +75,7 @@ def scan(
     total += record.num_bytes
     if record.problem is not None:
       broken[i] = record.problem
-    advance(record.num_bytes)
+    advance()
   formats = dict(formats.most_common())
   return ScanResult(source, digests, sizes, labels, formats, total, broken)
 

@@ -90,12 +90,12 @@ class Writer:
         shards[k] = shard
     return shards
 
-  def write(self, k: int, advance: Callable[[int], None]) -> dict[str, Any]:
+  def write(self, k: int, advance: Callable[[], None]) -> dict[str, Any]:
     """Writes shard `k` and returns its metadata.
 
     Args:
       k: number of the shard.
-      advance: called with the size in bytes of each finished example.
+      advance: called after each example.
 
     Raises:
       UserError: an example cannot be read and is not to be skipped.
@@ -133,7 +133,7 @@ class Writer:
     return info
 
   def _fill(
-    self, path: pathlib.Path, part: range, advance: Callable[[int], None]
+    self, path: pathlib.Path, part: range, advance: Callable[[], None]
   ) -> dict[str, Any]:
     """Writes and reopens a file; returns its metadata without the name."""
     from array_record.python import array_record_module
@@ -149,14 +149,13 @@ class Writer:
     writer = array_record_module.ArrayRecordWriter(str(path), options)
     try:
       for example, problem in itertools.chain([first], examples):
+        advance()
         if example is None:
           skipped.append(problem)
-          advance(0)
           continue
         record = _pack(example)
         writer.write(record)
         counts.update(class_ids(example.get('label')))
-        advance(len(record))
     finally:
       writer.close()
     num = len(part) - len(skipped)
