@@ -4,16 +4,19 @@ import pathlib
 import re
 
 from vit_jax import files
+from vit_jax.models._vit_tables import FIELDS
 from vit_jax.pretrained import published
 from vit_jax.pretrained.main_evaluation import main_evaluation, sides
 
 _PUBLISHED = re.compile(r'(\w+)-([\w-]*?/\d+)(-.*)?')
 _AUGREG_FILE = re.compile(r'([A-Za-z]+)_(\d+)-.*-lr_.*')
 
-# Of a model section: what says how it was trained, or only what it costs.
-_NOT_KEPT = ('num_classes', 'representation_size', 'head_bias_init')
-_NOT_KEPT += ('head_zero_init', 'dropout_rate', 'attention_dropout_rate')
-_NOT_KEPT += ('stochastic_depth_rate', 'scan', 'remat', 'attention')
+# The fields of a model section that a new training sets anew.
+_NOT_KEPT = {
+  field
+  for kind in ('head', 'training', 'cost', 'layout')
+  for field in FIELDS[kind]
+}
 _UNIT = 'normalize(-1, 1)'
 
 

@@ -95,6 +95,26 @@ def find(folder: str, name: str, export: str, *, trusted: bool = False) -> Any:
   return getattr(module, export)
 
 
+def model_fields(
+  section: Mapping[str, Any], *kinds: str, trusted: bool = False
+) -> tuple[str, ...]:
+  """Returns the fields of a section's model that are of some kinds.
+
+  As `FIELDS` beside its `Model` says, see `models/_vit_tables.py`; none for a
+  model that exports no such table, or that is unknown.
+
+  Args:
+    section: a `config.model` section.
+    *kinds: keys of FIELDS.
+    trusted: whether the user gave its name, see `find`.
+  """
+  try:
+    table = find('models', section.get('name'), 'FIELDS', trusted=trusted)
+  except UserError:
+    return ()
+  return tuple(field for kind in kinds for field in table.get(kind, ()))
+
+
 def build(
   folder: str,
   section: Mapping[str, Any],
@@ -109,7 +129,8 @@ def build(
   `build('models', {'name': 'vit', 'variant': 'B/16'}, 'Model')` calls
   `vit_jax.models.vit.Model(variant='B/16')`. `args` and `kwargs` come from the
   caller and may not appear in the section; `where` is its place in the config,
-  for messages. `trusted` says that the user wrote the section, see `find`.
+  for messages. `trusted` says that the user wrote the section, see `find`; a
+  target that looks up names itself takes it as an argument.
   """
   where = where or f'the {folder} section'
   if not isinstance(section, SECTION) or 'name' not in section:
@@ -117,6 +138,8 @@ def build(
   section = dict(section)
   name = section.pop('name')
   target = find(folder, name, export, trusted=trusted)
+  if 'trusted' in inspect.signature(target).parameters:
+    kwargs['trusted'] = trusted
   check_keys(
     target,
     section,

@@ -93,6 +93,7 @@ OTHER = dict(
   pooling='mean',
   num_registers=1,
   position='sincos2d',
+  position_resize='timm',
   final_norm='features',
   representation_size=8,
   layer_scale=0.1,
@@ -116,15 +117,15 @@ OTHER = dict(
 def test_each_setting_of_the_model_is_refused_or_computes_the_same():
   fields = set(vit.ViT.__dataclass_fields__) - {'name', 'parent'}
   assert set(OTHER) == fields, 'give every setting another value'
-  assert set(resume.COST_KEYS) <= fields
+  cost = set(vit.FIELDS['cost'])
   config = {'model': {'name': 'vit', **BASE}}
   meta = checkpoint_format.make_meta(1, {}, config, {})
-  for key in fields - set(resume.COST_KEYS):
+  for key in fields - cost:
     changed = {'model': config['model'] | {key: OTHER[key]}}
     with pytest.raises(UserError, match=f'model.{key}: '):
       resume.check(meta, {}, changed, '/run')
   want = initial_parameters_and_gradient()
-  for key in resume.COST_KEYS:
+  for key in cost:
     found = initial_parameters_and_gradient(**{key: OTHER[key]})
     # Additions may come in another order.
     jax.tree.map(

@@ -4,12 +4,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from vit_jax import trees
+from vit_jax import lookup, trees
 from vit_jax.errors import UserError
-
-# Keys of the model section that change what a step costs but not what it
-# computes; a run may go on with other values.
-COST_KEYS = ('attention', 'remat')
 
 _MOST_LINES = 8  # Of each kind of difference.
 
@@ -69,8 +65,10 @@ def other_differences(
 
 
 def _model_differences(saved, config) -> list[str]:
+  # A run may continue with other values of what costs and computes the same.
+  cost = lookup.model_fields(config.get('model') or {}, 'cost', trusted=True)
   saved, current = (
-    {k: v for k, v in (c.get('model') or {}).items() if k not in COST_KEYS}
+    {k: v for k, v in (c.get('model') or {}).items() if k not in cost}
     for c in (saved, config)
   )
   return _differences(saved, current, 'model')

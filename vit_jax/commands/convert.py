@@ -17,9 +17,6 @@ from vit_jax.commands import _cli
 from vit_jax.errors import RunError, UserError
 from vit_jax.printable import printable, show
 
-# What a model computes and its parameters do not show.
-_UNSEEN = ('activation', 'norm_epsilon', 'num_heads', 'pooling', 'final_norm')
-
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Converts weights and says what was done; returns the exit code."""
@@ -174,14 +171,22 @@ def _compare(before: Any, after: Any) -> str:
 
 def _unsaid(before: Any, after: Any) -> list[str]:
   """Returns what the target does not tell those who read it."""
+  from vit_jax import lookup, trees
   from vit_jax.inference import classes
+  from vit_jax.pretrained import blocks, model_section
   from vit_jax.pretrained.weights import build_model
 
   modules = [build_model(w) for w in (before, after)]
+  named = blocks.unstack(trees.flatten(after.params))
+  trusted = 'model' in before.trusted
+  fields = lookup.model_fields(
+    before.model, 'computes', 'structure', trusted=trusted
+  )
   lines = []
-  for field in _UNSEEN:
+  for field in fields:
     old, new = (getattr(module, field, None) for module in modules)
-    if old == new:
+    # With other parameters the field does not say how to read these.
+    if old == new or model_section.problems(named, after.model | {field: old}):
       continue
     lines.append(
       f'the target reads as {field}={new!r}: load it with'

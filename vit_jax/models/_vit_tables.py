@@ -38,6 +38,8 @@ FIELDS: dict[str, tuple[str, ...]] = {
     'position',
     'final_norm',
   ),
+  # Of these, what neither names nor shapes of parameters show.
+  'unseen': ('activation', 'norm_epsilon'),
   # The parameters there are.
   'structure': (
     'stem',

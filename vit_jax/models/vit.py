@@ -136,6 +136,8 @@ class ViT(nn.Module):
     head_zero_init: whether the head's kernel starts at zero.
   """
 
+  FIELDS = FIELDS
+
   patch_size: int | tuple[int, int]
   width: int
   depth: int

@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from vit_jax import lookup
 from vit_jax.errors import UserError
 from vit_jax.pretrained import (
   augreg,
@@ -221,7 +222,8 @@ def _load_published(name, fetching, options) -> Weights:
   entry = PUBLISHED[name]
   path = download.fetch(entry.remotes, **fetching)
   # What the file does not show, and then what the user wants.
-  unseen = {k: entry.model[k] for k in ('activation', 'norm_epsilon')}
+  fields = lookup.model_fields(entry.model, 'unseen')
+  unseen = {k: entry.model[k] for k in fields}
   wanted = unseen | dict(options['model'] or {})
   weights = _read(path, **options | dict(model=wanted))
   _check(path, name, weights, entry, wanted)

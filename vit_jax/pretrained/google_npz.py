@@ -29,8 +29,6 @@ from vit_jax.pretrained.google_names import DIALECTS, Dialect
 from vit_jax.pretrained.google_position import UnclearError
 from vit_jax.pretrained.weights import Weights
 
-# What neither a name nor a shape tells.
-_UNSEEN = (*COMPUTED, 'pooling', 'position')
 _IMAGE_SIZE = (224, 224)  # Of models that have no position table to tell it.
 
 
@@ -97,7 +95,8 @@ def write(
   named = blocks.unstack(trees.flatten(weights.params))
   if 'class_token' not in named:
     dialect = dataclasses.replace(dialect, class_row=False)
-  computed = {key: getattr(module, key) for key in _UNSEEN}
+  fields = lookup.model_fields(weights.model, 'computes', 'structure')
+  computed = {key: getattr(module, key) for key in fields}
   if 'position_embedding' not in named:
     is_theirs = computed['position'] == 'sincos2d'
     if not (is_theirs and dialect.position == 'pos_embedding'):
@@ -108,7 +107,7 @@ def write(
       )
       computed['position'] = 'learned'
   _, implied = _section(named, dialect)
-  implied = {key: getattr(_vit(implied), key) for key in _UNSEEN}
+  implied = {key: getattr(_vit(implied), key) for key in fields}
   preprocess = _preprocess(dialect, _image_size(named), named)
   note = dict(
     model=_different(computed, implied),

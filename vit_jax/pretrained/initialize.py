@@ -14,16 +14,6 @@ from vit_jax.errors import UserError
 from vit_jax.pretrained import blocks, catalog, resample
 from vit_jax.pretrained.weights import Weights, check_model_name
 
-# Attributes of a model that change what its parameters mean, but not their
-# names and shapes.
-_MEANING = (
-  'activation',
-  'norm_epsilon',
-  'num_heads',
-  'position',
-  'final_norm',
-)
-
 
 def initialize(
   tree: Mapping[str, Any],
@@ -268,7 +258,7 @@ def _meaning(module: nn.Module, prefix: str = '') -> dict[str, Any]:
   """Returns what decides the meaning of parameters, of modules within too."""
   found = {
     prefix + key: value
-    for key in _MEANING
+    for key in getattr(module, 'FIELDS', {}).get('computes', ())
     if (value := getattr(module, key, None)) is not None
   }
   for field in dataclasses.fields(module):
@@ -281,8 +271,8 @@ def _meaning(module: nn.Module, prefix: str = '') -> dict[str, Any]:
 def _check_meaning(ours, theirs, may_differ, into, where, on_log) -> None:
   if not ours.keys() & theirs.keys():
     on_log(
-      f'{into}: its model is unknown or says none of {", ".join(_MEANING)}: not'
-      ' checked against the weights'
+      f'{into}: its model is unknown, or has no FIELDS that say what it'
+      ' computes: not checked against the weights'
     )
   different = [
     f'{key}={ours[key]!r}, but the weights were trained with {theirs[key]!r}'

@@ -81,6 +81,7 @@ _MODEL = {
     ('width', 'depth', 'mlp_dim', 'num_heads', 'num_classes'), SIZE
   ),
   **dict.fromkeys(('name', 'variant', 'stem', 'pooling', 'position'), TEXT),
+  'position_resize': TEXT,
   **dict.fromkeys(('final_norm', 'activation', 'dtype', 'attention'), TEXT),
   **dict.fromkeys(('qk_norm', 'qkv_bias', 'scan', 'head_zero_init'), FLAG),
   **dict.fromkeys(('stochastic_depth_schedule', 'remat'), TEXT),

@@ -16,7 +16,7 @@ from vit_jax.printable import printable
 
 # Shapes of a model of larger sizes are not computed, unless an array has them.
 _MAX_TRIED = 2**16
-_SIZES = ('width', 'depth', 'mlp_dim', 'num_heads')
+_SIZES = tuple(vit.VARIANTS['B'])
 
 
 def infer(named: Mapping[str, np.ndarray]) -> dict[str, Any]:

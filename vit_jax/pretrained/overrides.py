@@ -5,10 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from vit_jax import lookup
 from vit_jax.errors import UserError
-
-# What a variant stands for.
-_SIZES = ('variant', 'patch_size', 'width', 'depth', 'mlp_dim', 'num_heads')
 
 
 def trusted(given: Mapping[str, Any] | None) -> frozenset[str]:
@@ -42,7 +40,8 @@ def apply(
   if given.get('name', section['name']) != section['name']:
     kept = {}
   elif 'variant' in given:
-    kept = {key: value for key, value in kept.items() if key not in _SIZES}
+    sizes = ('variant', *lookup.model_fields(section, 'size'))
+    kept = {key: value for key, value in kept.items() if key not in sizes}
   if 'num_classes' in given and given['num_classes'] is None:
     named = {k: v for k, v in named.items() if not k.startswith('head/')}
   if given.get('pooling', 'token') != 'token':

@@ -9,7 +9,7 @@ from typing import Any
 
 from etils import epath
 
-from vit_jax import files, trees
+from vit_jax import files, lookup, trees
 from vit_jax.checkpoints import format as checkpoint_format
 from vit_jax.data import device_ops_language
 from vit_jax.errors import UserError
@@ -18,8 +18,6 @@ from vit_jax.pretrained.main_evaluation import main_evaluation
 from vit_jax.pretrained.weights import Weights
 from vit_jax.printable import printable
 
-# Keys of a model section that say how it is computed, not what.
-_HOW = ('scan', 'remat', 'attention')
 _CLASS_NAMES = 'class_names.json'
 # Of the state: what a model with BatchNorm keeps beside its parameters.
 _STATISTICS = 'extra/batch_stats/'
@@ -92,7 +90,12 @@ def read(
       )
     )
   config = _checked_config(meta, os.fspath(path))
-  section = {k: v for k, v in config['model'].items() if k not in _HOW}
+  section = config['model']
+  # How the run computed it and stored its parameters.
+  dropped = lookup.model_fields(
+    section, 'cost', 'layout', trusted='model' in overrides.trusted(model)
+  )
+  section = {k: v for k, v in section.items() if k not in dropped}
   named = blocks.unstack(trees.flatten(params))
   named, section = overrides.apply(named, section, model)
   if section['name'] == 'vit':
