@@ -5,6 +5,8 @@ import sys
 
 import ml_collections
 
+from vit_jax.data import dummy_input
+
 ConfigDict = ml_collections.ConfigDict
 
 _SMOKE_PIXELS = 16  # 2x2 patches of 8
@@ -20,7 +22,9 @@ _AUGREG = {
   'strong1': ((2, 20), 0.5),
   'strong2': ((2, 20), 0.8),
 }
-_SIZE = re.compile(r'\b(resize\w*|\w*crop)\((\d+|[(\[][\d, ]*[)\]])')
+_SIZE = re.compile(
+  r'\b((?:resize\w*|\w*crop)\(|local_size=)(\d+|[(\[][\d, ]*[)\]])'
+)
 
 
 def parse_arg(arg: str | None, **options) -> ConfigDict:
@@ -130,17 +134,16 @@ def _shrink(section: ConfigDict, channels: int, split: str = 'test') -> None:
   """Shrinks the data of a section and of the sections in it."""
   for key, value in list(section.items()):
     if key in ('data', 'data_train', 'data_test'):
-      section[key] = dict(
-        name='synthetic',
+      section[key] = dummy_input.data_section(
+        _SMOKE_CLASSES,
         split=split if key == 'data' else key.removeprefix('data_'),
         # No multiple of the batch size: the last batch is filled up.
         num_examples=20,
         image_size=_SMOKE_PIXELS,
         channels=channels,
-        num_classes=_SMOKE_CLASSES,
       )
     elif key in ('ops', 'device_ops'):
-      section[key] = _SIZE.sub(rf'\1({_SMOKE_PIXELS}', value)
+      section[key] = _SIZE.sub(rf'\g<1>{_SMOKE_PIXELS}', value)
     elif key == 'batch_size':
       section.batch_size = 8
     elif key == 'num_classes':

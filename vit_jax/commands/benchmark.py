@@ -167,8 +167,9 @@ def measure_step(config: Mapping[str, Any], *, steps: int) -> dict[str, Any]:
 
 
 def _choose_data(sections: dict[str, Any], choice: str) -> str | None:
-  """Puts made-up data into the sections if need be; says why it did."""
+  """Replaces the data of the sections if necessary; returns why."""
   from vit_jax import lookup
+  from vit_jax.data import dummy_input
 
   if choice != 'synthetic':
     try:
@@ -181,10 +182,8 @@ def _choose_data(sections: dict[str, Any], choice: str) -> str | None:
       why = str(e).splitlines()[0]
   else:
     why = 'asked for'
-  data = dict(name='synthetic_jpegs', split='train')
   num_classes = sections['model'].get('num_classes')
-  if num_classes:
-    data['num_classes'] = num_classes
+  data = dummy_input.data_section(num_classes, encoded=True)
   sections['input'] = dict(sections['input'], data=data)
   return f'measured on made-up JPEG files of 500 x 400 pixels ({why})'
 

@@ -173,7 +173,7 @@ def _config_shape(
     except UserError as e:
       e.add_note('with --image_size and --channels no image is needed')
       raise
-    shape = train_input.element_spec()['image'].shape[1:]
+    shape = train_input.element_spec()['image'].shape[-3:]
   return (*shape[:2], channels or shape[2])
 
 

@@ -1,8 +1,8 @@
 """Made-up images of any size and number of classes, for tests and benchmarks.
 
 Each class has a coarse random pattern that a model can learn; each image is its
-class's pattern under noise of its own. Nothing is stored: record i is made when
-it is read, always the same.
+class's pattern under noise of its own, each text names the class. Nothing is
+stored: record i is made when it is read, always the same.
 """
 
 import math
@@ -18,7 +18,7 @@ _NOISE = 64  # noise is 0.._NOISE - 1, a power of two; the rest is pattern
 
 
 class Source:
-  """Examples `{'image': uint8 [H, W, C] in 0..255, 'label': int}`."""
+  """Examples `{'image': uint8 [H, W, C], 'label': int, 'text': str}`."""
 
   class_names = None
 
@@ -75,7 +75,7 @@ class Source:
     rows, columns = self._cells
     pattern = self._patterns[label].take(columns, axis=1).take(rows, axis=0)
     image = pattern + (noise % _NOISE).reshape(self._shape)
-    return {'image': image, 'label': label}
+    return {'image': image, 'label': label, 'text': f'class {label}'}
 
   def describe(self, index: int) -> str:
     """Returns words for messages that find the record again."""

@@ -18,7 +18,7 @@ _NUM_DIFFERENT = 64  # Others repeat them: a decoder has no memory.
 
 
 class Source:
-  """Examples `{'image': bytes of a JPEG file, 'label': int}`."""
+  """Examples `{'image': bytes of a JPEG file, 'label': int, 'text': str}`."""
 
   class_names = None
 
@@ -52,7 +52,7 @@ class Source:
     )
     bad = [f'{key}={value!r}' for key, value in numbers.items() if value < 1]
     if bad:
-      raise UserError(f'synthetic_jpegs: at least 1, please: {", ".join(bad)}')
+      raise UserError(f'synthetic_jpegs: must be at least 1: {", ".join(bad)}')
     self._split = splits.parse(split)
     self._records = self._split.records(num_examples)
     self.num_classes = num_classes
@@ -67,7 +67,8 @@ class Source:
   def __getitem__(self, index: int) -> dict:
     record = int(self._records[index])
     image = self._images[record % _NUM_DIFFERENT]
-    return {'image': image, 'label': record % self.num_classes}
+    label = record % self.num_classes
+    return {'image': image, 'label': label, 'text': f'class {label}'}
 
   def describe(self, index: int) -> str:
     """Returns words for messages that find the record again."""
