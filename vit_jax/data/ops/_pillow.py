@@ -29,6 +29,24 @@ RESAMPLE = {
 }
 
 
+# Stretches each channel so that its extremes become 0 and 255.
+autocontrast = ImageOps.autocontrast
+equalize = ImageOps.equalize  # Makes the histogram of each channel flat.
+invert = ImageOps.invert
+solarize = ImageOps.solarize  # `(image, threshold)` inverts values from it on.
+
+
+def _enhancer(kind: type) -> Callable[[Image.Image, float], Image.Image]:
+  return lambda image, factor: kind(image).enhance(factor)
+
+
+# `(image, factor)`: factor 1 is the image, factor 0 ...
+color = _enhancer(ImageEnhance.Color)  # ... is grey;
+contrast = _enhancer(ImageEnhance.Contrast)  # ... is its mean grey everywhere;
+brightness = _enhancer(ImageEnhance.Brightness)  # ... is black;
+sharpness = _enhancer(ImageEnhance.Sharpness)  # ... is smoothed.
+
+
 def as_op(
   change: Callable[[Image.Image, np.random.Generator], Image.Image],
   rate: float | None = None,
@@ -131,26 +149,6 @@ def rotate(image, degrees: float, resample, fill: Color) -> Image.Image:
   return image.rotate(degrees, resample, fillcolor=_fill(image, fill))
 
 
-def autocontrast(image: Image.Image) -> Image.Image:
-  """Stretches each channel so that its extremes become 0 and 255."""
-  return ImageOps.autocontrast(image)
-
-
-def equalize(image: Image.Image) -> Image.Image:
-  """Makes the histogram of each channel flat."""
-  return ImageOps.equalize(image)
-
-
-def invert(image: Image.Image) -> Image.Image:
-  """Returns the negative."""
-  return ImageOps.invert(image)
-
-
-def solarize(image: Image.Image, threshold: int) -> Image.Image:
-  """Inverts the values from `threshold` on."""
-  return ImageOps.solarize(image, threshold)
-
-
 def solarize_add(image: Image.Image, addition: int) -> Image.Image:
   """Adds to the values below 128, at most up to 255."""
   return image.point(_solarize_add_table(addition) * len(image.getbands()))
@@ -167,26 +165,6 @@ def posterize(image: Image.Image, bits: int) -> Image.Image:
   if bits < 1:
     return Image.new(image.mode, image.size, 0)
   return ImageOps.posterize(image, bits)
-
-
-def color(image: Image.Image, factor: float) -> Image.Image:
-  """Blends with the greyscale image: 0 is grey, 1 the image itself."""
-  return ImageEnhance.Color(image).enhance(factor)
-
-
-def contrast(image: Image.Image, factor: float) -> Image.Image:
-  """Blends with the mean of the greyscale image, one level everywhere."""
-  return ImageEnhance.Contrast(image).enhance(factor)
-
-
-def brightness(image: Image.Image, factor: float) -> Image.Image:
-  """Multiplies, that is, blends with black."""
-  return ImageEnhance.Brightness(image).enhance(factor)
-
-
-def sharpness(image: Image.Image, factor: float) -> Image.Image:
-  """Blends with a smoothed image; above 1 sharpens."""
-  return ImageEnhance.Sharpness(image).enhance(factor)
 
 
 def blur(image: Image.Image, radius: float) -> Image.Image:

@@ -105,7 +105,6 @@ KINDS = {
     _pillow.color,
     lambda level, _: 1.0 - _within(0.5, 1.0)(level, 0),
   ),
-  'GaussianBlur': Kind(_pillow.blur, _within(0.1, 2.0)),
   'GaussianBlurRand': Kind(
     _pillow.blur,
     lambda level, chance: 0.1 + (2.0 * min(level, 1.0) - 0.1) * chance,

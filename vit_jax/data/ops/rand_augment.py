@@ -5,7 +5,6 @@ from the paper: an op is skipped with probability 1/2, magnitudes are noisy, and
 the table has 15 ops. big_vision's is the op `randaug`.
 """
 
-import ast
 import math
 
 import numpy as np
@@ -24,33 +23,6 @@ _INCREASING = tuple(
   f'{name}Increasing' if name in _HAVE_INCREASING.split() else name
   for name in _PLAIN
 )
-
-
-def _weighted(text: str) -> dict[str, float]:
-  """Returns the weights in a text such as 'Rotate 3, ShearX 0.5'."""
-  return {
-    name: ast.literal_eval(weight)
-    for name, weight in map(str.split, text.split(','))
-  }
-
-
-# Other sets of ops, with weights or (None) each as likely as the others.
-_SETS = {
-  '3a': dict.fromkeys(('SolarizeIncreasing', 'Desaturate', 'GaussianBlur')),
-  '3aw': _weighted(
-    'SolarizeIncreasing 6, Desaturate 6, GaussianBlur 6, Rotate 3, ShearX 2, '
-    'ShearY 2, PosterizeIncreasing 1, AutoContrast 1, ColorIncreasing 1, '
-    'SharpnessIncreasing 1, ContrastIncreasing 1, BrightnessIncreasing 1, '
-    'Equalize 1, Invert 1'
-  ),
-  'weights': _weighted(
-    'Rotate 3, ShearX 2, ShearY 2, TranslateXRel 1, TranslateYRel 1, '
-    'ColorIncreasing .25, SharpnessIncreasing .25, AutoContrast .25, '
-    'SolarizeIncreasing .05, SolarizeAdd .05, ContrastIncreasing .05, '
-    'BrightnessIncreasing .05, Equalize .05, PosterizeIncreasing .05, '
-    'Invert .05'
-  ),
-}
 _EXAMPLE = 'rand-m9-mstd0.5-inc1'
 
 
@@ -73,11 +45,10 @@ def rand_augment(
     mmax10   where the magnitude is clipped; default 10
     inc1     ops that grow with the magnitude; without, posterize, solarize and
              the four enhancements are weakest in the middle or at the end
-    tweights, t3a, t3aw   another set of ops
 
-  The ops are drawn with replacement, so one may come twice; from a set with
-  weights (tweights, t3aw) without. At magnitude 10 'inc1' may keep 0 bits of
-  the image, which is then black, as in DeiT's training.
+  The ops are drawn with replacement, so one may come twice. At magnitude 10
+  'inc1' may keep 0 bits of the image, which is then black, as in DeiT's
+  training. timm's other sets of ops (t) are not supported.
 
   Args:
     config: as above.
@@ -89,7 +60,7 @@ def rand_augment(
   settings = _timm_policy.parse(
     config,
     'rand',
-    dict(m=int, n=int, p=float, mstd=float, mmax=int, inc=int, t=_SETS.get),
+    dict(m=int, n=int, p=float, mstd=float, mmax=int, inc=int),
     _EXAMPLE,
   )
   noise = settings.get('mstd', 0.0)
@@ -98,15 +69,6 @@ def rand_augment(
   if not 0 <= probability <= 1:
     raise UserError(f'{config!r}: p is 0 .. 1')
   names = _INCREASING if settings.get('inc') else _PLAIN
-  weights = None
-  if 't' in settings:
-    names = settings['t']
-    if names is None:
-      raise UserError(f'{config!r}: t is followed by one of {list(_SETS)}')
-    if None not in names.values():
-      weights = np.array(list(names.values())) / sum(names.values())
-  if weights is not None and num_ops > len(weights):
-    raise UserError(f'{config!r}: the set has {len(weights)} ops only')
   ops = [
     _timm_policy.Op(
       _timm_policy.KINDS[name],
@@ -120,10 +82,7 @@ def rand_augment(
   ]
 
   def draw(rng: np.random.Generator) -> list:
-    if weights is None:
-      chosen = rng.integers(len(ops), size=num_ops)
-    else:
-      chosen = rng.choice(len(ops), num_ops, replace=False, p=weights)
+    chosen = rng.integers(len(ops), size=num_ops)
     return [ops[i].draw(rng) for i in chosen]
 
   return _timm_policy.op_of(draw)
