@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import pytest
 
-from vit_jax.checkpoints import format as checkpoint_format
+from vit_jax.checkpoints import format as checkpoint_format, reader
 from vit_jax.errors import UserError
 from vit_jax.parallel import distributed
 from vit_jax.training import train
@@ -135,7 +135,7 @@ def _state(folder, workdir, step):
     name: jax.ShapeDtypeStruct(tuple(leaf['shape']), np.dtype(leaf['dtype']))
     for name, leaf in meta['leaves'].items()
   }
-  return checkpoint_format.read_state(directory, meta, leaves)
+  return reader.read_state(directory, meta, leaves)
 
 
 def _assert_close(rows, others):

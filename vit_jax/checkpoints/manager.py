@@ -1,9 +1,7 @@
 """Checkpoints: written in the background, verified before they are used."""
 
 import contextlib
-import dataclasses
 import errno
-import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,7 +15,13 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from vit_jax import trees
-from vit_jax.checkpoints import format as checkpoint_format, orbax_noise, resume
+from vit_jax.checkpoints import (
+  best,
+  format as checkpoint_format,
+  orbax_noise,
+  reader,
+  resume,
+)
 from vit_jax.checkpoints.format import DamagedError
 from vit_jax.errors import RunError, UserError
 
@@ -76,7 +80,8 @@ class Checkpointer:
     policies = [checkpoint_managers.LatestN(keep_latest)]
     if keep_every_steps is not None:
       policies.append(checkpoint_managers.EveryNSteps(keep_every_steps))
-    self._best = _Best(keep_best, 1 if keep_best_mode == 'max' else -1)
+    sign = 1 if keep_best_mode == 'max' else -1
+    self._best = best.BestCheckpoint(keep_best, sign)
     if keep_best is not None:
       for step in checkpoint_format.steps(self.directory):
         with contextlib.suppress(DamagedError):  # `restore` reports it.
@@ -179,7 +184,7 @@ class Checkpointer:
         # Before the arrays are read: another model is no damage.
         resume.check(meta, abstract_state, config, self.directory)
         with jax.transfer_guard('allow'):
-          named = checkpoint_format.read_state(self.directory, meta, wanted)
+          named = reader.read_state(self.directory, meta, wanted)
         break
       except DamagedError as e:
         self._log(f'checkpoint {self.directory / str(step)} is damaged: {e}')
@@ -264,47 +269,6 @@ class Checkpointer:
           'the same command to continue from it'
         )
       ) from e
-
-
-@dataclasses.dataclass
-class _Best:
-  """Preserves the checkpoint with the best finite value of a metric.
-
-  In place of orbax's BestN, which ranks by a file in each checkpoint whose
-  damage would stop the manager, and places a NaN anywhere.
-  """
-
-  metric: str | None
-  sign: int
-  values: dict[int, float] = dataclasses.field(default_factory=dict)
-
-  def note(self, step: int, metrics: Mapping[str, float]) -> None:
-    value = metrics.get(self.metric, math.nan)
-    if math.isfinite(value):
-      self.values[step] = value
-
-  def check(self, step: int, metrics: Mapping[str, float]) -> None:
-    """Raises UserError where its evaluation ran and has no such metric."""
-    if self.metric is None or self.metric in metrics:
-      return
-    prefix = self.metric.partition('/')[0] + '/'
-    found = [name for name in metrics if name.startswith(prefix)]
-    if found:
-      raise UserError(
-        f'checkpoint.keep_best={self.metric!r}: the evaluation gives '
-        f'{", ".join(found[:10])}. Step {step} is saved: correct '
-        '--config.checkpoint.keep_best, and the same command continues'
-      )
-
-  def should_preserve(self, checkpoints, *, context) -> list[bool]:
-    del context
-    steps = [info.step for info in checkpoints]
-    known = [step for step in steps if step in self.values]
-    # The newest of equals.
-    best = max(
-      known, key=lambda s: (self.sign * self.values[s], s), default=None
-    )
-    return [step == best for step in steps]
 
 
 def _check_arguments(keep_latest, keep_best_mode, keep_every_steps) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from etils import epath
 
 from vit_jax import files, lookup, trees
-from vit_jax.checkpoints import format as checkpoint_format
+from vit_jax.checkpoints import format as checkpoint_format, reader
 from vit_jax.data import device_ops_language
 from vit_jax.errors import UserError
 from vit_jax.pretrained import blocks, json_fields, model_section, overrides
@@ -71,9 +71,7 @@ def read(
   order, metric = _order(directory, step)
   if ema is None:
     ema = _kept_average(directory, order)
-  params, meta = checkpoint_format.load_params(
-    directory, order, ema=ema, on_log=on_log
-  )
+  params, meta = reader.load_params(directory, order, ema=ema, on_log=on_log)
   statistics = [x for x in meta['leaves'] if x.startswith(_STATISTICS)]
   if statistics:
     raise UserError(

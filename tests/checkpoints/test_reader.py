@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from vit_jax import trees
-from vit_jax.checkpoints import format as checkpoint_format, manager
+from vit_jax.checkpoints import format as checkpoint_format, manager, reader
 from vit_jax.errors import UserError
 from vit_jax.parallel import mesh as mesh_lib, rules as rules_lib
 
@@ -47,21 +47,21 @@ def assert_same_bits(found, want):
 
 def test_parameters_are_loaded_without_knowing_the_optimizer(tmp_path):
   save(tmp_path, [1, 2], ema=True)
-  params, meta = checkpoint_format.load_params(tmp_path)
+  params, meta = reader.load_params(tmp_path)
   assert_same_bits(params, host_params(2))
   assert {type(x) for x in jax.tree.leaves(params)} == {np.ndarray}
   assert meta['config'] == {'model': {'variant': 'B/16'}}
-  params, meta = checkpoint_format.load_params(tmp_path, 1)
+  params, meta = reader.load_params(tmp_path, 1)
   assert_same_bits(params, host_params(1))
   assert meta['step'] == 1
-  params, _ = checkpoint_format.load_params(tmp_path, ema=True)
+  params, _ = reader.load_params(tmp_path, ema=True)
   assert_same_bits(params, host_params(98))
 
 
 def test_parameters_are_loaded_with_the_shardings_that_are_asked_for(tmp_path):
   save(tmp_path, [1])
   mesh = mesh_lib.make_mesh(data=1, fsdp=8)
-  params, _ = checkpoint_format.load_params(
+  params, _ = reader.load_params(
     tmp_path,
     shardings=lambda params: rules_lib.state_shardings(
       {'params': params}, mesh, min_size=1
@@ -77,24 +77,24 @@ def test_loading_passes_over_damage_and_changes_nothing(tmp_path):
   path = tmp_path / '2' / 'state' / 'manifest.ocdbt'
   path.write_bytes(path.read_bytes()[:-1])
   lines = []
-  params, meta = checkpoint_format.load_params(tmp_path, on_log=lines.append)
+  params, meta = reader.load_params(tmp_path, on_log=lines.append)
   assert_same_bits(params, host_params(1))
   assert meta['step'] == 1
   assert len(lines) == 1
   assert lines[0].startswith(f'checkpoint {tmp_path}/2 is damaged: ValueError')
   with pytest.raises(UserError, match='no good checkpoint'):
-    checkpoint_format.load_params(tmp_path, 2, on_log=lines.append)
+    reader.load_params(tmp_path, 2, on_log=lines.append)
   assert sorted(p.name for p in tmp_path.iterdir()) == ['1', '2']
 
 
 def test_loading_what_is_not_there_says_what_is(tmp_path):
   save(tmp_path, [1])
   with pytest.raises(UserError, match=f'of step 3 in {tmp_path}; it has: 1'):
-    checkpoint_format.load_params(tmp_path, 3)
+    reader.load_params(tmp_path, 3)
   with pytest.raises(UserError, match='it has: none'):
-    checkpoint_format.load_params(tmp_path / 'elsewhere')
+    reader.load_params(tmp_path / 'elsewhere')
   with pytest.raises(UserError, match='1 holds no ema_params: the run kept no'):
-    checkpoint_format.load_params(tmp_path, ema=True)
+    reader.load_params(tmp_path, ema=True)
 
 
 def test_meta_of_another_step_is_damage(tmp_path):
@@ -193,7 +193,7 @@ def meta_of_the_newest(two_steps, tmp_path):
 def test_forged_meta_is_damage(two_steps, tmp_path, name):
   forge(meta_of_the_newest(two_steps, tmp_path), FORGERIES[name])
   lines = []
-  params, meta = checkpoint_format.load_params(tmp_path, on_log=lines.append)
+  params, meta = reader.load_params(tmp_path, on_log=lines.append)
   assert meta['step'] == 1
   assert_same_bits(params, host_params(1))
   assert len(lines) == 1
@@ -250,7 +250,7 @@ def test_a_file_that_cannot_be_read_to_its_end_is_damage(
     os.mkfifo(elsewhere / path.name)
     (elsewhere / 'loop').symlink_to(elsewhere)
   lines = []
-  _, meta = checkpoint_format.load_params(tmp_path, on_log=lines.append)
+  _, meta = reader.load_params(tmp_path, on_log=lines.append)
   assert meta['step'] == 1
   damaged = f'checkpoint {tmp_path}/2 is damaged: {path} {what}'
   assert lines == [damaged]
