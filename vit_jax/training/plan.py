@@ -1,0 +1,140 @@
+"""The plan of a run: all that its config means, built and checked."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from vit_jax.pretrained import like
+from vit_jax.reporting import clock as clock_lib
+from vit_jax.training import (
+  evaluation,
+  inputs,
+  nonfinite,
+  run as run_lib,
+  settings,
+)
+
+_MIN_ROWS = 20  # Of metrics that a run logs, if it has as many steps.
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """A run before it starts; nothing is written or computed yet."""
+
+  config: dict[str, Any]  # As it is saved, `like` replaced.
+  run: run_lib.Run
+  jobs: list[evaluation.Job]
+  pictures: dict[str, Any]
+  finite: nonfinite.Check
+  checkpoint: dict[str, Any]  # Arguments of `manager.Checkpointer`.
+  save_every_steps: int | None
+  log_every_steps: int | None
+
+  @property
+  def evaluates_only(self) -> bool:
+    return self.run.total_steps == 0
+
+  def logs(self, step: int) -> bool:
+    """Whether the metrics of a step are logged."""
+    is_last = step == self.run.total_steps
+    return is_last or _divides(self.log_every_steps, step)
+
+  def saves(self, step: int) -> bool:
+    """Whether the state is saved after a step."""
+    is_last = step == self.run.total_steps
+    return is_last or _divides(self.save_every_steps, step)
+
+  def due(self, step: int) -> list[evaluation.Job]:
+    """Returns the evaluations after a step."""
+    is_last = step == self.run.total_steps
+    return [job for job in self.jobs if is_last or job.is_due(step)]
+
+  def log(self, log: Callable[[str], None]) -> None:
+    """Logs what a user wants to see before the first step."""
+    run = self.run
+    log(_describe(run))
+    log(inputs.describe(self.config, evaluation.num_examples(run, self.jobs)))
+    if hint := clock_lib.precision_hint(run.mesh, self.config['model']):
+      log(hint)
+    if run.mesh.shape['fsdp'] * run.mesh.shape['tensor'] > 1:
+      log(str(run.sharding_report))
+
+
+def make(config: Mapping[str, Any], *, profile: str | None = None) -> Plan:
+  """Returns the plan of a config with all keys of `train.train`.
+
+  Args:
+    config: the keyword arguments of `train.train`.
+    profile: 'START:STOP', see `profiling`.
+
+  Raises:
+    UserError: sections that do not fit what they name, or one another.
+  """
+  config = like.complete(config)
+  with inputs.all_problems(config):
+    keys = inspect.signature(run_lib.build).parameters
+    run = run_lib.build(**{key: config[key] for key in keys})
+    jobs = evaluation.make_jobs(
+      config['evals'] or {},
+      run,
+      model=config['model'],
+      has_ema=config['ema'] is not None,
+    )
+    pictures = evaluation.make_pictures(config['pictures'] or {}, run)
+  checkpoint = run_lib.in_steps(
+    config['checkpoint'] or {}, run.input.steps_per_epoch, 'config.checkpoint'
+  )
+  save_every_steps = checkpoint.pop('every_steps', None)
+  settings.check(
+    run,
+    jobs,
+    log_every_steps=config['log_every_steps'],
+    save_every_steps=save_every_steps,
+    keep_best=checkpoint.get('keep_best'),
+    profile=profile,
+  )
+  return Plan(
+    config=config,
+    run=run,
+    jobs=jobs,
+    pictures=pictures,
+    finite=nonfinite.Check(
+      config['on_nonfinite'],
+      input=run.input,
+      total_steps=run.total_steps,
+      max_consecutive_skips=config['max_consecutive_skips'],
+    ),
+    checkpoint=checkpoint,
+    save_every_steps=save_every_steps,
+    log_every_steps=_log_cadence(config['log_every_steps'], run.total_steps),
+  )
+
+
+def _describe(run: run_lib.Run) -> str:
+  device = run.mesh.devices.flat[0]
+  axes = ' x '.join(f'{k}={v}' for k, v in run.mesh.shape.items() if v > 1)
+  sizes = [x.size for x in jax.tree.leaves(run.abstract_state.params)]
+  epochs = run.total_steps / run.input.steps_per_epoch
+  return (
+    f'{run.mesh.size} x {device.device_kind}{f" ({axes})" if axes else ""}, '
+    f'{sum(sizes):,} parameters, {run.input.num_examples:,} training images, '
+    f'{run.total_steps:,} steps of {run.input.batch_size:,} images '
+    f'({epochs:.3g} epochs)'
+  )
+
+
+def _log_cadence(log_every_steps: int | None, total_steps: int) -> int | None:
+  """Returns the cadence that gives a short run `_MIN_ROWS` rows as well.
+
+  It depends on the config alone, so a run that continues logs the same steps.
+  """
+  if log_every_steps is None:
+    return None
+  return min(log_every_steps, max(1, total_steps // _MIN_ROWS))
+
+
+def _divides(every_steps: int | None, step: int) -> bool:
+  return bool(every_steps) and step % every_steps == 0
