@@ -125,14 +125,6 @@ def test_labels_of_another_width_are_an_error():
     _loss(np.zeros((4, 5), np.float32))
 
 
-def test_examples_without_a_label_are_an_error():
-  batch = {'image': jnp.zeros((4, 2, 2, 1))}
-  objective = Objective(Linear())
-  params = objective.init(jax.random.key(1), batch)['params']
-  with pytest.raises(UserError, match=r"have \['image'\] and no label"):
-    objective.loss(params, STATE, batch, jax.random.key(2))
-
-
 def test_dropout_acts_in_the_loss_and_not_in_predict():
   model = Linear(dropout_rate=0.5)
   loss, _, logits = _loss(np.int32([0, 1, 2, 0]), model=model)

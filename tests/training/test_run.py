@@ -8,10 +8,12 @@ import pytest
 
 from vit_jax import lookup, trees
 from vit_jax.data import pipeline
+from vit_jax.errors import UserError
+from vit_jax.objectives import supervised
 from vit_jax.pretrained import catalog, our_files
 from vit_jax.pretrained.weights import Weights
 from vit_jax.reporting import flops
-from vit_jax.training import evaluation, train, train_state
+from vit_jax.training import evaluation, session, train, train_state
 
 MODEL = dict(name='vit', variant='mu/8', num_classes=4, head_zero_init=False)
 DATA = dict(name='synthetic', image_size=16, num_classes=4)
@@ -190,6 +192,59 @@ def test_a_step_draws_from_the_seed_and_the_step(tmp_path, monkeypatch):
     state, metrics = run.step(state, spread)
     want = jax.random.key_data(jax.random.split(key)[1])
     np.testing.assert_array_equal(metrics['key'], want)
+
+
+def test_fields_that_the_loss_lacks_are_named_before_anything_runs(monkeypatch):
+  fields = ('image', 'depth')
+  monkeypatch.setattr(supervised.Objective, 'fields', fields)
+  with pytest.raises(
+    UserError, match=r"\['depth'\], and .* \['image', 'label'"
+  ):
+    train.build(config())
+  train.build(config(total_steps=0))  # No loss is computed.
+
+
+class MultiCrop(supervised.Objective):
+  """Predicts from the images alone and trains on two views of each."""
+
+  fields = ('image', 'local_image')
+
+  def init(self, rng, batch):
+    image = jax.ShapeDtypeStruct((1, 16, 16, 3), 'float32')
+    return super().init(rng, dict(image=image))
+
+
+def _multi_crop(**changes):
+  views = 'global_ops=["", ""], local_ops=""'
+  ops = f'multi_crop(16, num_local=2, local_size=8, {views})'
+  section = config()['input'] | dict(ops=ops, device_ops='normalize(-1, 1)')
+  return train.build(config(input=section, **changes))
+
+
+def test_utilisation_of_multi_crop_is_of_one_view_of_each_image(monkeypatch):
+  monkeypatch.setattr(supervised, 'Objective', MultiCrop)
+  run = _multi_crop()
+  assert run.batch_spec['image'].shape == (BATCH_SIZE, 2, 16, 16, 3)
+  forward = flops.count(
+    run.predict,
+    run.weights(run.abstract_state),
+    dict(image=jax.ShapeDtypeStruct((BATCH_SIZE, 16, 16, 3), 'uint8')),
+  )
+  clock = session.make_clock(run, 0, peak_flops=PEAK)
+  assert clock._flops_per_step == 3 * forward > 0
+  assert clock._peak_flops == PEAK * jax.device_count()
+
+
+def test_an_objective_says_what_a_step_costs(monkeypatch):
+  def cost(self, params, batch):
+    assert batch['image'].shape == (BATCH_SIZE, 2, 16, 16, 3)
+    return 7 * sum(x.size for x in jax.tree.leaves(params))
+
+  monkeypatch.setattr(MultiCrop, 'flops', cost, raising=False)
+  monkeypatch.setattr(supervised, 'Objective', MultiCrop)
+  run = _multi_crop()
+  sizes = [x.size for x in jax.tree.leaves(run.abstract_state.params)]
+  assert run.flops_per_step() == 7 * sum(sizes)
 
 
 def test_utilisation_is_of_all_devices(tuned):

@@ -23,8 +23,9 @@ _STATISTICS = 'batch_stats'  # As flax calls the collection.
 class Objective:
   """Mean cross-entropy between a model's logits and `batch['label']`."""
 
-  # See `accumulation`. Where some rows have no label, `top1` of micro-batches
-  # weighs them equally, however many labels they have.
+  fields = ('image', 'label')  # Of the batch, for the loss.
+  # See `training.gradients`. Where some rows have no label, `top1` of
+  # micro-batches weighs them equally, however many labels they have.
   mean_over_examples = True
 
   def __init__(
@@ -125,11 +126,6 @@ class Objective:
     the fraction of the rows that have a label (`losses.topk_correct`). Of a
     mixed row the class with the larger weight is the right one.
     """
-    if 'label' not in batch:
-      raise UserError(
-        f'objective supervised: the examples have {sorted(batch)} and no '
-        'label; does the data section say label_key=None?'
-      )
     outputs, extra = self.model.apply(
       {'params': params, **state.extra},
       batch['image'],

@@ -46,16 +46,8 @@ class Run:
   def weights(
     self, state: train_state.TrainState, *, ema: bool = False
   ) -> dict[str, Any]:
-    """Returns what `predict` computes with, by branch.
-
-    That is `params`, or in its place the average, and the branches `extra` and
-    `frozen` if `objective.predict` has arguments of these names. They are not
-    averaged: the batch statistics of a model are those of `params`, averages
-    over batches by themselves.
-    """
-    taken = inspect.signature(self.objective.predict).parameters
-    others = {k: getattr(state, k) for k in ('extra', 'frozen') if k in taken}
-    return {'params': state.ema_params if ema else state.params, **others}
+    """Returns what `predict` computes with, see `train_state.weights`."""
+    return train_state.weights(self.objective, state, ema=ema)
 
   @property
   def models(self) -> dict[str, Any]:
@@ -159,6 +151,8 @@ def build(
   model_spec = jax.eval_shape(
     functools.partial(ops, train=False), batch_spec, jax.random.key(0)
   )
+  if total:
+    _check_fields(objective, model_spec)
   branches = jax.eval_shape(
     lambda rng: train_state.init_branches(objective, rng, model_spec),
     jax.random.key(0),
@@ -268,6 +262,17 @@ def _objective(
     trusted=True,
     **given,
   )
+
+
+def _check_fields(objective: Any, batch: Mapping[str, Any]) -> None:
+  """Raises UserError where the loss needs fields that the batch lacks."""
+  missing = sorted(set(getattr(objective, 'fields', ())) - set(batch))
+  if missing:
+    raise UserError(
+      f'config.input: {type(objective).__module__} needs the fields {missing}, '
+      f'and the examples have {sorted(batch)}: check the keys of the data '
+      'section and the ops'
+    )
 
 
 def in_steps(

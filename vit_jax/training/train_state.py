@@ -1,5 +1,6 @@
 """The one state of a training run, created already sharded."""
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -75,6 +76,21 @@ def init_branches(
       f'frozen, got {sorted(map(str, found))}'
     )
   return {key: found.get(key, {}) for key in BRANCHES}
+
+
+def weights(
+  objective: Any, state: TrainState, *, ema: bool = False
+) -> dict[str, Any]:
+  """Returns what `objective.predict` computes with, by branch.
+
+  That is `params`, or in its place the average, and the branches `extra` and
+  `frozen` if `predict` has arguments of these names. They are not averaged: the
+  batch statistics of a model are those of `params`, averages over batches by
+  themselves.
+  """
+  taken = inspect.signature(objective.predict).parameters
+  others = {k: getattr(state, k) for k in ('extra', 'frozen') if k in taken}
+  return {'params': state.ema_params if ema else state.params, **others}
 
 
 def create(
