@@ -99,7 +99,7 @@ def smoke(config: ConfigDict, *, channels: int = 3) -> ConfigDict:
   """Shrinks a recipe in place to 2 steps, seconds on a CPU; returns it.
 
   The model becomes a 'mu' but keeps its options (pooling, position, ...); the
-  data becomes made-up images of few classes, in the evaluations and pictures
+  data becomes synthetic images of few classes, in the evaluations and pictures
   too; sizes in the ops shrink; evaluations and the checkpoint are made at the
   end; the mesh is what the machine has. What remains is the recipe's own:
   objective, optimizer, EMA, ops.

@@ -25,7 +25,7 @@ computed again in the backward pass. Before renting,
   python -m vit_jax aot --config=configs/vit_g14.py:variant=G/14,fsdp=32 \
       --topology=v5e-256
 
-tells whether it fits. Expected, of the authors with JFT-3B: G/14 fine-tuned
+shows whether it fits. Expected, of the authors with JFT-3B: G/14 fine-tuned
 90.45 % top-1 on ImageNet, 84.86 % with 10 images per class. Not run here.
 """
 

@@ -17,7 +17,7 @@ matrix products are kept for the backward pass. Before renting,
 
   python -m vit_jax aot --config=configs/vit_h14_i21k.py --topology=v5e-256
 
-tells whether it fits. Expected: 49 % of the validation images get a right class
+shows whether it fits. Expected: 49 % of the validation images get a right class
 (authors, google-research/vision_transformer issue 62). Not run here.
 """
 

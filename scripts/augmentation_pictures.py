@@ -55,7 +55,7 @@ BIG_VISION = (
   'Cutout',
   'SolarizeAdd',
 )
-# Ops as they are written in a config, and what stands above the pictures.
+# Ops as they are written in a config, and the titles of the pictures.
 TEXTS = {
   'rand_augment': {
     f'm {m}': f"rand_augment('rand-m{m}-inc1-p1')" for m in (3, 6, 9)

@@ -3,7 +3,7 @@
   python scripts/compare_input.py
   python scripts/compare_input.py --pipeline=deit
 
-All read the same made-up JPEG files of 500 x 400 pixels from a folder, with two
+All read the same synthetic JPEG files of 500 x 400 px from a folder, with two
 threads or worker processes, and give batches of 64 uint8 images of 224 x 224.
 `crop` is RandomResizedCrop, bilinear and antialiased, and a flip; `deit` is
 DeiT's: bicubic, a flip and RandAugment (tf.data has none and stays out). They

@@ -69,7 +69,7 @@ def measure(case: Case, folder: pathlib.Path) -> Row:
 
 
 def save(model, case: Case, folder: pathlib.Path):
-  """Returns where a model was saved, and what reading it needs to be told."""
+  """Returns where a model was saved, and the options for reading it."""
   if isinstance(model, tuple):
     import torch
 

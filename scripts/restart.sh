@@ -31,7 +31,7 @@ pause=$FIRST_PAUSE
 failures=0
 while :; do
   began=$(date +%s)
-  # It may have come between two commands. 143 is that of who dies of it.
+  # It may have come between two commands. 143 is the code of a process it ends.
   [ -z "$stopped" ] || exit "${code:-143}"
   "$@" &
   child=$!

@@ -17,7 +17,7 @@
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.log
 
-# Processes find each other by what srun tells them. `wait` lets this shell,
+# Processes find each other by srun's environment. `wait` lets this shell,
 # which gets the signal too, live until they have saved.
 trap : TERM
 srun --kill-on-bad-exit=0 "${PYTHON:-python}" -m vit_jax.main "$@" &

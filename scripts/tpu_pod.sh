@@ -6,7 +6,7 @@
 #   scripts/tpu_pod.sh setup            # copies this tree and installs it
 #   scripts/tpu_pod.sh start --config=configs/vit_l16_i21k.py --workdir=/mnt/runs/l16
 #   scripts/tpu_pod.sh log              # of host 0; `log 3` of host 3
-#   scripts/tpu_pod.sh status           # who still runs
+#   scripts/tpu_pod.sh status           # which hosts still run
 #   scripts/tpu_pod.sh stop             # saves, then ends
 #   scripts/tpu_pod.sh kill             # ends without saving
 #   scripts/tpu_pod.sh delete

@@ -47,7 +47,7 @@ def test_data_that_is_missing_is_replaced_and_said_so(capsys, tmp_path):
   )
   code, out, err = run(capsys, *arguments)
   assert code == 0
-  assert 'made-up JPEG files' in err and f'{tmp_path}/none' in err
+  assert 'synthetic JPEG files' in err and f'{tmp_path}/none' in err
   for text in ('images per cpu second', 'decode', 'batches', 'synthetic'):
     assert text in out
   code, out, err = run(capsys, *arguments, '--data=config')

@@ -65,7 +65,7 @@ def is_empty(directory: epath.Path, step: int) -> bool:
 
 
 def as_json(value: Any) -> Any:
-  """Returns what is left of `value` after a round trip through JSON."""
+  """Returns `value` after a round trip through JSON."""
   return json.loads(json.dumps(value, default=str))
 
 

@@ -56,7 +56,7 @@ def read_state(
     )
   if verdict == _DAMAGED:
     raise DamagedError(error or 'see the other processes')
-  # Orbax leaves what was asked for where there is none.
+  # Orbax leaves the request in place of a leaf that is missing.
   held = (np.ndarray, jax.Array)
   absent = [n for n in named if not isinstance(found.get(n), held)]
   if absent:

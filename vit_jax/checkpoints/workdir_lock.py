@@ -3,7 +3,7 @@
 The lock is the file `run.lock` in the workdir, a JSON object: host, pid and
 start time of the owner, and a random token. No lock of the operating system is
 held: one that worker processes inherit outlives a killed run, and mounted
-buckets have none. Instead the next run finds out whether the owner is alive:
+buckets have none. Instead the next run checks whether the owner is alive:
 
 - on the same machine by its pid and the time at which that process started;
 - on another machine by the file's modification time, which the owner refreshes.
@@ -63,7 +63,7 @@ class Lock:
     """
     try:
       owner = _read(self._path)
-    except OSError:  # What is written next will say what is wrong.
+    except OSError:  # The next write reports what is wrong.
       return
     if owner is not None and owner.get('token') != self._token:
       raise RunError(

@@ -29,8 +29,8 @@ class Result:
     images_per_chip: of it.
     compile_seconds: it took.
     hbm_bytes: the device's memory.
-    peak_memory_bytes: the most in use at once; what is asked for if it does not
-      fit, None if the compiler did not say how much.
+    peak_memory_bytes: the most in use at once; if that does not fit, the bytes
+      asked for, None if the compiler does not say how many.
     argument_bytes, temporary_bytes: state and batch; everything else.
     out_of_memory: the compiler refused.
     seconds: estimated, by phase; empty if it does not fit.
@@ -69,8 +69,8 @@ def compile_step(
 ) -> Result:
   """Compiles the step that `train.train(workdir, **config)` would run.
 
-  The data of the config is not read: made-up images take its place, of the
-  size that the config's ops make them.
+  The data of the config is not read: synthetic images replace it, of the size
+  that the config's ops make them.
 
   Args:
     config: sections as for `train.train`.

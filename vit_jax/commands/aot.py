@@ -116,8 +116,8 @@ def _one(config, topology, devices, args, options) -> int:
 def numbers(result: Any, topology: Any) -> dict[str, Any]:
   """Returns the result as a dict that is printed for --format=json.
 
-  None stands for what is not known: times of a program that does not fit, or
-  that has a kernel without a schedule.
+  None is an unknown number: times of a program that does not fit, or that has a
+  kernel without a schedule.
   """
   found = dataclasses.asdict(result)
   estimate = found.pop('estimate') or {}

@@ -185,7 +185,7 @@ def _choose_data(sections: dict[str, Any], choice: str) -> str | None:
   num_classes = sections['model'].get('num_classes')
   data = dummy_input.data_section(num_classes, encoded=True)
   sections['input'] = dict(sections['input'], data=data)
-  return f'measured on made-up JPEG files of 500 x 400 pixels ({why})'
+  return f'measured on synthetic JPEG files of 500 x 400 pixels ({why})'
 
 
 def _peak_memory_bytes(device) -> int:

@@ -122,7 +122,7 @@ def _of_weights(args) -> dict[str, Any]:
     size = (shape or (None,))[:2]
   if None in size:
     raise UserError(
-      f'{args.weights} does not tell the size of images: give --image_size'
+      f'{args.weights} does not say the size of images: give --image_size'
     )
   memory = {
     'params as stored': model_summary.bytes_of(weights.params),
@@ -159,7 +159,7 @@ def _config_shape(
 ) -> tuple[int, int, int]:
   """Returns the shape of the images that the model trains on.
 
-  The host ops tell it where they decode and resize; else an example is read.
+  It follows from the host ops where they resize; else an example is read.
   """
   from vit_jax.data import dummy_input, pipeline
   from vit_jax.training import run

@@ -76,8 +76,8 @@ def sweep(
     workdir: the run with `{'optimizer.learning_rate': 0.01}` lives in
       `<workdir>/optimizer.learning_rate=0.01`.
     config: of all runs, but for the values.
-    values: for each key of the config, with dots, its values; what is a string
-      is read as on the command line.
+    values: for each key of the config, with dots, its values; strings are read
+      as on the command line.
     metric: that sorts the results, the highest first, or the lowest of a loss.
       None is the `top1` of the main evaluation, see `main_evaluation`.
       Of equal results the one with the lower `loss` of the same evaluation, if
@@ -133,7 +133,7 @@ def read_values(pairs: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
 def combinations(config, values, *, other_keys=()):
   """Yields `{key: text}` and the changed config for each combination of values.
 
-  The caller applies `other_keys`, which are none of the config, itself.
+  The caller itself applies `other_keys`, which the config does not have.
   """
   for combination in itertools.product(*values.values()):
     texts = {k: str(v) for k, v in zip(values, combination, strict=True)}
@@ -158,7 +158,7 @@ def _configs(
 
 
 def _metric(config: ml_collections.ConfigDict, metric: str | None) -> str:
-  """Returns the metric to sort by; an evaluation must be there that has it."""
+  """Returns the metric to sort by, which one of the evaluations must have."""
   sections = _config_file.sections(config)
   evals = [k for k, v in (sections.get('evals') or {}).items() if v is not None]
   if not evals:
@@ -189,7 +189,7 @@ def _sorted(results, metric: str):
 
 
 def _print(results, metric: str, workdir: pathlib.Path) -> None:
-  """Prints the metric and its like of other evaluations, and the best run."""
+  """Prints that metric of all evaluations, and the best run."""
   from vit_jax.reporting import tables
 
   rows = {}

@@ -26,7 +26,7 @@ class Collective:
 
   Attributes:
     kind: of KINDS.
-    axes: names of mesh axes, or `('?',)` if the groups are none of the mesh.
+    axes: names of mesh axes, or `('?',)` for groups that follow none of them.
     bytes: that one device holds of the results, per step.
     count: of such instructions, those in loops as often as they run.
   """

@@ -37,8 +37,8 @@ class Kernel:
     iterations: of its grid, in a call; None if not known.
     bundles: instructions that the compiler scheduled for it, one a cycle; None
       without its schedule.
-    bytes: of its arguments and results that lie outside the chip's fast
-      memory, in a call.
+    bytes: of its arguments and results outside the chip's fast memory, in a
+      call.
     phase: of PHASES.
   """
 
@@ -245,7 +245,7 @@ def _kernels(
       calls=calls,
       iterations=_iterations(base, grids),
       bundles=bundles_of.get((base, code)),
-      # Where arguments and results lie is not looked for: all count.
+      # All arguments and results count, wherever they are.
       bytes=collectives_lib.num_bytes(shapes),
       phase=phase,
     )

@@ -18,8 +18,8 @@ import jax
 
 from vit_jax.errors import UserError
 
-# What keeps libtpu from looking for a TPU, from complaining that there is none
-# and from refusing to be loaded by two processes at once.
+# Keeps libtpu from searching for a TPU, from complaining that it finds none and
+# from refusing to be loaded by two processes at once.
 _ENVIRONMENT = {
   'TPU_SKIP_MDS_QUERY': '1',
   'TPU_ACCELERATOR_TYPE': 'v5litepod-8',

@@ -74,7 +74,7 @@ def loss_of(weights: Weights, given: str | None) -> str:
   """Returns the loss that a head was trained with, 'softmax' if none is known.
 
   Args:
-    weights: runs and what is saved from them tell it as `source['loss']`.
+    weights: of a run, or saved from one, they have `source['loss']`.
     given: what the user says, which wins.
   """
   if given is not None:
@@ -97,7 +97,7 @@ def loss_of(weights: Weights, given: str | None) -> str:
 def names_of(
   weights: Weights, given: str | os.PathLike | Sequence[str] | None
 ) -> list[str] | None:
-  """Returns the names of the classes, or None if nobody knows them.
+  """Returns the names of the classes, or None if they are unknown.
 
   Args:
     weights: that may have names. The published ones with 1,000 classes have

@@ -181,7 +181,7 @@ class Forward:
       )
 
   def _log_notes(self) -> None:
-    """Says once that images are prepared in a way that nobody asked for."""
+    """Logs once that images are prepared in a way that was not asked for."""
     if self._reader.resized and not self._resize_noted:
       self._resize_noted = True
       height, width = self._image_size

@@ -74,7 +74,7 @@ def platform() -> str | None:
 
 
 def is_on_cpu() -> bool:
-  """Says whether the devices, where unknown the default ones, are CPUs."""
+  """Returns whether the devices, where unknown the default ones, are CPUs."""
   return (platform() or jax.default_backend()) == 'cpu'
 
 
@@ -86,7 +86,7 @@ def device_kind() -> str | None:
 
 
 def splits_batch_only(num_examples: int) -> bool:
-  """Says whether the mesh divides the examples and splits nothing else."""
+  """Returns whether the mesh shards the examples and nothing else."""
   mesh, _ = _current.get()
   parts = math.prod(mesh.shape[axis] for axis in _axes_left(mesh))
   return mesh.shape['tensor'] == 1 and num_examples % parts == 0

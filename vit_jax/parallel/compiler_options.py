@@ -12,7 +12,7 @@ def for_mesh(mesh: jax.sharding.Mesh) -> dict[str, str] | None:
 
   Where parameters are split, XLA otherwise decides for products in steps that
   send parts around a ring: 102 messages and 1.5 times the time for an S/16 on
-  8 chips of v5e. v5e gathers parameters ahead of their use without being told,
+  8 chips of v5e. v5e gathers parameters ahead of their use by default,
   the others only with the second set.
   """
   if mesh.devices.flat[0].platform != 'tpu':

@@ -1,7 +1,7 @@
 """The platforms that jax will find on this machine, before it is imported.
 
 Where libtpu is installed and no TPU is attached, jax loads it all the same: it
-prints five lines that look like errors, and on some machines looks for a
+prints five lines that look like errors, and on some machines searches for a
 metadata server for seconds.
 """
 

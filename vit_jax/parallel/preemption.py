@@ -66,7 +66,7 @@ def watch() -> Iterator[Callable[[int], int]]:
   from jax.experimental import multihost_utils
 
   # With several processes SIGTERM belongs to the preemption service of jax,
-  # which tells all of them.
+  # which informs all of them.
   alone = jax.process_count() == 1
   terminals = [fd for fd in (0, 1, 2) if os.isatty(fd)]
   code = 0

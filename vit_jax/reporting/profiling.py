@@ -11,7 +11,7 @@ from vit_jax.errors import UserError
 
 
 def problem(steps: Any, total_steps: int | None) -> str | None:
-  """Returns what is wrong with 'START:STOP'; None is fine, as no trace is.
+  """Returns what is wrong with 'START:STOP'; None if nothing is.
 
   Args:
     steps: of a config or a command line.
