@@ -1,4 +1,4 @@
-"""What `import vit_jax` offers, and how it shows itself."""
+"""Public names of the package, its commands and its metadata."""
 
 import ast
 import dataclasses

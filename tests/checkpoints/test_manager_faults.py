@@ -1,4 +1,4 @@
-"""What kills a run in the middle of a save: a signal, a disk, a process."""
+"""Saves interrupted by a signal, a full disk or a dead process."""
 
 import os
 import pathlib

@@ -11,30 +11,12 @@ from vit_jax.commands import sweep as sweep_lib
 from vit_jax.errors import RunError, UserError
 from vit_jax.training import train
 
-_RECIPE = """
-import ml_collections
-
-def get_config(arg=''):
-  data = dict(name='synthetic', split='train', image_size=16, num_examples=32,
-              num_classes=4)
-  config = ml_collections.ConfigDict()
-  config.total_steps = 3
-  config.model = dict(name='vit', variant='mu/8', num_classes=4)
-  config.objective = dict(name='supervised')
-  config.input = dict(data=data, ops='', device_ops='normalize(-1, 1)',
-                      batch_size=16)
-  config.optimizer = dict(name='adamw', learning_rate=1e-3)
-  config.evals = dict(val=dict(name='classification', data=data, ops=''))
-  return config
-"""
 RATES = '--sweep.optimizer.learning_rate='
 
 
 @pytest.fixture
-def run(tmp_path):
+def run(recipe, tmp_path):
   """Returns `run(*arguments) -> exit code`, in the folder `runs`."""
-  recipe = tmp_path / 'recipe.py'
-  recipe.write_text(_RECIPE)
   return lambda *argv: sweep_lib.main(
     [f'--config={recipe}', f'--workdir={tmp_path / "runs"}', *argv]
   )
@@ -86,7 +68,7 @@ def test_every_value_is_trained_in_a_folder_of_its_own(run, tmp_path, capsys):
     assert (
       f'"learning_rate": {float(rate)}' in (folder / 'config.json').read_text()
     )
-    assert (folder / 'checkpoints/3').is_dir()
+    assert (folder / 'checkpoints/2').is_dir()
   out = capsys.readouterr().out
   assert 'sorted by val/top1' in out and 'the best, val/top1 ' in out
 

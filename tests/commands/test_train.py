@@ -1,4 +1,4 @@
-"""What a user meets at the command line: one message, no stack trace."""
+"""Mistakes at the command line: one message, no stack trace."""
 
 import importlib
 import json

@@ -1,4 +1,4 @@
-"""What recipes resolve to, beside the tables and commands of the papers."""
+"""Resolved settings of recipes, against the papers' tables and commands."""
 
 import dataclasses
 import inspect

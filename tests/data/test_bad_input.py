@@ -1,4 +1,4 @@
-"""What each kind of bad or unusual image does to a run.
+"""Effect of each kind of bad or unusual image on a run.
 
 Either it is read, and then it is not black, or it stops the run with its name,
 and with on_error='skip' it is left out and counted.

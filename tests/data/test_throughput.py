@@ -1,4 +1,4 @@
-"""What the input benchmark counts."""
+"""Counts of the input benchmark."""
 
 import pathlib
 import sys

@@ -1,4 +1,4 @@
-"""What `vit_jax.load` gives: right answers for any images, compiled once."""
+"""Models of `vit_jax.load`: right answers for any images, compiled once."""
 
 import dataclasses
 import io

@@ -1,4 +1,4 @@
-"""How images of users are prepared where the weights leave it open."""
+"""Preparation of users' images where the weights leave it open."""
 
 import dataclasses
 import re

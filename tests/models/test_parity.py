@@ -250,7 +250,7 @@ def _arrays(named):
   return {k: v.detach().numpy() for k, v in named if v is not None}
 
 
-def _compare(model, params_of, jax_model, pooling, image, grid):
+def _assert_equal_to_torch(model, params_of, jax_model, pooling, image, grid):
   """Compares tokens, features and gradients of both models."""
   num_prefix = jax_model.num_registers + (pooling == 'token')
   their_image = torch.tensor(image.transpose(0, 3, 1, 2), requires_grad=True)
@@ -323,7 +323,9 @@ def test_values_and_gradients_equal_transformers_vit(pooling):
   ours = Model(
     'B/8', CLASSES, pooling=pooling, activation='gelu', scan=True, **SHAPE
   )
-  _compare(model, vit_params, ours, pooling, _images(24, 32), (3, 4))
+  _assert_equal_to_torch(
+    model, vit_params, ours, pooling, _images(24, 32), (3, 4)
+  )
 
 
 @pytest.mark.parametrize('pooling', ['token', 'mean'])
@@ -338,7 +340,9 @@ def test_registers_and_layer_scale_equal_transformers_dinov2(pooling):
     scan=True,
     **SHAPE,
   )
-  _compare(model, dinov2_params, ours, pooling, _images(32, 32), (4, 4))
+  _assert_equal_to_torch(
+    model, dinov2_params, ours, pooling, _images(32, 32), (4, 4)
+  )
 
 
 def test_map_pooling_and_tanh_gelu_equal_transformers_siglip():

@@ -1,4 +1,4 @@
-"""What goes out as Google's .npz: any of our ViTs, read by us and by timm."""
+"""Google's .npz files of any of our ViTs, read by us and by timm."""
 
 import dataclasses
 import zipfile

@@ -1,4 +1,4 @@
-"""What `config.init_from` means."""
+"""Weights read by `config.init_from`."""
 
 import dataclasses
 

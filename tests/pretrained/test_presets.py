@@ -1,4 +1,4 @@
-"""How families of models are evaluated."""
+"""Evaluation settings of the families of models."""
 
 import importlib
 import pathlib

@@ -1,4 +1,4 @@
-"""What config files say of preprocessing and models, against their authors'."""
+"""Preprocessing and models in config files, against the authors' code."""
 
 import json
 

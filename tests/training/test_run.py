@@ -1,4 +1,4 @@
-"""What a run computes beside its steps, against the bare model."""
+"""Outputs of a run beside its steps, against the bare model."""
 
 import json
 

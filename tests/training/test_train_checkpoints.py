@@ -1,4 +1,4 @@
-"""What a run saves beside its weights, and what it finds of that later."""
+"""Files that a run saves beside its weights, read when it continues."""
 
 import shutil
 

@@ -1,4 +1,4 @@
-"""What multi_crop does to each view, beside DINO's table."""
+"""Views of multi_crop, against DINO's table."""
 
 import inspect
 

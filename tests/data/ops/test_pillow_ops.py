@@ -1,4 +1,4 @@
-"""What the ops of the policies do to pixels: worked by hand, then Pillow's."""
+"""Pixels after the ops of the policies: worked by hand, then Pillow's."""
 
 import numpy as np
 import pytest
