@@ -18,7 +18,7 @@ def open_source(section: Mapping[str, Any], *, where: str | None = None) -> Any:
 
   A source may leave out `num_classes` and `class_names`: without the first it
   is the number of names, or unknown (None), and then nothing compares it with
-  the model's.
+  the model's. `column_texts` is that of `data/columns.py`, or empty.
 
   Args:
     section: name, split and the source's other keys.
@@ -41,7 +41,8 @@ def open_source(section: Mapping[str, Any], *, where: str | None = None) -> Any:
     )
   names = getattr(source, 'class_names', None)
   num_classes = None if names is None else len(names)
-  for name, value in (('class_names', None), ('num_classes', num_classes)):
+  defaults = dict(class_names=None, num_classes=num_classes, column_texts={})
+  for name, value in defaults.items():
     if not hasattr(source, name):
       setattr(source, name, value)
   return source

@@ -211,3 +211,14 @@ def test_a_stored_format_is_undone(path, tmp_path):
   file.write_text(json.dumps(json.loads(file.read_text()) | stored))
   source = huggingface.Source('all', path=str(tmp_path / 'one'))
   assert source[1] == {'image': _png(1), 'label': 1}
+
+
+def test_other_columns_become_numbers_or_codes(path):
+  names = ['number', 'word', 'label', 'tags']
+  with pytest.raises(UserError, match="a field 'label' already"):
+    _source(path, columns=names)
+  del names[2:]
+  source = _source(path, columns=names)
+  assert [source[2][name] for name in names] == [2, 0]
+  assert source[2]['number'].dtype == np.int32
+  assert source.column_texts == {'word': ['cat']}

@@ -2,9 +2,12 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
+from PIL import Image
 
+from vit_jax.data import pipeline
 from vit_jax.data.sources import table
 from vit_jax.errors import UserError
 
@@ -236,3 +239,50 @@ def test_paths_start_at_data_dir_and_quotes_and_tabs_are_read(write, tmp_path):
   assert source[0] == {'image': b'here', 'label': 1}
   path = write('a.tsv', ['label\timage', '1\tdeep/a, b.jpg'])
   assert table.Source('all', path=path)[0]['image'] == b'here'
+
+
+def test_other_columns_become_numbers_or_codes(write):
+  rows = ['image,label,sex,age,score,site']
+  rows += ['0.jpg,a,m,61,1.5,7', '1.jpg,b,f,9,2,8', '2.jpg,a,m,33,-1,7']
+  path = write('a.csv', rows)
+  names = ['sex', 'age', 'score']
+  source = table.Source('all', path=path, columns=names)
+  assert source.column_texts == {'sex': ['f', 'm']}
+  assert source.fields == {'image': 'image', **dict.fromkeys(names, 'group')}
+  found = [[source[i][name] for i in range(3)] for name in names]
+  assert found == [[1, 0, 1], [61, 9, 33], [1.5, 2, -1]]
+  kinds = [source[0][name].dtype for name in names]
+  assert kinds == [np.int32, np.int32, np.float32]
+  # A list fixes the codes, whatever rows the split has.
+  given = dict(site=['9', '8', '7'])
+  source = table.Source('all', path=path, columns=given)
+  assert [source[i]['site'] for i in range(3)] == [2, 1, 2]
+  with pytest.raises(UserError, match="no column 'race'"):
+    table.Source('all', path=path, columns=['race'])
+  with pytest.raises(UserError, match="'site' has '7', which is not among"):
+    _ = table.Source('all', path=path, columns={'site': ['8']})[0]
+  with pytest.raises(UserError, match="a field 'label' already"):
+    table.Source('all', path=path, columns=['label'])
+
+
+def test_a_batch_of_an_evaluation_has_the_columns(write, tmp_path):
+  for i in range(3):
+    Image.new('RGB', (4, 4)).save(tmp_path / f'{i}.png')
+  rows = ['image,label,sex,age', '0.png,a,m,61', '1.png,b,f,9', '2.png,a,m,33']
+  data = dict(
+    name='table',
+    split='all',
+    path=write('a.csv', rows),
+    label_key=None,
+    columns=['sex', 'age'],
+  )
+  found = pipeline.EvalInput(data=data, ops='decode', batch_size=2)
+  sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  first, last = pipeline.prefetch_to_device(iter(found), sharding)
+  assert first['sex'].tolist() == [1, 0] and first['age'].tolist() == [61, 9]
+  assert last['sex'].tolist() == [1, 0] and last['mask'].tolist() == [
+    True,
+    False,
+  ]
+  assert found.source.column_texts['sex'] == ['f', 'm']
+  assert 'label' not in first

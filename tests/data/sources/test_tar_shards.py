@@ -1,5 +1,6 @@
 """Tar files in the layout of WebDataset."""
 
+import functools
 import io
 import itertools
 import json
@@ -357,3 +358,25 @@ class TestDisappears:
     assert all(
       batch['image'].any() for batch in late if 0 not in batch['index']
     )
+
+
+def test_entries_of_the_json_are_columns(tmp_path):
+  members = {}
+  for i, sex in enumerate(['m', 'f']):
+    members[f'{i}.png'] = _png(i)
+    entry = {'label': i, 'sex': sex, 'age': 10 * i}
+    members[f'{i}.json'] = json.dumps(entry).encode()
+  path = _write(tmp_path / 'a.tar', members)
+  make = functools.partial(
+    tar_shards.Source, 'all', paths=path, label_key='json.label', num_classes=2
+  )
+  source = make(columns={'sex': ['f', 'm'], 'age': None})
+  assert [source[i]['sex'] for i in range(2)] == [1, 0]
+  assert [source[i]['age'] for i in range(2)] == [0, 10]
+  assert source.column_texts == {'sex': ['f', 'm']}
+  with pytest.raises(UserError, match=r"list its texts with columns=\{'sex'"):
+    _ = make(columns=['sex'])[0]
+  with pytest.raises(UserError, match="the column 'race' is empty"):
+    _ = make(columns=['race'])[0]
+  with pytest.raises(UserError, match=r"set label_key='json\.label'"):
+    make(columns=['sex'], label_key='cls')

@@ -1,5 +1,6 @@
 """TFDS datasets, made here: prepared and read without TensorFlow."""
 
+import functools
 import io
 import json
 import logging
@@ -306,3 +307,19 @@ def test_files_of_a_dataset_import_no_module(
   connector = tensorflow_datasets.features.FeatureConnector
   with pytest.raises(ValueError, match='Unrecognized FeatureConnector'):
     connector.cls_from_name('foreign_feature.Text')
+
+
+def test_other_features_become_fields(data_dir):
+  make = functools.partial(
+    tfds.Source, 'train', dataset='tiny_animals', data_dir=data_dir
+  )
+  files = [f'{i}.png' for i in range(_NUM)]
+  source = make(columns={'raw': None, 'file_name': files})
+  example = source[3]
+  place = example['raw'][0, 0, 0]
+  assert example['raw'].shape == (2, 2, 1)
+  assert example['file_name'] == place and example['label'] == place % 3
+  source = make(label_key=None, columns=['several'])
+  assert source[3]['several'].tolist() == [place % 3, (place + 1) % 3]
+  with pytest.raises(UserError, match="no feature 'race'"):
+    make(columns=['race'])

@@ -13,6 +13,7 @@ import numpy as np
 
 from vit_jax import files
 from vit_jax.data import (
+  columns as columns_lib,
   image_files,
   labels as labels_lib,
   paths as paths_lib,
@@ -37,6 +38,7 @@ class Source:
     image_key: str = 'image',
     label_key: str | None = 'label',
     num_classes: int | None = None,
+    columns: columns_lib.Names = (),
   ):
     """Opens a dataset; its files are memory-mapped, not read.
 
@@ -50,6 +52,8 @@ class Source:
         `num_classes`; a list in each row means several labels, and the label
         becomes float32 `[num_classes]`. None for no label.
       num_classes: where the column does not tell.
+      columns: other columns as fields of examples, see `data/columns.py`;
+        of a ClassLabel the texts are its names.
 
     Raises:
       UserError: the library is missing, or there is no such dataset, split or
@@ -58,7 +62,9 @@ class Source:
     self._path, self._split = os.path.expanduser(path), splits.parse(split)
     with _naming(self._path):
       dataset = _load(self._path, self._split.name)
+      self._columns = columns_lib.Columns(columns)
       wanted = [key for key in (image_key, label_key) if key is not None]
+      wanted += self._columns.names
       missing = [repr(key) for key in wanted if key not in dataset.features]
       if missing:
         raise UserError(
@@ -73,6 +79,10 @@ class Source:
         self._classes, self._several = _classes(
           dataset.features[label_key], label_key, num_classes
         )
+      for name in self._columns.names:
+        _learn(self._columns, name, dataset)
+      self.fields = {'image': 'image', **self._columns.roles}
+      self.column_texts = self._columns.texts
       self.num_classes, self.class_names = (
         self._classes.num,
         self._classes.names,
@@ -86,6 +96,7 @@ class Source:
     with _naming(self._path):
       row = self._data[int(self._records[index])]
     example = {'image': _image(row[self._image_key], self._dtype)}
+    example |= self._columns.encode(row)
     if self._label_key is None:
       return example
     label = row[self._label_key]
@@ -153,6 +164,16 @@ def _naming(path: str) -> Iterator[None]:
   except Exception as e:  # Of pyarrow, json, fsspec and the library itself.
     reason = printable(f'{type(e).__name__}: {e}', max_length=300)
     raise UserError(f'{path} is no dataset of save_to_disk: {reason}') from e
+
+
+def _learn(columns: columns_lib.Columns, name: str, dataset) -> None:
+  import datasets
+
+  feature = dataset.features[name]
+  if isinstance(feature, datasets.ClassLabel):
+    columns.texts.setdefault(name, feature.names)
+  elif isinstance(feature, datasets.Value):
+    columns.learn(name, dataset.unique(name))
 
 
 def _undecoded(dataset, image_key: str):

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.data import open_source
+from vit_jax.data import fields, open_source
 from vit_jax.errors import UserError
 
 _MAX_EXAMPLES = 2**32  # grain's shuffle counts with 32 bits
@@ -71,6 +71,11 @@ class Source:
       self.class_names, self._new_ids = _classes(self._sources, classes)
     except UserError as e:
       raise UserError(f'mixture of {", ".join(self._names)}: {e}') from e
+    self.fields = {
+      name: role
+      for source in self._sources
+      for name, role in fields.declared(source).items()
+    }
     self.num_classes = (
       self._sources[0].num_classes
       if self.class_names is None

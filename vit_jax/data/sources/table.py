@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from vit_jax.data import (
+  columns as columns_lib,
   image_files,
   labels as labels_lib,
   paths as paths_lib,
@@ -27,6 +28,7 @@ class _Row(NamedTuple):
   line: int
   image: str | None
   label: Any
+  others: dict[str, Any]
 
 
 class Source:
@@ -45,6 +47,7 @@ class Source:
     num_classes: int | None = None,
     class_names: Sequence[str] | str | None = None,
     classes_from: str = 'train',
+    columns: columns_lib.Names = (),
   ):
     """Reads the table; opens no image yet.
 
@@ -64,6 +67,7 @@ class Source:
       class_names: their names, a list or a file of them. Without either the
         labels tell: numbers are class ids, names are sorted.
       classes_from: the split whose labels tell, if there are several.
+      columns: other columns as fields of examples, see `data/columns.py`.
 
     Raises:
       UserError: no such file, split or column, lines that cannot be read, or
@@ -73,6 +77,7 @@ class Source:
     self._path, self._separator = path, separator
     self._image_key, self._label_key = image_key, label_key
     self._split_key = split_key
+    self._columns = columns_lib.Columns(columns)
     self._root = os.path.expanduser(data_dir) if data_dir else None
     rows = self._rows(self._split.name)
     self._several = separator is not None or any(
@@ -82,6 +87,10 @@ class Source:
     self._classes = classes or self._derived(rows, classes_from)
     self.num_classes, self.class_names = self._classes.num, self._classes.names
     self._check(rows)
+    for name in self._columns.names:
+      self._columns.learn(name, (row.others[name] for row in rows))
+    self.fields = {'image': 'image', **self._columns.roles}
+    self.column_texts = self._columns.texts
     self._chosen = [rows[i] for i in self._split.records(len(rows))]
 
   def __len__(self) -> int:
@@ -99,6 +108,7 @@ class Source:
         if self._several
         else self._classes.id_of(row.label)
       )
+    example |= self._columns.encode(row.others)
     return {'image': image_files.read(self._image_path(row))} | example
 
   def describe(self, index: int) -> str:
@@ -119,6 +129,7 @@ class Source:
       self._path, split if self._split_key is None else paths_lib.ALL
     )
     keys = (self._image_key, self._label_key, self._split_key)
+    keys += tuple(self._columns.names)
     rows, splits_there = [], set()
     for file in files:
       for line, row in _read(file, [key for key in keys if key is not None]):
@@ -152,9 +163,9 @@ class Source:
           'class id, a class name, or a list of them'
         )
     stripped = [v.strip() if isinstance(v, str) else v for v in _as_list(label)]
-    return _Row(
-      file, line, image, stripped if isinstance(label, list) else stripped[0]
-    )
+    label = stripped if isinstance(label, list) else stripped[0]
+    others = {name: row.get(name) for name in self._columns.names}
+    return _Row(file, line, image, label, others)
 
   def _derived(self, rows: list[_Row], classes_from: str) -> labels_lib.Classes:
     if self._label_key is None:

@@ -10,7 +10,7 @@ import logging
 import os
 from collections.abc import Iterator
 
-from vit_jax.data import splits
+from vit_jax.data import columns as columns_lib, splits
 from vit_jax.data.sources import _tfds_features
 from vit_jax.errors import UserError
 
@@ -47,6 +47,7 @@ class Source:
     image_key: str = 'image',
     label_key: str | None = 'label',
     download: bool = False,
+    columns: columns_lib.Names = (),
   ):
     """Opens a split.
 
@@ -58,6 +59,8 @@ class Source:
       image_key: the feature that becomes `image`.
       label_key: the feature that becomes `label`; None for no label.
       download: download and prepare the dataset where it is missing.
+      columns: other features that examples have as fields, see
+        `data/columns.py`; of a ClassLabel the texts are its names.
 
     Raises:
       UserError: no such dataset, split or feature, a dataset that is not
@@ -68,13 +71,21 @@ class Source:
       builder = _prepared_builder(dataset, data_dir, download)
       features = builder.info.features
     self._image_key, self._label_key = image_key, label_key
+    self._columns = columns_lib.Columns(columns)
     wanted = [key for key in (image_key, label_key) if key is not None]
+    wanted += self._columns.names
     missing = [repr(key) for key in wanted if key not in features]
     if missing:
       raise UserError(
         f'{dataset} has no feature {" and no ".join(missing)}; it has: '
         f'{", ".join(features)} (keys image_key, label_key)'
       )
+    for name in self._columns.names:
+      known = getattr(features[name], 'names', None)
+      if known is not None:
+        self._columns.texts.setdefault(name, list(known))
+    self.fields = {'image': 'image', **self._columns.roles}
+    self.column_texts = self._columns.texts
     self._records = _open(builder, split)
     self._where = f"split '{split}' of {dataset} in {builder.data_dir}"
     self.num_classes, self.class_names = _classes(
@@ -92,7 +103,7 @@ class Source:
     example = {'image': record[self._image_key]}
     if self._label_key is not None:
       example['label'] = record[self._label_key]
-    return example
+    return example | self._columns.encode(record)
 
   def describe(self, index: int) -> str:
     """Returns words for messages that find the record again."""
