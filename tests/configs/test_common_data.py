@@ -9,7 +9,7 @@ from PIL import Image
 
 from vit_jax import main
 from vit_jax.configs import common_data, vit_l16_i21k
-from vit_jax.data import source_text
+from vit_jax.data import open_source
 
 ROOT = pathlib.Path(__file__).parents[2]
 RECIPES = [
@@ -59,9 +59,9 @@ def test_prepare_and_preflight_take_the_same_paths(tmp_path):
   (tmp_path / 'records/train/dataset.json').write_text('{}')
   for kind, prefix in (('images', 'folder:'), ('records', 'records:')):
     text = str(tmp_path / kind)
-    assert source_text.parse(text) == source_text.parse(prefix + text)
+    assert open_source.parse(text) == open_source.parse(prefix + text)
     section = common_data.images(text, 'train').to_dict()
-    assert source_text.parse(text) | dict(split='train') == section
+    assert open_source.parse(text) | dict(split='train') == section
 
 
 def test_other_names_are_datasets_of_tfds():

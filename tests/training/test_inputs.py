@@ -10,7 +10,7 @@ from PIL import Image
 
 from vit_jax import lookup, main
 from vit_jax.configs import cifar10, finetune, scratch
-from vit_jax.data import open_source, source_text
+from vit_jax.data import open_source
 from vit_jax.errors import DataError, UserError
 from vit_jax.pretrained import catalog
 from vit_jax.pretrained.weights import Weights
@@ -222,7 +222,7 @@ def test_a_source_needs_no_classes(tmp_path, monkeypatch):
   name = _module(tmp_path, monkeypatch, 'plain', GETITEM + DESCRIBE)
   source = open_source.open_source(dict(name=name, split='train'))
   assert source.num_classes is None and source.class_names is None
-  assert source_text.build(f'{name}()', 'train').num_classes is None
+  assert open_source.open_text(f'{name}()', 'train').num_classes is None
   config = cifar10.get_config('cifar10,smoke')
   data = dict(name=name, split='train')
   config.input.data = config.evals.test.data = data

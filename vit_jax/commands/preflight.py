@@ -28,17 +28,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str]) -> int:
   args = _parser().parse_args(argv)
-  from vit_jax.data import ops_language, source_text
+  from vit_jax.data import open_source, ops_language
   from vit_jax.data.storage import inspection
 
   ops = ops_language.parse(args.ops, trusted=True)
   found = {}
   wanted = args.split and [name.strip() for name in args.split.split(',')]
   if wanted is None:
-    wanted = source_text.splits(args.source) or ['train']
+    wanted = open_source.splits(args.source) or ['train']
     show(f'checking {", ".join(wanted)} (--split chooses)', file=sys.stderr)
   for split in wanted:
-    source = source_text.build(args.source, split)
+    source = open_source.open_text(args.source, split)
     with _cli.progress(split, len(source)) as advance:
       found[split] = inspection.scan(source, ops, args.num_threads, advance)
   report = inspection.report(found)
@@ -50,10 +50,10 @@ def _main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-  from vit_jax.data import source_text
+  from vit_jax.data import open_source
 
   parser = _cli.parser('preflight', __doc__, failure='some images are broken')
-  parser.add_argument('source', metavar='SOURCE', help=source_text.HELP)
+  parser.add_argument('source', metavar='SOURCE', help=open_source.HELP)
   parser.add_argument(
     '--split',
     help='one or several, such as train,val (default: all of a folder, train '

@@ -31,10 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str]) -> None:
   args = _parser().parse_args(argv)
-  from vit_jax.data import source_text, splits
+  from vit_jax.data import open_source, splits
 
   if args.split is None:
-    found = source_text.splits(args.source) or ['train']
+    found = open_source.splits(args.source) or ['train']
     show(f'splits   {", ".join(found)} (--split chooses)')
     args.split = ','.join(found)
   named = [word.strip().rpartition('=') for word in args.split.split(',')]
@@ -61,12 +61,12 @@ def _main(argv: Sequence[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-  from vit_jax.data import source_text
+  from vit_jax.data import open_source
 
   parser = _cli.parser(
     'prepare', __doc__, failure='a file could not be written'
   )
-  parser.add_argument('source', metavar='SOURCE', help=source_text.HELP)
+  parser.add_argument('source', metavar='SOURCE', help=open_source.HELP)
   parser.add_argument('target', metavar='TARGET', help='folder for the files')
   parser.add_argument(
     '--split',
@@ -105,10 +105,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _prepare(split: str, name: str, args: argparse.Namespace) -> None:
-  from vit_jax.data import source_text
+  from vit_jax.data import open_source
   from vit_jax.data.storage import reencode, shards
 
-  source = source_text.build(args.source, split)
+  source = open_source.open_text(args.source, split)
   show(f'source   {args.source}, {split}: {_contents(source)}')
   quality = 95 if args.quality is None else args.quality
   resize = dict(resize_small=args.resize_small, quality=quality)
@@ -117,7 +117,7 @@ def _prepare(split: str, name: str, args: argparse.Namespace) -> None:
     source,
     pathlib.Path(args.target).expanduser() / name,
     plan=dict(
-      source=source_text.parse(args.source),
+      source=open_source.parse(args.source),
       split=split,
       resize=resize if shrink else None,
       on_error=args.on_error,
