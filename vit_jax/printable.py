@@ -6,6 +6,7 @@ from typing import Any
 
 # Joiners inside words and emoji; they move no cursor and hide no text.
 _HARMLESS = '\u200c\u200d'
+_UNITS = ('B', 'kB', 'MB', 'GB', 'TB')
 _ESCAPED = ('Cc', 'Cf', 'Cs', 'Zl', 'Zp')
 
 
@@ -59,6 +60,14 @@ def show(text: object, **options) -> None:
 def plural(count: int, noun: str, many: str | None = None) -> str:
   """Returns `'1 file'`, `'1,234 files'`; `many` is an irregular plural."""
   return f'{count:,} {noun if count == 1 else many or noun + "s"}'
+
+
+def size(num_bytes: float) -> str:
+  """Returns `'17.2 MB'`: three digits, in powers of 1,000."""
+  unit = 0
+  while num_bytes >= 1000 and unit < len(_UNITS) - 1:
+    num_bytes, unit = num_bytes / 1000, unit + 1
+  return f'{num_bytes:.3g} {_UNITS[unit]}'
 
 
 def _is_control(character: str) -> bool:

@@ -12,7 +12,6 @@ import pytest
 from vit_jax import trees
 from vit_jax.checkpoints import format as checkpoint_format, manager, reader
 from vit_jax.errors import UserError
-from vit_jax.parallel import mesh as mesh_lib, rules as rules_lib
 
 
 def host_params(step):
@@ -56,20 +55,6 @@ def test_parameters_are_loaded_without_knowing_the_optimizer(tmp_path):
   assert meta['step'] == 1
   params, _ = reader.load_params(tmp_path, ema=True)
   assert_same_bits(params, host_params(98))
-
-
-def test_parameters_are_loaded_with_the_shardings_that_are_asked_for(tmp_path):
-  save(tmp_path, [1])
-  mesh = mesh_lib.make_mesh(data=1, fsdp=8)
-  params, _ = reader.load_params(
-    tmp_path,
-    shardings=lambda params: rules_lib.state_shardings(
-      {'params': params}, mesh, min_size=1
-    )['params'],
-  )
-  assert_same_bits(params, host_params(1))
-  kernel = params['dense']['kernel']
-  assert kernel.addressable_shards[0].data.shape == (8, 40)
 
 
 def test_loading_passes_over_damage_and_changes_nothing(tmp_path):

@@ -79,10 +79,9 @@ def load_params(
   step: int | Sequence[int] | None = None,
   *,
   ema: bool = False,
-  shardings: Callable[[Any], Any] | None = None,
   on_log: Callable[[str], Any] = print,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Returns `(params, meta)` of a checkpoint; reads and verifies nothing else.
+  """Returns `(params, meta)` of a checkpoint, the parameters as numpy arrays.
 
   Writes nothing, so the run that owns the directory may be going on.
 
@@ -91,8 +90,6 @@ def load_params(
     step: which checkpoint, or several of which the first good one is taken;
       None is the newest good one.
     ema: whether to return the averaged parameters.
-    shardings: a function from the abstract parameters to a like tree of
-      shardings; None returns numpy arrays.
     on_log: is given one line of text for every damaged checkpoint.
 
   Raises:
@@ -114,7 +111,7 @@ def load_params(
     try:
       meta = read_meta(directory, candidate)
       with jax.transfer_guard('allow'):
-        return _read_params(directory, meta, ema, shardings), meta
+        return _read_params(directory, meta, ema), meta
     except DamagedError as e:
       on_log(f'checkpoint {directory / str(candidate)} is damaged: {e}')
   raise UserError(f'no good checkpoint in {directory}; the reasons are above')
@@ -163,27 +160,18 @@ def _read_leaves(path: epath.Path, named: Mapping[str, Any]) -> dict[str, Any]:
   return trees.flatten(tree)
 
 
-def _read_params(directory, meta, ema, shardings):
+def _read_params(
+  directory: epath.Path, meta: Mapping[str, Any], ema: bool
+) -> dict[str, Any]:
   branch = 'ema_params' if ema else 'params'
-  params = trees.unflatten(
-    {
-      name.removeprefix(f'{branch}/'): jax.ShapeDtypeStruct(
-        tuple(leaf['shape']), np.dtype(leaf['dtype'])
-      )
-      for name, leaf in meta['leaves'].items()
-      if name.startswith(f'{branch}/')
-    }
-  )
-  if not params:
+  named = {
+    name: jax.ShapeDtypeStruct(tuple(leaf['shape']), np.dtype(leaf['dtype']))
+    for name, leaf in meta['leaves'].items()
+    if name.startswith(f'{branch}/')
+  }
+  if not named:
     raise UserError(
       f'{directory / str(meta["step"])} holds no {branch}: the run kept no '
       'average'
     )
-  if shardings is not None:
-    params = jax.tree.map(
-      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-      params,
-      shardings(params),
-    )
-  found = read_state(directory, meta, trees.flatten({branch: params}))
-  return trees.unflatten(found)[branch]
+  return trees.unflatten(read_state(directory, meta, named))[branch]

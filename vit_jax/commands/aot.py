@@ -208,7 +208,7 @@ def _kernel(kernel: Mapping[str, Any]) -> str:
 
 
 def _suggestions(result: Any) -> list[str]:
-  """Returns what to try, from the sizes of the state and the activations."""
+  """Returns what to try where the step does not fit, and what is uncertain."""
   lines = []
   if result.estimate is not None and result.estimate.unknown_loops:
     lines.append(
@@ -220,25 +220,6 @@ def _suggestions(result: Any) -> list[str]:
       'suggestion: a smaller --per_chip_batch, more --config.mesh.fsdp, '
       '--config.micro_batches or --config.model.remat='
       'dots_with_no_batch_dims_saveable; --sweep compares them'
-    )
-  elif result.argument_bytes > result.hbm_bytes / 3:
-    devices = math.prod(result.mesh.values())
-    fsdp = result.mesh['fsdp']
-    while fsdp < devices and fsdp < 64:
-      fsdp *= 2
-      if result.argument_bytes * result.mesh['fsdp'] / fsdp < (
-        result.hbm_bytes / 8
-      ):
-        break
-    share = result.argument_bytes / result.hbm_bytes
-    lines.append(
-      f'suggestion: the state fills {share:.0%} of the memory; try '
-      f'--config.mesh.fsdp={fsdp}'
-    )
-  elif result.images_per_chip >= 64:
-    lines.append(
-      'suggestion: compare parts of the batch, whose activations may stay in '
-      'the fast memory, with --sweep.micro_batches=1,2,4'
     )
   return lines
 

@@ -14,12 +14,12 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vit_jax import printable
 from vit_jax.commands import _cli, _config_file
 from vit_jax.errors import UserError
 
 # Durations decide nothing that is shown here: long enough for any warm-up.
 _TOTAL_STEPS, _STEPS_PER_EPOCH = 10**9, 1000
-_UNITS = ('B', 'kB', 'MB', 'GB', 'TB')
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -200,15 +200,8 @@ def _print(summary: Mapping[str, Any]) -> None:
   shape = 'x'.join(str(side) for side in summary['image_shape'])
   print(f'{summary["num_params"]:,} parameters')
   print(f'{summary["gmacs_per_image"]:.4g} GMACs for an image of {shape}')
-  kept = _size(summary['activation_bytes_per_image'])
+  kept = printable.size(summary['activation_bytes_per_image'])
   print(f'{kept} kept for the backward pass of an image, before fusion')
   print('memory of all devices together:')
   for name, num_bytes in summary['memory_bytes'].items():
-    print(f'  {_size(num_bytes):>9}  {name}')
-
-
-def _size(num_bytes: float) -> str:
-  exponent = 0
-  while num_bytes >= 1000 and exponent < len(_UNITS) - 1:
-    num_bytes, exponent = num_bytes / 1000, exponent + 1
-  return f'{num_bytes:.3g} {_UNITS[exponent]}'
+    print(f'  {printable.size(num_bytes):>9}  {name}')

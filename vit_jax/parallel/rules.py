@@ -25,7 +25,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
-from vit_jax import trees
+from vit_jax import printable, trees
 from vit_jax.errors import UserError
 
 Rule = str | tuple[str | tuple[str, ...] | None, ...]
@@ -95,17 +95,18 @@ class Report:
 
   def __str__(self) -> str:
     lines = [
-      f'state: {_size(self.total_bytes)}, {_size(self.device_bytes)} '
+      f'state: {printable.size(self.total_bytes)}, '
+      f'{printable.size(self.device_bytes)} '
       f'({self.device_bytes / max(self.total_bytes, 1):.1%}) on each device'
     ]
     if self.unsplit:
       wasted = sum(size for _, _, size, _ in self.unsplit)
       lines.append(
-        f'{_size(wasted)} on each device could not be split as the rules ask '
-        '(the mesh axes do not divide the dimensions):'
+        f'{printable.size(wasted)} on each device could not be split as the '
+        'rules ask (the mesh axes do not divide the dimensions):'
       )
       lines += [
-        f'  {name} {list(shape)} over {", ".join(axes)}: {_size(size)}'
+        f'  {name} {list(shape)} over {", ".join(axes)}: {printable.size(size)}'
         for name, shape, size, axes in self.unsplit[:5]
       ]
       if len(self.unsplit) > 5:
@@ -249,11 +250,3 @@ def _check_ranks(rule_of: dict[str, Rule], params: dict[str, Any]) -> None:
       'sharding rules with more entries than the parameter has dimensions:\n  '
       + '\n  '.join(problems)
     )
-
-
-def _size(num_bytes: float) -> str:
-  for unit in ('B', 'kB', 'MB'):
-    if num_bytes < 1000:
-      return f'{num_bytes:.3g} {unit}'
-    num_bytes /= 1000
-  return f'{num_bytes:.3g} GB'
