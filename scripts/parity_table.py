@@ -3,10 +3,10 @@
   python scripts/parity_table.py
 
 Each model of `parity_models` is saved as its library saves it, read by
-`pretrained/torch_files`, written again for timm and for transformers, and
-loaded by their own loaders. The table, in Markdown, has the largest difference
-of any output from ours, in float32 on a CPU. Needs the parity extra; cases of a
-library that is not installed are left out.
+`pretrained/formats/state_dict`, written again for timm and for transformers,
+and loaded by their own loaders. The table, in Markdown, has the largest
+difference of any output from ours, in float32 on a CPU. Needs the parity extra;
+cases of a library that is not installed are left out.
 """
 
 import dataclasses
@@ -25,7 +25,8 @@ import numpy as np
 from parity_models import CASES, HEADS, Case
 
 from vit_jax import lookup, trees
-from vit_jax.pretrained import blocks, torch_files
+from vit_jax.pretrained import blocks, catalog
+from vit_jax.pretrained.formats import state_dict
 from vit_jax.pretrained.weights import Weights
 
 
@@ -54,11 +55,11 @@ def measure(case: Case, folder: pathlib.Path) -> Row:
   model = case.build()
   path, options = save(model, case, folder / 'theirs')
   model = model[0] if isinstance(model, tuple) else model
-  weights = torch_files.read(path, **options)
+  weights = state_dict.read(path, **options)
   ours, theirs = outputs(weights, image), reference(model, image)
   written = {}
   for target in filter(installed, case.targets):
-    torch_files.write(weights, folder / target, format=target)
+    catalog.save(weights, folder / target, format=target)
     loaded = reference(load(folder / target, target), image)
     written[target] = difference(ours, loaded)
   return Row(

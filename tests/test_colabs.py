@@ -20,7 +20,7 @@ import PIL.Image
 import pytest
 from matplotlib import pyplot as plt
 
-from vit_jax.pretrained import our_files
+from vit_jax.pretrained.formats import vit_jax as ours
 
 COLABS = pathlib.Path(__file__).parents[1] / 'colabs'
 NOTEBOOKS = sorted(COLABS.glob('*.ipynb'))
@@ -124,9 +124,7 @@ def test_finetune_runs_as_it_stands(run):
 
 
 def test_finetune_takes_weights_and_a_folder_of_ones_own(run, tiny_weights):
-  our_files.write(
-    tiny_weights(pooling='mean', num_classes=None), 'w.safetensors'
-  )
+  ours.write(tiny_weights(pooling='mean', num_classes=None), 'w.safetensors')
   rng = np.random.default_rng(0)
   for i in range(20):
     path = pathlib.Path(f'photos/train/{("cat", "dog")[i % 2]}/{i}.jpg')
@@ -167,7 +165,7 @@ def test_explore_runs_as_it_stands(run):
 @pytest.mark.parametrize('num_classes', [5, None])
 def test_explore_takes_any_weights_and_images(run, tiny_weights, num_classes):
   weights = tiny_weights(num_classes=num_classes, position='sincos2d')
-  our_files.write(weights, 'w.safetensors')
+  ours.write(weights, 'w.safetensors')
   given = dict(WEIGHTS='w.safetensors')
   if num_classes is None:
     PIL.Image.new('RGB', (50, 40), 'red').save('red.png')

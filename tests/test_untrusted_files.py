@@ -24,13 +24,12 @@ from vit_jax.commands import convert, predict, summary
 from vit_jax.configs import evaluate, finetune
 from vit_jax.data import device_ops_language, ops_language
 from vit_jax.errors import UserError
-from vit_jax.pretrained import (
-  google_npz,
-  initialize,
-  like,
+from vit_jax.pretrained import initialize, like
+from vit_jax.pretrained.formats import (
+  _npz,
+  huggingface,
   npz,
-  our_files,
-  torch_files,
+  vit_jax as ours,
 )
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -92,10 +91,10 @@ def make(tiny_weights, tmp_path):
 def _write_npz(weights, path):
   section = weights.model
   plain = dataclasses.replace(weights, model=section | dict(name='vit'))
-  google_npz.write(plain, path)
-  arrays, note = npz.read(path)
+  npz.write(plain, path)
+  arrays, note = _npz.read(path)
   note['model'] = note.get('model', {}) | dict(name=section['name'])
-  npz.write(path, arrays, note)
+  _npz.write(path, arrays, note)
 
 
 def _write_run(weights, path):
@@ -113,7 +112,7 @@ def _write_run(weights, path):
   (path / 'config.json').write_text(json.dumps(config))
 
 
-_WRITE = {'safetensors': our_files.write, 'npz': _write_npz, 'run': _write_run}
+_WRITE = {'safetensors': ours.write, 'npz': _write_npz, 'run': _write_run}
 TEXTS = [
   ('ops', 'decode|payload.code.op'),
   ('ops', 'decode|multi_crop(16, local_ops="payload.code.op")'),
@@ -165,7 +164,7 @@ def test_the_configs_of_torch_models_run_no_code(
   tiny_weights, tmp_path, marker, photo
 ):
   folder = tmp_path / 'folder'
-  torch_files.write(tiny_weights(), folder)
+  huggingface.write(tiny_weights(), folder)
   file = folder / 'preprocessor_config.json'
   config = json.loads(file.read_text())
   config['size'] = dict(shortest_edge='16)|payload.code.op|resize(16')
@@ -242,7 +241,7 @@ def test_converting_needs_the_users_word_for_a_model(make, marker, capsys):
 
 def test_starting_from_weights_uses_the_model_of_the_config(make, marker):
   path = make('safetensors', 'name', 'payload.code')
-  weights = our_files.read(path)
+  weights = ours.read(path)
   tree, entry = dict(params=weights.params), [dict(weights=str(path))]
 
   def start(name, entry):
@@ -321,7 +320,7 @@ def test_ops_of_files_are_ops_of_this_package():
 
 def test_sizes_of_the_users_own_are_not_limited(tiny_weights, tmp_path):
   path = tmp_path / 'x.safetensors'
-  our_files.write(tiny_weights(), path)
+  ours.write(tiny_weights(), path)
   ops = 'decode|resize(5000)|resize(16)'
   assert vit_jax.load(path, ops=ops).weights.preprocess['ops'] == ops
 

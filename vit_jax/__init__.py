@@ -96,8 +96,9 @@ def load(
     on_log: called with a line of text for every download, and where images are
       resized by default.
     download_seconds: after which time to give up a download.
-    **options: of the reader of a format: `grid` (rows and columns of the
-      position table), `entry` (which state dict of several in a .pth),
+    **options: `format`, the name of what reads the weights, such as a module
+      of your own; options of the reader of a format: `grid` (rows and columns
+      of the position table), `entry` (which state dict of several in a .pth),
       `evaluation` (of a run, whose ops to take).
 
   Raises:

@@ -7,7 +7,8 @@ import pytest
 
 from vit_jax import trees
 from vit_jax.commands import convert
-from vit_jax.pretrained import catalog, our_files
+from vit_jax.pretrained import catalog
+from vit_jax.pretrained.formats import vit_jax as ours
 
 
 @pytest.fixture
@@ -17,7 +18,7 @@ def source(tiny_weights, tmp_path):
   def write(changes=None, **section):
     path = tmp_path / 'source.safetensors'
     weights = dataclasses.replace(tiny_weights(**section), **changes or {})
-    our_files.write(weights, path)
+    ours.write(weights, path)
     return str(path)
 
   return write
@@ -132,7 +133,7 @@ def test_a_target_that_differs_is_an_error(
   def save(weights, path, **options):
     head = weights.params['head']
     params = weights.params | dict(head=dict(head, bias=head['bias'] + 1))
-    our_files.write(dataclasses.replace(weights, params=params), path)
+    ours.write(dataclasses.replace(weights, params=params), path)
 
   monkeypatch.setattr(catalog, 'save', save)
   assert convert.main([source(), str(tmp_path / 'x.safetensors')]) == 1

@@ -255,9 +255,9 @@ def test_mistakes_of_the_other_commands(
 
 def test_a_target_that_cannot_be_written(capsys, tiny_weights, tmp_path):
   from vit_jax.commands import convert
-  from vit_jax.pretrained import our_files
+  from vit_jax.pretrained.formats import vit_jax as ours
 
-  our_files.write(tiny_weights(), tmp_path / 'a.safetensors')
+  ours.write(tiny_weights(), tmp_path / 'a.safetensors')
   (tmp_path / 'file').write_text('')
   target = tmp_path / 'file' / 'b.safetensors'
   assert convert.main([str(tmp_path / 'a.safetensors'), str(target)]) == 2

@@ -16,7 +16,7 @@ import pytest
 
 import vit_jax
 from vit_jax.commands import predict
-from vit_jax.pretrained import our_files
+from vit_jax.pretrained.formats import vit_jax as ours
 from vit_jax.training import train
 
 _DEVICE_OPS = 'normalize(-1, 1)'
@@ -26,7 +26,7 @@ _DEVICE_OPS = 'normalize(-1, 1)'
 def weights(tiny_weights, tmp_path):
   """Returns the path of weights that know their preprocessing and classes."""
   path = tmp_path / 'tiny.safetensors'
-  our_files.write(tiny_weights(), path)
+  ours.write(tiny_weights(), path)
   return str(path)
 
 
@@ -97,7 +97,7 @@ def test_a_photo_for_a_model_of_small_grey_images(
 ):
   weights = tiny_weights(channels=1)
   weights.preprocess['ops'] = ''
-  our_files.write(weights, tmp_path / 'grey.safetensors')
+  ours.write(weights, tmp_path / 'grey.safetensors')
   argv = [f'--weights={tmp_path / "grey.safetensors"}', str(photos)]
   assert predict.main([*argv, '--format=json']) == 0
   out, error = capsys.readouterr()
@@ -190,7 +190,7 @@ def test_what_weights_do_not_know_can_be_said(
 ):
   path = tmp_path / 'bare.safetensors'
   bare = dataclasses.replace(tiny_weights(), preprocess={}, class_names=None)
-  our_files.write(bare, path)
+  ours.write(bare, path)
   argv = [f'--weights={path}', str(photos / 'a.png'), '--format=json']
   assert predict.main(argv) == 2
   assert "such as device_ops='" in (error := capsys.readouterr().err)

@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 from vit_jax.commands import summary
-from vit_jax.pretrained import our_files
+from vit_jax.pretrained.formats import vit_jax as ours
 
 _RECIPE = """
 import ml_collections
@@ -117,7 +117,7 @@ def test_weights_as_they_are_stored(tiny_weights, tmp_path, capsys):
   weights = tiny_weights(pooling='mean', channels=1)
   for name, array in weights.params['head'].items():
     weights.params['head'][name] = array.astype('float16')
-  our_files.write(weights, tmp_path / 'x.safetensors')
+  ours.write(weights, tmp_path / 'x.safetensors')
   found = _json(capsys, f'--weights={tmp_path / "x.safetensors"}')
   num_params = _NUM_PARAMS - 2 * 64 * 32
   assert found['image_shape'] == [16, 16, 1]

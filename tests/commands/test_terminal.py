@@ -14,7 +14,7 @@ import pytest
 
 from vit_jax import errors
 from vit_jax.commands import _cli, convert, predict, preflight, prepare
-from vit_jax.pretrained import our_files
+from vit_jax.pretrained.formats import vit_jax as ours
 from vit_jax.reporting import progress, tables
 from vit_jax.visualize import predictions
 
@@ -34,7 +34,7 @@ def weights(tiny_weights, tmp_path):
   """Returns the path of weights whose classes have such names."""
   names = [NASTY + letter for letter in 'vwxyz']
   path = tmp_path / 'weights.safetensors'
-  our_files.write(dataclasses.replace(tiny_weights(), class_names=names), path)
+  ours.write(dataclasses.replace(tiny_weights(), class_names=names), path)
   return str(path)
 
 

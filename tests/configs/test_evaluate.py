@@ -9,7 +9,7 @@ from PIL import Image
 
 from vit_jax import main
 from vit_jax.configs import evaluate
-from vit_jax.pretrained import our_files
+from vit_jax.pretrained.formats import vit_jax as ours
 
 RECIPE = pathlib.Path(__file__).parents[2] / 'configs/evaluate.py'
 
@@ -32,7 +32,7 @@ def folder(tmp_path):
 def test_weights_in_a_file_are_judged_by_three_protocols(
   folder, tiny_weights, tmp_path
 ):
-  our_files.write(tiny_weights(num_classes=5), tmp_path / 'w.safetensors')
+  ours.write(tiny_weights(num_classes=5), tmp_path / 'w.safetensors')
   config = f'{RECIPE}:model={tmp_path / "w.safetensors"},data={folder}'
   workdir = tmp_path / 'run'
   assert not main.main([f'--config={config}', f'--workdir={workdir}'])

@@ -14,7 +14,7 @@ from vit_jax import lookup
 from vit_jax.errors import UserError
 from vit_jax.inference.model import Model
 from vit_jax.parallel import mesh as mesh_lib
-from vit_jax.pretrained import our_files
+from vit_jax.pretrained.formats import vit_jax as ours
 
 
 @pytest.fixture
@@ -249,7 +249,7 @@ def test_what_is_saved_answers_as_before(tiny_weights, images, tmp_path):
 
 
 def test_what_the_user_says_wins_and_is_saved(tiny_weights, tmp_path):
-  our_files.write(tiny_weights(), tmp_path / 'a.safetensors')
+  ours.write(tiny_weights(), tmp_path / 'a.safetensors')
   model = vit_jax.load(
     tmp_path / 'a.safetensors',
     ops='decode|resize_small(16)|central_crop(16)',

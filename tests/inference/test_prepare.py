@@ -10,7 +10,7 @@ import pytest
 import vit_jax
 from vit_jax.errors import UserError
 from vit_jax.inference.model import Model
-from vit_jax.pretrained import our_files
+from vit_jax.pretrained.formats import vit_jax as ours
 
 # Programs of other batch sizes sum in another order.
 _close = dict(rtol=0, atol=2e-5)
@@ -27,7 +27,7 @@ def images():
 def test_unknown_normalisation_is_asked_for(tiny_weights, images, tmp_path):
   weights = dataclasses.replace(tiny_weights(), preprocess=dict(ops='decode'))
   path = tmp_path / 'x.safetensors'
-  our_files.write(weights, path)
+  ours.write(weights, path)
   model = vit_jax.load(path)
   for call in (model, model.predict, model.prepare):
     with pytest.raises(UserError) as e:

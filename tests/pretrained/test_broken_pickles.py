@@ -7,7 +7,12 @@ import zipfile
 import pytest
 
 from vit_jax.errors import UserError
-from vit_jax.pretrained import npz, torch_opcodes, torch_pickle, torch_storage
+from vit_jax.pretrained.formats import (
+  _npz,
+  _opcodes,
+  _pickle,
+  _state_dict_files,
+)
 
 CASES = {}
 
@@ -165,9 +170,9 @@ def test_a_bomb_is_refused_before_torch_inflates_it(tmp_path):
   pytest.importorskip('torch')
   path = tmp_path / 'x.pth'
   with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
-    archive.writestr('x/data.pkl', bytes(npz.SMALL_BYTES + 1))
+    archive.writestr('x/data.pkl', bytes(_npz.SMALL_BYTES + 1))
   with pytest.raises(UserError, match=r'it inflates from .* to 67,108,865 b'):
-    torch_pickle.read(path)
+    _pickle.read(path)
 
 
 def test_the_pickles_of_an_old_file_are_read_as_well(tmp_path):
@@ -175,7 +180,7 @@ def test_the_pickles_of_an_old_file_are_read_as_well(tmp_path):
   path = tmp_path / 'x.pth'
   content = {'model': {'a': torch.ones(3)}, 'betas': [(0.9, 0.99)] * 5}
   torch.save(content, path, _use_new_zipfile_serialization=False)
-  found = torch_pickle.read(path)
+  found = _pickle.read(path)
   assert found['model']['a'].tolist() == [1, 1, 1]
   assert found['betas'] == [(0.9, 0.99)] * 5
 
@@ -184,14 +189,14 @@ def test_the_limits_of_a_pickle_are_named(tmp_path):
   path = tmp_path / 'x.pth'
   write_pickle(path, doublings(20) + AS_KEY, zipped=False)
   with pytest.raises(ValueError, match='than max_objects=1,048,576'):
-    torch_opcodes.check_legacy(path)
+    _opcodes.check_legacy(path)
   write_pickle(path, doublings(3) + AS_KEY)
   with zipfile.ZipFile(path) as archive:
-    torch_opcodes.check_archive(archive, max_objects=40)
+    _opcodes.check_archive(archive, max_objects=40)
     with pytest.raises(ValueError, match='than max_objects=15'):
-      torch_opcodes.check_archive(archive, max_objects=15)
+      _opcodes.check_archive(archive, max_objects=15)
     with pytest.raises(ValueError, match='limit is max_bytes=9'):
-      torch_opcodes.check_archive(archive, max_bytes=9)
+      _opcodes.check_archive(archive, max_bytes=9)
 
 
 def test_tensors_in_the_same_memory_do_not_add_up_to_many_files(tmp_path):
@@ -199,7 +204,7 @@ def test_tensors_in_the_same_memory_do_not_add_up_to_many_files(tmp_path):
   path = tmp_path / 'x.pth'
   row = torch.zeros(2**20)
   torch.save({str(i): row for i in range(15)}, path)
-  assert len(torch_storage.read(path).arrays) == 15  # 60 MiB
+  assert len(_state_dict_files.read(path).arrays) == 15  # 60 MiB
   torch.save({str(i): row for i in range(10**4)}, path)
   with pytest.raises(UserError, match='the limit is max_sharing=4; write'):
-    torch_storage.read(path)
+    _state_dict_files.read(path)

@@ -8,7 +8,7 @@ import safetensors
 import safetensors.numpy
 
 from vit_jax.errors import UserError
-from vit_jax.pretrained import safetensors_file
+from vit_jax.pretrained.formats import _safetensors
 
 NESTED = '[' * 100_000
 CASES = {}
@@ -128,7 +128,7 @@ def test_an_empty_array_is_named(tmp_path):
   arrays = {'a': np.zeros((0, 3), np.float32), 'b': np.ones(2, np.float32)}
   safetensors.numpy.save_file(arrays, tmp_path / 'x.safetensors')
   with pytest.raises(UserError, match=r'x\.safetensors: a \(0, 3\) is empty\.'):
-    safetensors_file.read(tmp_path / 'x.safetensors')
+    _safetensors.read(tmp_path / 'x.safetensors')
 
 
 @pytest.mark.parametrize('name', CASES)

@@ -10,16 +10,13 @@ from vit_jax.data import device_ops_language, ops_language
 from vit_jax.errors import UserError
 from vit_jax.models import _position, vit
 from vit_jax.pretrained import (
-  augreg,
   catalog,
   download,
-  google_npz,
-  our_files,
   presets,
   published,
-  torch_files,
   transfer,
 )
+from vit_jax.pretrained.formats import npz, vit_jax as ours
 
 NAME = 'mu_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0'
 
@@ -71,22 +68,22 @@ def test_formats_of_torch_are_folders(format, make_weights, tmp_path):
 def test_the_suffix_says_the_format(make_weights, google_file, tmp_path):
   weights = make_weights()
   catalog.save(weights, tmp_path / 'x.safetensors')
-  assert our_files.is_ours(tmp_path / 'x.safetensors')
+  assert ours.matches(tmp_path / 'x.safetensors')
   # What was read from .npz goes back in its own dialect.
   np.savez(tmp_path / 'in.npz', **google_file(prefix='opt/target/'))
   catalog.save(catalog.load(tmp_path / 'in.npz'), tmp_path / 'out.npz')
   with np.load(tmp_path / 'out.npz') as file:
     assert 'opt/target/cls' in file.files
   for path, format in (('x', None), ('x.npz', 'numpy'), ('x.bin', None)):
-    with pytest.raises(UserError, match='vit_jax, google_npz'):
+    with pytest.raises(UserError, match='timm, vit_jax'):
       catalog.save(weights, tmp_path / path, format=format)
 
 
 def test_names_are_found_in_the_folder_of_weights(make_weights, shelf):
   weights = make_weights()
-  google_npz.write(weights, shelf / 'mine.npz')
+  npz.write(weights, shelf / 'mine.npz')
   assert_same(catalog.load('mine.npz'), weights)
-  google_npz.write(weights, shelf / f'{NAME}.npz')
+  npz.write(weights, shelf / f'{NAME}.npz')
   assert_same(catalog.load(NAME), weights)
   assert_same(catalog.load(f'gs://bucket/folder/{NAME}.npz'), weights)
 
@@ -94,8 +91,8 @@ def test_names_are_found_in_the_folder_of_weights(make_weights, shelf):
 def test_a_path_comes_before_the_folder(
   make_weights, shelf, tmp_path, monkeypatch
 ):
-  google_npz.write(make_weights(num_classes=3), shelf / 'x.npz')
-  google_npz.write(make_weights(num_classes=4), tmp_path / 'x.npz')
+  npz.write(make_weights(num_classes=3), shelf / 'x.npz')
+  npz.write(make_weights(num_classes=4), tmp_path / 'x.npz')
   assert catalog.load(tmp_path / 'x.npz').model['num_classes'] == 4
   assert catalog.load('x.npz').model['num_classes'] == 3
   assert catalog.load('x.npz', weights_dir=tmp_path).model['num_classes'] == 4
@@ -107,7 +104,7 @@ def test_a_path_comes_before_the_folder(
 def tiny(monkeypatch, make_weights, shelf):
   """Publishes a tiny model, whose mirror lies in the folder of weights."""
   weights = make_weights(width=32, depth=1, mlp_dim=128, num_heads=2)
-  torch_files.write(weights, shelf / 'mirror.safetensors', format='timm')
+  catalog.save(weights, shelf / 'mirror.safetensors', format='timm')
   entry = published.Published(
     remotes=(
       download.Remote('http://127.0.0.1:9/mu.npz'),
@@ -143,7 +140,7 @@ def test_the_user_wins_over_the_catalog(tiny):
 
 
 def test_a_file_of_another_model_is_not_taken_for_it(tiny, make_weights, shelf):
-  google_npz.write(make_weights(num_classes=4), shelf / 'mu.npz')
+  npz.write(make_weights(num_classes=4), shelf / 'mu.npz')
   with pytest.raises(UserError) as e:
     catalog.load('tiny-mu/8')
   assert 'mu.npz is not tiny-mu/8' in str(e.value)
@@ -225,11 +222,20 @@ def test_files_of_different_models_have_different_names():
 
 
 def test_augregs_names_follow_its_grammar():
-  found = 0
-  for name, entry in published.PUBLISHED.items():
-    if name.startswith('augreg'):
-      recipe = augreg.parse(entry.remotes[0].file_name)
-      assert recipe.variant == entry.model['variant']
-      assert (recipe.adapt_resolution == 384) == name.endswith('-384')
-      found += 1
-  assert found == 12
+  names = [
+    entry.remotes[0].file_name
+    for name, entry in published.PUBLISHED.items()
+    if name.startswith('augreg')
+  ]
+  assert len(names) == 12 and all(map(published.is_augreg_name, names))
+  pre_trained = names[0].removesuffix('.npz')
+  for other in (
+    'B_16',
+    'augreg-B/16',
+    pre_trained.replace('-sd_0.0', ''),
+    pre_trained.replace('300ep', '300'),
+    f'{pre_trained}--imagenet2012',
+    f'{pre_trained}-imagenet2012-steps_20k-lr_0.03-res_384',
+    f'{pre_trained}.pth',
+  ):
+    assert not published.is_augreg_name(other)

@@ -7,7 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from vit_jax.pretrained import google_npz
+from vit_jax.pretrained.formats import npz
 
 # As in the fixture google_file.
 WIDTH, DEPTH, PATCH = 24, 2, 8
@@ -145,7 +145,7 @@ def big_vision_sincos():
 def test_the_model_that_is_read_computes_what_google_does(case, outputs):
   settings, arrays, path = case
   image = np.random.default_rng(1).uniform(-1, 1, (32, 32, 3))
-  weights = google_npz.read(path)
+  weights = npz.read(path)
   if weights.params['patch_embedding']['kernel'].dtype != np.float32:
     params = jax.tree.map(lambda x: x.astype(np.float32), weights.params)
     weights = dataclasses.replace(weights, params=params)
@@ -157,7 +157,7 @@ def test_the_model_that_is_read_computes_what_google_does(case, outputs):
 
 def test_what_is_read_is_written_back_bit_by_bit(case):
   _, arrays, path = case
-  google_npz.write(google_npz.read(path), path.with_name('out.npz'))
+  npz.write(npz.read(path), path.with_name('out.npz'))
   with np.load(path) as before, np.load(path.with_name('out.npz')) as after:
     assert set(before.files) == set(after.files) == set(arrays)
     for name in arrays:

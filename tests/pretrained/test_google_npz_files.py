@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vit_jax.errors import UserError
-from vit_jax.pretrained import google_npz
+from vit_jax.pretrained.formats import npz
 
 OLD = 'Transformer/posembed_input/pos_embedding'
 NEW = dict(numbers=(0, 1, 0), position='pos_embedding', class_row=False)
@@ -27,7 +27,7 @@ def test_all_that_is_wrong_is_told_at_once(google_file, save):
   arrays['Transformer/encoderblock_0/LayerNorm_1/bias'] = np.zeros(24)
   arrays['Transformer/encoder_norm/scale'] = np.ones(25, np.float32)
   with pytest.raises(UserError) as e:
-    google_npz.read(save(arrays))
+    npz.read(save(arrays))
   for text in (
     'missing: Transformer/encoderblock_1/LayerNorm_2/bias',
     'missing: head/bias',
@@ -47,7 +47,7 @@ def test_blocks_with_a_gap_are_an_error_and_are_not_renumbered(
   }
   arrays['extra_leaf'] = np.zeros(1)
   with pytest.raises(UserError) as e:
-    google_npz.read(save(arrays))
+    npz.read(save(arrays))
   assert 'blocks [1, 2] of 0 to 3 are missing' in str(e.value)
   assert 'unexpected: extra_leaf' in str(e.value)
   assert 'LayerNorm' not in str(e.value)  # Not each of their names as well.
@@ -60,7 +60,7 @@ def test_a_file_without_its_first_block_is_refused(google_file, save):
     if 'encoderblock_0' not in name
   }
   with pytest.raises(UserError, match=r'blocks \[0\] of 0 to 1'):
-    google_npz.read(save(arrays))
+    npz.read(save(arrays))
 
 
 def test_stacks_of_different_depths_are_refused(google_file, save):
@@ -68,14 +68,14 @@ def test_stacks_of_different_depths_are_refused(google_file, save):
   name = 'params/Transformer/encoderblock/LayerNorm_0/scale'
   arrays[name] = arrays[name][:1]
   with pytest.raises(UserError, match='same depth'):
-    google_npz.read(save(arrays))
+    npz.read(save(arrays))
 
 
 def test_what_a_stack_lacks_is_told_once(google_file, save):
   arrays = google_file(**NEW, stacked=True, prefix='params/')
   del arrays['params/Transformer/encoderblock/LayerNorm_0/scale']
   with pytest.raises(UserError) as e:
-    google_npz.read(save(arrays))
+    npz.read(save(arrays))
   assert str(e.value).count('missing') == 1
   assert 'params/Transformer/encoderblock/LayerNorm_0/scale' in str(e.value)
 
@@ -92,7 +92,7 @@ def test_an_unreadable_file_is_named(kind, google_file, save):
   else:
     path.unlink()
   with pytest.raises(UserError, match=f'cannot read {path}'):
-    google_npz.read(path)
+    npz.read(path)
 
 
 def test_state_of_the_training_and_other_towers_stay_in_the_file(
@@ -105,10 +105,10 @@ def test_state_of_the_training_and_other_towers_stay_in_the_file(
     ('params/txt/Embed_0/embedding', 'params/t', 'params/b', 'opt/0/count'),
     np.zeros(1, np.float32),
   )
-  weights = google_npz.read(save(arrays | beside))
+  weights = npz.read(save(arrays | beside))
   assert weights.model['pooling'] == 'map'
   with pytest.raises(UserError, match='unexpected: params/other'):
-    google_npz.read(save(arrays | {'params/other': np.zeros(1)}))
+    npz.read(save(arrays | {'params/other': np.zeros(1)}))
 
 
 @pytest.mark.parametrize(
@@ -134,9 +134,9 @@ def test_the_grid_of_a_table(
   arrays[name] = np.zeros((1, rows, 24), np.float32)
   if grid is None:
     with pytest.raises(UserError, match=r'say grid=\(rows, columns\)'):
-      google_npz.read(save(arrays))
+      npz.read(save(arrays))
     return
-  params = google_npz.read(save(arrays)).params
+  params = npz.read(save(arrays)).params
   assert params['position_embedding'].shape == (*grid, 24)
 
 
@@ -145,14 +145,14 @@ def test_a_grid_that_is_no_square_can_be_given(settings, google_file, save):
   path = save(google_file(**settings))
   with np.load(path) as file:
     table = file[settings.get('position', OLD)][0, -16:]
-  found = google_npz.read(path, grid=(2, 8)).params['position_embedding']
+  found = npz.read(path, grid=(2, 8)).params['position_embedding']
   np.testing.assert_array_equal(found, table.reshape(2, 8, 24))
   with pytest.raises(UserError, match='3x6'):
-    google_npz.read(path, grid=(3, 6))
+    npz.read(path, grid=(3, 6))
 
 
 def test_what_the_file_tells(google_file, save):
-  weights = google_npz.read(save(google_file(pre_logits=True)))
+  weights = npz.read(save(google_file(pre_logits=True)))
   assert weights.model == dict(
     name='vit',
     patch_size=8,
@@ -172,7 +172,7 @@ def test_what_the_file_tells(google_file, save):
     device_ops='normalize(-1, 1)',
   )
   settings = NEW | dict(position='', class_token=False, map_head=None)
-  weights = google_npz.read(save(google_file(**settings)))
+  weights = npz.read(save(google_file(**settings)))
   assert weights.model['position'] == 'sincos2d'
   assert weights.model['pooling'] == 'mean'
   assert weights.preprocess['ops'] == (
@@ -183,8 +183,8 @@ def test_what_the_file_tells(google_file, save):
 
 def test_a_variant_is_named(make_weights, tmp_path):
   weights = make_weights(width=32, depth=1, mlp_dim=128, num_heads=2)
-  google_npz.write(weights, tmp_path / 'x.npz')
-  section = google_npz.read(tmp_path / 'x.npz').model
+  npz.write(weights, tmp_path / 'x.npz')
+  section = npz.read(tmp_path / 'x.npz').model
   assert section['variant'] == 'mu/8'
   assert not {'width', 'depth', 'patch_size'} & set(section)
 
@@ -192,14 +192,14 @@ def test_a_variant_is_named(make_weights, tmp_path):
 def test_the_user_says_what_the_model_is(google_file, save, outputs):
   path = save(google_file())
   image = np.zeros((1, 32, 32, 3), np.float32)
-  weights = google_npz.read(path, model=dict(pooling='mean', num_classes=None))
+  weights = npz.read(path, model=dict(pooling='mean', num_classes=None))
   assert not {'class_token', 'head'} & set(weights.params)
   assert 'logits' not in outputs(weights, image)
   mean = save(google_file(class_token=False, class_row=False, map_head=None))
-  weights = google_npz.read(mean, model=dict(pooling='token'))
+  weights = npz.read(mean, model=dict(pooling='token'))
   np.testing.assert_array_equal(
     weights.params['class_token'], np.zeros((1, 1, 24))
   )
   assert outputs(weights, image)['logits'].shape == (1, 5)
   with pytest.raises(UserError, match='expected'):
-    google_npz.read(path, model=dict(variant='mu/8'))
+    npz.read(path, model=dict(variant='mu/8'))

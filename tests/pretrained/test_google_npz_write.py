@@ -8,7 +8,8 @@ import pytest
 
 from vit_jax import trees
 from vit_jax.errors import UserError
-from vit_jax.pretrained import catalog, google_npz
+from vit_jax.pretrained import catalog
+from vit_jax.pretrained.formats import npz
 
 DIALECTS = ('pre_linen', 'linen', 'big_vision')
 MODELS = {
@@ -37,8 +38,8 @@ def assert_same(found, expected):
 )
 def test_a_model_comes_back_as_it_was(model, dialect, make_weights, tmp_path):
   weights = make_weights(**MODELS[model])
-  google_npz.write(weights, tmp_path / 'x.npz', dialect=dialect)
-  found = google_npz.read(tmp_path / 'x.npz')
+  npz.write(weights, tmp_path / 'x.npz', dialect=dialect)
+  found = npz.read(tmp_path / 'x.npz')
   assert_same(found.params, weights.params)
   assert found.model | weights.model == found.model
 
@@ -57,8 +58,8 @@ def test_what_readers_would_guess_wrong_is_in_the_comment(
   )
   weights = dataclasses.replace(weights, class_names=['a', 'ü', 'c', 'd', 'e'])
   path = tmp_path / 'x.npz'
-  google_npz.write(weights, path, allow_note_only=True)
-  found = google_npz.read(path)
+  npz.write(weights, path, allow_note_only=True)
+  found = npz.read(path)
   assert found.model | weights.model == found.model
   assert found.preprocess == weights.preprocess
   assert found.class_names == weights.class_names
@@ -69,9 +70,9 @@ def test_what_readers_would_guess_wrong_is_in_the_comment(
 
 def test_there_is_no_comment_where_readers_guess_right(make_weights, tmp_path):
   weights = make_weights(activation='gelu_tanh')
-  google_npz.write(weights, tmp_path / 'x.npz')
-  weights = google_npz.read(tmp_path / 'x.npz')
-  google_npz.write(weights, tmp_path / 'y.npz')
+  npz.write(weights, tmp_path / 'x.npz')
+  weights = npz.read(tmp_path / 'x.npz')
+  npz.write(weights, tmp_path / 'y.npz')
   with zipfile.ZipFile(tmp_path / 'y.npz') as archive:
     assert archive.comment == b''
 
@@ -79,8 +80,8 @@ def test_there_is_no_comment_where_readers_guess_right(make_weights, tmp_path):
 def test_class_names_that_are_too_many_are_left_out(make_weights, tmp_path):
   weights = make_weights(activation='gelu')
   weights = dataclasses.replace(weights, class_names=['x' * 20_000] * 5)
-  google_npz.write(weights, tmp_path / 'x.npz', allow_note_only=True)
-  found = google_npz.read(tmp_path / 'x.npz')
+  npz.write(weights, tmp_path / 'x.npz', allow_note_only=True)
+  found = npz.read(tmp_path / 'x.npz')
   assert found.class_names is None
   assert found.model['activation'] == 'gelu'
 
@@ -88,7 +89,7 @@ def test_class_names_that_are_too_many_are_left_out(make_weights, tmp_path):
 def test_parameters_without_a_name_are_refused(make_weights, tmp_path):
   weights = make_weights(num_registers=2, layer_scale=0.1)
   with pytest.raises(UserError) as e:
-    google_npz.write(weights, tmp_path / 'x.npz')
+    npz.write(weights, tmp_path / 'x.npz')
   for name in ('registers', 'block_00/scale_mlp', 'block_02/scale_attention'):
     assert name in str(e.value)
   assert list(tmp_path.iterdir()) == []
@@ -99,14 +100,14 @@ def test_a_class_token_that_was_trained_gets_a_row_of_zeros(
 ):
   path = tmp_path / 'x.npz'
   np.savez(path, **google_file())
-  weights = google_npz.read(path)
+  weights = npz.read(path)
   weights.params['class_token'] = weights.params['class_token'] + 1
-  google_npz.write(weights, path)
+  npz.write(weights, path)
   with np.load(path) as file:
     np.testing.assert_array_equal(file['cls'], weights.params['class_token'])
     row = file['Transformer/posembed_input/pos_embedding'][:, :1]
   np.testing.assert_array_equal(row, np.zeros_like(row))
-  assert_same(google_npz.read(path).params, weights.params)
+  assert_same(npz.read(path).params, weights.params)
 
 
 @pytest.mark.parametrize('position', ['sincos2d', 'sincos2d_moco', 'none'])
@@ -115,8 +116,8 @@ def test_a_fixed_position_table_is_written_out_if_need_be(
   position, dialect, make_weights, outputs, tmp_path
 ):
   weights = make_weights(pooling='token', position=position)
-  google_npz.write(weights, tmp_path / 'x.npz', dialect=dialect)
-  found = google_npz.read(tmp_path / 'x.npz')
+  npz.write(weights, tmp_path / 'x.npz', dialect=dialect)
+  found = npz.read(tmp_path / 'x.npz')
   native = position == 'sincos2d' and dialect == 'big_vision'
   assert ('position_embedding' in found.params) != native
   image = np.random.default_rng(0).normal(size=(2, 32, 32, 3))
@@ -131,7 +132,7 @@ def test_a_table_for_images_of_unknown_size_cannot_be_written(
 ):
   weights = make_weights(position='sincos2d', preprocess={'ops': 'decode'})
   with pytest.raises(UserError, match='image_size'):
-    google_npz.write(weights, tmp_path / 'x.npz')
+    npz.write(weights, tmp_path / 'x.npz')
 
 
 @pytest.mark.parametrize(
@@ -176,7 +177,7 @@ def test_map_pooling_goes_to_big_vision_where_no_dialect_is_said(
   make_weights, tmp_path
 ):
   catalog.save(make_weights(pooling='map'), tmp_path / 'x.npz')
-  found = google_npz.read(tmp_path / 'x.npz')
+  found = npz.read(tmp_path / 'x.npz')
   assert found.source['dialect']['prefix'] == 'params/'
 
 
@@ -185,21 +186,21 @@ def test_a_source_that_a_file_made_up_is_no_dialect(make_weights, tmp_path):
     source = dict(format='google_npz', dialect=dialect)
     weights = dataclasses.replace(make_weights(), source=source)
     with pytest.raises(UserError, match='names no dialect'):
-      google_npz.write(weights, tmp_path / 'x.npz')
+      npz.write(weights, tmp_path / 'x.npz')
 
 
 def test_what_was_read_in_one_dialect_can_be_written_in_another(
   google_file, outputs, tmp_path
 ):
   np.savez(tmp_path / 'old.npz', **google_file())
-  old = google_npz.read(tmp_path / 'old.npz')
-  google_npz.write(old, tmp_path / 'new.npz', dialect='big_vision')
-  new = google_npz.read(tmp_path / 'new.npz')
+  old = npz.read(tmp_path / 'old.npz')
+  npz.write(old, tmp_path / 'new.npz', dialect='big_vision')
+  new = npz.read(tmp_path / 'new.npz')
   assert_same(new.params, old.params)
   with np.load(tmp_path / 'new.npz') as file:
     assert file['params/pos_embedding'].shape == (1, 16, 24)
   with pytest.raises(UserError, match='pre_linen, linen, big_vision'):
-    google_npz.write(old, tmp_path / 'new.npz', dialect='torch')
+    npz.write(old, tmp_path / 'new.npz', dialect='torch')
 
 
 @pytest.mark.parametrize(
@@ -219,9 +220,7 @@ def test_timm_reads_what_we_write_and_computes_the_same(
   from timm.models.vision_transformer import VisionTransformer
 
   weights = make_weights(pooling=pooling, activation='gelu')
-  google_npz.write(
-    weights, tmp_path / 'x.npz', dialect=dialect, allow_note_only=True
-  )
+  npz.write(weights, tmp_path / 'x.npz', dialect=dialect, allow_note_only=True)
   model = VisionTransformer(
     img_size=32,
     patch_size=8,

@@ -6,6 +6,7 @@ import pytest
 
 from vit_jax import trees
 from vit_jax.pretrained import model_section, overrides
+from vit_jax.pretrained.names import vit
 
 MODELS = {
   'token': dict(pooling='token'),
@@ -21,16 +22,14 @@ MODELS = {
 def test_what_arrays_show_is_found(model, make_weights):
   weights = make_weights(**MODELS[model])
   named = trees.flatten(weights.params)
-  section = model_section.compact(model_section.infer(named))
+  section = vit.section(vit.infer(named))
   assert weights.model | section == section | weights.model
   assert model_section.problems(named, section) == []
 
 
 def test_a_variant_stands_for_its_sizes(make_weights):
   weights = make_weights(width=32, depth=1, mlp_dim=128, num_heads=2)
-  section = model_section.compact(
-    model_section.infer(trees.flatten(weights.params))
-  )
+  section = vit.section(vit.infer(trees.flatten(weights.params)))
   assert section == dict(
     name='vit', variant='mu/8', num_classes=5, pooling='token'
   )

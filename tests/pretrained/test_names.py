@@ -8,14 +8,8 @@ import pytest
 from vit_jax import trees
 from vit_jax.errors import UserError
 from vit_jax.inference import classes
-from vit_jax.pretrained import (
-  catalog,
-  download,
-  our_files,
-  published,
-  timm_names,
-  torch_files,
-)
+from vit_jax.pretrained import catalog, download, published, timm_catalog
+from vit_jax.pretrained.formats import vit_jax as ours
 
 
 @pytest.fixture
@@ -34,10 +28,10 @@ def publish(hub, make_weights, tmp_path):
     weights = make_weights(activation='gelu', **section)
     folder = tmp_path / 'published' / repository
     if format == 'vit_jax':
-      our_files.write(weights, folder / 'model.safetensors')
+      ours.write(weights, folder / 'model.safetensors')
       (folder / 'config.json').write_text('{}')
     else:
-      torch_files.write(weights, folder, format=format)
+      catalog.save(weights, folder, format=format)
     for path in folder.iterdir():
       at = f'/{repository}/resolve/main/{path.name}'
       hub[0].files[at] = path.read_bytes()
@@ -122,7 +116,7 @@ def test_names_of_timm_whose_weights_have_a_short_name(
   monkeypatch.setitem(catalog.PUBLISHED, short, tiny)
   (tmp_path / 'weights').mkdir()
   file = next(r.file_name for r in entry.remotes if r.url.startswith('hf://'))
-  torch_files.write(weights, tmp_path / 'weights' / file, format='timm')
+  catalog.save(weights, tmp_path / 'weights' / file, format='timm')
   found = load(name)
   assert_same(found, weights)
   assert found.source['name'] == short
@@ -133,7 +127,7 @@ def test_a_path_comes_before_a_name(load, make_weights, tmp_path, monkeypatch):
   weights = make_weights(activation='gelu')
   monkeypatch.chdir(tmp_path)
   for name in ('google/vit-base-patch16-224', 'vit_base_patch16_224'):
-    torch_files.write(weights, name, format='timm')
+    catalog.save(weights, name, format='timm')
     assert_same(load(name), weights)
 
 
@@ -186,16 +180,16 @@ def test_names_are_listed():
 
 def test_default_tags_are_timm_s():
   timm = pytest.importorskip('timm')
-  ours = timm_names.DEFAULT_TAGS
+  ours = timm_catalog.DEFAULT_TAGS
   theirs = {
     name: timm.models.get_pretrained_cfg(name, allow_unregistered=False)
     for name in ours
   }
   assert ours == {name: cfg.tag for name, cfg in theirs.items()}
-  assert not [name for name in ours if timm_names.refusal(name)]
+  assert not [name for name in ours if timm_catalog.refusal(name)]
   # The repository has the name that ours is made of.
   for name, cfg in theirs.items():
-    assert cfg.hf_hub_id == f'timm/{timm_names.resolve(name)}'
+    assert cfg.hf_hub_id == f'timm/{timm_catalog.resolve(name)}'
 
 
 @pytest.mark.parametrize(
@@ -203,9 +197,9 @@ def test_default_tags_are_timm_s():
   ['vit_x.npz', 'vit_small.pth', 'resnet50', 'vit_x', 'google/vit', 'a.b'],
 )
 def test_what_is_no_name_of_timm(name):
-  assert timm_names.resolve(name) is None
+  assert timm_catalog.resolve(name) is None
 
 
 @pytest.mark.parametrize('name', ['beit_base.npz', 'runs/eva_1', 'eva'])
 def test_what_is_refused_as_a_name_of_timm_looks_like_one(name):
-  assert timm_names.refusal(name) is None
+  assert timm_catalog.refusal(name) is None

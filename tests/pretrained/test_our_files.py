@@ -11,7 +11,8 @@ import safetensors.numpy
 
 from vit_jax import trees
 from vit_jax.errors import UserError
-from vit_jax.pretrained import google_npz, model_section, our_files, torch_files
+from vit_jax.pretrained import catalog, model_section
+from vit_jax.pretrained.formats import npz, vit_jax as ours
 
 
 def test_everything_comes_back(make_weights, tmp_path):
@@ -27,14 +28,14 @@ def test_everything_comes_back(make_weights, tmp_path):
   weights.params['head']['kernel'] = kernel.astype(ml_dtypes.bfloat16)
   weights.params['head']['bias'] = weights.params['head']['bias'][::-1]
   source = dict(
-    format='x', aside=dict(rows=kernel[1:], names=['a', 'b']), grid=[1, 2]
+    format='x', unmapped=dict(rows=kernel[1:], names=['a', 'b']), grid=[1, 2]
   )
   weights = dataclasses.replace(
     weights, class_names=['a', 'ü', 'c', 'd', 'e'], source=source
   )
   path = tmp_path / 'x.safetensors'
-  our_files.write(weights, path)
-  found = our_files.read(path)
+  ours.write(weights, path)
+  found = ours.read(path)
   before, after = trees.flatten(weights.params), trees.flatten(found.params)
   assert set(before) == set(after)
   for name, array in before.items():
@@ -43,9 +44,11 @@ def test_everything_comes_back(make_weights, tmp_path):
   assert found.model == weights.model
   assert found.preprocess == weights.preprocess
   assert found.class_names == weights.class_names
-  np.testing.assert_array_equal(found.source['aside'].pop('rows'), kernel[1:])
+  np.testing.assert_array_equal(
+    found.source['unmapped'].pop('rows'), kernel[1:]
+  )
   assert found.source == dict(
-    format='x', aside=dict(names=['a', 'b']), grid=[1, 2]
+    format='x', unmapped=dict(names=['a', 'b']), grid=[1, 2]
   )
 
 
@@ -53,11 +56,9 @@ def test_weights_of_google_go_through_ours_and_back_bit_by_bit(
   google_file, tmp_path
 ):
   np.savez(tmp_path / 'in.npz', **google_file(prefix='opt/target/'))
-  our_files.write(
-    google_npz.read(tmp_path / 'in.npz'), tmp_path / 'x.safetensors'
-  )
-  weights = our_files.read(tmp_path / 'x.safetensors')
-  google_npz.write(weights, tmp_path / 'out.npz')
+  ours.write(npz.read(tmp_path / 'in.npz'), tmp_path / 'x.safetensors')
+  weights = ours.read(tmp_path / 'x.safetensors')
+  npz.write(weights, tmp_path / 'out.npz')
   with np.load(tmp_path / 'in.npz') as a, np.load(tmp_path / 'out.npz') as b:
     assert set(a.files) == set(b.files)
     for name in a.files:
@@ -69,8 +70,8 @@ def test_a_convolutional_stem_comes_back_and_only_ours_can_hold_it(
 ):
   weights = make_weights(stem='conv', image_shape=(32, 32, 5))
   path = tmp_path / 'x.safetensors'
-  our_files.write(weights, path)
-  found = our_files.read(path)
+  ours.write(weights, path)
+  found = ours.read(path)
   assert found.model == weights.model
   after = trees.flatten(found.params)
   assert after['patch_embedding/convolution_0/kernel'].shape[:3] == (3, 3, 5)
@@ -81,17 +82,17 @@ def test_a_convolutional_stem_comes_back_and_only_ours_can_hold_it(
   with pytest.raises(
     UserError, match="stem='conv': Google's ViT has no convolutional stem"
   ):
-    google_npz.write(weights, tmp_path / 'x.npz')
+    npz.write(weights, tmp_path / 'x.npz')
   for format, name in (('timm', 'timm'), ('huggingface', 'Hugging Face')):
     with pytest.raises(
       UserError, match=rf"^{name}'s ViT has no .* stem \(stem='conv'\)"
     ):
-      torch_files.write(weights, tmp_path / format, format=format)
+      catalog.save(weights, tmp_path / format, format=format)
 
 
 def test_others_find_the_arrays_under_our_names(make_weights, tmp_path):
   weights = make_weights()
-  our_files.write(weights, tmp_path / 'x.safetensors')
+  ours.write(weights, tmp_path / 'x.safetensors')
   arrays = safetensors.numpy.load_file(tmp_path / 'x.safetensors')
   assert set(arrays) == set(trees.flatten(weights.params))
 
@@ -100,16 +101,16 @@ def test_a_file_that_does_not_fit_its_model_is_refused(make_weights, tmp_path):
   weights = make_weights()
   del weights.params['head']['bias']
   weights.params['encoder']['block_01']['extra'] = np.zeros(1)
-  our_files.write(weights, tmp_path / 'x.safetensors')
+  ours.write(weights, tmp_path / 'x.safetensors')
   with pytest.raises(UserError) as e:
-    our_files.read(tmp_path / 'x.safetensors')
+    ours.read(tmp_path / 'x.safetensors')
   assert 'missing: head/bias' in str(e.value)
   assert 'unexpected: encoder/block_01/extra' in str(e.value)
 
 
 def test_the_user_may_want_another_model(make_weights, tmp_path):
-  our_files.write(make_weights(), tmp_path / 'x.safetensors')
-  found = our_files.read(
+  ours.write(make_weights(), tmp_path / 'x.safetensors')
+  found = ours.read(
     tmp_path / 'x.safetensors', model=dict(num_classes=None, pooling='mean')
   )
   assert not {'head', 'class_token'} & set(found.params)
@@ -118,17 +119,17 @@ def test_the_user_may_want_another_model(make_weights, tmp_path):
 def test_files_of_others_are_told_apart(tmp_path):
   path = tmp_path / 'x.safetensors'
   safetensors.numpy.save_file({'cls_token': np.zeros(3)}, path)
-  assert not our_files.is_ours(path)
+  assert not ours.matches(path)
   with pytest.raises(UserError, match='was not written by vit_jax'):
-    our_files.read(path)
+    ours.read(path)
   path.write_text('<html>')
   with pytest.raises(UserError, match='cannot read'):
-    our_files.is_ours(path)
+    ours.matches(path)
 
 
 def test_a_newer_version_of_the_format_is_refused(make_weights, tmp_path):
   path = tmp_path / 'x.safetensors'
-  our_files.write(make_weights(), path)
+  ours.write(make_weights(), path)
   with safetensors.safe_open(path, framework='numpy') as file:
     said = json.loads(file.metadata()['vit_jax'])
   said['version'] += 1
@@ -136,4 +137,4 @@ def test_a_newer_version_of_the_format_is_refused(make_weights, tmp_path):
     {'a': np.zeros(1)}, path, metadata={'vit_jax': json.dumps(said)}
   )
   with pytest.raises(UserError, match='version 2'):
-    our_files.read(path)
+    ours.read(path)

@@ -72,7 +72,7 @@ def test_recipes_of_big_vision_evaluate_as_the_table_says(recipe):
 
 
 @pytest.mark.parametrize('shape', [(375, 500), (500, 334), (281, 224), (9, 9)])
-@pytest.mark.parametrize('family', ['deit', 'deit3', 'timm-augreg-224'])
+@pytest.mark.parametrize('family', ['deit', 'deit3'])
 def test_crops_are_those_of_torchvision(family, shape):
   transforms = pytest.importorskip('torchvision').transforms
   from PIL import Image
@@ -99,41 +99,3 @@ def test_the_table_in_the_docs_is_this_one():
     ratio = 'none' if preset.crop_ratio is None else f'{preset.crop_ratio:g}'
     row = f'| {family} | {ratio} | {preset.method} | {preset.normalize} |'
     assert [line for line in lines if line.startswith(row)], row
-
-
-@pytest.mark.parametrize(
-  'family, model',
-  [
-    ('timm-augreg-224', 'vit_base_patch16_224.augreg_in21k_ft_in1k'),
-    ('timm-augreg-384', 'vit_base_patch16_384.augreg_in21k_ft_in1k'),
-    ('timm-deit-224', 'deit_base_patch16_224.fb_in1k'),
-    ('timm-deit-224', 'deit3_base_patch16_224.fb_in1k'),
-    ('timm-deit-384', 'deit_base_patch16_384.fb_in1k'),
-    ('timm-deit-384', 'deit3_base_patch16_384.fb_in1k'),
-    ('timm-deit3-in22k', 'deit3_base_patch16_224.fb_in22k_ft_in1k'),
-    ('timm-mixer', 'mixer_b16_224.goog_in21k_ft_in1k'),
-    ('timm-flexivit', 'flexivit_base.1200ep_in1k'),
-    ('timm-miil', 'vit_base_patch16_224_miil.in21k_ft_in1k'),
-    ('dinov2', 'vit_base_patch14_dinov2.lvd142m'),
-  ],
-)
-def test_the_table_says_what_timm_says(family, model):
-  theirs = pytest.importorskip('timm').get_pretrained_cfg(model)
-  preset = presets.PRESETS[family]
-  assert preset.rules == 'torch' and theirs.crop_mode == 'center'
-  assert preset.crop_ratio == theirs.crop_pct
-  assert preset.method == theirs.interpolation
-  ours, named = (
-    device_ops_language.parse(f'normalize({text})')(
-      {'image': np.arange(6, dtype=np.uint8).reshape(1, 1, 2, 3)},
-      None,
-      train=False,
-    )['image']
-    for text in (preset.normalize, f'mean={theirs.mean}, std={theirs.std}')
-  )
-  np.testing.assert_allclose(ours, named, atol=1e-6)
-
-
-def test_mae_crops_nothing_away_above_224_pixels():
-  assert 'resize_small(256,' in presets.preprocess('mae', 224)['ops']
-  assert 'resize_small(448,' in presets.preprocess('mae-448', 448)['ops']

@@ -10,10 +10,10 @@ from vit_jax.pretrained import (
   catalog,
   download,
   initialize,
-  our_files,
   published,
   resample,
 )
+from vit_jax.pretrained.formats import vit_jax as ours
 
 # DINOv2's models with registers were trained with antialiasing and without the
 # offset of 0.1 (its hub configuration), which is what timm computes.
@@ -38,7 +38,7 @@ def test_a_run_that_starts_from_a_name_gets_that_method(
   family, make_weights, monkeypatch, tmp_path
 ):
   weights = make_weights()
-  our_files.write(weights, tmp_path / 'x.safetensors')
+  ours.write(weights, tmp_path / 'x.safetensors')
   tiny = dataclasses.replace(
     published.PUBLISHED[FIRST[family]],
     remotes=(download.Remote('https://localhost/x.safetensors'),),

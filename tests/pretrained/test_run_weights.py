@@ -7,7 +7,8 @@ import pytest
 from vit_jax import trees
 from vit_jax.checkpoints import manager
 from vit_jax.errors import UserError
-from vit_jax.pretrained import blocks, run_weights
+from vit_jax.pretrained import blocks
+from vit_jax.pretrained.formats import run as run_format
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def first(weights):
 
 def test_a_run_is_read_with_blocks_apart_and_its_preprocessing(run):
   workdir, weights = run
-  found = run_weights.read(workdir, ema=False)
+  found = run_format.read(workdir, ema=False)
   before, after = trees.flatten(weights.params), trees.flatten(found.params)
   assert set(before) == set(after)
   for name, array in before.items():
@@ -71,24 +72,22 @@ def test_images_are_prepared_as_in_the_main_evaluation_or_the_one_named(
   checkpointer.save(1, state, config=config, wait=True)
   checkpointer.close()
   log = []
-  found = run_weights.read(tmp_path, on_log=log.append)
+  found = run_format.read(tmp_path, on_log=log.append)
   assert found.preprocess['ops'] == 'decode|resize(32)'
   assert log == [
     'images are prepared as in the evaluation val: decode|resize(32); '
     'evaluation= takes another: corrupted, few'
   ]
-  found = run_weights.read(tmp_path, evaluation='few', on_log=log.append)
+  found = run_format.read(tmp_path, evaluation='few', on_log=log.append)
   assert found.preprocess['ops'] == 'decode|resize(16)' and len(log) == 1
   with pytest.raises(UserError, match=r"'fwe'.* are corrupted, few, val, zoo"):
-    run_weights.read(tmp_path, evaluation='fwe')
+    run_format.read(tmp_path, evaluation='fwe')
 
 
 def test_the_average_is_what_is_read_if_there_is_one(run):
   workdir, weights = run
-  assert (
-    first(run_weights.read(workdir)) == first(weights) + np.float32(2) - 100
-  )
-  assert first(run_weights.read(workdir, ema=False)) > 0
+  assert first(run_format.read(workdir)) == first(weights) + np.float32(2) - 100
+  assert first(run_format.read(workdir, ema=False)) > 0
 
 
 def test_a_run_without_an_average(make_weights, tmp_path):
@@ -98,11 +97,11 @@ def test_a_run_without_an_average(make_weights, tmp_path):
   state = dict(params=jax.tree.map(jax.numpy.asarray, weights.params))
   checkpointer.save(1, state, config=config, wait=True)
   checkpointer.close()
-  found = run_weights.read(tmp_path)
+  found = run_format.read(tmp_path)
   assert first(found) == first(weights)
   assert 'ops' not in found.preprocess
   with pytest.raises(UserError, match='kept no average'):
-    run_weights.read(tmp_path, ema=True)
+    run_format.read(tmp_path, ema=True)
 
 
 def test_one_checkpoint_can_be_named_in_several_ways(run):
@@ -114,32 +113,32 @@ def test_one_checkpoint_can_be_named_in_several_ways(run):
     (workdir / 'checkpoints' / '1', None),
     (str(workdir / 'checkpoints' / '1') + '/', None),
   ):
-    assert first(run_weights.read(path, step=step)) == expected, path
+    assert first(run_format.read(path, step=step)) == expected, path
   with pytest.raises(UserError, match='no checkpoint of step 3'):
-    run_weights.read(workdir, step=3)
+    run_format.read(workdir, step=3)
 
 
 def test_what_is_a_run(run, tmp_path):
   workdir, _ = run
-  assert run_weights.is_run(workdir)
-  assert run_weights.is_run(str(workdir / 'checkpoints' / '2'))
+  assert run_format.matches(workdir)
+  assert run_format.matches(str(workdir / 'checkpoints' / '2'))
   for path in (workdir / 'checkpoints' / '3', workdir / 'absent', '/', '.'):
-    assert not run_weights.is_run(path)
+    assert not run_format.matches(path)
   with pytest.raises(UserError, match='is not a run'):
-    run_weights.read(workdir / 'absent')
+    run_format.read(workdir / 'absent')
 
 
 def test_class_names_stay_with_the_run(run):
   workdir, _ = run
-  run_weights.write_class_names(workdir, None)
-  assert run_weights.read(workdir).class_names is None
-  run_weights.write_class_names(workdir, ('cat', 'dög'))
-  assert run_weights.read(workdir).class_names == ['cat', 'dög']
+  run_format.write_class_names(workdir, None)
+  assert run_format.read(workdir).class_names is None
+  run_format.write_class_names(workdir, ('cat', 'dög'))
+  assert run_format.read(workdir).class_names == ['cat', 'dög']
 
 
 def test_preprocessing_leaves_out_what_only_training_does():
   text = "normalize('imagenet')|random_erasing|mixup(0.2)"
-  found = run_weights._preprocess({'input': {'device_ops': text}}, {})
+  found = run_format._preprocess({'input': {'device_ops': text}}, {})
   assert found == {'device_ops': "normalize('imagenet')"}
 
 
@@ -180,7 +179,7 @@ def test_the_best_checkpoint_is_read_where_it_is_kept(
   save_run(make_weights, tmp_path, TOP1, **section)
   for step, expected in want.items():
     lines = []
-    found = run_weights.read(tmp_path, step=step, on_log=lines.append)
+    found = run_format.read(tmp_path, step=step, on_log=lines.append)
     if isinstance(expected, int):
       assert lines == []
     else:
@@ -200,7 +199,7 @@ def test_a_damaged_best_checkpoint_gives_way_to_the_next_best(
     (tmp_path / f'checkpoints/{step}/state/manifest.ocdbt').unlink()
   (tmp_path / 'checkpoints/2/meta/metadata').unlink()
   lines = []
-  found = run_weights.read(tmp_path, on_log=lines.append)
+  found = run_format.read(tmp_path, on_log=lines.append)
   assert found.source['step'] == first(found) == 6
   assert len(lines) == 2
   assert '5 is damaged' in lines[0]
@@ -213,10 +212,10 @@ def test_no_best_checkpoint_is_an_error_only_for_who_asks(
 ):
   save_run(make_weights, tmp_path, {1: 0.5}, **section)
   with pytest.raises(UserError, match=r"step='best': no checkpoint in .* has"):
-    run_weights.read(tmp_path, step='best')
+    run_format.read(tmp_path, step='best')
   with pytest.raises(UserError, match="step='last': expected the number"):
-    run_weights.read(tmp_path, step='last')
-  assert run_weights.read(tmp_path).source['step'] == 1
+    run_format.read(tmp_path, step='last')
+  assert run_format.read(tmp_path).source['step'] == 1
 
 
 @pytest.mark.parametrize('text', ['{"a', '[' * 100_000, '[1, 2]', '{"a": "b"}'])
@@ -224,7 +223,7 @@ def test_broken_names_of_classes_are_named(text, run):
   workdir, _ = run
   (workdir / 'class_names.json').write_text(text)
   with pytest.raises(UserError, match=r'class_names\.json'):
-    run_weights.read(workdir)
+    run_format.read(workdir)
 
 
 @pytest.mark.parametrize(
@@ -247,7 +246,7 @@ def test_a_config_of_other_types_is_one_error(config, make_weights, tmp_path):
   checkpointer.save(1, state, config=config, wait=True)
   checkpointer.close()
   with pytest.raises(UserError, match='has values that are wrong'):
-    run_weights.read(tmp_path)
+    run_format.read(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -268,5 +267,5 @@ def test_sizes_that_the_arrays_do_not_have_are_one_error(
   checkpointer.save(1, state, config=config, wait=True)
   checkpointer.close()
   with pytest.raises(UserError, match=r'step 1 of .* not hold exactly') as e:
-    run_weights.read(tmp_path)
+    run_format.read(tmp_path)
   assert words in str(e.value)

@@ -10,11 +10,14 @@ from vit_jax import lookup
 from vit_jax.data import device_ops_language, ops_language
 from vit_jax.errors import UserError
 from vit_jax.pretrained import (
-  huggingface_config,
+  catalog,
+  evaluation as evaluation_lib,
   presets,
-  timm_config,
-  torch_config,
-  torch_files,
+)
+from vit_jax.pretrained.formats import state_dict
+from vit_jax.pretrained.names import (
+  _vit_huggingface as huggingface,
+  _vit_timm,
 )
 
 # Resized to 36 x 39.6 and 32 x 35.2: the longer side is cut, and half of the
@@ -62,22 +65,22 @@ OF_TIMM = [
 
 @pytest.mark.parametrize('preprocess', PREPROCESS + OF_TIMM)
 def test_ops_become_numbers_and_ops_again(preprocess):
-  evaluation = torch_config.from_ops(preprocess)
-  assert torch_config.to_ops(evaluation) == preprocess
+  evaluation = evaluation_lib.from_ops(preprocess)
+  assert evaluation_lib.to_ops(evaluation) == preprocess
 
 
 def test_how_levels_are_rounded_is_left_out():
   ops = presets.preprocess('big_vision', 32)['ops']
-  evaluation = torch_config.from_ops(dict(ops=ops))
-  assert torch_config.to_ops(evaluation)['ops'] == (
+  evaluation = evaluation_lib.from_ops(dict(ops=ops))
+  assert evaluation_lib.to_ops(evaluation)['ops'] == (
     "decode|resize_small(37, method='area', rounding='down')|central_crop(32)"
   )
 
 
 def test_ranges_are_means_and_deviations():
-  evaluation = torch_config.from_ops(dict(device_ops='normalize(-1, 1)'))
+  evaluation = evaluation_lib.from_ops(dict(device_ops='normalize(-1, 1)'))
   assert (evaluation.mean, evaluation.std) == (0.5, 0.5)
-  evaluation = torch_config.from_ops(dict(device_ops='normalize(0, 1)'))
+  evaluation = evaluation_lib.from_ops(dict(device_ops='normalize(0, 1)'))
   assert (evaluation.mean, evaluation.std) == (0, 1)
 
 
@@ -86,21 +89,21 @@ def test_ranges_are_means_and_deviations():
 )
 def test_ops_that_config_files_do_not_know_are_an_error(ops):
   with pytest.raises(UserError, match='cannot express'):
-    torch_config.from_ops(dict(ops=ops))
+    evaluation_lib.from_ops(dict(ops=ops))
 
 
 @pytest.mark.parametrize('preprocess', PREPROCESS)
 def test_transformers_makes_the_same_pixels(preprocess, make_weights, tmp_path):
   transformers = pytest.importorskip('transformers')
   weights = make_weights(preprocess=preprocess | dict(image_size=(32, 32)))
-  torch_files.write(weights, tmp_path, format='huggingface')
+  catalog.save(weights, tmp_path, format='huggingface')
   processor = transformers.AutoImageProcessor.from_pretrained(
     tmp_path, use_fast=False
   )
   theirs = processor(IMAGE, return_tensors='np')['pixel_values'][0]
   ours = pixels(preprocess)
   np.testing.assert_allclose(theirs.transpose(1, 2, 0), ours, atol=1e-5)
-  again = torch_files.read(tmp_path).preprocess
+  again = state_dict.read(tmp_path).preprocess
   assert {k: again[k] for k in preprocess} == preprocess
 
 
@@ -110,24 +113,24 @@ def test_timm_makes_the_same_pixels(preprocess, make_weights, tmp_path):
   from PIL import Image
 
   weights = make_weights(preprocess=preprocess | dict(image_size=(32, 32)))
-  torch_files.write(weights, tmp_path, format='timm')
+  catalog.save(weights, tmp_path, format='timm')
   model = timm.create_model(f'local-dir:{tmp_path}')
   transform = timm.data.create_transform(
     **timm.data.resolve_model_data_config(model)
   )
   theirs = transform(Image.fromarray(IMAGE)).numpy().transpose(1, 2, 0)
   np.testing.assert_allclose(theirs, pixels(preprocess), atol=1e-5)
-  again = torch_files.read(tmp_path).preprocess
+  again = state_dict.read(tmp_path).preprocess
   assert {k: again[k] for k in preprocess} == preprocess
 
 
 def test_unknown_preprocessing_is_not_made_up(make_weights, tmp_path):
-  torch_files.write(make_weights(), tmp_path / 'hf', format='huggingface')
+  catalog.save(make_weights(), tmp_path / 'hf', format='huggingface')
   assert not (tmp_path / 'hf/preprocessor_config.json').exists()
-  torch_files.write(make_weights(), tmp_path / 'timm', format='timm')
+  catalog.save(make_weights(), tmp_path / 'timm', format='timm')
   config = json.loads((tmp_path / 'timm/config.json').read_text())
   assert not {'mean', 'crop_pct'} & config['pretrained_cfg'].keys()
-  assert torch_files.read(tmp_path / 'timm').preprocess == dict(
+  assert state_dict.read(tmp_path / 'timm').preprocess == dict(
     image_size=(32, 32)
   )
 
@@ -145,7 +148,7 @@ def test_preprocessing_that_timm_does_not_do_is_an_error(
 ):
   weights = make_weights(preprocess=dict(image_size=(32, 32), ops=ops))
   with pytest.raises(UserError, match='timm cannot make images of 32x32'):
-    torch_files.write(weights, tmp_path / 'x', format='timm')
+    catalog.save(weights, tmp_path / 'x', format='timm')
 
 
 def test_timm_configs_of_the_hub_are_understood():
@@ -167,14 +170,14 @@ def test_timm_configs_of_the_hub_are_understood():
     dict(architecture='vit_base_patch16_224', **cfg, **names),
     dict(architecture='vit_base_patch16_224', pretrained_cfg=cfg, **names),
   ):
-    facts = timm_config.read(config)
+    facts = _vit_timm.read(config)
     assert facts.preprocess == dict(ops=ops, device_ops='normalize(-1, 1)')
     assert facts.image_size == (224, 224)
     assert facts.class_names == ['a', 'b', 'c']
     assert facts.model == dict(activation='gelu', norm_epsilon=1e-6)
   # timm fits both sides of a rectangle, which none of our ops does.
   wide = dict(architecture='x', **cfg | dict(input_size=[3, 32, 64]))
-  assert timm_config.read(wide).preprocess.keys() == {'device_ops'}
+  assert _vit_timm.read(wide).preprocess.keys() == {'device_ops'}
 
 
 @pytest.mark.parametrize(
@@ -207,7 +210,7 @@ def test_timm_configs_of_the_hub_are_understood():
   ],
 )
 def test_hugging_face_processors_of_the_hub_are_understood(processor, ops):
-  facts = huggingface_config.read(
+  facts = huggingface.read(
     dict(model_type='vit', id2label={'1': 'b', '0': 'a'}),
     processor | dict(image_mean=[0.5] * 3, image_std=[0.5] * 3),
   )
@@ -225,7 +228,7 @@ def test_models_that_a_config_speaks_of_and_ours_is_not_are_named():
     (dict(model_type='vit', pooler_act='relu'), "pooler_act='relu'"),
   ):
     with pytest.raises(UserError, match=words):
-      huggingface_config.read(config, None)
+      huggingface.read(config, None)
   for config, words in (
     (dict(architecture='vit_base_patch16_rpn_224'), 'norms after attention'),
     (dict(architecture='x', model_args=dict(act_layer='silu')), 'act_layer'),
@@ -233,14 +236,14 @@ def test_models_that_a_config_speaks_of_and_ours_is_not_are_named():
     (dict(architecture='x', model_args=dict(pre_norm=True)), 'pre_norm'),
   ):
     with pytest.raises(UserError, match=words):
-      timm_config.read(config)
+      _vit_timm.read(config)
 
 
 @pytest.mark.parametrize(
   'crop, large', [(224, 248), (224, 256), (32, 32), (518, 592), (378, 384)]
 )
 def test_timms_crop_share_gives_the_size_back(crop, large):
-  share = timm_config._share(crop, large)
+  share = _vit_timm._share(crop, large)
   assert int(crop / share) == large
   assert len(str(share)) <= 6
 
@@ -270,7 +273,7 @@ def test_what_a_name_means_in_timm_is_known(name, tmp_path):
   config = json.loads(path.read_text())
   del config['model_args']  # As most of the hub's are.
   path.write_text(json.dumps(config))
-  ours = lookup.build('models', torch_files.read(tmp_path).model, 'Model')
+  ours = lookup.build('models', state_dict.read(tmp_path).model, 'Model')
   block = model.blocks[0]
   assert ours.num_heads == block.attn.num_heads
   assert ours.norm_epsilon == block.norm1.eps
@@ -289,7 +292,7 @@ def test_what_a_name_means_in_timm_is_known(name, tmp_path):
 def test_timm_resizes_by_bicubic_where_a_config_does_not_say():
   config = dict(input_size=[3, 224, 224], crop_pct=0.9)
   config |= dict(mean=[0.5] * 3, std=[0.5] * 3)
-  found = timm_config.read(
+  found = _vit_timm.read(
     dict(architecture='vit_base_patch16_224', pretrained_cfg=config)
   )
   assert found.preprocess['ops'] == (
@@ -302,6 +305,6 @@ def test_what_a_config_does_not_say_is_as_in_timm():
   timm = pytest.importorskip('timm')
   config = dict(input_size=(3, 224, 224), crop_pct=0.9)
   theirs = timm.data.resolve_data_config({}, pretrained_cfg=config)
-  found = timm_config.read(dict(architecture='x', pretrained_cfg=config))
-  method = torch_config.METHODS[theirs['interpolation']]
+  found = _vit_timm.read(dict(architecture='x', pretrained_cfg=config))
+  method = evaluation_lib.METHODS[theirs['interpolation']]
   assert f'method={method!r}' in found.preprocess['ops']

@@ -7,7 +7,8 @@ import pytest
 import safetensors.numpy
 
 from vit_jax.errors import UserError
-from vit_jax.pretrained import torch_files
+from vit_jax.pretrained import catalog
+from vit_jax.pretrained.formats import huggingface, state_dict
 
 HEADS_OF = dict(num_heads=3)
 
@@ -15,7 +16,7 @@ HEADS_OF = dict(num_heads=3)
 @pytest.fixture
 def arrays(make_weights, tmp_path):
   """Returns a good state dict of timm, of three blocks."""
-  torch_files.write(make_weights(), tmp_path / 'good', format='timm')
+  catalog.save(make_weights(), tmp_path / 'good', format='timm')
   return safetensors.numpy.load_file(tmp_path / 'good/model.safetensors')
 
 
@@ -26,7 +27,7 @@ def read(tmp_path):
   def read(arrays, **options):
     path = tmp_path / 'weights.safetensors'
     safetensors.numpy.save_file(arrays, path)
-    return torch_files.read(path, **dict(model=HEADS_OF) | options)
+    return state_dict.read(path, **dict(model=HEADS_OF) | options)
 
   return read
 
@@ -73,7 +74,7 @@ def test_arrays_of_another_kind_are_named(arrays, read):
 def test_a_class_token_that_must_be_there_is_missing(
   make_weights, read, tmp_path
 ):
-  torch_files.write(make_weights(), tmp_path / 'x', format='huggingface')
+  catalog.save(make_weights(), tmp_path / 'x', format='huggingface')
   arrays = safetensors.numpy.load_file(tmp_path / 'x/model.safetensors')
   del arrays['vit.embeddings.cls_token']
   with pytest.raises(UserError, match=r'missing: embeddings.cls_token'):
@@ -81,12 +82,12 @@ def test_a_class_token_that_must_be_there_is_missing(
 
 
 def test_class_names_must_be_as_many_as_classes(make_weights, tmp_path):
-  torch_files.write(make_weights(), tmp_path / 'model', format='timm')
+  catalog.save(make_weights(), tmp_path / 'model', format='timm')
   path = tmp_path / 'model/config.json'
   config = json.loads(path.read_text()) | dict(label_names=['a', 'b'])
   path.write_text(json.dumps(config))
   with pytest.raises(UserError, match='2 class names for 5 classes'):
-    torch_files.read(tmp_path / 'model')
+    state_dict.read(tmp_path / 'model')
 
 
 def test_a_gap_in_the_numbers_of_blocks_is_an_error(arrays, read):
@@ -98,14 +99,14 @@ def test_a_gap_in_the_numbers_of_blocks_is_an_error(arrays, read):
 def test_blocks_that_a_config_has_and_the_file_not_are_missing(
   make_weights, tmp_path
 ):
-  torch_files.write(make_weights(), tmp_path / 'model', format='huggingface')
+  catalog.save(make_weights(), tmp_path / 'model', format='huggingface')
   path = tmp_path / 'model/config.json'
   config = json.loads(path.read_text()) | dict(num_hidden_layers=4)
   path.write_text(json.dumps(config))
   with pytest.raises(
     UserError, match=r'missing: blocks 3 to 3: .* depth=4, and 3 blocks'
   ):
-    torch_files.read(tmp_path / 'model')
+    state_dict.read(tmp_path / 'model')
 
 
 @pytest.mark.parametrize(
@@ -171,7 +172,7 @@ def test_heads_that_cannot_be_known_must_be_said(arrays, read):
 
 
 def test_a_bias_that_our_norm_lacks_must_be_zero(make_weights, read, tmp_path):
-  torch_files.write(make_weights(qk_norm=True), tmp_path / 'x', format='timm')
+  catalog.save(make_weights(qk_norm=True), tmp_path / 'x', format='timm')
   arrays = safetensors.numpy.load_file(tmp_path / 'x/model.safetensors')
   assert read(arrays).model['qk_norm']
   arrays['blocks.1.attn.q_norm.bias'][0] = 1e-3
@@ -183,7 +184,7 @@ def test_a_head_of_two_features_is_read_only_if_one_counts(
   make_weights, read, tmp_path
 ):
   weights = make_weights(layer_scale=1.0)
-  torch_files.write(weights, tmp_path / 'x', format='huggingface')
+  catalog.save(weights, tmp_path / 'x', format='huggingface')
   arrays = safetensors.numpy.load_file(tmp_path / 'x/model.safetensors')
   head = read(arrays).params['head']['kernel']
   np.testing.assert_array_equal(head, weights.params['head']['kernel'])
@@ -205,14 +206,13 @@ def test_a_head_of_two_features_is_read_only_if_one_counts(
     ('huggingface', dict(pooling='map'), "pooling='map' with a head"),
     ('huggingface', dict(representation_size=True), 'without a head'),
     ('huggingface', dict(pooling='mean', layer_scale=1.0), 'no registers'),
-    ('flax', {}, "unknown format 'flax'; there are timm, huggingface"),
   ],
 )
 def test_what_a_format_cannot_express_is_an_error(
   format, section, words, make_weights, tmp_path
 ):
   with pytest.raises(UserError, match=words):
-    torch_files.write(make_weights(**section), tmp_path / 'x', format=format)
+    catalog.save(make_weights(**section), tmp_path / 'x', format=format)
   assert not (tmp_path / 'x').exists()
 
 
@@ -221,10 +221,10 @@ def test_all_reasons_against_transformers_are_in_one_message(
 ):
   weights = make_weights(pooling='map', qk_norm=True, num_registers=2)
   with pytest.raises(UserError, match=r"qk_norm; pooling='map' with registers"):
-    torch_files.write(weights, tmp_path / 'x')
+    huggingface.write(weights, tmp_path / 'x')
 
 
 def test_transformers_takes_square_images_where_it_does(make_weights, tmp_path):
   wide = make_weights(image_shape=(16, 32, 3), num_registers=2)
   with pytest.raises(UserError, match='square images only'):
-    torch_files.write(wide, tmp_path / 'x')
+    huggingface.write(wide, tmp_path / 'x')

@@ -10,8 +10,15 @@ import pytest
 import safetensors.numpy
 
 from vit_jax import trees
-from vit_jax.pretrained import torch_arrays, torch_files, torch_names
+from vit_jax.pretrained import catalog, mapping
+from vit_jax.pretrained.formats import state_dict
+from vit_jax.pretrained.names import _vit_torch
 
+DIALECTS = {
+  value.name: value
+  for value in vars(_vit_torch).values()
+  if isinstance(value, _vit_torch.Dialect)
+}
 WIDTH, HEADS, MLP, PATCH, GRID, CLASSES, DEPTH = 24, 3, 40, 8, 4, 5, 2
 HEADS_OF = dict(num_heads=HEADS)
 
@@ -186,7 +193,7 @@ FILES = {
 def read(tmp_path, arrays, **options):
   path = tmp_path / 'weights.safetensors'
   safetensors.numpy.save_file(arrays, path)
-  return torch_files.read(path, **dict(model=HEADS_OF) | options)
+  return state_dict.read(path, **dict(model=HEADS_OF) | options)
 
 
 def bits(arrays):
@@ -198,11 +205,11 @@ def test_a_round_trip_is_exact_name_by_name(kind, tmp_path):
   arrays, dialect = FILES[kind]
   weights = read(tmp_path, arrays)
   assert weights.source['dialect'] == dialect
-  back = torch_arrays.write(
+  back = mapping.write(
     trees.flatten(weights.params),
-    torch_names.DIALECTS[dialect],
+    DIALECTS[dialect],
     pooling=weights.model.get('pooling', 'token'),
-    aside=weights.source['aside'],
+    unmapped=weights.source['unmapped'],
   )
   first = ('vit.', 'dinov2.', 'dinov2_with_registers.', 'vision_model.')
   prefix = next((p for p in first if p in next(iter(arrays))), '')
@@ -238,7 +245,7 @@ def test_what_is_written_is_what_was_read(kind, format, tmp_path):
   arrays, _ = FILES[kind]
   model = HEADS_OF | dict(norm_epsilon=1e-6)
   weights = read(tmp_path, arrays, model=model)
-  torch_files.write(weights, tmp_path / 'out', format=format)
+  catalog.save(weights, tmp_path / 'out', format=format)
   again = safetensors.numpy.load_file(tmp_path / 'out/model.safetensors')
   assert bits(again) == bits(arrays)
 
@@ -262,8 +269,8 @@ def test_a_folder_and_a_single_file_give_the_same_model_back(
     preprocess=preprocess,
   )
   weights = dataclasses.replace(weights, class_names=list('abcde'))
-  torch_files.write(weights, tmp_path / target, format=format)
-  again = torch_files.read(tmp_path / target)
+  catalog.save(weights, tmp_path / target, format=format)
+  again = state_dict.read(tmp_path / target)
   assert bits(trees.flatten(again.params)) == bits(
     trees.flatten(weights.params)
   )
@@ -294,7 +301,7 @@ def test_rows_of_the_position_table_go_into_the_tokens(tmp_path):
 def test_a_changed_class_token_is_written_with_a_row_of_zeros(tmp_path):
   weights = read(tmp_path, hf_vit())
   weights.params['class_token'] = weights.params['class_token'] + 1
-  torch_files.write(weights, tmp_path / 'out')
+  catalog.save(weights, tmp_path / 'out', format='huggingface')
   again = safetensors.numpy.load_file(tmp_path / 'out/model.safetensors')
   np.testing.assert_array_equal(
     again['vit.embeddings.cls_token'], weights.params['class_token']
@@ -320,7 +327,7 @@ def test_a_head_that_is_not_wanted_is_left_out(tmp_path):
 
 def test_a_fixed_position_table_is_written_out(make_weights, tmp_path):
   weights = make_weights(position='sincos2d_moco')
-  torch_files.write(weights, tmp_path / 'out')
-  again = torch_files.read(tmp_path / 'out')
+  catalog.save(weights, tmp_path / 'out', format='huggingface')
+  again = state_dict.read(tmp_path / 'out')
   assert again.model.get('position', 'learned') == 'learned'
   assert np.ptp(again.params['position_embedding']) > 1

@@ -5,13 +5,21 @@ import collections
 import numpy as np
 import pytest
 
-from vit_jax.pretrained import torch_dialect, torch_files, torch_names
-from vit_jax.pretrained.torch_names import DIALECTS, TIMM
+from vit_jax.pretrained import catalog
+from vit_jax.pretrained.formats import state_dict
+from vit_jax.pretrained.names import _vit_torch
+from vit_jax.pretrained.names._vit_torch import TIMM
+
+DIALECTS = {
+  value.name: value
+  for value in vars(_vit_torch).values()
+  if isinstance(value, _vit_torch.Dialect)
+}
 
 
 @pytest.mark.parametrize('name', DIALECTS)
 def test_tables_are_one_to_one(name):
-  table = torch_names.expand(DIALECTS[name], depth=12)
+  table = DIALECTS[name].table(12)
   ours = collections.Counter(n for names in table.values() for n in names)
   assert set(ours.values()) == {1}
   # Of a block: 2 norms, query, key, value, out, up and down, weight and bias.
@@ -23,11 +31,11 @@ def test_tables_are_one_to_one(name):
 def test_timm_has_a_name_for_all_that_a_vit_can_have(make_weights):
   from vit_jax import trees
 
-  known = {
-    ours
-    for names in torch_names.expand(TIMM, depth=3).values()
-    for ours in names
-  } | {'class_token', 'registers', 'position_embedding'}
+  known = {ours for names in TIMM.table(3).values() for ours in names} | {
+    'class_token',
+    'registers',
+    'position_embedding',
+  }
   options = dict(num_registers=2, layer_scale=1.0, qk_norm=True)
   for more in (
     dict(pooling='token', representation_size=True),
@@ -39,7 +47,7 @@ def test_timm_has_a_name_for_all_that_a_vit_can_have(make_weights):
 
 
 def test_a_table_reads_as_it_was_written():
-  table = torch_names.expand(TIMM, depth=2)
+  table = TIMM.table(2)
   block = 'encoder/block_01'
   assert table['blocks.1.attn.qkv.weight'] == (
     f'{block}/attention/query/kernel',
@@ -89,14 +97,14 @@ HUGGINGFACE = 'embeddings.patch_embeddings.projection.weight'
   ],
 )
 def test_the_dialect_and_its_prefix_are_recognized(arrays, dialect, prefix):
-  found, found_prefix = torch_dialect.detect(arrays)
+  found, found_prefix = _vit_torch.detect(arrays)
   assert (found.name, found_prefix) == (dialect, prefix)
 
 
 def test_what_is_no_part_of_the_encoder_is_left_behind(make_weights, tmp_path):
   import safetensors.numpy
 
-  torch_files.write(make_weights(), tmp_path / 'x', format='timm')
+  catalog.save(make_weights(), tmp_path / 'x', format='timm')
   arrays = safetensors.numpy.load_file(tmp_path / 'x/model.safetensors')
   encoder = {f'module.backbone.{k}': v for k, v in arrays.items()}
   # DINOv2 trains with blocks in chunks, here of two.
@@ -116,7 +124,7 @@ def test_what_is_no_part_of_the_encoder_is_left_behind(make_weights, tmp_path):
   }
   path = tmp_path / 'all.safetensors'
   safetensors.numpy.save_file(encoder | names(*beside), path)
-  weights = torch_files.read(path, model=dict(num_heads=3))
+  weights = state_dict.read(path, model=dict(num_heads=3))
   assert set(weights.source['unused']) == beside
   np.testing.assert_array_equal(
     weights.params['encoder']['block_02']['mlp']['down']['kernel'],

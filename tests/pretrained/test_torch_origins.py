@@ -12,7 +12,8 @@ import safetensors.numpy
 
 from vit_jax.errors import UserError
 from vit_jax.models import _position
-from vit_jax.pretrained import initialize, resample, torch_files
+from vit_jax.pretrained import catalog, initialize, resample
+from vit_jax.pretrained.formats import state_dict
 
 HEADS_OF = dict(num_heads=3)
 
@@ -21,7 +22,7 @@ HEADS_OF = dict(num_heads=3)
 def encoder(make_weights, tmp_path):
   """Returns a state dict of timm's names without a head."""
   weights = make_weights(num_classes=None)
-  torch_files.write(weights, tmp_path / 'good', format='timm')
+  catalog.save(weights, tmp_path / 'good', format='timm')
   return safetensors.numpy.load_file(tmp_path / 'good/model.safetensors')
 
 
@@ -107,7 +108,7 @@ def test_positions_are_resized_as_where_the_weights_are_from(
   kind, encoder, save, make_weights
 ):
   make, method = KINDS[kind]
-  weights = torch_files.read(save(make(encoder)), model=HEADS_OF)
+  weights = state_dict.read(save(make(encoder)), model=HEADS_OF)
   assert weights.source['resize'] == method
   larger = make_weights(image_shape=(48, 48, 3), num_classes=None)
   found = initialize.initialize(
@@ -128,18 +129,18 @@ def test_positions_are_resized_as_where_the_weights_are_from(
 def test_a_config_of_timm_says_that_the_weights_are_timms(
   make_weights, tmp_path
 ):
-  torch_files.write(make_weights(), tmp_path / 'x', format='timm')
-  assert torch_files.read(tmp_path / 'x').source['resize'] == 'timm'
+  catalog.save(make_weights(), tmp_path / 'x', format='timm')
+  assert state_dict.read(tmp_path / 'x').source['resize'] == 'timm'
   # Also where arrays of the training before are still in the file.
   path = tmp_path / 'x/model.safetensors'
   arrays = safetensors.numpy.load_file(path)
   safetensors.numpy.save_file(arrays | MAE_DECODER, path)
-  assert torch_files.read(tmp_path / 'x').source['resize'] == 'timm'
+  assert state_dict.read(tmp_path / 'x').source['resize'] == 'timm'
 
 
 def test_images_of_meta_are_normalized_as_imagenet(encoder, save):
   path = save({'model': encoder, 'args': argparse.Namespace(blr=1e-3)})
-  weights = torch_files.read(path, model=HEADS_OF)
+  weights = state_dict.read(path, model=HEADS_OF)
   assert weights.preprocess['device_ops'] == "normalize('imagenet')"
 
 
@@ -153,8 +154,8 @@ def test_the_encoder_of_a_linear_probe_is_read_without_its_head(encoder, save):
   }
   path = save({'model': encoder | head})
   with pytest.raises(UserError, match=r"BatchNorm .*'num_classes': None"):
-    torch_files.read(path, model=HEADS_OF)
-  weights = torch_files.read(path, model=HEADS_OF | dict(num_classes=None))
+    state_dict.read(path, model=HEADS_OF)
+  weights = state_dict.read(path, model=HEADS_OF | dict(num_classes=None))
   assert weights.model['num_classes'] is None
   np.testing.assert_array_equal(
     weights.params['encoder']['norm']['scale'], encoder['norm.weight']
@@ -170,15 +171,15 @@ def test_of_two_models_under_one_key_an_entry_chooses(wrapper, encoder, save):
   both |= behind(f'{wrapper}student.', behind('backbone.', student) | heads)
   path = save({'model': both, 'iteration': 3})
   with pytest.raises(UserError, match='entry= says which'):
-    torch_files.read(path, model=HEADS_OF)
+    state_dict.read(path, model=HEADS_OF)
   with pytest.raises(UserError, match=r"no entry 'other'; it has .*'teacher'"):
-    torch_files.read(path, model=HEADS_OF, entry='other')
+    state_dict.read(path, model=HEADS_OF, entry='other')
   for entry, offset in (
     ('teacher', 0),
     ('student', 1),
     (f'{wrapper}student', 1),
   ):
-    weights = torch_files.read(path, model=HEADS_OF, entry=entry)
+    weights = state_dict.read(path, model=HEADS_OF, entry=entry)
     np.testing.assert_array_equal(
       weights.params['encoder']['norm']['scale'],
       encoder['norm.weight'] + offset,

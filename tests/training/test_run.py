@@ -10,7 +10,8 @@ from vit_jax import lookup, trees
 from vit_jax.data import pipeline
 from vit_jax.errors import UserError
 from vit_jax.objectives import supervised
-from vit_jax.pretrained import catalog, our_files
+from vit_jax.pretrained import catalog
+from vit_jax.pretrained.formats import vit_jax as ours
 from vit_jax.pretrained.weights import Weights
 from vit_jax.reporting import flops
 from vit_jax.training import evaluation, session, train, train_state
@@ -73,7 +74,7 @@ def tuned(tmp_path_factory):
   params = model.init(jax.random.key(5), images)['params']
   named = {k: np.asarray(v) for k, v in trees.flatten(params).items()}
   weights = Weights(trees.unflatten(named), MODEL, {}, None)
-  our_files.write(weights, folder / 'w.safetensors')
+  ours.write(weights, folder / 'w.safetensors')
   changes = config(
     optimizer=dict(
       name='sgd', learning_rate=1.0, schedule='constant', freeze=['(?!head/).*']

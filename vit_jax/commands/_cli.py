@@ -182,6 +182,12 @@ def add_weights_options(parser: argparse.ArgumentParser) -> None:
     '~/.cache/vit_jax)',
   )
   group.add_argument(
+    '--source_format',
+    metavar='NAME',
+    help='what reads the weights: a file of vit_jax/pretrained/formats, or a '
+    'module of your own such as my_project.my_format (default: what fits)',
+  )
+  group.add_argument(
     '--entry', metavar='KEY', help='which of several models in a .pth file'
   )
 
@@ -193,6 +199,7 @@ def weights_options(args: argparse.Namespace) -> dict[str, Any]:
   """
   keys = ('model', 'step', 'ema', 'entry', 'weights_dir', 'evaluation')
   options = {key: getattr(args, key) for key in keys}
+  options['format'] = args.source_format
   return options | dict(on_log=functools.partial(show, file=sys.stderr))
 
 

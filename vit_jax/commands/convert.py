@@ -28,17 +28,8 @@ def _main(argv: Sequence[str]) -> None:
   # Importing jax takes seconds: a mistyped command should not wait for it.
   from vit_jax.pretrained import catalog
 
-  suffix = pathlib.Path(args.target).suffix
-  known = (
-    suffix in ('.safetensors', '.npz')
-    if args.format is None
-    else (args.format in catalog.FORMATS)
-  )
-  if not known:  # `save` would say so, but only when all is read.
-    raise UserError(
-      f'{args.target}: give --format as one of {", ".join(catalog.FORMATS)};'
-      f' got {args.format!r}'
-    )
+  # `save` would say what is wrong with it, but only when all is read.
+  catalog.writer(args.target, args.format)
   options = _cli.weights_options(args)
   weights = catalog.load(args.source, **options)
   show(f'read     {args.source}: {_kind(weights)}')
@@ -53,13 +44,17 @@ def _main(argv: Sequence[str]) -> None:
   try:
     # The file just written is no more trusted than any other.
     model = (
-      dict(name=weights.model['name']) if 'model' in weights.trusted else {}
+      dict(name=weights.model['name']) if 'model' in weights.trusted else None
     )
-    found = catalog.load(args.target, model=model, on_log=options['on_log'])
+    own = args.format if '.' in (args.format or '') else None
+    found = catalog.load(
+      args.target, format=own, model=model, on_log=options['on_log']
+    )
   except UserError as e:
     raise RunError(
       f'{args.target} was written but cannot be read again: {e}'
     ) from e
+  suffix = pathlib.Path(args.target).suffix
   show(f'written  {args.target}: {args.format or suffix}')
   print(f'checked  {_compare(weights, found)}')
   for line in _unsaid(weights, found):
@@ -82,8 +77,8 @@ def _parser() -> argparse.ArgumentParser:
   )
   parser.add_argument(
     '--format',
-    help='vit_jax, google_npz, big_vision_npz, timm or huggingface (default: '
-    "vit_jax for .safetensors, Google's for .npz)",
+    help='vit_jax, google_npz, big_vision_npz, timm, huggingface or a module '
+    "of your own (default: vit_jax for .safetensors, Google's for .npz)",
   )
   parser.add_argument(
     '--allow_note_only',

@@ -219,8 +219,8 @@ class Model:
 
     Args:
       path: of a file, or of a folder for 'timm' and 'huggingface'.
-      format: 'vit_jax', 'google_npz', 'big_vision_npz', 'timm' or
-        'huggingface'; None goes by the suffix.
+      format: 'vit_jax', 'google_npz', 'big_vision_npz', 'timm', 'huggingface'
+        or a module of one's own; None goes by the suffix.
       allow_note_only: whether an .npz may hold a model that Google's code
         computes differently (exact GELU, another epsilon).
 

@@ -7,46 +7,36 @@ catalog.save(weights, 'b16.safetensors')
 import dataclasses
 import difflib
 import fnmatch
+import importlib
 import inspect
 import os
 import pathlib
 import re
+import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from vit_jax import lookup
+from vit_jax import lookup, suggestions
 from vit_jax.errors import UserError
-from vit_jax.pretrained import (
-  augreg,
-  download,
-  google_npz,
-  our_files,
-  run_weights,
-  timm_names,
-  torch_files,
-  torch_storage,
-  transfer,
+from vit_jax.pretrained import download, timm_catalog, transfer
+from vit_jax.pretrained.published import (
+  AUGREG,
+  PUBLISHED,
+  Published,
+  is_augreg_name,
 )
-from vit_jax.pretrained.published import PUBLISHED, Published
 from vit_jax.pretrained.weights import Weights
 
-# Of `save`: what writes it, and with which arguments.
-FORMATS: dict[str, tuple[Callable[..., None], dict[str, str]]] = {
-  'vit_jax': (our_files.write, {}),
-  'google_npz': (google_npz.write, {'dialect': 'pre_linen'}),
-  'big_vision_npz': (google_npz.write, {'dialect': 'big_vision'}),
-  'timm': (torch_files.write, {'format': 'timm'}),
-  'huggingface': (torch_files.write, {'format': 'huggingface'}),
-}
+_FORMATS = 'pretrained/formats'
 # Of these owners 'owner/name' is a repository of the Hub; of others
 # 'hf://owner/name' is, so that a mistyped path asks no server.
 _HUB_OWNERS = ('facebook', 'google', 'timm')
-_SUFFIXES = ('.npz', *torch_storage.SUFFIXES)
 
 
 def load(
   source: str | os.PathLike,
   *,
+  format: str | None = None,
   model: Mapping[str, Any] | None = None,
   weights_dir: str | os.PathLike | None = None,
   on_log: Callable[[str], Any] = print,
@@ -68,9 +58,9 @@ def load(
     weights_dir: the folder of downloads; see `download.folder`.
     on_log: called with a line of text for every download.
     download_seconds: after which time to give up a download.
-    **options: of the reader: `step`, `ema` and `evaluation` of
-      `run_weights.read`, `grid` of `google_npz.read` and `torch_files.read`,
-      `entry` of the latter. Those that are None are left out.
+    **options: of the reader: `step`, `ema` and `evaluation` of `run.read`,
+      `grid` of `npz.read` and `state_dict.read`, `entry` of the latter. Those
+      that are None are left out.
 
   Raises:
     UserError: nothing is found, or it cannot be read; options that the reader
@@ -80,7 +70,7 @@ def load(
   if not text:
     raise UserError('the name of the weights is empty; give a path or a name')
   options = {k: v for k, v in options.items() if v is not None}
-  options |= dict(model=model, on_log=on_log)
+  options |= dict(model=model, on_log=on_log, format=format)
   folder = download.folder(weights_dir)
   for path in (pathlib.Path(text).expanduser(), folder / text):
     if os.path.exists(path):
@@ -92,17 +82,17 @@ def load(
     return _load_address(text, fetching, options)
   if text in PUBLISHED:
     return _load_published(text, fetching, options)
-  if augreg.is_name(text):
+  if is_augreg_name(text):
     name = text.removesuffix('.npz')
-    remote = download.Remote(f'{augreg.BUCKET}{name}.npz')
+    remote = download.Remote(f'{AUGREG}{name}.npz')
     return _read(download.fetch([remote], **fetching), **options)
   text = re.sub('^hf[-_]hub:', '', text)
-  if reason := timm_names.refusal(text):
+  if reason := timm_catalog.refusal(text):
     raise UserError(
       f'{text!r} is not an existing path, and as a name of timm it cannot be'
       f' loaded: {reason}'
     )
-  if name := timm_names.resolve(text):
+  if name := timm_catalog.resolve(text):
     if short := _published_as(name):
       return _load_published(short, fetching, options)
     return _load_repository(f'timm/{name}', fetching, options)
@@ -116,7 +106,7 @@ def names(pattern: str = '*') -> list[str]:
 
   First the short ones, then timm's. Upper and lower case are the same.
   """
-  known = [*PUBLISHED, *timm_names.DEFAULT_TAGS]
+  known = [*PUBLISHED, *timm_catalog.DEFAULT_TAGS]
   pattern = pattern.lower()
   return [name for name in known if fnmatch.fnmatchcase(name.lower(), pattern)]
 
@@ -133,48 +123,92 @@ def save(
   Args:
     weights: what to write.
     path: of a file, or, for 'timm' and 'huggingface', of a folder.
-    format: a key of FORMATS. None goes by the suffix: .safetensors is ours, and
+    format: what writes it: a file of `formats/`, or a module of the user's own
+      with a dot in its name. None goes by the suffix: .safetensors is ours, and
       .npz the dialect of Google that the weights were read in, or else the one
       that timm reads.
-    allow_note_only: of `google_npz.write`, and for its formats alone: whether
-      an activation and epsilon that Google's code does not compute may be
-      written, where only our note says so.
+    allow_note_only: of `npz.write`, and for its formats alone: whether an
+      activation and epsilon that Google's code does not compute may be written,
+      where only our note says so.
 
   Raises:
     UserError: an unknown format, or one that cannot express the model.
   """
-  suffix = pathlib.Path(path).suffix
-  if format is None and suffix in ('.safetensors', '.npz'):
-    write = our_files.write if suffix == '.safetensors' else google_npz.write
-    options = {}
-  elif format in FORMATS:
-    write, options = FORMATS[format]
-  else:
-    raise UserError(
-      f'{os.fspath(path)}: give format= as one of {", ".join(FORMATS)}; got'
-      f' {format!r}'
-    )
-  if allow_note_only and write is not google_npz.write:
+  write = writer(path, format)
+  options = dict(allow_note_only=True) if allow_note_only else {}
+  if not options.keys() <= inspect.signature(write).parameters.keys():
     raise UserError(
       f"{os.fspath(path)}: allow_note_only is for Google's .npz; leave it out"
     )
-  if allow_note_only:
-    options = options | dict(allow_note_only=True)
   write(weights, path, **options)
 
 
-def _read(path: str | os.PathLike, **options) -> Weights:
+def writer(path: str | os.PathLike, format: str | None) -> Callable[..., None]:
+  """Returns the `write` of a format; see `save`.
+
+  Raises:
+    UserError: an unknown format, or none for the suffix.
+  """
+  formats, suffix = _formats('write'), pathlib.Path(path).suffix
+  if format is not None and '.' in format:
+    return lookup.find(_FORMATS, format, 'write', trusted=True)
+  if format is None:  # That which reads such files as well.
+    both = (k for k in _formats('read') if k in formats)
+    format = next((k for k in both if suffix in _suffixes(formats[k])), None)
+  if format not in formats:
+    raise UserError(
+      f'{os.fspath(path)}: give format= as one of {", ".join(formats)}; got'
+      f' {format!r}'
+    )
+  return formats[format].write
+
+
+def _formats(export: str) -> dict[str, types.ModuleType]:
+  """Returns the files of `formats/` that have a function of this name."""
+  return {
+    name: importlib.import_module(f'vit_jax.pretrained.formats.{name}')
+    for name in lookup.names(_FORMATS)
+    if export in suggestions.exported(f'{_FORMATS}/{name}')
+  }
+
+
+def _suffixes(format: types.ModuleType) -> tuple[str, ...]:
+  return getattr(format, 'SUFFIXES', ())
+
+
+def _is_file(path: str) -> bool:
+  """Whether the suffix is that of files which some format reads."""
+  formats = _formats('read').values()
+  return any(pathlib.PurePath(path).suffix in _suffixes(f) for f in formats)
+
+
+def _reader(path: str | os.PathLike, format: str | None) -> Callable:
+  """Returns what reads a path, in whatever format it is."""
+  if format is not None:
+    return lookup.find(_FORMATS, format, 'read', trusted=True)
+  formats = _formats('matches')
+  for found in formats.values():
+    if found.matches(path):
+      return found.read
+  if os.path.isdir(path):
+    names = ', '.join(sorted(os.listdir(path))[:5]) or 'none'
+    raise UserError(
+      f'{os.fspath(path)} should hold one file of weights, such as'
+      f' model.safetensors; there are: {names}'
+    )
+  suffixes = dict.fromkeys(s for f in formats.values() for s in _suffixes(f))
+  raise UserError(
+    f'{os.fspath(path)}: expected one of {", ".join(suffixes)}, or format='
+  )
+
+
+def _read(
+  path: str | os.PathLike, *, format, on_log: Callable[[str], Any], **options
+) -> Weights:
   """Reads what is there, in whatever format it is."""
-  suffix, read = pathlib.PurePath(path).suffix, torch_files.read
-  is_file = os.path.isfile(path)
-  if suffix == '.npz' and is_file:
-    read = google_npz.read
-  elif suffix == '.safetensors' and is_file and our_files.is_ours(path):
-    read = our_files.read
-  elif '://' in os.fspath(path) or run_weights.is_run(path):
-    read = run_weights.read
+  read = _reader(path, format)
   takes = inspect.signature(read).parameters
-  on_log = options.pop('on_log')
+  options = {k: v for k, v in options.items() if v is not None or k in takes}
   if 'on_log' in takes:
     options['on_log'] = on_log
   if other := sorted(set(options) - set(takes)):
@@ -194,22 +228,19 @@ def _load_address(url: str, fetching, options) -> Weights:
     if file is None:
       return _load_repository(repository, fetching, options)
   remote = download.Remote(url)
-  is_file = pathlib.PurePath(remote.file_name).suffix in _SUFFIXES
-  if is_file:
+  if options['format'] or _is_file(remote.file_name):
     return _read(download.fetch([remote], **fetching), **options)
   if url.startswith(('http://', 'https://', 'hf://')):
+    suffixes = [s for f in _formats('read').values() for s in _suffixes(f)]
     raise UserError(
       f'{url} is not the address of a file of weights; expected one that ends'
-      f' in {", ".join(_SUFFIXES)}'
+      f' in {", ".join(dict.fromkeys(suffixes))}'
     )
   return _read(url, **options)  # A run in a bucket.
 
 
 def _load_repository(repository: str, fetching, options) -> Weights:
   path = download.fetch_repository(repository, **fetching)
-  ours = path / 'model.safetensors'
-  if ours.exists() and our_files.is_ours(ours):
-    return _read(ours, **options)
   weights = _read(path, **options)
   if not repository.startswith('timm/'):
     return weights
@@ -262,10 +293,8 @@ def _unknown(text: str) -> UserError:
   hub = f'hf://{text}' if text.count('/') == 1 else 'hf://owner/name'
   hub = f'for a model of the Hugging Face Hub write {hub}'
   if is_path:
-    is_file = pathlib.PurePath(text).suffix in _SUFFIXES
-    hub = (
-      f'; {hub}' if text.count('/') == 1 and not is_file and not hint else ''
-    )
+    is_name = text.count('/') == 1 and not _is_file(text) and not hint
+    hub = f'; {hub}' if is_name else ''
     return UserError(f'there is no file or folder {text}{hint}{hub}')
   tag = ''
   if re.match('(vit|deit)3?_', text):

@@ -44,9 +44,10 @@ def initialize(
       `take`: regular expressions (or one) for whole names below `into`; other
       names keep their values; `skip`: likewise, names to leave out on either
       side;
-      `model`, `step`, `ema`: arguments of `catalog.load`; `resize`: a key of
-      `models._position.RESIZE` in place of that of the weights; `may_differ`:
-      keys of the model section in which model and weights may differ.
+      `format`, `model`, `step`, `ema`: arguments of `catalog.load`; `resize`:
+      a key of `models._position.RESIZE` in place of that of the weights;
+      `may_differ`: keys of the model section in which model and weights may
+      differ.
     models: the modules by the branch or folder whose parameters are theirs,
       such as `{'params': student, 'frozen/teacher': teacher}`; a module's
       fields that are modules are its folders. One that computes something else
@@ -80,6 +81,7 @@ def _fill(
   on_log,
   *,
   weights: str | Weights,
+  format: str | None = None,
   into: str = 'params',
   part: str = '',
   take: str | Sequence[str] = '.*',
@@ -105,6 +107,7 @@ def _fill(
   if not isinstance(weights, Weights):
     weights = catalog.load(
       weights,
+      format=format,
       model=model,
       step=step,
       ema=ema,

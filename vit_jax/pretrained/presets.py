@@ -1,4 +1,4 @@
-"""How each family of models is evaluated: one table.
+"""How each family of published models is evaluated.
 
 What is published beside weights (accuracies) was measured so; another crop
 moves top-1 by some tenths of a percent. Recipes say the same in their own
@@ -6,13 +6,12 @@ words; `tests/pretrained/test_presets.py` compares them with this table, and
 docs/augmentations.md prints it.
 """
 
-import dataclasses
+from typing import NamedTuple
 
 from vit_jax.errors import UserError
 
 
-@dataclasses.dataclass(frozen=True)
-class Preset:
+class Preset(NamedTuple):
   """How an image becomes what a model takes.
 
   Attributes:
@@ -24,80 +23,28 @@ class Preset:
       'tensorflow' rounds them as TensorFlow, decodes JPEGs as it does by
       default, and antialiases no squeezed image. 'big_vision' does that and
       cuts resized images to whole levels.
-    source: where it is said.
   """
 
   crop_ratio: float | None
   method: str
   normalize: str
   rules: str
-  source: str
 
-
-_RANGE = '-1, 1'
-_IMAGENET = "'imagenet'"
-_CLIP = "'clip'"
-_TORCH, _TENSORFLOW, _BIG_VISION = 'torch', 'tensorflow', 'big_vision'
 
 PRESETS = {
-  'vision_transformer': Preset(
-    None, 'bilinear', _RANGE, _TENSORFLOW, 'google-research/vision_transformer'
-  ),
-  'siglip': Preset(
-    None,
-    'bilinear',
-    _RANGE,
-    _BIG_VISION,
-    'google-research/big_vision, SigLIP 1, 2',
-  ),
-  'big_vision': Preset(
-    0.875,
-    'area',
-    _RANGE,
-    _BIG_VISION,
-    'google-research/big_vision, classifiers',
-  ),
-  'deit': Preset(
-    0.875, 'bicubic', _IMAGENET, _TORCH, 'facebookresearch/deit, DeiT'
-  ),
-  'deit3': Preset(
-    1.0, 'bicubic', _IMAGENET, _TORCH, 'facebookresearch/deit, DeiT III'
-  ),
-  'dino': Preset(0.875, 'bicubic', _IMAGENET, _TORCH, 'facebookresearch/dino'),
-  'dinov2': Preset(
-    1.0, 'bicubic', _IMAGENET, _TORCH, "DINOv2's models in timm, at 518"
-  ),
-  'mae': Preset(
-    0.875, 'bicubic', _IMAGENET, _TORCH, 'facebookresearch/mae, up to 224'
-  ),
-  'mae-448': Preset(
-    1.0, 'bicubic', _IMAGENET, _TORCH, 'facebookresearch/mae, above 224'
-  ),
-  'clip': Preset(1.0, 'bicubic', _CLIP, _TORCH, 'openai/CLIP'),
-  'timm-augreg-224': Preset(
-    0.9, 'bicubic', _RANGE, _TORCH, 'timm, ViT from AugReg at 224'
-  ),
-  'timm-augreg-384': Preset(
-    1.0, 'bicubic', _RANGE, _TORCH, 'timm, ViT from AugReg at 384'
-  ),
-  'timm-deit-224': Preset(
-    0.9, 'bicubic', _IMAGENET, _TORCH, 'timm, DeiT and DeiT III, both 1k, 224'
-  ),
-  'timm-deit-384': Preset(
-    1.0, 'bicubic', _IMAGENET, _TORCH, 'timm, DeiT and DeiT III at 384'
-  ),
-  'timm-deit3-in22k': Preset(
-    1.0, 'bicubic', _IMAGENET, _TORCH, 'timm, DeiT III from ImageNet-22k'
-  ),
-  'timm-mixer': Preset(
-    0.875, 'bicubic', _RANGE, _TORCH, 'timm, Mixer from ImageNet-21k'
-  ),
-  'timm-flexivit': Preset(
-    0.95, 'bicubic', _RANGE, _TORCH, 'timm, FlexiViT and its small ViTs'
-  ),
-  'timm-miil': Preset(
-    0.875, 'bilinear', '0, 1', _TORCH, 'timm, ViT from ImageNet-21k-P (MIIL)'
-  ),
+  # google-research/vision_transformer
+  'vision_transformer': Preset(None, 'bilinear', '-1, 1', 'tensorflow'),
+  # google-research/big_vision: SigLIP 1 and 2; classifiers
+  'siglip': Preset(None, 'bilinear', '-1, 1', 'big_vision'),
+  'big_vision': Preset(0.875, 'area', '-1, 1', 'big_vision'),
+  # facebookresearch/deit: DeiT; DeiT III
+  'deit': Preset(0.875, 'bicubic', "'imagenet'", 'torch'),
+  'deit3': Preset(1.0, 'bicubic', "'imagenet'", 'torch'),
+  # facebookresearch/dino; DINOv2's models in timm, at 518
+  'dino': Preset(0.875, 'bicubic', "'imagenet'", 'torch'),
+  'dinov2': Preset(1.0, 'bicubic', "'imagenet'", 'torch'),
+  # facebookresearch/mae, up to 224
+  'mae': Preset(0.875, 'bicubic', "'imagenet'", 'torch'),
 }
 
 
@@ -115,14 +62,14 @@ def preprocess(family: str, size: int) -> dict[str, str]:
   method = f', method={preset.method!r}'
   if preset.method == 'bilinear':
     method = ''  # The ops' default.
-  decode = 'decode' if preset.rules == _TORCH else "decode(dct='fast')"
-  cut = ', truncate=True' if preset.rules == _BIG_VISION else ''
+  decode = 'decode' if preset.rules == 'torch' else "decode(dct='fast')"
+  cut = ', truncate=True' if preset.rules == 'big_vision' else ''
   if preset.crop_ratio is None:
-    antialias = '' if preset.rules == _TORCH else ', antialias=False'
+    antialias = '' if preset.rules == 'torch' else ', antialias=False'
     ops = f'{decode}|resize({size}{method}{antialias}{cut})'
   else:
     resized, down, even = round(size / preset.crop_ratio), '', ''
-    if preset.rules == _TORCH:
+    if preset.rules == 'torch':
       resized = int(size / preset.crop_ratio)
       down, even = ", rounding='down'", ", rounding='even'"
     ops = (

@@ -9,6 +9,7 @@ The MAE weights are licensed CC-BY-NC 4.0, not for commercial use.
 """
 
 import dataclasses
+import re
 from typing import Any
 
 from vit_jax.pretrained import presets
@@ -19,6 +20,17 @@ _META = 'https://dl.fbaipublicfiles.com'
 _I21K = 21843
 _TANH = {'activation': 'gelu_tanh', 'norm_epsilon': 1e-6}
 _EXACT = {'activation': 'gelu', 'norm_epsilon': 1e-6}
+
+
+# Where AugReg's 52,268 checkpoints are (https://arxiv.org/abs/2106.10270), each
+# named after its recipe, with that of the fine-tuning after `--`.
+AUGREG = 'gs://vit_models/augreg/'
+_FLOAT = r'\d+(?:\.\d+)?(?:e-?\d+)?'
+_AUGREG_NAME = re.compile(
+  rf'[A-Za-z0-9_]+-[a-z0-9_]+-\d+ep-lr_{_FLOAT}-aug_[a-z]+\d?-wd_{_FLOAT}'
+  rf'-do_{_FLOAT}-sd_{_FLOAT}'
+  rf'(--[a-z0-9_]+-steps_\d+k-lr_{_FLOAT}-res_\d+)?(\.npz)?'
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +48,11 @@ class Published:
   model: dict[str, Any]
   preprocess: dict[str, Any]
   resize: str
+
+
+def is_augreg_name(name: str) -> bool:
+  """Whether a name, with or without .npz, is that of an AugReg checkpoint."""
+  return _AUGREG_NAME.fullmatch(name) is not None
 
 
 def _mirror(name: str) -> tuple[Remote, ...]:

@@ -13,7 +13,8 @@ from vit_jax.checkpoints import manager, workdir_lock
 from vit_jax.data import pipeline, watchdog
 from vit_jax.errors import RunError
 from vit_jax.parallel import distributed, mesh as mesh_lib, preemption
-from vit_jax.pretrained import initialize as initialize_lib, run_weights
+from vit_jax.pretrained import initialize as initialize_lib
+from vit_jax.pretrained.formats.run import write_class_names
 from vit_jax.reporting import (
   clock as clock_lib,
   flops,
@@ -162,7 +163,7 @@ def start(
   if step is None or not plan.evaluates_only:
     metrics_lib.write_config(workdir.path, config, step)
     if jax.process_index() == 0:
-      run_weights.write_class_names(workdir.path, run.input.class_names)
+      write_class_names(workdir.path, run.input.class_names)
   if step is not None:
     log(f'continuing from step {step}')
     state = workdir.state

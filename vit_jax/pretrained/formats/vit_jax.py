@@ -1,4 +1,4 @@
-"""Our own weight files: .safetensors with all the rest as JSON in the header.
+"""Our own format: .safetensors with the model as JSON in the header.
 
 Any reader of safetensors finds the arrays under our names. The header's
 metadata has one more entry, `vit_jax`: the model section, preprocessing, class
@@ -21,24 +21,28 @@ from vit_jax.pretrained import (
   json_fields,
   model_section,
   overrides,
-  safetensors_file,
 )
+from vit_jax.pretrained.formats import _safetensors
 from vit_jax.pretrained.weights import Weights
 from vit_jax.printable import printable
 
+SUFFIXES = ('.safetensors',)
 _KEY = 'vit_jax'
 _VERSION = 1
 # Before the arrays of `Weights.source`, which are no parameters.
 _ASIDE = 'source:'
 
 
-def is_ours(path: str | os.PathLike) -> bool:
-  """Whether a .safetensors file was written by `write`.
+def matches(path: str | os.PathLike) -> bool:
+  """Whether `write` wrote a file, or the model.safetensors of a folder.
 
   Raises:
-    UserError: it cannot be read.
+    UserError: a .safetensors file that cannot be read.
   """
-  return _KEY in safetensors_file.read_metadata(path)
+  path = _file(path)
+  if path.suffix != '.safetensors' or not path.is_file():
+    return False
+  return _KEY in _safetensors.read_metadata(path)
 
 
 def read(
@@ -54,8 +58,8 @@ def read(
     UserError: it cannot be read, was not written by `write`, or does not hold
       exactly the parameters of its model.
   """
-  path = pathlib.Path(path).expanduser()
-  metadata = safetensors_file.read_metadata(path)
+  path = _file(path)
+  metadata = _safetensors.read_metadata(path)
   if _KEY not in metadata:
     raise UserError(f'{path} was not written by vit_jax')
   said = json_fields.parse_description(
@@ -68,7 +72,7 @@ def read(
       f'{path} is of version {said["version"]} of the format, and this vit_jax'
       f' knows those up to {_VERSION}: update it'
     )
-  arrays, _ = safetensors_file.read(path)
+  arrays, _ = _safetensors.read(path)
   try:
     return _weights(said, arrays, model)
   except UserError as e:
@@ -100,15 +104,15 @@ def write(weights: Weights, path: str | os.PathLike) -> None:
     )
 
 
+def _file(path: str | os.PathLike) -> pathlib.Path:
+  path = pathlib.Path(path).expanduser()
+  return path / 'model.safetensors' if path.is_dir() else path
+
+
 def _weights(said, arrays, model) -> Weights:
   named = {k: x for k, x in arrays.items() if not k.startswith(_ASIDE)}
   named, section = overrides.apply(named, said['model'], model)
-  if section.get('name') == 'vit':
-    if problems := model_section.problems(named, section):
-      raise UserError(
-        'it does not hold exactly the parameters of its model:'
-        + model_section.listed(problems)
-      )
+  model_section.check(named, section)
   preprocess = said['preprocess']
   if preprocess.get('image_size'):
     preprocess['image_size'] = tuple(preprocess['image_size'])
@@ -117,9 +121,21 @@ def _weights(said, arrays, model) -> Weights:
     model=section,
     preprocess=preprocess,
     class_names=said.get('class_names'),
-    source=_with_arrays(said['source'], arrays),
+    source=_renamed(_with_arrays(said['source'], arrays)),
     trusted=overrides.trusted(model),
   )
+
+
+def _renamed(source: dict[str, Any]) -> dict[str, Any]:
+  """Returns the source with `unmapped` where an older file has other keys."""
+  if 'aside' in source:
+    source['unmapped'] = source.pop('aside')
+  row = source.pop('class_position', None)
+  if getattr(row, 'ndim', 0) == 3 and isinstance(source['dialect'], Mapping):
+    prefix = source['dialect'].get('prefix', '')
+    token = source.pop('class_token', None)
+    source['unmapped'] = {f'{prefix}cls': token, 'rows': row[0]}
+  return source
 
 
 def _without_arrays(value: Any, aside: dict[str, np.ndarray]) -> Any:

@@ -1,4 +1,4 @@
-"""Weights out of one of our training runs."""
+"""Checkpoints of training runs."""
 
 import contextlib
 import json
@@ -24,9 +24,9 @@ _STATISTICS = 'extra/batch_stats/'
 _OPS = {'ops': json_fields.TEXT, 'device_ops': json_fields.TEXT}
 
 
-def is_run(path: str | os.PathLike) -> bool:
-  """Whether `read` can read this path."""
-  return _find(path) is not None
+def matches(path: str | os.PathLike) -> bool:
+  """Whether `read` can read this path; an address is not looked up."""
+  return '://' in os.fspath(path) or _find(path) is not None
 
 
 def read(
@@ -96,12 +96,8 @@ def read(
   section = {k: v for k, v in section.items() if k not in dropped}
   named = blocks.unstack(trees.flatten(params))
   named, section = overrides.apply(named, section, model)
-  if section['name'] == 'vit':
-    if problems := model_section.problems(named, section):
-      raise UserError(
-        f'step {meta["step"]} of {os.fspath(path)} does not hold exactly the'
-        f' parameters of its model:{model_section.listed(problems)}'
-      )
+  where = f'step {meta["step"]} of {os.fspath(path)}'
+  model_section.check(named, section, where)
   source = dict(format='run', path=os.fspath(path), step=meta['step'], ema=ema)
   if 'loss' in config['objective']:
     source['loss'] = config['objective']['loss']

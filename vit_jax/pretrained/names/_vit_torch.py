@@ -1,62 +1,18 @@
-"""Which of our names is which name of a torch state dict: the tables.
-
-A dialect is what one code base calls the parts of a ViT. Its tables list every
-name there is, so that they can be read both ways; `*` is the number of a block.
-A layer has a weight and, mostly, a bias. Where the other side keeps several of
-our layers in one array, ours are a tuple, in the order of that array's rows.
-"""
+"""Names for a ViT in the state dicts of timm, Meta and Hugging Face."""
 
 import dataclasses
+import re
 from collections.abc import Mapping
 
-Names = str | tuple[str, ...]
+import numpy as np
+
+from vit_jax.errors import UserError
+from vit_jax.pretrained.names._dialect import Dialect
 
 _BLOCK = 'encoder/block_*'
 _QUERY, _KEY, _VALUE = (
   f'{_BLOCK}/attention/{part}' for part in ('query', 'key', 'value')
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Dialect:
-  """How one code base names the parameters of a ViT.
-
-  Attributes:
-    name: 'timm', 'huggingface_vit', ...
-    class_token, registers, position: names of arrays that `torch_arrays` reads
-      together, because positions may have rows for tokens; '' for none.
-    position_rows: which tokens the position table has rows for: 'all' or none
-      of them, as the file has it; the 'class' token; or 'none'.
-    layers: their layers to ours.
-    leaves: their single arrays to ours.
-    head: their layer of the classifier.
-    head_reads: what the classifier reads, one after the other.
-    zeros: arrays that they have and we do not, so that they must be zero, and
-      the array that they are as long as.
-    mask_token: the array for masked patches of training, where their model has
-      one in any case; '' where it has none.
-    unused: names of what is no part of the encoder: regexes, on whole names.
-  """
-
-  name: str
-  class_token: str
-  registers: str
-  position: str
-  layers: Mapping[str, Names]
-  leaves: Mapping[str, Names]
-  head: str
-  position_rows: str = 'class'
-  head_reads: tuple[str, ...] = ()
-  zeros: Mapping[str, str] = dataclasses.field(default_factory=dict)
-  mask_token: str = ''
-  unused: tuple[str, ...] = ()
-
-  @property
-  def anchor(self) -> str:
-    """A name that every file of this dialect has, after any prefix."""
-    patches = next(k for k, v in self.layers.items() if v == 'patch_embedding')
-    return f'{patches}.weight'
-
 
 # What MAE and DINO train beside the encoder, whose names are timm's.
 MAE_DECODER = r'(.*\.)?decoder_(embed|pos_embed|blocks|norm|pred)(\..*)?'
@@ -215,42 +171,93 @@ HUGGINGFACE_SIGLIP = Dialect(
   ),
 )
 
-DIALECTS = {
-  dialect.name: dialect
-  for dialect in (
-    TIMM,
-    DEIT3,
-    DINOV2,
-    HUGGINGFACE_VIT,
-    HUGGINGFACE_DINOV2,
-    HUGGINGFACE_SIGLIP,
-  )
-}
+# What models have that models/vit.py cannot express, and how to see it.
+_UNSUPPORTED = (
+  (
+    r'(.*\.)?(dist_token|head_dist\..*|.*distillation_token)',
+    'a distillation token and its head (distilled DeiT)',
+  ),
+  (
+    r'.*\.mlp\.(w12|w1|w2|w3|weights_in|weights_out|fc1_g)\..*',
+    'a gated MLP (SwiGLU: DINOv2 giant, EVA-02)',
+  ),
+  (
+    r'(.*\.)?(norm_pre|pre_layrnorm|ln_pre)\..*',
+    'a norm before the blocks (CLIP)',
+  ),
+  (
+    r'(.*\.)?(relative_position_bias_table|q_bias|v_bias)',
+    'relative positions, or query and value biases alone (BEiT)',
+  ),
+  (r'.*\.?rope\..*', 'rotary positions'),
+  (r'(.*\.)?layers\.\d+\.blocks\..*', 'windows (Swin)'),
+  (r'(.*\.)?patch_embed\.backbone\..*', 'a convolutional stem (hybrid)'),
+)
 
 
-def expand(dialect: Dialect, depth: int) -> dict[str, tuple[str, ...]]:
-  """Returns `{their name: our names}` of every array but tokens and positions.
+def detect(arrays: Mapping[str, np.ndarray]) -> tuple[Dialect, str] | None:
+  """Returns the dialect of a state dict and the prefix of its names.
 
-  The names are without prefix. Optional parts of a model are included.
+  None if it is no ViT.
+
+  Raises:
+    UserError: a model with parts that our ViT does not have, or two models at
+      once.
   """
-  pairs = dict(dialect.leaves)
-  for theirs, ours in (dialect.layers | {dialect.head: 'head'}).items():
-    for kind in ('weight', 'bias'):
-      if f'{theirs}.{kind}' not in dialect.zeros:
-        pairs[f'{theirs}.{kind}'] = _of_layer(ours, kind)
-  expanded = {}
-  for theirs, ours in pairs.items():
-    ours = (ours,) if isinstance(ours, str) else ours
-    for i in range(depth if '*' in theirs else 1):
-      numbered = tuple(name.replace('*', f'{i:02d}') for name in ours)
-      expanded[theirs.replace('*', str(i))] = numbered
-  return expanded
+  names = list(arrays)
+  for pattern, what in _UNSUPPORTED:
+    seen = [name for name in names if re.fullmatch(pattern, name)]
+    if seen:
+      raise UserError(
+        f'these weights are of a model with {what}, which models/vit.py does '
+        f'not have: {", ".join(seen[:3])}'
+      )
+  _check_mlp(arrays)
+  for dialect in (HUGGINGFACE_SIGLIP, HUGGINGFACE_VIT, TIMM):
+    found = [
+      name for name in names if f'.{name}'.endswith(f'.{dialect.anchor}')
+    ]
+    if len(found) > 1:
+      raise UserError(
+        'these weights hold more than one model, and entry= says which to '
+        'read (--entry= on the command line): '
+        f'{", ".join(found)}'
+      )
+    if found:
+      prefix = found[0].removesuffix(dialect.anchor)
+      inside = [n.removeprefix(prefix) for n in names if n.startswith(prefix)]
+      return _refine(dialect, inside), prefix
+  return None
 
 
-def _of_layer(ours: Names, kind: str) -> Names:
-  if isinstance(ours, tuple):
-    return tuple(_of_layer(name, kind) for name in ours)
-  if kind == 'weight':
-    is_norm = 'norm' in ours.split('/')[-1]
-    kind = 'scale' if is_norm else 'kernel'
-  return f'{ours}/{kind}'
+def _refine(dialect: Dialect, names: list[str]) -> Dialect:
+  """Returns which of the dialects with the same anchor it is."""
+
+  def has(pattern):
+    return any(re.fullmatch(pattern, name) for name in names)
+
+  if dialect is HUGGINGFACE_VIT:
+    # Both say attention.attention; the norms tell them apart.
+    is_vit = has(r'encoder\.layer\.\d+\.layernorm_before\.weight')
+    return HUGGINGFACE_VIT if is_vit else HUGGINGFACE_DINOV2
+  if dialect is TIMM and has(r'blocks\.\d+\.gamma_1'):
+    return DEIT3
+  if dialect is TIMM and (
+    'register_tokens' in names or (has('mask_token') and has(r'.*\.ls1\.gamma'))
+  ):
+    return DINOV2
+  return dialect
+
+
+def _check_mlp(arrays) -> None:
+  """Raises UserError for timm's packed SwiGLU, which has the plain names."""
+  for name, array in arrays.items():
+    if name.endswith('blocks.0.mlp.fc1.weight'):
+      down = arrays.get(name.replace('fc1', 'fc2'))
+      if np.ndim(down) != 2 or np.ndim(array) != 2:
+        continue  # Told later, with all that does not fit.
+      if down.shape[1] * 2 == len(array):
+        raise UserError(
+          'these weights are of a model with a gated MLP (SwiGLU: DINOv2'
+          f' giant), which models/vit.py does not have: {name} {array.shape}'
+        )

@@ -11,18 +11,11 @@ import numpy as np
 
 from vit_jax.errors import UserError
 from vit_jax.models import vit
-from vit_jax.pretrained import (
-  huggingface_preprocessor,
-  json_fields,
-  torch_config,
-)
-from vit_jax.pretrained.torch_config import Facts
-from vit_jax.pretrained.torch_names import (
-  HUGGINGFACE_DINOV2,
-  HUGGINGFACE_SIGLIP,
-  HUGGINGFACE_VIT,
-  Dialect,
-)
+from vit_jax.pretrained import evaluation, json_fields, preprocessor_config
+from vit_jax.pretrained.evaluation import Facts
+from vit_jax.pretrained.names import _vit_torch, _vit_torch_arrays
+from vit_jax.pretrained.names._dialect import Dialect
+from vit_jax.pretrained.weights import Weights
 
 ACTIVATIONS = {
   'gelu': 'gelu',
@@ -99,8 +92,8 @@ def read(
   return Facts(
     model=model,
     image_size=None if size is None else tuple(size),
-    preprocess=torch_config.to_ops(
-      huggingface_preprocessor.read(
+    preprocess=evaluation.to_ops(
+      preprocessor_config.read(
         preprocessor or {}, channels=config.get('num_channels') or 3
       )
     ),
@@ -108,12 +101,48 @@ def read(
   )
 
 
-def choose(model: vit.ViT) -> tuple[Dialect, str]:
+def write(
+  weights: Weights, model: vit.ViT
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+  """Returns the state dict, and JSON files by name without suffix.
+
+  `transformers.AutoModelForImageClassification.from_pretrained(<folder>)` reads
+  them (`AutoModel` if there is no head).
+
+  Args:
+    weights: of a ViT.
+    model: built from them.
+
+  Raises:
+    UserError: transformers has no such model; the message has all the reasons.
+  """
+  named, image_size = _vit_torch_arrays.for_torch(
+    weights, model, "Hugging Face's ViT", positions=True
+  )
+  dialect, kind = _choose(model)
+  channels = named['patch_embedding/kernel'].shape[2]
+  theirs = _vit_torch_arrays.to_dialect(
+    weights, model, _complete(named, kind), dialect
+  )
+  config = _config(model, kind, channels, image_size, weights.class_names)
+  configs = dict(config=config)
+  if {'ops', 'device_ops'} <= weights.preprocess.keys():
+    configs['preprocessor_config'] = preprocessor_config.write(
+      weights.preprocess, channels, image_size
+    )
+  prefix = f'{kind}.' if model.num_classes else ''
+  if kind == 'siglip_vision_model':
+    prefix = 'vision_model.'
+  outside = (f'{dialect.head}.weight', f'{dialect.head}.bias')
+  theirs = {k if k in outside else prefix + k: v for k, v in theirs.items()}
+  return theirs, configs
+
+
+def _choose(model: vit.ViT) -> tuple[Dialect, str]:
   """Returns the dialect to write a model in, and its model_type.
 
   Raises:
-    UserError: transformers has no class for such a model; the message has all
-      the reasons.
+    UserError: transformers has no class for such a model.
   """
   plain = model.layer_scale is None and not model.num_registers
   problems = []
@@ -137,22 +166,15 @@ def choose(model: vit.ViT) -> tuple[Dialect, str]:
   if problems:
     raise UserError('transformers has no model with ' + '; '.join(problems))
   if is_vit:
-    return HUGGINGFACE_VIT, 'vit'
+    return _vit_torch.HUGGINGFACE_VIT, 'vit'
   if plain:
-    return HUGGINGFACE_SIGLIP, 'siglip_vision_model'
+    return _vit_torch.HUGGINGFACE_SIGLIP, 'siglip_vision_model'
   if model.num_registers > (model.pooling == 'mean'):
-    return HUGGINGFACE_DINOV2, 'dinov2_with_registers'
-  return HUGGINGFACE_DINOV2, 'dinov2'
+    return _vit_torch.HUGGINGFACE_DINOV2, 'dinov2_with_registers'
+  return _vit_torch.HUGGINGFACE_DINOV2, 'dinov2'
 
 
-def prefix(kind: str, has_head: bool) -> str:
-  """Returns what is before all names but the head's."""
-  if kind == 'siglip_vision_model':
-    return 'vision_model.'
-  return f'{kind}.' if has_head else ''
-
-
-def complete(
+def _complete(
   ours: Mapping[str, np.ndarray], kind: str
 ) -> dict[str, np.ndarray]:
   """Returns arrays with those that `kind` has and that change nothing."""
@@ -180,23 +202,10 @@ def complete(
   return ours
 
 
-def write(
-  model: vit.ViT,
-  kind: str,
-  *,
-  channels: int,
-  image_size: tuple[int, int],
-  class_names: list[str] | None,
+def _config(
+  model: vit.ViT, kind: str, channels: int, image_size, class_names
 ) -> dict[str, Any]:
-  """Returns the config.json with which `from_pretrained` builds the model.
-
-  Args:
-    model: ours.
-    kind: its model_type, from `choose`.
-    channels: of images.
-    image_size: (height, width) that the position table is for.
-    class_names: as in `Weights`.
-  """
+  """Returns the config.json with which `from_pretrained` builds the model."""
   if kind != 'vit' and image_size[0] != image_size[1]:
     raise UserError(
       f"transformers' {kind} takes square images only; the position table is"

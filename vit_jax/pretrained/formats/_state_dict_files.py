@@ -18,11 +18,7 @@ import safetensors.numpy
 
 from vit_jax import files
 from vit_jax.errors import UserError
-from vit_jax.pretrained import (
-  npz,
-  safetensors_file,
-  torch_pickle,
-)
+from vit_jax.pretrained.formats import _npz, _pickle, _safetensors
 from vit_jax.printable import printable
 
 _PICKLES = ('.pth', '.pt', '.bin', '.ckpt', '.tar')
@@ -48,6 +44,11 @@ class Stored:
   config: dict[str, Any]
   preprocessor: dict[str, Any]
   arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def is_part(path: pathlib.Path) -> bool:
+  """Whether a name is that of a file of weights, or of an index of several."""
+  return path.suffix in SUFFIXES or path.name.endswith(_INDEX)
 
 
 def read(path: str | os.PathLike, entry: str | None = None) -> Stored:
@@ -146,8 +147,8 @@ def _read_file(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
   if path.suffix not in SUFFIXES:
     raise UserError(f'{path}: expected one of {", ".join(SUFFIXES)}')
   if path.suffix in _PICKLES:
-    return torch_pickle.read(path), {}
-  arrays, metadata = safetensors_file.read(path)
+    return _pickle.read(path), {}
+  arrays, metadata = _safetensors.read(path)
   configs = {}
   for name in ('config', 'preprocessor_config'):
     if name in metadata:
@@ -204,12 +205,12 @@ def _to_numpy(
     max_sharing: how many times this size all arrays together may have, if that
       is over `npz.SMALL_BYTES`: tensors of a pickle may share their memory.
   """
-  limit = max(npz.SMALL_BYTES, max_sharing * size)
+  limit = max(_npz.SMALL_BYTES, max_sharing * size)
   arrays, total = {}, 0
   for name, value in tensors.items():
     if hasattr(value, 'shape'):
       where = f'{printable(name, max_length=80)} in {file}'
-      arrays[name] = torch_pickle.to_numpy(value, where)
+      arrays[name] = _pickle.to_numpy(value, where)
       total += arrays[name].nbytes
       if total > limit:
         raise UserError(

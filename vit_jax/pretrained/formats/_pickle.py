@@ -12,7 +12,7 @@ import numpy as np
 
 from vit_jax import files
 from vit_jax.errors import UserError
-from vit_jax.pretrained import npz, torch_opcodes
+from vit_jax.pretrained.formats import _npz, _opcodes
 from vit_jax.printable import printable
 
 
@@ -32,12 +32,12 @@ def read(path: pathlib.Path) -> dict[str, Any]:
     ) from e
   size = files.check_regular(path)
   try:
-    if torch_opcodes.is_zip(path):
+    if _opcodes.is_zip(path):
       with zipfile.ZipFile(path) as archive:
-        npz.check_archive(archive, size)
-        torch_opcodes.check_archive(archive)
+        _npz.check_archive(archive, size)
+        _opcodes.check_archive(archive)
     else:  # Not compressed.
-      torch_opcodes.check_legacy(path)
+      _opcodes.check_legacy(path)
     # Training scripts put their arguments beside the weights.
     with torch.serialization.safe_globals([argparse.Namespace]):
       content = torch.load(path, map_location='cpu', weights_only=True)

@@ -15,8 +15,10 @@ import numpy as np
 
 from vit_jax.errors import UserError
 from vit_jax.models import vit
-from vit_jax.pretrained import json_fields, torch_config
-from vit_jax.pretrained.torch_config import Evaluation, Facts
+from vit_jax.pretrained import evaluation as evaluation_lib, json_fields
+from vit_jax.pretrained.evaluation import Evaluation, Facts
+from vit_jax.pretrained.names import _vit_torch, _vit_torch_arrays
+from vit_jax.pretrained.weights import Weights
 
 DEFAULTS = {'activation': 'gelu', 'norm_epsilon': 1e-6}
 ACTIVATIONS = {
@@ -133,34 +135,30 @@ def read(config: Mapping[str, Any]) -> Facts:
   return Facts(
     model=model,
     image_size=image_size,
-    preprocess=torch_config.to_ops(_evaluation(evaluation_config)),
+    preprocess=evaluation_lib.to_ops(_evaluation(evaluation_config)),
     class_names=names,
   )
 
 
 def write(
-  model: vit.ViT,
-  theirs: Mapping[str, np.ndarray],
-  *,
-  image_size: tuple[int, int],
-  preprocess: Mapping[str, Any],
-  class_names: list[str] | None,
-) -> dict[str, Any]:
-  """Returns the config.json with which timm builds a model for a state dict.
+  weights: Weights, model: vit.ViT
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+  """Returns the state dict, and JSON files by name without suffix.
 
-  `timm.create_model('local-dir:<folder>', pretrained=True)` reads it.
+  `timm.create_model('local-dir:<folder>', pretrained=True)` reads them.
 
   Args:
-    model: ours.
-    theirs: the state dict in timm's names.
-    image_size: (height, width) that the position table is for.
-    preprocess: as in `Weights`.
-    class_names: as in `Weights`.
+    weights: of a ViT.
+    model: built from them.
 
   Raises:
     UserError: an option or preprocessing that timm cannot express.
   """
-  check_writable(model)
+  named, image_size = _vit_torch_arrays.for_torch(
+    weights, model, "timm's ViT", positions=model.position != 'none'
+  )
+  _check_writable(model)
+  theirs = _vit_torch_arrays.to_dialect(weights, model, named, _vit_torch.TIMM)
   channels = theirs['patch_embed.proj.weight'].shape[1]
   activations = {ours: name for name, ours in ACTIVATIONS.items()}
   arguments = dict(
@@ -191,7 +189,7 @@ def write(
     num_features=model.width,
     global_pool=arguments['global_pool'],
     model_args={k: v for k, v in arguments.items() if v is not None},
-    pretrained_cfg=_pretrained_cfg(preprocess, channels, image_size)
+    pretrained_cfg=_pretrained_cfg(weights.preprocess, channels, image_size)
     | dict(
       num_classes=model.num_classes or 0,
       fixed_input_size=True,
@@ -200,12 +198,12 @@ def write(
       classifier='head',
     ),
   )
-  if class_names is not None:
-    config['label_names'] = class_names
-  return config
+  if weights.class_names is not None:
+    config['label_names'] = weights.class_names
+  return theirs, dict(config=config)
 
 
-def check_writable(model: vit.ViT) -> None:
+def _check_writable(model: vit.ViT) -> None:
   """Raises UserError for options that timm's ViT does not have."""
   problems = []
   if model.pooling not in _POOLINGS.values():
@@ -264,7 +262,7 @@ def _evaluation(config: Mapping[str, Any]) -> Evaluation:
   large = tuple(math.floor(side / share) for side in crop)
   if mode == 'center' and crop[0] != crop[1]:
     return Evaluation(**fields)  # timm fits the sides, no op of ours does.
-  method = torch_config.METHODS.get(config.get('interpolation', 'bicubic'))
+  method = evaluation_lib.METHODS.get(config.get('interpolation', 'bicubic'))
   if method is None:
     return Evaluation(**fields)
   return Evaluation(
@@ -277,13 +275,13 @@ def _evaluation(config: Mapping[str, Any]) -> Evaluation:
 
 
 def _pretrained_cfg(preprocess, channels, image_size) -> dict[str, Any]:
-  evaluation = torch_config.from_ops(preprocess)
+  evaluation = evaluation_lib.from_ops(preprocess)
   config = dict(input_size=[channels, *image_size])
   if 'ops' in preprocess:
     resize = evaluation.resize or image_size
     large = (resize, resize) if isinstance(resize, int) else resize
     crop = evaluation.crop or large
-    methods = {ours: name for name, ours in torch_config.METHODS.items()}
+    methods = {ours: name for name, ours in evaluation_lib.METHODS.items()}
     config |= dict(
       interpolation=methods[evaluation.method],
       crop_pct=_share(crop[0], large[0]),

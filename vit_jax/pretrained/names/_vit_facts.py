@@ -1,4 +1,4 @@
-"""What is known of a torch model's weights beyond their arrays."""
+"""What is known of a ViT in torch's files beyond its arrays."""
 
 import re
 from collections.abc import Mapping
@@ -8,10 +8,10 @@ import numpy as np
 
 from vit_jax.errors import UserError
 from vit_jax.models import vit
-from vit_jax.pretrained import huggingface_config, timm_config, torch_names
-from vit_jax.pretrained.torch_config import Facts
-from vit_jax.pretrained.torch_names import Dialect
-from vit_jax.pretrained.torch_storage import Stored
+from vit_jax.pretrained.evaluation import Facts
+from vit_jax.pretrained.formats._state_dict_files import Stored
+from vit_jax.pretrained.names import _vit_huggingface, _vit_timm, _vit_torch
+from vit_jax.pretrained.names._dialect import Dialect
 
 _IMAGENET = {'device_ops': "normalize('imagenet')"}
 # Arguments that only the training scripts of these code bases have, and how
@@ -23,7 +23,7 @@ _ARGUMENTS = {
 }
 
 
-def of(stored: Stored, dialect: Dialect, unused: list[str]) -> Facts:
+def facts(stored: Stored, dialect: Dialect, unused: list[str]) -> Facts:
   """Returns what the configs say or, without one, what the dialect implies.
 
   Args:
@@ -35,18 +35,18 @@ def of(stored: Stored, dialect: Dialect, unused: list[str]) -> Facts:
     UserError: a model that models/vit.py is not.
   """
   if 'architecture' in stored.config:
-    return timm_config.read(stored.config)
+    return _vit_timm.read(stored.config)
   if stored.config:
-    return huggingface_config.read(stored.config, stored.preprocessor)
+    return _vit_huggingface.read(stored.config, stored.preprocessor)
   name = dialect.name
   if name.startswith('huggingface'):
     kind = {'huggingface_siglip': 'siglip_vision_model'}
     kind = kind.get(name, name.removeprefix('huggingface_'))
-    return Facts(model=huggingface_config.DEFAULTS[kind])
+    return Facts(model=_vit_huggingface.DEFAULTS[kind])
   # All of Meta's models take images as torchvision normalizes them.
   known = name in ('deit3', 'dinov2') or unused or _script(stored)
   preprocess = _IMAGENET if known else {}
-  return Facts(model=timm_config.DEFAULTS, preprocess=dict(preprocess))
+  return Facts(model=_vit_timm.DEFAULTS, preprocess=dict(preprocess))
 
 
 def resize_method(
@@ -74,8 +74,8 @@ def resize_method(
   if 'architecture' in stored.config:
     return 'timm'
   for pattern, method in (
-    (torch_names.DINO_HEAD, 'dino'),
-    (torch_names.MAE_DECODER, 'torch'),
+    (_vit_torch.DINO_HEAD, 'dino'),
+    (_vit_torch.MAE_DECODER, 'torch'),
   ):
     if any(re.fullmatch(pattern, name) for name in unused):
       return method
@@ -110,7 +110,7 @@ def num_heads(
   variant = str(model.get('variant', '')).partition('/')[0]
   if variant in vit.VARIANTS:
     return vit.VARIANTS[variant]['num_heads']
-  names = {v[0]: k for k, v in torch_names.expand(dialect, 1).items()}
+  names = {v[0]: k for k, v in dialect.table(1).items()}
   width = theirs[dialect.anchor].shape[0]
   mlp = np.shape(theirs.get(names['encoder/block_00/mlp/up/kernel'], 0))
   for sizes in vit.VARIANTS.values():

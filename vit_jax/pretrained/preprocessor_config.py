@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from vit_jax.errors import UserError
-from vit_jax.pretrained import json_fields, torch_config
-from vit_jax.pretrained.torch_config import Evaluation
+from vit_jax.pretrained import evaluation as evaluation_lib, json_fields
+from vit_jax.pretrained.evaluation import Evaluation
 
 # Pillow's numbers of its methods.
 _METHODS = ('nearest', 'lanczos', 'bilinear', 'bicubic', 'area', None)
@@ -58,7 +58,7 @@ def read(config: Mapping[str, Any], *, channels: int = 3) -> Evaluation:
   if json_fields.SIDE_OR_SIDES.fits(size):
     # Before transformers 4.26: both sides, or the shorter if there is a crop.
     both = not config.get('do_center_crop') or not isinstance(size, int)
-    height, width = torch_config.pair(size)
+    height, width = evaluation_lib.pair(size)
     size = dict(height=height, width=width)
     size = size if both else dict(shortest_edge=height)
   resample = config.get('resample')
@@ -72,7 +72,7 @@ def read(config: Mapping[str, Any], *, channels: int = 3) -> Evaluation:
     crop = config['crop_size']
     if isinstance(crop, Mapping):
       crop = (crop['height'], crop['width'])
-    fields['crop'] = torch_config.pair(crop)
+    fields['crop'] = evaluation_lib.pair(crop)
   return Evaluation(**fields)
 
 
@@ -95,7 +95,7 @@ def write(
   Raises:
     UserError: ops that it cannot express.
   """
-  evaluation = torch_config.from_ops(preprocess)
+  evaluation = evaluation_lib.from_ops(preprocess)
   resize, crop = evaluation.resize, evaluation.crop
   config = dict(
     do_resize=resize is not None,

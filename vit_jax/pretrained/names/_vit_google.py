@@ -1,0 +1,253 @@
+"""Google's names for a ViT, in the files of vision_transformer and big_vision.
+
+Neither file format says what a model computes, so that their code
+(`models_vit.py`, `models/vit.py`) computes what it always does.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from vit_jax.errors import UserError
+from vit_jax.models import vit
+from vit_jax.pretrained.names._dialect import Dialect
+
+# In this order: a file with optimizer state has other names outside of these.
+PREFIXES = ('params/img/', 'params/', 'opt/target/', 'img/', '')
+POSITIONS = (
+  'Transformer/posembed_input/pos_embedding',  # vision_transformer
+  'Transformer/pos_embedding',  # big_vision before 2022
+  'pos_embedding',  # big_vision
+)
+# What both code bases compute: flax's defaults.
+COMPUTED = {'activation': 'gelu_tanh', 'norm_epsilon': 1e-6}
+# Numbers of attention, second norm and MLP.
+_NUMBERS = {'pre_linen': (1, 2, 3), 'linen': (0, 1, 0)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Style:
+  """How a file names its leaves.
+
+  Attributes:
+    prefix: before every name.
+    numbering: of the parts of a block: 'linen' counts each class from 0;
+      'pre_linen' counts all of them together, as flax did until 2020 and as
+      the published files of vision_transformer and timm's reader of them do.
+    position: the name of the position table, of POSITIONS.
+    class_row: whether the table's first row is added to the class token.
+    map_head: before the names of attention pooling; '' in some old files.
+    stacked: whether blocks are stacked for a scan.
+  """
+
+  prefix: str = ''
+  numbering: str = 'linen'
+  position: str = 'pos_embedding'
+  class_row: bool = False
+  map_head: str = 'MAPHead_0/'
+  stacked: bool = False
+
+  @property
+  def is_contrastive(self) -> bool:
+    """Whether the image tower of a contrastive model is read."""
+    return self.prefix.endswith('img/')
+
+  @property
+  def is_big_vision(self) -> bool:
+    """Whether big_vision wrote the file, rather than vision_transformer."""
+    return self.position == POSITIONS[-1] or self.is_contrastive
+
+  def dialect(self) -> Dialect:
+    """Returns the names of all that a ViT can have."""
+    block, our_block = 'encoderblock_*', 'block_*'
+    if self.stacked:
+      block, our_block = 'encoderblock', 'blocks'
+    block, our_block = f'Transformer/{block}/', f'encoder/{our_block}/'
+    head = self.map_head
+    layers = {
+      'embedding': 'patch_embedding',
+      f'{block}LayerNorm_0': f'{our_block}norm_attention',
+      **_parts(block, our_block, 'norm_mlp', *_NUMBERS[self.numbering]),
+      'Transformer/encoder_norm': 'encoder/norm',
+      **_parts(head, 'pooling/', 'norm', 0, 0, 0),
+      'pre_logits': 'representation',
+    }
+    return Dialect(
+      name='google',
+      layers={self.prefix + theirs: ours for theirs, ours in layers.items()},
+      leaves={f'{self.prefix}{head}probe': 'pooling/probe'},
+      class_token=f'{self.prefix}cls',
+      position=self.prefix + self.position,
+      position_rows='class' if self.class_row else 'all',
+      head=f'{self.prefix}head',
+      layout='flax',
+      stacked=self.stacked,
+      unused=self._unused(),
+    )
+
+  def _unused(self) -> tuple[str, ...]:
+    """Returns what may be beside the weights.
+
+    State of the training, and beside an image tower the text tower and the
+    scalars of a contrastive model.
+    """
+    other = rf'(?!{re.escape(self.prefix)})' if self.prefix else ''
+    patterns = (rf'{other}(opt|states?|chrono|extra)/.*',)
+    if self.is_contrastive:
+      patterns += (rf'{other}(params/)?(txt/.*|t|b)',)
+    return patterns
+
+
+STYLES = {
+  'pre_linen': Style(
+    numbering='pre_linen', position=POSITIONS[0], class_row=True
+  ),
+  'linen': Style(position=POSITIONS[0], class_row=True),
+  'big_vision': Style(prefix='params/'),
+}
+
+
+def detect(names: Iterable[str]) -> Style | None:
+  """Returns how a file names its leaves; None if it is no ViT of Google's.
+
+  Where both are possible, `class_row` is False: only shapes tell.
+
+  Raises:
+    UserError: the file holds a model with parts that a ViT does not have.
+  """
+  names = set(names)
+  for pattern, what in (
+    ('conv_root/kernel', 'a hybrid of ResNet and ViT'),
+    ('stem/kernel', 'an MLP-Mixer'),
+    ('(resnet/)?root_block/.*', 'a BiT ResNet'),
+    ('root/.*', 'a BiT ResNet'),
+  ):
+    regex = re.compile(f'({"|".join(PREFIXES)}){pattern}')
+    if any(map(regex.fullmatch, names)):
+      raise UserError(
+        f'the file holds {what}, for which there is no reader yet; those for'
+        ' Vision Transformers start at embedding/kernel'
+      )
+  prefix = next((p for p in PREFIXES if f'{p}embedding/kernel' in names), None)
+  if prefix is None:
+    return None
+  inside = {n.removeprefix(prefix) for n in names if n.startswith(prefix)}
+  old = re.compile(
+    r'Transformer/encoderblock_\d+/'
+    '(MultiHeadDotProductAttention_1|LayerNorm_2|MlpBlock_3)/.*'
+  )
+  position = next((p for p in POSITIONS if p in inside), POSITIONS[-1])
+  return Style(
+    prefix=prefix,
+    numbering='pre_linen' if any(map(old.fullmatch, inside)) else 'linen',
+    position=position,
+    # In vision_transformer's place the row is always there.
+    class_row=position == POSITIONS[0] and 'cls' in inside,
+    map_head='' if 'probe' in inside else 'MAPHead_0/',
+    stacked=any(n.startswith('Transformer/encoderblock/') for n in inside),
+  )
+
+
+def known(*, has_positions: bool) -> dict[str, Any]:
+  """Returns the fields of a ViT that Google's code computes with."""
+  return COMPUTED if has_positions else COMPUTED | {'position': 'sincos2d'}
+
+
+def style_of(fields: Any) -> Style:
+  """Returns the style with these attributes, which may be from a file.
+
+  Raises:
+    UserError: no such style.
+  """
+  kinds = {f.name: type(f.default) for f in dataclasses.fields(Style)}
+  fits = isinstance(fields, Mapping) and all(
+    type(value) is kinds.get(key) for key, value in fields.items()
+  )
+  style = Style(**fields) if fits else None
+  if (
+    style is None
+    or style.numbering not in _NUMBERS
+    or style.position not in POSITIONS
+  ):
+    raise UserError(
+      'the source of these weights names no dialect of Google; say which format'
+      ' to write, google_npz or big_vision_npz'
+    )
+  return style
+
+
+def check_writable(
+  model: vit.ViT, style: Style, *, allow_note_only: bool = False
+) -> None:
+  """Raises UserError for a model that Google's code does not have.
+
+  Args:
+    model: to be written.
+    style: of the file.
+    allow_note_only: whether the activation and epsilon may be others than
+      Google's, which only the note for `npz.read` says.
+  """
+  problems = []
+  if model.stem is not None:
+    problems.append("stem='conv': Google's ViT has no convolutional stem")
+  if model.pooling == 'map' and style.position == POSITIONS[0]:
+    problems.append(
+      "pooling='map', which vision_transformer does not have and would ignore"
+      " without an error (big_vision has it: format='big_vision_npz')"
+    )
+  if not model.qkv_bias:
+    problems.append('qkv_bias=False, where Google always has biases')
+  noted = [
+    f'{key}={getattr(model, key)!r}, where Google computes {value!r}'
+    for key, value in COMPUTED.items()
+    if getattr(model, key) != value
+  ]
+  if problems:
+    raise UserError(
+      f"Google's .npz cannot express {'; '.join(problems + noted)}. Write"
+      ' another format, such as .safetensors'
+    )
+  if noted and not allow_note_only:
+    raise UserError(
+      f"Google's .npz cannot express {'; '.join(noted)}: their code would give"
+      ' other outputs without an error. Write another format, such as'
+      ' .safetensors, or, for readers that take the note of vit_jax, say'
+      ' allow_note_only=True (--allow_note_only)'
+    )
+
+
+def evaluation(
+  style: Style, image_size: tuple[int, int], channels: int
+) -> dict[str, Any]:
+  """Returns how the code base evaluates, as `Weights.preprocess`.
+
+  vision_transformer and the contrastive models of big_vision squeeze an image
+  into a square, without antialiasing as TensorFlow 1 did; big_vision's
+  classifiers resize the shorter side to 8/7 of the crop.
+  """
+  height, width = image_size
+  size = str(height) if height == width else f'({height}, {width})'
+  # JPEGs as TensorFlow decodes them; only big_vision cuts to whole levels.
+  channels = f'{channels}, ' if channels in (1, 4) else ''
+  decode = f"decode({channels}dct='fast')"
+  cut = ', truncate=True' if style.is_big_vision else ''
+  ops = f'{decode}|resize({size}, antialias=False{cut})'
+  if style.is_big_vision and not style.is_contrastive:
+    small = round(min(image_size) * 8 / 7)
+    ops = (
+      f"{decode}|resize_small({small}, method='area'{cut})|central_crop({size})"
+    )
+  return dict(image_size=image_size, ops=ops, device_ops='normalize(-1, 1)')
+
+
+def _parts(theirs, ours, our_norm, attention, norm, mlp) -> dict[str, str]:
+  layers = {
+    f'MultiHeadDotProductAttention_{attention}/{part}': f'attention/{part}'
+    for part in ('query', 'key', 'value', 'out')
+  } | {
+    f'LayerNorm_{norm}': our_norm,
+    f'MlpBlock_{mlp}/Dense_0': 'mlp/up',
+    f'MlpBlock_{mlp}/Dense_1': 'mlp/down',
+  }
+  return {theirs + k: ours + v for k, v in layers.items()}

@@ -1,0 +1,93 @@
+"""Arrays of a ViT for the files of others, with its position table."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from vit_jax import trees
+from vit_jax.errors import UserError
+from vit_jax.models import _position, vit
+from vit_jax.pretrained import blocks, mapping
+from vit_jax.pretrained.names._dialect import Dialect
+from vit_jax.pretrained.weights import Weights
+
+Arrays = dict[str, np.ndarray]
+
+
+def for_torch(
+  weights: Weights, model: vit.ViT, their_model: str, *, positions: bool
+) -> tuple[Arrays, tuple[int, int]]:
+  """Returns our arrays with blocks apart, and (height, width) of images.
+
+  Args:
+    weights: to be written.
+    model: built from them.
+    their_model: for messages, such as "timm's ViT".
+    positions: whether a fixed position table is to be among the arrays.
+
+  Raises:
+    UserError: a convolutional stem, or the size of images is unknown.
+  """
+  if model.stem is not None:
+    raise UserError(
+      f"{their_model} has no convolutional stem (stem='conv'); write"
+      ' .safetensors, or train with a stem of patches'
+    )
+  named = blocks.unstack(trees.flatten(weights.params))
+  named = {name: np.asarray(array) for name, array in named.items()}
+  if 'position_embedding' not in named and positions:
+    named['position_embedding'] = fixed_table(
+      model.position,
+      weights.preprocess.get('image_size'),
+      named['patch_embedding/kernel'],
+    )
+  size = image_size(named) or weights.preprocess.get('image_size')
+  if size is None:
+    raise UserError(
+      "the size of images is unknown: set preprocess['image_size']"
+    )
+  return named, tuple(size)
+
+
+def to_dialect(
+  weights: Weights, model: vit.ViT, named: Arrays, dialect: Dialect
+) -> Arrays:
+  """Returns the state dict of our arrays in a dialect, without prefix."""
+  same = weights.source.get('dialect') == dialect.name
+  unmapped = weights.source.get('unmapped') if same else None
+  return mapping.write(named, dialect, pooling=model.pooling, unmapped=unmapped)
+
+
+def image_size(named: Mapping[str, np.ndarray]) -> tuple[int, int] | None:
+  """Returns (height, width) that the position table is for, if there is one."""
+  table = named.get('position_embedding')
+  if table is None:
+    return None
+  patch = named['patch_embedding/kernel'].shape
+  return table.shape[0] * patch[0], table.shape[1] * patch[1]
+
+
+def fixed_table(
+  position: str, image_size: Any, kernel: np.ndarray
+) -> np.ndarray:
+  """Returns the table that a model without a learned one adds to its patches.
+
+  Args:
+    position: of the model.
+    image_size: (height, width), or None if it is unknown.
+    kernel: of the patch embedding.
+
+  Raises:
+    UserError: the image size is unknown.
+  """
+  if image_size is None:
+    raise UserError(
+      'the format needs a position table, the model has none, and the image'
+      " size is unknown: set preprocess['image_size']"
+    )
+  sides = [image_size[i] // kernel.shape[i] for i in range(2)]
+  make = _position.TABLES[position]
+  if make is None:
+    return np.zeros((*sides, kernel.shape[-1]), np.float32)
+  return make(*sides, kernel.shape[-1])
