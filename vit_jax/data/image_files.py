@@ -1,4 +1,4 @@
-"""Files of images: which files of a folder are images, and reading one."""
+"""Image files: listing those of a folder, and reading one."""
 
 import collections
 import os
@@ -22,7 +22,7 @@ def below(folder: str | os.PathLike, others: collections.Counter) -> list[str]:
 
   Args:
     folder: which exists.
-    others: counts the visible files that are no images, by `kind`.
+    others: counts the visible files that are not images, by `kind`.
 
   Raises:
     UserError: a folder that cannot be listed.
@@ -73,7 +73,7 @@ def read(path: str | os.PathLike) -> bytes:
   """
   with open(path, 'rb', opener=_open) as file:
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-      raise UserError('not a regular file: copy what it holds into one')
+      raise UserError('not a regular file: copy its content into one')
     return file.read()
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from vit_jax.data import image_files
 from vit_jax.errors import UserError
 
-# By what names (in any case) the folders of a split go, the preferred first.
+# Names (in any case) of the folder of a split, the preferred one first.
 SPLITS = {
   'train': ('train', 'training'),
   'val': ('val', 'validation', 'valid'),
@@ -22,14 +22,14 @@ PREPARED = 'dataset.json'  # in each split that vit_jax prepare wrote
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """What a dataset folder holds.
+  """The splits of a dataset folder.
 
   Attributes:
     splits: the folder of each split that exists, for example
       `{'train': 'train', 'val': 'validation'}`; keys are those of SPLITS, and
       any other name of prepared data.
-    flat: whether the class folders are in the dataset folder itself, so that
-      there is no split: `image_folder` then makes 'train' and 'val'.
+    flat: whether the class folders are in the dataset folder itself, without
+      splits: `image_folder` then makes 'train' and 'val'.
   """
 
   splits: Mapping[str, str]
@@ -96,10 +96,10 @@ def folders(folder: str | os.PathLike) -> list[str]:
 
 
 def count_images(folder: str | os.PathLike, *, at_most: int) -> int:
-  """Counts the images below a folder of classes, or says `at_most`.
+  """Returns the number of images below a folder of classes, up to `at_most`.
 
   Links to folders are followed for classes alone; unreadable folders count as
-  empty: whoever opens the data reports them.
+  empty: opening the data reports them.
   """
   count = 0
   for _ in _image_names(pathlib.Path(folder).expanduser()):

@@ -1,4 +1,4 @@
-"""The op mini-language: `'decode|resize(224)|flip_lr'` becomes a function.
+"""The mini-language of host ops, such as `'decode|resize(224)|flip_lr'`.
 
 Segments are separated by `|`. Each is a name, or a call whose arguments are
 Python literals; strings in quotes may contain anything, `|` included. Nothing
@@ -18,7 +18,7 @@ ops of `FROM_FILES`, with sizes up to a limit, and that is the default.
 A factory takes the arguments once and returns `(example, rng) -> example`. An
 example is a dict of numpy arrays and raw bytes; `rng` is the numpy Generator
 of this one example and the only source of chance. An op returns a new dict, or
-its argument, and never changes what it was given.
+its argument, and never modifies its argument.
 """
 
 import ast
@@ -204,7 +204,7 @@ def find_dotted(name: str) -> Callable[..., Any]:
 
 
 def unknown(name: str, choices: Iterable[str]) -> UserError:
-  """Returns the error for a name that is none of `choices`."""
+  """Returns the error for a name that is not among `choices`."""
   choices = sorted(choices)
   close = difflib.get_close_matches(name, choices, n=1)
   hint = f' (did you mean {close[0]!r}?)' if close else ''
@@ -273,7 +273,7 @@ def _without_annotations(signature: inspect.Signature) -> str:
 
 
 def _split(text: str) -> Iterator[str]:
-  """Yields what lies between bars that are not inside quotes or brackets."""
+  """Yields the segments between bars outside of quotes and brackets."""
   start, depth, quote, escaped = 0, 0, '', False
   for i, character in enumerate(text):
     if quote:

@@ -1,4 +1,4 @@
-"""Names of files; `'/data/{split}-{000..099}.tar'` means a hundred."""
+"""Expansion of file patterns such as `'/data/{split}-{000..099}.tar'`."""
 
 import glob
 import itertools
@@ -14,7 +14,7 @@ _RANGE = re.compile(r'(\d+)\.\.(\d+)')
 
 
 def expand(pattern: str, split: str) -> list[str]:
-  """Returns the files that a pattern means, all of which exist.
+  """Returns the files that match a pattern, all of which exist.
 
   Args:
     pattern: `{split}` is the name of the split, `{00..12}` and `{a,b}` are

@@ -1,9 +1,10 @@
-"""The name of a split and the part of it: `'train'`, `'train[:90%]'`.
+"""Splits and slices of splits: `'train'`, `'train[:90%]'`.
 
 The grammar is that of TFDS: one slice of percentages or counts, either of them
 negative to count from the end; percentages round to the closest record, so
-`[:90%]` and `[90%:]` share nothing and miss nothing. What `tfds.even_splits`
-returns is text here: `'train[part 1 of 3]'` to `'train[part 3 of 3]'`.
+`[:90%]` and `[90%:]` share nothing and miss nothing. The parts that
+`tfds.even_splits` returns are written `'train[part 1 of 3]'` to
+`'train[part 3 of 3]'`.
 """
 
 import dataclasses
@@ -24,7 +25,7 @@ _GRAMMAR = re.compile(rf'([^\[\]]+)(?:\[(?:{_SLICE}|{_PART})\])?')
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-  """A split and the part of it that is asked for, as the config spells it."""
+  """A split and the requested part of it, as spelled in the config."""
 
   text: str
   name: str
@@ -41,7 +42,7 @@ class Split:
     made.
 
     TFDS shuffles records when it writes them, so that any slice is a fair
-    sample. Our sources lie on disk class by class, so a slice is taken from a
+    sample. Our sources are stored class by class, so a slice is taken from a
     fixed permutation: `train[90%:]` holds all classes, not the last few. The
     permutation depends on `num_records` alone.
 
@@ -79,7 +80,7 @@ class Split:
       position = int(bound)
     if abs(position) > num:
       raise UserError(
-        f'split {self.text!r}: {bound} lies outside the {num} records of '
+        f'split {self.text!r}: {bound} is outside the {num} records of '
         f'{self.name!r}'
       )
     return position + num if bound.startswith('-') else position

@@ -1,7 +1,7 @@
-"""Speed of an input pipeline, as a whole and by stage.
+"""Throughput of an input pipeline, in total and by stage.
 
 Counted in images per CPU-second (of all threads): what an accelerator needs is
-then a number of cores. Elapsed time alone would tell about this machine.
+then a number of cores. Elapsed time alone would depend on this machine.
 """
 
 import itertools
@@ -94,7 +94,7 @@ def _stages(source: Any, ops: str, seconds: float) -> dict[str, float]:
 
 
 def _distinct(names: list[str]) -> list[str]:
-  """An op that occurs again gets its place behind its name."""
+  """Appends its position to the name of an op that occurs again."""
   return [
     name if name not in names[:i] else f'{name} ({i})'
     for i, name in enumerate(names)
@@ -104,7 +104,7 @@ def _distinct(names: list[str]) -> list[str]:
 def _cpu_seconds() -> float:
   """Returns the CPU time of this process and its workers.
 
-  NaN if there are workers and the system does not tell (it is not Linux).
+  NaN if there are workers and the system is not Linux.
   """
   return time.process_time() + sum(
     _cpu_seconds_of(child.pid) for child in multiprocessing.active_children()

@@ -1,9 +1,8 @@
-"""Names the records that end the input without an error.
+"""Watchdog for records whose reading hangs or crashes the process.
 
-A read from a dead network disk does not fail, it never ends. Nothing in the
-process can end it either; but whoever looks at the run can be told, and the
-process can be ended. And a decoder that crashes takes the process along, of
-which the stack is left.
+A read from a dead network disk never returns and cannot be interrupted, so the
+watchdog logs a warning and, after a time limit, ends the process. A crash of a
+decoder ends the process too; the stack trace then contains the record's name.
 """
 
 import contextlib
@@ -22,17 +21,17 @@ from vit_jax.printable import printable
 
 T = TypeVar('T')
 
-_LOOK_SECONDS = 30.0  # at least two pass before a record is named
+_LOOK_SECONDS = 30.0  # A record is named after at least two of these.
 _SECONDS_FOR_A_NAME = 5.0
 _most_seconds: float | None = None
 
 
 @contextlib.contextmanager
 def most_seconds(seconds: float | None) -> Iterator[None]:
-  """Within it, one record read for so long ends the process with exit code 1.
+  """Context in which reading one record for longer ends the process (code 1).
 
-  Not by an exception: the thread that reads would be waited for. The time in
-  which the process was stopped (SIGSTOP) does not count. None waits for ever.
+  No exception is raised, as the reading thread could not be joined. Time in
+  which the process is stopped (SIGSTOP) does not count. None waits for ever.
   """
   if seconds is not None and seconds <= 0:
     raise UserError(
@@ -47,12 +46,12 @@ def most_seconds(seconds: float | None) -> Iterator[None]:
 
 
 def limit() -> float | None:
-  """Returns what `most_seconds` has set."""
+  """Returns the limit of `most_seconds`."""
   return _most_seconds
 
 
 def set_limit(seconds: float | None) -> None:
-  """Is `most_seconds` for good, in a worker process."""
+  """Sets the limit of `most_seconds` for the rest of a worker process."""
   global _most_seconds
   _most_seconds = seconds
 
@@ -60,8 +59,8 @@ def set_limit(seconds: float | None) -> None:
 def call_under_name(name: str, function: Callable[..., T], *args: Any) -> T:
   """Returns `function(*args)`, called from a frame with `name` as its file.
 
-  In the stack that faulthandler prints when the process crashes, files are the
-  only text that we can choose.
+  File names are the only text in the stack trace of faulthandler that can be
+  chosen.
   """
   code = _call.__code__.replace(co_filename=f'<{name}>')
   return types.FunctionType(code, {})(function, args)
@@ -72,7 +71,7 @@ def _call(function, args):
 
 
 class Watchdog:
-  """Knows what each thread is reading."""
+  """Keeps track of the record that each thread reads."""
 
   def __init__(self, describe: Callable[[int], str]):
     self._describe = describe
@@ -80,16 +79,16 @@ class Watchdog:
     self._reading: dict[int, tuple[int, int]] = {}  # by thread: index, read
 
   def begin(self, index: int) -> None:
-    """Notes that this thread starts with a record."""
+    """Marks the start of a record in this thread."""
     self._reading[threading.get_ident()] = (index, next(self._reads))
 
   def end(self) -> None:
-    """Notes that this thread is done with it."""
+    """Marks the end of the record in this thread."""
     self._reading.pop(threading.get_ident(), None)
 
   @contextlib.contextmanager
   def reading(self, index: int) -> Iterator[None]:
-    """Notes that this thread is at work on a record as long as this lasts."""
+    """Marks the start and the end of a record in this thread."""
     self.begin(index)
     try:
       yield
@@ -117,9 +116,9 @@ class Watchdog:
     return thread, stop
 
   def _name(self, index: int) -> str:
-    """Returns what the source calls a record, if it can say so by now."""
+    """Returns the name of a record, or its number if describing it hangs."""
     names = []
-    # To describe a record of some sources is to read it.
+    # Some sources read a record to describe it.
     thread = threading.Thread(
       target=lambda: names.append(self._describe(index)), daemon=True
     )

@@ -1,4 +1,4 @@
-"""Processes that read, where the threads of one Python are not enough.
+"""Worker processes for reading, where the threads of one Python do not suffice.
 
 An image costs about a millisecond of a core, of which its thread holds Python's
 lock for some 50 (crop and flip) to 300 microseconds (RandAugment): beyond a few
@@ -42,7 +42,7 @@ def alive(batches: Iterator[T]) -> Iterator[T]:
   """Yields the batches; the death of a worker becomes a RunError."""
   try:
     yield from batches
-  # What a record raises is a UserError.
+  # Errors of a record are UserErrors.
   except RuntimeError as e:
     raise RunError(
       f'a process that reads the input has died: {e} What it printed names '
@@ -55,7 +55,7 @@ def _start(most_seconds: float | None, index: int, count: int) -> None:
   """Prepares a worker process."""
   del index, count
   host_memory.keep_freed_memory()
-  # The run is asked to stop, and then stops us: it may need a batch until then.
+  # The run handles signals, and may need batches until it stops the workers.
   for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, signal.SIG_IGN)
   jax.config.update('jax_platforms', 'cpu')  # The devices belong to the run.

@@ -34,7 +34,7 @@ def image_of(example: dict[str, Any]) -> np.ndarray:
   """Returns the image of an example, `[H, W, C]`.
 
   Raises:
-    UserError: there is none, it is not decoded yet, or it has another rank.
+    UserError: it is missing, not decoded yet, or has another rank.
   """
   image = example.get('image')
   if image is None:
@@ -72,7 +72,7 @@ def probability(rate: Any) -> float:
   """Returns `rate`.
 
   Raises:
-    UserError: it is no number of 0 .. 1.
+    UserError: it is not a number in 0 .. 1.
   """
   if not isinstance(rate, int | float) or not 0 <= rate <= 1:
     raise UserError(f'rate is a probability, 0 to 1; got {rate!r}')

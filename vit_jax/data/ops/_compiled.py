@@ -1,4 +1,4 @@
-"""The compiled loops, where Numba is installed."""
+"""Optional import of the Numba kernels."""
 
 import functools
 import importlib.util
@@ -11,14 +11,13 @@ _LOCK = threading.Lock()
 
 
 def kernels() -> ModuleType | None:
-  """Returns the module `_kernels`, or None where Pillow has to do it.
+  """Returns the module `_kernels`, or None to use Pillow instead.
 
   Numba is in the extra `fast`. The pixels are the same with it and without. It
   compiles for some seconds when it is used for the first time, and keeps the
   result on disk.
   """
-  # One after the other: threads that import what fails see one another's
-  # errors, and each would tell of its own.
+  # One thread at a time: otherwise each would log a failure of its own.
   with _LOCK:
     return _imported()
 

@@ -1,8 +1,8 @@
-"""Limits on ops whose text comes from a file: which ones, how large, how many.
+"""Limits on ops whose text comes from a file: names, sizes and number.
 
-A file of weights says how its images are prepared. Whoever wrote it is not
-known, so its text names nothing but ops of a fixed list and asks for no image
-that would take minutes or all of the memory.
+A file of weights describes how its images are prepared. Its author is unknown,
+so the text may only name ops of a fixed list, and no sizes that would take
+minutes or all of the memory.
 """
 
 import dataclasses

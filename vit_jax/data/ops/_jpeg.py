@@ -1,7 +1,7 @@
-"""JPEG files read by libjpeg-turbo, with limits on their size and scans.
+"""Reading of JPEG files by libjpeg-turbo, with limits on size and scans.
 
-libjpeg-turbo's strict mode says what Pillow does not: that the data breaks off
-or has a hole. Its decoder fills in grey there.
+libjpeg-turbo's strict mode reports data that breaks off or has a hole, which
+Pillow fills with grey without an error.
 """
 
 import itertools
@@ -16,8 +16,8 @@ import simplejpeg
 MAGIC = b'\xff\xd8'
 
 _COLORSPACES = {1: 'GRAY', 3: 'RGB', 4: 'RGBA'}
-# What libjpeg says when a file ends early, or when its data does not decode
-# and the rest of the picture is filled in grey.
+# Messages of libjpeg for a file that ends early, or whose data does not decode
+# so that the rest of the picture is filled with grey.
 _BROKEN = ('Premature end of JPEG file', 'Corrupt JPEG data')
 # Stray bytes after the last block: harmless, and not rare in the wild.
 _STRAY = 'extraneous bytes before marker 0xd9'
@@ -69,7 +69,7 @@ def read(
 
 
 def problem(data: bytes) -> str:
-  """Returns why libjpeg does not read it: 12 bits a sample, for example."""
+  """Returns why libjpeg does not read a file, such as 12 bits per sample."""
   try:
     simplejpeg.decode_jpeg(data)
   except ValueError as e:
@@ -78,7 +78,7 @@ def problem(data: bytes) -> str:
 
 
 class _Header(NamedTuple):
-  """What the header of a frame says, and the number of scans."""
+  """The header of a frame, and the number of scans."""
 
   kind: int
   height: int
@@ -88,7 +88,7 @@ class _Header(NamedTuple):
 
 
 def _header(data: bytes, max_scans: int) -> _Header | None:
-  """Returns the header; None if there is none.
+  """Returns the header, or None without one.
 
   Counting scans ends at `max_scans + 1`; those of sequential frames are not
   counted.
@@ -109,7 +109,7 @@ def _header(data: bytes, max_scans: int) -> _Header | None:
 def _check_limits(
   data: bytes, header: _Header, max_pixels: int, max_scans: int
 ) -> None:
-  """Raises ValueError for what would take too long or too much memory."""
+  """Raises ValueError for files that would take too much time or memory."""
   kind, height, width, _, scans = header
   pixels = height * width
   if scans > max_scans:

@@ -1,7 +1,7 @@
-"""Numba's loops for what Pillow and NumPy do slowly: the same bits.
+"""Numba kernels for resizing and shearing, bit-identical to Pillow and NumPy.
 
-Imported by `_compiled.py` alone, for Numba is an extra. All of it is compiled
-when imported, or read from the cache that Numba keeps beside this file.
+Imported by `_compiled.py` alone, as Numba is optional. The kernels are compiled
+at import, or read from Numba's cache beside this file.
 Integers are cast by hand: Numba widens a sum of two int32 to int64, and half
 the speed is gone.
 """
@@ -286,7 +286,7 @@ def shift_rows(
     image: uint8 `[H, W, 3]`, contiguous.
     slope: pixels per row; positions are those of pixel centres, from 1/2 on.
     offset: pixels.
-    fill: uint8 `[3]`, the colour of what lies outside.
+    fill: uint8 `[3]`, the colour outside of the image.
   """
   height, width = image.shape[:2]
   flat = image.reshape(height, 3 * width)

@@ -1,4 +1,4 @@
-"""Augmentations of a Pillow image, shared by the policies.
+"""Augmentations of a Pillow image, shared by the ops.
 
 All of them are Pillow's own code, called as timm, torchvision and DeiT call it,
 or give the same pixels in less time.
@@ -76,7 +76,7 @@ def picture_of(example: Example) -> np.ndarray:
   """Returns the image of an example, uint8 `[H, W, 3]` or `[H, W, 1]`.
 
   Raises:
-    UserError: there is none, it is empty, or has another dtype or number of
+    UserError: it is missing or empty, or has another dtype or number of
       channels.
   """
   image = image_of(example)

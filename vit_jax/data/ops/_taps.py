@@ -1,4 +1,4 @@
-"""Weights of the old pixels in each new pixel of a resize, along one axis."""
+"""Resampling weights along one axis."""
 
 import functools
 import math

@@ -1,9 +1,9 @@
-"""timm's augmentation policies: what a named op does at a magnitude.
+"""timm's augmentation policies: ops by name, with a magnitude.
 
 RandAugment, AutoAugment and AugMix of timm (timm/data/auto_augment.py, 1.0.31)
 are made of the same ops. Each has a probability and a magnitude from 0 to 10,
-which may be noisy; the magnitude becomes an argument of the op in a way of its
-own. Everything random is drawn before an image is touched.
+which may be noisy; each op converts the magnitude into its argument. Everything
+random is drawn before an image is touched.
 """
 
 import dataclasses
@@ -69,7 +69,7 @@ class Kind:
   Attributes:
     apply: function of `_pillow.py`, called with the image and the argument,
       and with `resample` and `fill` if it is geometric.
-    argument: `(level, chance)` -> argument; None if there is none. The level is
+    argument: `(level, chance)` -> argument; None without one. The level is
       magnitude / 10; `chance` is a random number from 0 to 1.
     geometric: whether it moves pixels.
   """
@@ -130,7 +130,7 @@ class Op:
   """An op of a policy.
 
   Attributes:
-    kind: what it does.
+    kind: the transform.
     method: 'bilinear', 'bicubic', or 'random': one of the two each time.
     fill: the colour of what a geometric op exposes.
     probability: with which it does anything.
@@ -149,7 +149,7 @@ class Op:
   largest: float = _MAX
 
   def draw(self, rng: np.random.Generator) -> Transform | None:
-    """Returns what to do to one image; None is nothing."""
+    """Returns the transform of one image, or None to skip it."""
     if self.probability < 1 and rng.random() >= self.probability:
       return None
     kind = self.kind
@@ -195,7 +195,7 @@ def look(method: str, fill: Any) -> dict[str, Any]:
   """Returns `method` and `fill` as fields of an Op.
 
   Raises:
-    UserError: an unknown method, or a fill that is no colour.
+    UserError: an unknown method, or a fill that is not a colour.
   """
   if method not in (*METHODS, 'random'):
     raise UserError(

@@ -1,4 +1,4 @@
-"""decode: the bytes of an image file become a uint8 array."""
+"""decode: image files to uint8 arrays."""
 
 import io
 import warnings
@@ -10,12 +10,12 @@ from vit_jax.data.ops import _jpeg
 from vit_jax.data.ops_language import Example, Op
 from vit_jax.errors import UserError
 
-# All formats, now: Pillow loads the rare ones when it meets one, and a second
-# thread that meets one meanwhile may be told that its file is no image.
+# Pillow loads rare formats on demand. A second thread that needs one at that
+# moment may get the error that its file is not an image: load all of them now.
 Image.init()
 # EPS is a program, which Pillow would have Ghostscript run.
 _FORMATS = tuple(name for name in Image.ID if name != 'EPS')
-# Read all the same, and told as lines of this code.
+# Such images are read; the warnings would name lines of this code.
 warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
 warnings.filterwarnings('ignore', 'Palette images with Transparency')
 
@@ -50,14 +50,14 @@ def decode(
   Args:
     channels: 3 (RGB), 1 (greyscale) or 4 (RGB and alpha). None is RGB for
       encoded images, whatever the file holds, and no change for arrays.
-    exif_orientation: whether photos are turned upright as their EXIF tag says.
+    exif_orientation: whether photos are turned upright by their EXIF tag.
       The default does not, as the pipelines behind the published ImageNet
       numbers did not (TensorFlow, torchvision, timm, big_vision).
     dct: see `decode_image`.
     max_pixels: see `decode_image`.
     max_scans: see `decode_image`.
 
-  `decode_image` says how files are read. Raises UserError for a broken one.
+  See `decode_image` for how files are read. Raises UserError for a broken one.
   """
   if channels not in (None, *_MODES):
     raise UserError(f'channels is 1, 3, 4 or None; got {channels!r}')
@@ -120,7 +120,7 @@ def decode_image(
   Args:
     data: the content of the file.
     channels: 1, 3 or 4.
-    exif_orientation: whether to turn the image as its EXIF tag says.
+    exif_orientation: whether to turn the image upright by its EXIF tag.
     dct: inverse cosine transform of JPEGs: 'accurate' as in Pillow, or 'fast'
       as TensorFlow does by default. CMYK is always accurate.
     max_pixels: height times width that is read. Formats other than JPEG also
@@ -145,7 +145,7 @@ def decode_image(
     if exif_orientation:
       image = _UPRIGHT.get(orientation(data), lambda x: x)(image)
     return image
-  except Exception as e:  # Pillow's decoders raise most kinds there are.
+  except Exception as e:  # Pillow's decoders raise most kinds.
     reason = f'it begins with {data[:12]!r}: {e}'
     if isinstance(e, UnidentifiedImageError):
       reason = f'no known format begins with {data[:12]!r}'

@@ -1,4 +1,4 @@
-"""decode_bands: images with any number of bands and any type of number."""
+"""decode_bands: .npy and TIFF images with any number of bands and any dtype."""
 
 import io
 from collections.abc import Sequence

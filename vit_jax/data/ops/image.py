@@ -1,4 +1,4 @@
-"""Ops on the decoded image that a few lines describe."""
+"""Crops, flips and resize_small of the decoded image."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Ops on the label."""
+"""onehot: class ids to one-hot and multi-hot vectors."""
 
 import numpy as np
 

@@ -60,7 +60,7 @@ def multi_crop(
     raise UserError(
       f'global_ops is a list with a text for each view; got {global_ops!r}'
     )
-  # The text is no file's: `ops_language.FROM_FILES` leaves multi_crop out.
+  # The text is the user's: `ops_language.FROM_FILES` excludes multi_crop.
   large = random_resized_crop(size, scale=global_scale, method=method)
   global_views = [
     (large, ops_language.parse(text, trusted=True)) for text in global_ops

@@ -1,4 +1,4 @@
-"""randaug: big_vision's RandAugment, of AugReg and the S/16 baseline.
+"""randaug: big_vision's RandAugment, used by AugReg and the S/16 baseline.
 
 The table is the one of TensorFlow's EfficientNet, as big_vision has it in
 pp/archive/autoaugment.py. timm's RandAugment, which DeiT uses, is the op

@@ -1,4 +1,4 @@
-"""Resize an image of any dtype and any number of channels."""
+"""resize: images of any dtype and any number of channels to a new size."""
 
 import numpy as np
 from PIL import Image
@@ -27,8 +27,8 @@ def resize(
 
   Args:
     size: an int (square) or `(height, width)`.
-    method: 'nearest', 'area', 'bilinear', 'bicubic' or 'lanczos'; `resample`
-      says what each of them is.
+    method: 'nearest', 'area', 'bilinear', 'bicubic' or 'lanczos'; see
+      `resample`.
     antialias: whether shrinking averages over all the pixels it covers.
     truncate: whether integers are cut to whole levels and not rounded, as
       big_vision does after each resize.

@@ -1,4 +1,4 @@
-"""A guard that keeps TFDS from importing what the files of a dataset name."""
+"""A guard against imports of modules named in the files of a TFDS dataset."""
 
 import contextlib
 from collections.abc import Iterator

@@ -1,9 +1,9 @@
-"""Several sources as one, in shares that hold exactly.
+"""A mixture of several sources with exact shares.
 
-`weights` say which share of the examples comes from which source. A mixture is
-as long as it must be for every record to stand in it at least once: the source
-that is scarcest for its weight goes in once, the others repeat, each record as
-often as any other or once more. Without weights every record stands in it once.
+`weights` are the shares of the sources. A mixture is just long enough to
+contain every record at least once: the records of the source that is scarcest
+for its weight occur once, those of the others repeat, each as often as any
+other or once more. Without weights every record occurs once.
 """
 
 import bisect
@@ -63,7 +63,7 @@ class Source:
     length = self._ends[-1]
     if length > _MAX_EXAMPLES:
       raise UserError(
-        f'mixture: for every record to stand in it, it would have {length:,} '
+        f'mixture: to contain every record, it would have {length:,} '
         f'examples: {dict(zip(self._names, counts, strict=True))}; raise the '
         'weight of what is large'
       )
@@ -94,7 +94,7 @@ class Source:
     return example | {'label': self._renamed(example['label'], new_ids)}
 
   def describe(self, index: int) -> str:
-    """Returns the name of the source and what it says."""
+    """Returns the name of the source and its description."""
     k, record = self._place(index)
     return f'{self._names[k]}: {self._sources[k].describe(record)}'
 

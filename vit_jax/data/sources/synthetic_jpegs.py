@@ -1,4 +1,4 @@
-"""Made-up photographs as JPEG files in memory: work for a decoder to measure.
+"""Made-up photographs as JPEG files in memory, for measuring decoders.
 
 Clouds of colour with detail at every scale. At the default size they are 80 to
 100 kB of 500 x 400 pixels, about what ImageNet's are.

@@ -1,4 +1,4 @@
-"""Images that a CSV or JSONL file lists: one path and label in a row.
+"""Images listed in a CSV or JSONL file, with one path and label per row.
 
 image,label            {"image": "a/1.jpg", "label": "cat"}
 a/1.jpg,cat            {"image": "a/2.jpg", "label": ["cat", "dog"]}
@@ -59,14 +59,14 @@ class Source:
       image_key: the column with the path of the image.
       label_key: the column with the label: a class id or a class name; a list
         of them in JSON means several labels. None for no label.
-      split_key: the column that says to which split a row belongs.
-      separator: what stands between several labels in a cell, such as `';'`.
+      split_key: the column with the split of a row.
+      separator: between several labels in a cell, such as `';'`.
         With it every label becomes a vector; an empty cell is no label at all.
       data_dir: where relative paths start; None is the folder of the table.
       num_classes: how many classes there are; or
       class_names: their names, a list or a file of them. Without either the
-        labels tell: numbers are class ids, names are sorted.
-      classes_from: the split whose labels tell, if there are several.
+        labels decide: numbers are class ids, names are sorted.
+      classes_from: the split whose labels decide, if there are several.
       columns: other columns as fields of examples, see `data/columns.py`.
 
     Raises:
@@ -180,7 +180,7 @@ class Source:
       raise UserError(f'{self._path}: {e}') from e
 
   def _check(self, rows: list[_Row]) -> None:
-    """Raises where labels are unknown; missing ones are met when read."""
+    """Raises where labels are unknown; missing ones fail when they are read."""
     fine, problems = {None, ''}, {}
     for row in rows:
       for label in _as_list(row.label):

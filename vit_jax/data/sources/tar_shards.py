@@ -148,11 +148,11 @@ def _examples(
 ) -> np.ndarray:
   """Returns `[N, 3]`: the members that are image, label and first of all.
 
-  -1 stands for one that is absent. Groups with neither are no examples, except
+  -1 marks an absent one. Groups with neither are not examples, except
   where an image would be lost by the dots in its name, as in `cat.v2.jpg`.
 
   Raises:
-    UserError: a file stands there twice, so that nothing says which is meant.
+    UserError: two files have the same path.
   """
   rows: dict[str, list[int]] = {}
   names, dotted = set(), set()

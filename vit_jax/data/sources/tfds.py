@@ -64,7 +64,7 @@ class Source:
 
     Raises:
       UserError: no such dataset, split or feature, a dataset that is not
-        prepared or lies in a format without random access, or one whose files
+        prepared or has a format without random access, or one whose files
         name classes of modules that are not imported.
     """
     with _tfds_features.no_imports(), _no_noise():
@@ -111,7 +111,7 @@ class Source:
 
 
 def _prepared_builder(dataset: str, data_dir: str | None, download: bool):
-  """Returns a builder whose data lies as array_record on this disk."""
+  """Returns a builder whose data is stored as array_record on this disk."""
   tfds = _tfds()
   if data_dir is not None:
     data_dir = os.path.expanduser(data_dir)

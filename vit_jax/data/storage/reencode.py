@@ -71,7 +71,7 @@ class Smaller:
 
 
 def _orientation_tag(data: bytes) -> bytes:
-  """Returns EXIF data that says how a decoder shows a file."""
+  """Returns EXIF data with the orientation of a file."""
   tags = Image.Exif()
   if (orientation := decode_lib.orientation(data)) != 1:
     tags[ExifTags.Base.Orientation] = orientation

@@ -23,14 +23,14 @@ _COMPRESSED = {
   b'\xfd7': 'unxz',
   b'\x28\xb5': 'unzstd',
 }
-_NOWHERE = (-1, -1)  # place of a link to what is not in the tar
+_NOWHERE = (-1, -1)  # Place of a link to a file outside of the tar.
 _MAX_LINKS = 40  # in a chain, as in Linux
 _THREADS = 16  # on a network disk all the time goes into waiting
 
 
 @dataclasses.dataclass(frozen=True)
 class Index:
-  """The files of one tar, in their order; a link is what it leads to."""
+  """The files of one tar, in their order; links are resolved."""
 
   path: str
   stamp: tuple[int, int]  # size and time of the tar when it was read
@@ -48,8 +48,8 @@ class Index:
   def read(self, i: int) -> bytes:
     """Returns the content of file `i`. Any number of threads may read.
 
-    The tar is opened each time: no limit of open files is met, and a tar that
-    was deleted or replaced meanwhile is noticed.
+    The tar is opened each time: the limit of open files is never reached, and a
+    tar that was deleted or replaced meanwhile is noticed.
 
     Raises:
       UserError: the tar is gone, or is not the one that was indexed, or the
@@ -101,7 +101,7 @@ def _open(path: str) -> Index:
   except OSError as e:
     raise UserError(f'{path} cannot be read: {e}') from e
   kept = f'{path}.index.npz'
-  # Whatever is wrong with what was kept: it can be made again.
+  # Whatever is wrong with a stored index: it can be made again.
   with contextlib.suppress(Exception):
     with np.load(kept, allow_pickle=False) as file:
       if tuple(file['stamp'].tolist()) == stamp:
@@ -138,7 +138,7 @@ def _make(path: str, stamp: tuple[int, int]) -> Index:
   return Index(
     path,
     stamp,
-    # What stands in a tar need not be UTF-8.
+    # Names in a tar need not be UTF-8.
     np.array([n.encode(errors='surrogateescape') for n, _, _ in members], 'S'),
     np.array([offset for _, offset, _ in members], np.int64),
     np.array([size for _, _, size in members], np.int64),
@@ -176,7 +176,7 @@ def _members(tar: tarfile.TarFile) -> list[tuple[str, int, int]]:
 
 
 def _check_end(path: str, end: int, size: int) -> None:
-  """Raises unless nothing but empty blocks stands behind the last file.
+  """Raises unless only empty blocks follow the last file.
 
   Python ends without a word where the next header is missing or damaged.
   """
