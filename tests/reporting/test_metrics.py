@@ -12,7 +12,8 @@ from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import masked_crc32c
 
 from vit_jax.errors import RunError, UserError
-from vit_jax.reporting.metrics import MetricWriter, write_config
+from vit_jax.reporting.metrics import MetricWriter
+from vit_jax.reporting.run_folder import write_config
 
 
 def rows(workdir):

@@ -93,10 +93,10 @@ def sweep(
   """
   # Importing jax takes seconds: a mistyped command should not wait for it.
   from vit_jax import lookup
-  from vit_jax.reporting import metrics
+  from vit_jax.reporting import run_folder
   from vit_jax.training import train
 
-  workdir = metrics.local_folder(workdir)
+  workdir = run_folder.local_folder(workdir)
   configs = _configs(config, values)
   for changed in configs.values():
     lookup.check_keys(train.train, changed, 'config', num_args=1)

@@ -1,4 +1,4 @@
-"""Files of a run's results: metrics.jsonl, TensorBoard events, config.json.
+"""Metrics of a run: metrics.jsonl, and the same as TensorBoard events.
 
 `metrics.jsonl` has one JSON object per line, `{"step": 400, "train/loss": ...,
 "val/top1": ...}`, with strictly increasing steps; what was measured after step
@@ -6,7 +6,6 @@ k, in training and in evaluation, is one row. JSON knows no NaN and no infinity:
 both are `null` (a NaN again in pandas); the event file has the true value.
 """
 
-import contextlib
 import json
 import math
 import os
@@ -17,9 +16,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from vit_jax import files
-from vit_jax.errors import RunError, UserError
-from vit_jax.reporting import tensorboard
+from vit_jax.errors import UserError
+from vit_jax.reporting import run_folder, tensorboard
 
 
 class MetricWriter:
@@ -59,9 +57,9 @@ class MetricWriter:
     self._enabled = jax.process_index() == 0 if enabled is None else enabled
     if not self._enabled:
       return
-    self._workdir = _make_writable(workdir)
+    self._workdir = run_folder.make_writable(workdir)
     self._path = self._workdir / 'metrics.jsonl'
-    with _writing(self._workdir, UserError):
+    with run_folder.writing(self._workdir, UserError):
       steps = self._resume(restored_step)
       first_step = 0 if restored_step is None else restored_step + 1
       self._events = tensorboard.EventFile(self._workdir, first_step)
@@ -91,7 +89,7 @@ class MetricWriter:
     if self._step is not None and step < self._step:
       raise ValueError(f'metrics of step {step} after those of {self._step}')
     row = {name: _number(name, value) for name, value in metrics.items()}
-    with _writing(self._workdir):
+    with run_folder.writing(self._workdir):
       if step != self._step:
         self._write_row()
         self._step, self._row, self._start = int(step), {}, self._end
@@ -106,13 +104,13 @@ class MetricWriter:
   ) -> None:
     """Adds a PNG file to the TensorBoard events under `name`."""
     if self._enabled:
-      with _writing(self._workdir):
+      with run_folder.writing(self._workdir):
         self._events.write_image(step, name, pathlib.Path(path))
 
   def flush(self) -> None:
     """Makes all that was written durable, the open row included."""
     if self._enabled:
-      with _writing(self._workdir):
+      with run_folder.writing(self._workdir):
         self._write_row()
         os.fsync(self._file.fileno())
         self._events.flush()
@@ -137,7 +135,7 @@ class MetricWriter:
     rows = _rows_until(restored_step, old, self._path)
     kept = b''.join(line for _, _, line in rows)
     if kept != old:
-      _replace(self._path, kept)
+      run_folder.replace(self._path, kept)
     self._file = open(self._path, 'ab')
     # The open row, whether it changed since it was last put into the file, and
     # the bytes of the file that it takes (none if it is not there yet).
@@ -157,71 +155,15 @@ class MetricWriter:
       # Rare: more came for a step after a flush. To cut and append instead
       # could lose a durable row to a kill in between.
       self._file.close()
-      _replace(self._path, self._path.read_bytes()[: self._start] + line)
+      run_folder.replace(
+        self._path, self._path.read_bytes()[: self._start] + line
+      )
       self._file = open(self._path, 'ab')
     else:
       self._file.write(line)
       self._file.flush()  # To the operating system: outlives kill -9.
     self._end = self._start + len(line)
     self._changed = False
-
-
-def local_folder(workdir: str | os.PathLike[str]) -> pathlib.Path:
-  """Returns the absolute path of a workdir, `~` being the home folder.
-
-  Raises:
-    UserError: no path at all, or the address of a bucket.
-  """
-  if not str(workdir).strip() or '\0' in str(workdir):
-    raise UserError(
-      f'workdir {str(workdir)!r}: expected the path of a folder, such as '
-      '--workdir=runs/first; is a variable of the shell not set?'
-    )
-  if '://' in str(workdir):
-    raise UserError(
-      f'workdir {str(workdir)!r}: metrics are appended to files, which an '
-      'object store cannot do; mount the bucket (gcsfuse) and give its folder'
-    )
-  try:
-    return pathlib.Path(workdir).expanduser().absolute()
-  except RuntimeError as e:  # `~name` of a user that does not exist.
-    raise UserError(f'workdir {str(workdir)!r}: {e}') from e
-
-
-def write_config(
-  workdir: str | os.PathLike[str],
-  config: Any,
-  restored_step: int | None = None,
-) -> None:
-  """Writes `<workdir>/config.json` atomically, on process 0 only.
-
-  Where a run continues with another config, the one that trained it until then
-  is kept as `config.until_<restored_step>.json`. A config that no checkpoint
-  came from is replaced.
-
-  Args:
-    workdir: folder of the run; made if missing.
-    config: a ConfigDict or nested mapping; what JSON does not know becomes its
-      `repr`.
-    restored_step: as in `MetricWriter`.
-
-  Raises:
-    UserError: the folder cannot be written.
-  """
-  if jax.process_index() != 0:
-    return
-  path = _make_writable(workdir) / 'config.json'
-  config = config.to_dict() if hasattr(config, 'to_dict') else dict(config)
-  new = json.dumps(config, indent=2, default=repr).encode() + b'\n'
-  with _writing(path.parent, UserError):
-    old = path.read_bytes() if path.exists() else None
-    if old == new:
-      return
-    kept = path.with_name(f'config.until_{restored_step}.json')
-    # If `kept` exists, `old` took over at this very step: it trained nothing.
-    if old and restored_step is not None and not kept.exists():
-      _replace(kept, old)
-    _replace(path, new)
 
 
 def _rows_until(
@@ -282,32 +224,3 @@ def _number(name: str, value: Any) -> float | int:
     raise ValueError(f'{name} is an array of shape {np.shape(value)}')
   value = value.item() if hasattr(value, 'item') else value
   return value if isinstance(value, int) else float(value)
-
-
-def _make_writable(workdir: str | os.PathLike[str]) -> pathlib.Path:
-  workdir = local_folder(workdir)
-  with _writing(workdir, UserError):
-    workdir.mkdir(parents=True, exist_ok=True)
-  return workdir
-
-
-@contextlib.contextmanager
-def _writing(workdir: pathlib.Path, error: type[Exception] = RunError):
-  """Turns a failure of the disk into a message."""
-  try:
-    yield
-  except OSError as e:
-    if error is UserError:
-      advice = 'give a workdir that you may write to'
-    else:
-      advice = (
-        'saved checkpoints are safe; the same command continues from them'
-      )
-    name = str(e.filename or workdir)
-    raise error(f'cannot write {name!r}: {e.strerror}; {advice}') from e
-
-
-def _replace(path: pathlib.Path, data: bytes) -> None:
-  """Replaces a file; a kill leaves the old or the new one, whole."""
-  with files.write_atomically(path, error=None) as part:
-    part.write_bytes(data)

@@ -21,6 +21,7 @@ from vit_jax.reporting import (
   metrics as metrics_lib,
   profiling,
   progress as progress_lib,
+  run_folder,
 )
 from vit_jax.training import plan as plan_lib, run as run_lib, train_state
 
@@ -161,7 +162,7 @@ def start(
     )
   )
   if step is None or not plan.evaluates_only:
-    metrics_lib.write_config(workdir.path, config, step)
+    run_folder.write_config(workdir.path, config, step)
     if jax.process_index() == 0:
       write_class_names(workdir.path, run.input.class_names)
   if step is not None:

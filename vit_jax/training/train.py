@@ -14,7 +14,7 @@ import jax
 
 from vit_jax.pretrained import like
 from vit_jax.printable import show
-from vit_jax.reporting import metrics as metrics_lib
+from vit_jax.reporting import run_folder
 from vit_jax.training import (
   evaluation,
   nonfinite,
@@ -101,7 +101,7 @@ def train(
   config = {
     k: v for k, v in locals().items() if k not in ('workdir', 'profile')
   }
-  path = metrics_lib.local_folder(workdir)
+  path = run_folder.local_folder(workdir)
   plan = plan_lib.make(config, profile=profile)
   run, total_steps = plan.run, plan.run.total_steps
   results = {}
