@@ -1,9 +1,14 @@
 """Stems against their definitions, by name and as modules."""
 
+import flax.linen as nn
 import jax
 import numpy as np
+import pytest
 
+from vit_jax import lookup, trees
+from vit_jax.errors import UserError
 from vit_jax.models import _stems
+from vit_jax.models.vit import VARIANTS, Model, ViT
 
 
 def _normal(*shape, seed=0, dtype=np.float32):
@@ -57,3 +62,70 @@ def test_conv_stem_is_convolutions_with_norms_and_activations():
   tokens = module.apply({'params': params}, image)
   assert tokens.shape == (2, 2, 3, 6)
   np.testing.assert_allclose(tokens, expected, atol=1e-4)
+
+
+class Flat(nn.Module):
+  """A user's stem: a token is the mean colour of its patch."""
+
+  patch_size: tuple[int, int]
+  width: int
+
+  @nn.compact
+  def __call__(self, image_BHWC):
+    B, H, W, C = image_BHWC.shape
+    rows, columns = self.patch_size
+    parts = image_BHWC.reshape(B, H // rows, rows, W // columns, columns, C)
+    return nn.Dense(self.width)(parts.mean(axis=(2, 4)))
+
+
+def test_a_stem_is_a_module_that_is_passed_in():
+  image = _normal(2, 16, 16, 3)
+  stem = Flat((8, 8), 32)
+  model = Model('mu/8', stem=stem)
+  params = model.init(jax.random.key(0), image)['params']
+  names = set(trees.flatten(params['patch_embedding']))
+  assert names == {'Dense_0/kernel', 'Dense_0/bias'}
+  outputs = model.apply({'params': params}, image)
+  # Only the mean of a patch is seen.
+  swapped = image[:, [1, 0, *range(2, 16)]]
+  np.testing.assert_allclose(
+    model.apply({'params': params}, swapped)['features'],
+    outputs['features'],
+    atol=1e-5,
+  )
+  with pytest.raises(UserError, match='stem=3: expected a module'):
+    Model('mu/8', stem=3)
+  with pytest.raises(UserError, match='names are for vit'):
+    ViT(**VARIANTS['mu'], patch_size=8, stem='conv')
+
+
+def test_a_name_in_a_config_means_a_stem_with_the_options_of_the_model():
+  section = dict(name='vit', variant='mu/8', stem='conv', norm_epsilon=1e-5)
+  model = lookup.build('models', section, 'Model')
+  stem = _stems.ConvStem((8, 8), 32, norm_epsilon=1e-5)
+  assert model == Model('mu/8', stem=stem, norm_epsilon=1e-5)
+  # A plain one is the default.
+  assert Model('mu/8', stem='patch') == Model('mu/8')
+
+
+def test_a_stem_of_the_users_own_is_found_only_where_it_is_trusted(
+  tmp_path, monkeypatch
+):
+  (tmp_path / 'my_parts').mkdir()
+  (tmp_path / 'my_parts' / 'flat.py').write_text(
+    'import flax.linen as nn\n'
+    'class Stem(nn.Module):\n'
+    '  width: int\n'
+    '  def __call__(self, image):\n'
+    '    return image[:, ::8, ::8, :1].repeat(self.width, -1)\n'
+  )
+  monkeypatch.syspath_prepend(tmp_path)
+  section = dict(name='vit', variant='mu/8', stem='my_parts.flat')
+  model = lookup.build('models', section, 'Model', trusted=True)
+  params = model.init(jax.random.key(0), _normal(1, 16, 16, 3))['params']
+  assert 'patch_embedding' not in params
+  assert model.stem.width == 32
+  with pytest.raises(UserError, match='a name out of a file is not imported'):
+    lookup.build('models', section, 'Model')
+  with pytest.raises(UserError, match="unknown key 'trusted'"):
+    lookup.build('models', section | dict(trusted=True), 'Model')
