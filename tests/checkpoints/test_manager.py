@@ -333,6 +333,12 @@ def test_a_saved_step_is_not_written_again(tmp_path):
   assert listing(tmp_path) == before
 
 
+def test_other_code_that_uses_orbax_keeps_its_handler_of_arrays(tmp_path):
+  before = ocp.type_handlers.get_type_handler(jax.Array)
+  manager.Checkpointer(tmp_path).close()
+  assert ocp.type_handlers.get_type_handler(jax.Array) is before
+
+
 def test_latest_good_is_the_last_step_that_is_on_the_disk(tmp_path):
   checkpointer = manager.Checkpointer(tmp_path)
   assert checkpointer.latest_good is None

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
@@ -62,16 +63,6 @@ class Checkpointer:
   ):
     _check_arguments(keep_latest, keep_best_mode, keep_every_steps)
     orbax_noise.silence()
-    # Orbax would cut every array that several devices hold into one slice for
-    # each of them, compiling a program for each slice, and write them side by
-    # side. Below this size that costs more than it saves.
-    ocp.type_handlers.register_type_handler(
-      jax.Array,
-      ocp.type_handlers.ArrayHandler(
-        min_slice_bytes_for_replica_parallel=_MIN_SLICE_BYTES
-      ),
-      override=True,
-    )
     self.directory = checkpoint_format.absolute(directory)
     _check_writable(self.directory)
     self._log = on_log
@@ -94,7 +85,7 @@ class Checkpointer:
       # Reads no file of old checkpoints: a damaged one would stop us here.
       lightweight_initialize=True,
     )
-    self._manager = ocp.CheckpointManager(self.directory, options=self._options)
+    self._manager = self._open()
 
   @property
   def latest_good(self) -> int | None:
@@ -143,7 +134,7 @@ class Checkpointer:
         self._manager.save(
           step,
           args=ocp.args.Composite(
-            state=ocp.args.StandardSave(trees.unflatten(named)),
+            state=ocp.args.PyTreeSave(trees.unflatten(named)),
             meta=ocp.args.JsonSave(meta),
           ),
           force=True,  # When to save is the caller's decision.
@@ -219,6 +210,29 @@ class Checkpointer:
     finally:
       self._manager.close()
 
+  def _open(self) -> ocp.CheckpointManager:
+    """Returns orbax's manager of the directory."""
+    types, handlers = ocp.type_handlers, ocp.handlers
+    # Orbax would cut every array that several devices hold into one slice for
+    # each of them, compiling a program for each slice, and write them side by
+    # side. Below this size that costs more than it saves.
+    arrays = types.ArrayHandler(
+      min_slice_bytes_for_replica_parallel=_MIN_SLICE_BYTES
+    )
+    # Of this manager alone: not in the registry of the process.
+    registry = types.create_type_handler_registry(
+      (jax.Array, arrays), (np.ndarray, types.NumpyHandler())
+    )
+    items = handlers.DefaultCheckpointHandlerRegistry()
+    items.add(
+      'state',
+      ocp.args.PyTreeSave,
+      ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
+    )
+    return ocp.CheckpointManager(
+      self.directory, options=self._options, handler_registry=items
+    )
+
   def _move_aside(self, damaged: Iterable[int]) -> None:
     for step in damaged if jax.process_index() == 0 else ():
       target, number = self.directory / f'{step}.corrupt', 1
@@ -246,9 +260,7 @@ class Checkpointer:
       for path in self.directory.glob(f'{step}.orbax-checkpoint-tmp*'):
         shutil.rmtree(path, ignore_errors=True)
     if jax.process_count() == 1:
-      self._manager = ocp.CheckpointManager(
-        self.directory, options=self._options
-      )
+      self._manager = self._open()
 
   @contextlib.contextmanager
   def _run_error(self, step: int) -> Iterator[None]:
