@@ -102,7 +102,9 @@ def _record(source: Any, i: int, ops: Op) -> _Record:
     if not isinstance(decoded, np.ndarray) or decoded.ndim != 3:
       raise UserError('the ops made no array [H, W, C] of it')
     return _Record(digest, num_bytes, kind, label, decoded.shape[:2], None)
-  except BaseException as e:  # a SystemExit would end all as if it were well
+  except MemoryError:  # A failure of the process, not of the image.
+    raise
+  except BaseException as e:  # A SystemExit would end it with code 0.
     problem = str(e) if isinstance(e, UserError) else repr(e)
     return _Record(digest, num_bytes, kind, label, (0, 0), problem)
 

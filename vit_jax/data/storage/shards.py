@@ -195,6 +195,8 @@ class Writer:
       with self._watchdog.reading(i):
         name = self._source.describe(i)
         return self._transform(self._source[i]) | {'name': name}, ''
+    except MemoryError:  # A failure of the process, not of the example.
+      raise
     except BaseException as e:  # A SystemExit would end it with code 0.
       problem = e if isinstance(e, UserError) else repr(e)
       what = f'{self._source.describe(i)}: {problem}'
