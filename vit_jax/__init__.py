@@ -28,7 +28,7 @@ if _typing.TYPE_CHECKING:
   from vit_jax.inference.model import Model
 
 __version__ = '0.1.0'
-__all__ = ['list_models', 'load']
+__all__ = ['evaluate', 'list_models', 'load']
 
 
 def load(
@@ -127,6 +127,73 @@ def load(
     download_seconds=download_seconds,
     **options,
   )
+
+
+def evaluate(
+  weights: 'str | os.PathLike',
+  evals: Mapping[str, Mapping[str, Any]] | None = None,
+  *,
+  names: Sequence[str] | None = None,
+  batch_size: int = 128,
+  ops: str | None = None,
+  device_ops: str | None = None,
+  mesh: 'jax.sharding.Mesh | None' = None,
+  model: Mapping[str, Any] | None = None,
+  step: int | str | None = None,
+  ema: bool | None = None,
+  weights_dir: 'str | os.PathLike | None' = None,
+  on_log: Callable[[str], Any] = print,
+  **options: Any,
+) -> dict[str, float]:
+  """Returns the metrics of evaluations of any weights, such as `val/top1`.
+
+  Example:
+
+      vit_jax.evaluate('runs/pets')  # as the run itself does
+      vit_jax.evaluate('augreg-B/16-i1k-384', {'val': {
+        'name': 'classification',
+        'data': {'name': 'image_folder', 'data_dir': '/data/i1k',
+                 'split': 'val'}}})
+
+  Nothing is trained and nothing is written; a run may be going on.
+
+  Args:
+    weights: as for `load`.
+    evals: as `config.evals`; a section without `ops` gets those of the weights.
+      None takes the evaluations of the run that the weights are from.
+    names: which of them; None is all.
+    batch_size: of sections that have none; it does not change the results.
+    ops, device_ops, model, step, weights_dir, on_log, **options: see `load`.
+    mesh: from `vit_jax.parallel.mesh.make_mesh`; None shards the batch over all
+      devices.
+    ema: of a run, whether to take the averaged weights. None goes by the key
+      `weights` of the section; without it a run's own evaluation takes what is
+      trained, as in training, and another one the average if there is one.
+
+  Raises:
+    UserError: weights, sections, options or data that do not fit.
+  """
+  import importlib
+
+  from vit_jax.parallel import platforms
+
+  platforms.skip_absent_tpu()
+  module = importlib.import_module('vit_jax.training.evaluate')
+  return module.evaluate(
+    weights,
+    evals,
+    names=names,
+    batch_size=batch_size,
+    ops=ops,
+    device_ops=device_ops,
+    mesh=mesh,
+    model=model,
+    step=step,
+    ema=ema,
+    weights_dir=weights_dir,
+    on_log=on_log,
+    **options,
+  ).metrics
 
 
 def list_models(pattern: str = '*') -> list[str]:

@@ -17,7 +17,6 @@ RECIPES = [
   ('deit3_i1k', ''),
   ('deit3_i21k', ''),
   ('deit_b16_i1k', ''),
-  ('evaluate', ''),
   ('finetune', ''),
   ('scratch', ''),
   ('vit_g14', ''),

@@ -1,4 +1,4 @@
-"""configs/evaluate.py: any weights are judged without a step of training."""
+"""configs/evaluate.py: any weights are evaluated by three protocols."""
 
 import json
 import pathlib
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_jax import main
+from vit_jax.commands import evaluate as command
 from vit_jax.configs import evaluate
 from vit_jax.pretrained.formats import vit_jax as ours
 
@@ -29,31 +29,35 @@ def folder(tmp_path):
   return tmp_path / 'data'
 
 
-def test_weights_in_a_file_are_judged_by_three_protocols(
-  folder, tiny_weights, tmp_path
+def test_weights_in_a_file_are_evaluated_by_three_protocols(
+  folder, tiny_weights, tmp_path, capsys
 ):
   ours.write(tiny_weights(num_classes=5), tmp_path / 'w.safetensors')
-  config = f'{RECIPE}:model={tmp_path / "w.safetensors"},data={folder}'
-  workdir = tmp_path / 'run'
-  assert not main.main([f'--config={config}', f'--workdir={workdir}'])
-  (row,) = (workdir / 'metrics.jsonl').read_text().splitlines()
-  row = json.loads(row)
+  output = tmp_path / 'new/results.json'
+  code = command.main(
+    [
+      f'--config={RECIPE}:{folder}',
+      f'--weights={tmp_path / "w.safetensors"}',
+      f'--output={output}',
+    ]
+  )
+  assert not code, capsys.readouterr().err
+  metrics = json.loads(output.read_text())['metrics']
   # Random features tell three colours apart.
-  assert row['fewshot/10shot'] > 0.8
-  assert row['knn/10nn'] > 0.8
-  assert row['linear_probe/top1'] > 0.8
-  assert not list(workdir.glob('checkpoints/[0-9]*'))
+  for name in ('fewshot/10shot', 'knn/10nn', 'linear_probe/top1'):
+    assert metrics[name] > 0.8
+  table = capsys.readouterr().out
+  assert 'linear_probe' in table and f'{metrics["knn/10nn"]:.4f}' in table
 
 
 def test_a_dataset_without_a_known_number_of_classes_is_refused():
   with pytest.raises(ValueError, match=r'data=my_data .*add num_classes='):
     evaluate.get_config('dataset=my_data')
-  config = evaluate.get_config('dataset=my_data,num_classes=7')
-  assert config.model.num_classes == 7
+  assert evaluate.get_config('dataset=my_data,num_classes=7').evals
 
 
-def test_a_published_model_is_taken_at_a_multiple_of_its_patch():
-  for model in ('augreg-B/16', 'dinov2-S/14'):
-    config = evaluate.get_config(f'model={model}')
-    assert config.input.ops.endswith('central_crop(224)')
-  assert config.input.device_ops == "normalize('imagenet')"
+def test_images_are_prepared_as_the_weights_say_unless_a_size_is_given():
+  assert 'ops' not in evaluate.get_config('cifar10').evals.knn
+  section = evaluate.get_config('cifar10,resolution=224').evals.knn
+  assert section.ops.endswith('central_crop(224)')
+  assert 'resize_small(256,' in section.ops

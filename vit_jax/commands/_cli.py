@@ -153,7 +153,7 @@ def add_weights_options(parser: argparse.ArgumentParser) -> None:
   group = parser.add_argument_group('how weights are read')
   group.add_argument(
     '--model',
-    type=_dict,
+    type=dictionary,
     metavar='DICT',
     help='keys of the model section that replace those found with the weights, '
     "such as {'num_classes': None}",
@@ -230,6 +230,19 @@ def size(text: str) -> tuple[int, int]:
   return (sides[0], sides[-1])
 
 
+def dictionary(text: str) -> dict[str, Any]:
+  """Returns the dict with texts as keys of a literal; for argparse."""
+  try:
+    value = ast.literal_eval(text)
+  except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+    value = None
+  if not isinstance(value, dict) or not all(isinstance(k, str) for k in value):
+    raise argparse.ArgumentTypeError(
+      f"expected a dict such as {{'num_classes': None}}; got {text}"
+    )
+  return value
+
+
 def _show_exception(kind, error, trace) -> None:
   """Prints a stack trace whose messages, not all ours, are printable."""
   lines = traceback.format_exception(kind, error, trace)
@@ -245,18 +258,6 @@ def _step(text: str) -> int | str:
     raise argparse.ArgumentTypeError(
       f"expected a number, 'best' or 'newest'; got {text}"
     ) from None
-
-
-def _dict(text: str) -> dict[str, Any]:
-  try:
-    value = ast.literal_eval(text)
-  except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-    value = None
-  if not isinstance(value, dict) or not all(isinstance(k, str) for k in value):
-    raise argparse.ArgumentTypeError(
-      f"expected a dict such as {{'num_classes': None}}; got {text}"
-    )
-  return value
 
 
 class _Parser(argparse.ArgumentParser):

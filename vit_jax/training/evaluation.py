@@ -37,8 +37,7 @@ class Job:
   @property
   def prefixes(self) -> tuple[str, ...]:
     """The prefixes of its metrics, one for each of its weights."""
-    others = [f'{self.name}_{weights}' for weights in self.weights[1:]]
-    return (self.name, *others)
+    return prefixes(self.name, self.weights)
 
   def is_due(self, step: int) -> bool:
     return bool(self.every_steps) and step % self.every_steps == 0
@@ -70,7 +69,7 @@ def make_jobs(
     weights = section.pop('weights', 'params')
     if problem := run_lib.cadence_problem(f'{where}.every_steps', every_steps):
       raise UserError(problem)
-    weights = _weights(weights, where, has_ema)
+    weights = weights_of(weights, where, has_ema=has_ema)
     evaluator = build(
       section,
       run.predict,
@@ -297,7 +296,12 @@ def print_results(results: Mapping[str, float], title: str) -> None:
     print_metrics(title, {x: classes[x] for x in worst[:_MAX_CLASSES]})
 
 
-def _weights(weights: Any, where: str, has_ema: bool) -> tuple[str, ...]:
+def prefixes(name: str, weights: Sequence[str]) -> tuple[str, ...]:
+  """Returns `('val', 'val_ema')` for 'val' with both weights, params first."""
+  return (name, *(f'{name}_{other}' for other in weights[1:]))
+
+
+def weights_of(weights: Any, where: str, *, has_ema: bool) -> tuple[str, ...]:
   """Returns the weights that an evaluation uses, the first one first."""
   given = weights
   weights = (weights,) if isinstance(weights, str) else weights

@@ -111,6 +111,23 @@ def read(
   )
 
 
+def read_config(path: str | os.PathLike) -> dict[str, Any]:
+  """Returns the config of a run, with its sections as dicts.
+
+  Args:
+    path: as in `read`.
+
+  Raises:
+    UserError: no run, or no `config.json` in it.
+  """
+  found = _find(path)
+  file = None if found is None else found[0].parent / 'config.json'
+  if file is None or not file.exists():
+    raise UserError(f'{os.fspath(path)} is not a run with a config.json')
+  config = files.parse_json(file.read_text(), str(file))
+  return _checked_config({'config': config}, os.fspath(path))
+
+
 def write_class_names(
   workdir: str | os.PathLike, class_names: Sequence[str] | None
 ) -> None:

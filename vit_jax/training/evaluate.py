@@ -1,0 +1,289 @@
+"""Evaluation of any weights, without training and without writing anything."""
+
+import dataclasses
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from vit_jax import lookup, suggestions
+from vit_jax.data import device_ops_language, ops_language
+from vit_jax.errors import UserError
+from vit_jax.objectives import _forward
+from vit_jax.parallel import activations, mesh as mesh_lib, rules as rules_lib
+from vit_jax.pretrained import catalog, initialize as initialize_lib
+from vit_jax.pretrained.formats import run as run_format
+from vit_jax.pretrained.weights import Weights, build_model
+from vit_jax.training import evaluation
+
+_BATCH_SIZE = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+  """The numbers of `evaluate`, and where their weights are from.
+
+  Attributes:
+    metrics: `{'val/top1': ...}`; for the second of several weights
+      `val_ema/top1`, as in training.
+    source: of the weights: 'format', 'path' and, of a run, 'step'.
+  """
+
+  metrics: dict[str, float]
+  source: dict[str, Any]
+
+
+def evaluate(
+  weights: str | os.PathLike | Weights,
+  evals: Mapping[str, Mapping[str, Any]] | None = None,
+  *,
+  names: Sequence[str] | None = None,
+  batch_size: int = _BATCH_SIZE,
+  ops: str | None = None,
+  device_ops: str | None = None,
+  mesh: jax.sharding.Mesh | None = None,
+  model: Mapping[str, Any] | None = None,
+  step: int | str | None = None,
+  ema: bool | None = None,
+  weights_dir: str | os.PathLike | None = None,
+  on_log: Callable[[str], Any] = print,
+  **options,
+) -> Results:
+  """Returns the numbers of evaluators on weights; see `vit_jax.evaluate`.
+
+  Only reads: the run that the weights are from may be going on. The forward
+  pass is the model's, as in `vit_jax.load`; there is no optimizer, objective
+  or training data. Positions are resized to the images of each evaluation.
+
+  Raises:
+    UserError: weights, sections, options or data that do not fit.
+  """
+  mesh = mesh_lib.make_mesh() if mesh is None else mesh
+  is_ours = _is_run(weights)
+  own = evals is None
+  if own:
+    if not is_ours:
+      raise UserError(
+        'evals is missing: only runs have evaluations of their own. Name a '
+        'recipe with config.evals, as in --config=configs/evaluate.py'
+      )
+    evals = run_format.read_config(weights)['evals']
+  evals = _chosen(evaluation.sections(evals, 'config.evals'), names)
+  if own:
+    _check_from_file(evals, weights)
+  loaded: dict[bool | None, Weights] = {}
+  placed: dict[Any, Any] = {}  # The last parameters on the devices.
+
+  def load(wanted: bool | None) -> Weights:
+    if wanted not in loaded:
+      pinned = [x.source['step'] for x in loaded.values() if is_ours]
+      found = (
+        weights
+        if isinstance(weights, Weights)
+        else catalog.load(
+          weights,
+          model=model,
+          step=pinned[0] if pinned else step,
+          ema=wanted,
+          weights_dir=weights_dir,
+          on_log=on_log,
+          **options,
+        )
+      )
+      loaded[wanted] = _with(found, ops=ops, device_ops=device_ops)
+    return loaded[wanted]
+
+  metrics, source = {}, {}
+  for name, section in evals.items():
+    section = {k: x for k, x in section.items() if not k.startswith('every_')}
+    kinds = section.pop('weights', None)
+    if ema is not None or not is_ours:
+      kinds = {name: ema}
+    elif kinds is None:
+      # Those of `vit_jax.load`; the run's own evaluations have a default.
+      kinds = {name: False if own else None}
+    else:
+      kinds = evaluation.weights_of(kinds, f'config.evals.{name}', has_ema=True)
+      prefixes = evaluation.prefixes(name, kinds)
+      kinds = {p: k == 'ema' for p, k in zip(prefixes, kinds, strict=True)}
+    for prefix, wanted in kinds.items():
+      found = load(wanted)
+      source = source or dict(found.source)
+      on_log(f'evaluating {prefix}')
+      try:
+        numbers = _run(found, section, name, mesh, batch_size, on_log, placed)
+      except Exception as e:
+        e.add_note(f'in the evaluation {name}')
+        raise
+      metrics |= {f'{prefix}/{key}': value for key, value in numbers.items()}
+  return Results(metrics, source)
+
+
+def _is_run(weights: str | os.PathLike | Weights) -> bool:
+  if isinstance(weights, Weights) or not run_format.matches(weights):
+    return False
+  # Of an address `matches` knows nothing.
+  return '://' not in os.fspath(weights) or not re.search(
+    r'^(https?|hf)://|\.(npz|safetensors|pth?|bin)$', os.fspath(weights)
+  )
+
+
+def _check_from_file(
+  evals: Mapping[str, Mapping[str, Any]], path: str | os.PathLike
+) -> None:
+  """Raises UserError where a run's files name code outside of this package."""
+  problems = []
+  for name, section in evals.items():
+    for folder, export, found in _names(section):
+      try:
+        if folder == 'ops':
+          ops_language.parse(found)
+        else:
+          lookup.find(folder, found, export)
+      except UserError as e:
+        problems.append(f'{name}: {e}')
+  if problems:
+    raise UserError(
+      f'the evaluations of {os.fspath(path)} cannot be taken from its files: '
+      f'{"; ".join(problems)}. Name the recipe of the run: --config=RECIPE.py'
+    )
+
+
+def _names(
+  section: Mapping[str, Any], folder: str = 'evaluators'
+) -> Iterator[tuple[str, str, Any]]:
+  """Yields what a section names: folder, export and name, or ops."""
+  export = 'Evaluator' if folder == 'evaluators' else 'Source'
+  if 'name' in section:
+    yield folder, export, section['name']
+  if section.get('ops') is not None:
+    yield 'ops', '', section['ops']
+  for value in section.values():
+    for part in value if isinstance(value, list | tuple) else [value]:
+      if isinstance(part, Mapping):
+        yield from _names(part, 'data/sources')
+
+
+def _chosen(
+  evals: Mapping[str, Mapping[str, Any]], names: Sequence[str] | None
+) -> dict[str, Mapping[str, Any]]:
+  """Returns the evaluations of these names, in their order."""
+  if not evals:
+    raise UserError('the config has no evals; name a recipe that has')
+  if names is None:
+    return dict(evals)
+  for name in names:
+    if name not in evals:
+      near = suggestions.close(name, evals)
+      hint = f' (did you mean {near!r}?)' if near else ''
+      raise UserError(
+        f'no evaluation {name!r}{hint}; there are: {", ".join(evals)}'
+      )
+  return {name: evals[name] for name in names}
+
+
+def _with(weights: Weights, **preprocess) -> Weights:
+  """Returns the weights with the user's ops, which are trusted."""
+  given = {key: x for key, x in preprocess.items() if x is not None}
+  return dataclasses.replace(
+    weights,
+    preprocess=weights.preprocess | given,
+    trusted=weights.trusted | given.keys(),
+  )
+
+
+def _run(
+  weights: Weights,
+  section: dict[str, Any],
+  name: str,
+  mesh: jax.sharding.Mesh,
+  batch_size: int,
+  on_log: Callable[[str], Any],
+  placed: dict[Any, Any],
+) -> dict[str, float]:
+  """Builds the evaluator of a section and runs it on weights."""
+  where = f'config.evals.{name}'
+  if section.get('ops') is None and {'data', 'data_train'} & set(section):
+    section['ops'] = _ops(weights, where)
+  module = build_model(weights)
+  forward = _forward.Forward(
+    lambda weights, batch: module.apply(weights, batch['image'], train=False),
+    _device_ops(weights),
+    context=lambda: activations.use(mesh, split_tokens=False),
+  )
+  evaluator = evaluation.build(
+    section, forward, mesh, batch_size=batch_size, where=where
+  )
+  found = getattr(evaluator, 'num_classes', None)
+  wanted = weights.model.get('num_classes')
+  if found is not None and wanted != found:
+    head = f'{wanted} classes' if wanted else 'no head'
+    raise UserError(
+      f'{where}: the data has {found} classes and the weights have {head}'
+    )
+  inputs = evaluation.inputs_of(evaluator, where).values()
+  image = None
+  for data in inputs:
+    image = jax.eval_shape(forward.prepare, data.element_spec())['image']
+    image = image.update(shape=(1, *image.shape[1:]))
+  key = id(weights), image and image.shape
+  if key not in placed:
+    placed.clear()
+    placed[key] = _place(weights, module, image, mesh, on_log)
+  with jax.transfer_guard('disallow'):
+    return evaluator.run(placed[key])
+
+
+def _place(weights, module, image, mesh, on_log) -> dict[str, Any]:
+  """Returns `{'params': ...}` on the devices, resized to images of a shape."""
+  if image is None:  # Of the evaluator's own.
+    shapes = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, 'float32'), weights.params
+    )
+  else:
+    shapes = jax.eval_shape(
+      lambda rng, image: module.init(rng, image, train=False)['params'],
+      jax.random.key(0),
+      image,
+    )
+  tree = {'params': shapes}
+  abstract = jax.tree.map(
+    lambda x, sharding: x.update(sharding=sharding),
+    tree,
+    rules_lib.state_shardings(tree, mesh),
+  )
+  return initialize_lib.initialize(
+    abstract,
+    [dict(weights=weights)],
+    models={'params': module},
+    model_name=weights.model['name'],
+    on_log=on_log,
+  )
+
+
+def _ops(weights: Weights, where: str) -> str:
+  """Returns the host ops of the weights."""
+  if 'ops' not in weights.preprocess:
+    raise UserError(
+      f'{where} has no ops, and the weights do not say how images were '
+      "prepared. Give ops, such as 'decode|resize(224)' (--ops on the command "
+      'line)'
+    )
+  text = weights.preprocess['ops']
+  ops_language.parse(text, trusted='ops' in weights.trusted)
+  return text
+
+
+def _device_ops(weights: Weights) -> Callable[[Any], Any]:
+  if 'device_ops' not in weights.preprocess:
+    raise UserError(
+      'the weights do not say how images were normalised. Give device_ops, '
+      "such as 'normalize(-1, 1)' (--device_ops on the command line)"
+    )
+  ops = device_ops_language.parse(
+    weights.preprocess['device_ops'],
+    trusted='device_ops' in weights.trusted,
+  )
+  return lambda batch: ops(batch, None, train=False)
