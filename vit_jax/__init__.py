@@ -41,6 +41,7 @@ def load(
   device_ops: str | None = None,
   class_names: 'str | os.PathLike | Sequence[str] | None' = None,
   loss: str | None = None,
+  image_size: int | Sequence[int] | None = None,
   batch_size: int = 8,
   mesh: 'jax.sharding.Mesh | None' = None,
   weights_dir: 'str | os.PathLike | None' = None,
@@ -85,6 +86,9 @@ def load(
       the weights.
     loss: 'softmax' or 'sigmoid': how logits become probabilities; None is what
       the weights were trained with, softmax if that is not known.
+    image_size: a side of square images in pixels, or (height, width): the size
+      that the model is given, in place of that of the weights. Positions are
+      resized, and so are the sizes in the weights' own host ops.
     batch_size: batch size of the compiled program, rounded up to a multiple of
       the number of devices. Fewer images cost as much as that many, more are
       processed in turns: 1 is best for single images, 32 and more for many.
@@ -120,6 +124,7 @@ def load(
     device_ops=device_ops,
     class_names=class_names,
     loss=loss,
+    image_size=image_size,
     batch_size=batch_size,
     mesh=mesh,
     weights_dir=weights_dir,

@@ -220,6 +220,7 @@ def test_what_weights_do_not_know_can_be_said(
     (['.', '--entry=teacher'], ['entry has no effect']),
     (['.', '--class_names=../two.txt'], ['2 names for 5', '--class_names=']),
     (['.', '--batch_size=-1'], ['batch_size', '-1']),
+    (['.', '--image_size=20'], ['image_size=20', 'are 16 and 24']),
   ],
 )
 def test_a_mistake_ends_with_one_message(
@@ -234,6 +235,17 @@ def test_a_mistake_ends_with_one_message(
     assert word in error
   with pytest.raises(ValueError, match=words[0]):
     predict.main([f'--weights={weights}', *argv, '--traceback'])
+
+
+def test_images_of_another_size_than_that_of_the_weights(
+  weights, photos, capsys
+):
+  argv = [f'--weights={weights}', str(photos / 'a.png'), '--format=json']
+  assert predict.main([*argv, '--image_size=24']) == 0
+  captured = capsys.readouterr()
+  assert 'for images of 24x24: positions 3x3' in captured.err
+  assert "ops 'decode|resize(24)'" in captured.err
+  assert json.loads(captured.out)[0]['predictions']
 
 
 def test_a_mistyped_option_is_refused(capsys):

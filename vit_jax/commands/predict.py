@@ -41,6 +41,7 @@ def _main(argv: Sequence[str]) -> int:
     device_ops=args.device_ops,
     class_names=args.class_names,
     loss=args.loss,
+    image_size=args.image_size,
     batch_size=args.batch_size or min(len(paths), _MAX_BATCH_SIZE),
     **_cli.weights_options(args),
   )
@@ -96,6 +97,13 @@ def _parser() -> argparse.ArgumentParser:
     '--loss',
     choices=('softmax', 'sigmoid'),
     help='that turns logits into probabilities',
+  )
+  group.add_argument(
+    '--image_size',
+    type=int,
+    metavar='PIXELS',
+    help='side of the square that the model gets, if not that of the weights:'
+    ' positions are resized',
   )
   _cli.add_weights_options(parser)
   return parser

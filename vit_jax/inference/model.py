@@ -15,7 +15,12 @@ import jax
 import numpy as np
 
 from vit_jax.errors import UserError
-from vit_jax.inference import classes, forward, images as images_lib
+from vit_jax.inference import (
+  classes,
+  forward,
+  image_size as image_size_lib,
+  images as images_lib,
+)
 from vit_jax.parallel import mesh as mesh_lib
 from vit_jax.pretrained import catalog, download
 from vit_jax.pretrained.weights import Weights
@@ -32,6 +37,7 @@ def load(
   device_ops: str | None = None,
   class_names: str | os.PathLike | Sequence[str] | None = None,
   loss: str | None = None,
+  image_size: int | Sequence[int] | None = None,
   batch_size: int = 8,
   mesh: jax.sharding.Mesh | None = None,
   weights_dir: str | os.PathLike | None = None,
@@ -59,6 +65,10 @@ def load(
     class_names=classes.names_of(weights, class_names),
     source=dict(weights.source, loss=classes.loss_of(weights, loss)),
   )
+  if image_size is not None:
+    weights = image_size_lib.resize(
+      weights, image_size, keep_ops=ops is not None, on_log=on_log
+    )
   return Model(weights, batch_size=batch_size, mesh=mesh, on_log=on_log)
 
 
