@@ -1,6 +1,6 @@
 r"""A small ViT on CIFAR-10 from scratch, from TFDS or from a folder of images.
 
-  python -m vit_jax.main --config=configs/cifar10.py:data=/data/cifar10 \
+  python -m vit_jax train --config=configs/cifar10.py:data=/data/cifar10 \
     --workdir=runs/cifar10
 
 `/data/cifar10` holds `train/<class>/*.jpg` and `test/<class>/*.jpg`, all images

@@ -4,12 +4,12 @@ r"""DeiT-III on ImageNet-1k, 800 epochs, and the fine-tuning that follows it.
 settings of the commands in README_revenge.md of facebookresearch/deit, where
 the paper's table differs (rate, weight decay). Run it with
 
-  python -m vit_jax.main --config=configs/deit3_i1k.py:variant=S/16 \
+  python -m vit_jax train --config=configs/deit3_i1k.py:variant=S/16 \
       --workdir=runs/deit3_s16
 
-  python -m vit_jax.main --config=configs/deit3_i1k.py:variant=B/16 \
+  python -m vit_jax train --config=configs/deit3_i1k.py:variant=B/16 \
       --workdir=runs/deit3_b16
-  python -m vit_jax.main --workdir=runs/deit3_b16_224 \
+  python -m vit_jax train --workdir=runs/deit3_b16_224 \
       --config=configs/deit3_i1k.py:variant=B/16,finetune=runs/deit3_b16
 
 S/16 is trained at 224 px; B/16 and L/16 at 192 and H/14 at 160, then all three

@@ -4,9 +4,9 @@ r"""DeiT-III on ImageNet-21k, then on ImageNet-1k.
 settings of the commands in README_revenge.md of facebookresearch/deit. Run the
 two with
 
-  python -m vit_jax.main --workdir=runs/deit3_b16_i21k \
+  python -m vit_jax train --workdir=runs/deit3_b16_i21k \
       --config=configs/deit3_i21k.py:variant=B/16,data=records:/data/i21k
-  python -m vit_jax.main --workdir=runs/deit3_b16_i21k_i1k \
+  python -m vit_jax train --workdir=runs/deit3_b16_i21k_i1k \
       --config=configs/deit3_i21k.py:variant=B/16,finetune=runs/deit3_b16_i21k
 
 where /data/i21k is what vit_jax prepare made of the tar files

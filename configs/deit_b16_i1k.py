@@ -4,14 +4,14 @@ r"""DeiT on ImageNet-1k, 300 epochs: B/16 81.8 %, S/16 79.8 %, Ti/16 72.2 %.
 arXiv:2012.12877), table 9, without distillation; settings as in the released
 code (facebookresearch/deit, main.py, with timm 0.3.2). Run it with
 
-  python -m vit_jax.main --config=configs/deit_b16_i1k.py:variant=B/16 \
+  python -m vit_jax train --config=configs/deit_b16_i1k.py:variant=B/16 \
       --workdir=runs/deit_b16
 
 after preparing imagenet2012 for TFDS, or on image folders (train/, val/) with
 configs/deit_b16_i1k.py:variant=B/16,data=/path/to/imagenet. B/16 may
 go on to 30 epochs at 384 px, with the command of README_deit.md:
 
-  python -m vit_jax.main --workdir=runs/deit_b16_384 \
+  python -m vit_jax train --workdir=runs/deit_b16_384 \
       --config=configs/deit_b16_i1k.py:variant=B/16,finetune=runs/deit_b16
 
 Hardware, of the authors: B/16 37 hours on 16 V100 and 20 on 8 at 384 px, Ti and

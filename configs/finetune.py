@@ -1,9 +1,9 @@
 r"""Fine-tuning of any weights: SGD at 384 px as the ViT papers do, or AdamW.
 
-  python -m vit_jax.main --workdir=runs/pets \
+  python -m vit_jax train --workdir=runs/pets \
     --config=configs/finetune.py:model=augreg-B/16,data=/data/pets
 
-  python -m vit_jax.main --workdir=runs/cifar100 \
+  python -m vit_jax train --workdir=runs/cifar100 \
     --config=configs/finetune.py:model=augreg-B/16,data=cifar100
 
   model       what vit_jax.load takes: a published name

@@ -2,7 +2,7 @@ r"""A small ViT on the 1,797 digits of scikit-learn: 98 % within a minute.
 
 Nothing is downloaded. Run it with
 
-  python -m vit_jax.main --config=configs/quickstart.py \
+  python -m vit_jax train --config=configs/quickstart.py \
       --workdir=runs/quickstart
 
 Hardware: 2 CPU cores, 46 s including compilation. Expected: 98.6 % of the 360

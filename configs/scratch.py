@@ -1,6 +1,6 @@
 r"""A small ViT from scratch on a folder of photographs of any size.
 
-  python -m vit_jax.main --config=configs/scratch.py:data=/data/pets \
+  python -m vit_jax train --config=configs/scratch.py:data=/data/pets \
     --workdir=runs/pets_from_scratch
 
   data        /path with train/<class>/*.jpg and val/<class>/*.jpg (or test/),

@@ -4,7 +4,7 @@ r"""ViT-g/14 (1 B parameters) and ViT-G/14 (1.8 B) as in "Scaling ViT".
 arXiv:2106.04560), settings of google-research/big_vision,
 configs/proj/scaling_laws/train_vit_g.py. Run it with
 
-  python -m vit_jax.main --config=configs/vit_g14.py:variant=g/14 \
+  python -m vit_jax train --config=configs/vit_g14.py:variant=g/14 \
       --workdir=runs/vit_g14
 
 Adafactor with its momentum in bfloat16, weight decay 3 for the head and 0.03

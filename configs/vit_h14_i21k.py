@@ -5,7 +5,7 @@ Its authors released an H/14 trained on ImageNet-21k but no settings for it:
 here are those for L/16 on this data, see vit_l16_i21k.py, and clipping to norm
 1 besides, as they did on ImageNet-1k. Run it with
 
-  python -m vit_jax.main --config=configs/vit_h14_i21k.py \
+  python -m vit_jax train --config=configs/vit_h14_i21k.py \
       --workdir=runs/vit_h14_i21k
 
 Data: see vit_i21k.py; data=/path and data_dir=/path work here too.

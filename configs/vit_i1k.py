@@ -4,7 +4,7 @@ r"""ViT on ImageNet-1k from scratch, 300 epochs: B/16 reaches about 79 %.
 the settings that its authors chose for each model in big_vision's
 configs/vit_i1k.py. Run it with
 
-  python -m vit_jax.main --config=configs/vit_i1k.py:variant=B/16 \
+  python -m vit_jax train --config=configs/vit_i1k.py:variant=B/16 \
       --workdir=runs/vit_i1k
 
 after preparing imagenet2012 for TFDS, or on image folders (train/, val/) with

@@ -3,7 +3,7 @@ r"""ViT on ImageNet-21k, 300 epochs: the AugReg weights that people fine-tune.
 "How to train your ViT?" (Steiner et al. 2021, arXiv:2106.10270), the settings
 of the checkpoints that its authors recommend for each model. Run it with
 
-  python -m vit_jax.main --config=configs/vit_i21k.py:variant=B/16 \
+  python -m vit_jax train --config=configs/vit_i21k.py:variant=B/16 \
       --workdir=runs/vit_i21k
 
 TFDS has no recipe to prepare ImageNet-21k. Prepare the downloaded tars with

@@ -4,7 +4,7 @@ r"""ViT-L/16 on ImageNet-21k as in the paper that introduced the ViT.
 section 4.1 and appendix B.1, with what its authors added in the issues of
 google-research/vision_transformer (2, 28, 34, 124). Run it with
 
-  python -m vit_jax.main --config=configs/vit_l16_i21k.py \
+  python -m vit_jax train --config=configs/vit_l16_i21k.py \
       --workdir=runs/vit_l16_i21k
 
 TFDS has no recipe to prepare ImageNet-21k. Prepare the downloaded tars with

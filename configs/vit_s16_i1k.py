@@ -3,7 +3,7 @@ r"""ViT-S/16 on ImageNet-1k: the baseline of arXiv:2205.01580, 76.5 % in 90 ep.
 "Better plain ViT baselines for ImageNet-1k" (Beyer, Zhai, Kolesnikov 2022),
 big_vision's configs/vit_s16_i1k.py. Run it with
 
-  python -m vit_jax.main --config=configs/vit_s16_i1k.py:epochs=90 \
+  python -m vit_jax train --config=configs/vit_s16_i1k.py:epochs=90 \
       --workdir=runs/vit_s16_i1k
 
 after preparing imagenet2012 for TFDS, or on image folders (train/, val/) with

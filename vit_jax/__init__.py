@@ -13,7 +13,7 @@ Use a model, from a run, a file or by the name of published weights:
 
 Train one, from a shell:
 
-    python -m vit_jax.main --config=configs/quickstart.py --workdir=runs/quick
+    python -m vit_jax train --config=configs/quickstart.py --workdir=runs/quick
 """
 
 import typing as _typing

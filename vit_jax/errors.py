@@ -1,7 +1,7 @@
-"""The two errors that end a run with a message instead of a stack trace.
+"""Errors that end a run with a message instead of a stack trace.
 
 Messages quote names out of files, addresses and other libraries; as text they
-hold nothing that controls a terminal, wherever they are shown.
+hold nothing that controls a terminal, wherever they are printed.
 """
 
 from vit_jax.printable import printable_lines
@@ -11,7 +11,7 @@ class UserError(ValueError):
   """A problem that the user can fix: a config, a path, an image.
 
   The message says what we got, what we expected and how to fix it.
-  `vit_jax.main` prints it alone and exits with code 2.
+  A command prints it alone and exits with code 2.
   """
 
   def __str__(self) -> str:
@@ -30,8 +30,8 @@ class DevicesError(UserError):
 class RunError(RuntimeError):
   """A run that cannot go on: a non-finite loss, a full disk.
 
-  The message says what is lost and what is safe. `vit_jax.main` prints it
-  alone and exits with code 1.
+  The message says what is lost and what is safe. A command prints it alone
+  and exits with code 1.
   """
 
   def __str__(self) -> str:
