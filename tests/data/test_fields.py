@@ -118,7 +118,7 @@ def test_an_objective_counts_flops_of_a_batch_after_the_device_ops(own):
 def test_labels_are_asked_for_by_the_objective_that_needs_them(own, tmp_path):
   section = config(objective=dict(name='supervised'))
   section['input'] |= dict(ops='resize(16)')
-  with pytest.raises(UserError, match=r"'image'\] and no label"):
+  with pytest.raises(UserError, match=r"needs the fields \['label'\], and"):
     train.train(tmp_path / 'run', **section)
 
 
