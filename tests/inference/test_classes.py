@@ -74,7 +74,7 @@ def test_names_come_from_the_user_the_weights_or_imagenet(tmp_path):
   assert classes.names_of(weights, None) == ['a', 'b', 'c']
   assert classes.names_of(weights, names) == names
   (tmp_path / 'names.json').write_text('["x", "y", "ü z"]')
-  (tmp_path / 'names.txt').write_text('x\ny\nü z\n')
+  (tmp_path / 'names.txt').write_text('x\ny\nü z\n', 'utf-8-sig')
   for name in ('names.json', 'names.txt'):
     assert classes.names_of(weights, tmp_path / name) == names
     assert classes.names_of(weights, str(tmp_path / name)) == names

@@ -74,7 +74,7 @@ def classes(
       f'num_classes is an integer of at least 1; got {num_classes!r}'
     )
   if isinstance(class_names, str):
-    class_names = _read(class_names)
+    class_names = read_names(class_names)
   if class_names is None:
     return None if num_classes is None else Classes(num_classes, None)
   if num_classes not in (None, len(class_names)):
@@ -82,6 +82,30 @@ def classes(
       f'num_classes={num_classes}, but there are {len(class_names)} class_names'
     )
   return Classes(None, class_names)
+
+
+def read_names(path: str | os.PathLike) -> list[str]:
+  """Returns the class names in a file: a JSON list, or one per line.
+
+  Raises:
+    UserError: the file cannot be read, or a name is empty or not a text.
+  """
+  try:
+    with open(os.path.expanduser(path), encoding='utf-8-sig') as file:
+      text = file.read().strip()
+    is_json = text.startswith(('[', '{'))
+    names = json.loads(text) if is_json else text.splitlines()
+  except (OSError, ValueError) as e:
+    raise UserError(
+      f'class_names: {path} cannot be read: {e}; expected a JSON list or a '
+      'text file with one name per line'
+    ) from e
+  if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+    raise UserError(f'class_names: {path} is JSON, but no list of texts')
+  names = [name.strip() for name in names]
+  if '' in names:
+    raise UserError(f'class_names: name {names.index("")} of {path} is empty')
+  return names
 
 
 def derived(labels: Iterable[Any]) -> Classes:
@@ -129,22 +153,6 @@ def as_int(label: Any) -> int | None:
     return int(label)
   except (TypeError, ValueError):
     return None
-
-
-def _read(path: str) -> list[str]:
-  try:
-    with open(os.path.expanduser(path), encoding='utf-8-sig') as file:
-      text = file.read().strip()
-    is_json = text.startswith(('[', '{'))
-    names = json.loads(text) if is_json else text.splitlines()
-  except (OSError, ValueError) as e:
-    raise UserError(f'class_names: {path} cannot be read: {e}') from e
-  if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
-    raise UserError(f'class_names: {path} is JSON, but no list of texts')
-  names = [name.strip() for name in names]
-  if '' in names:
-    raise UserError(f'class_names: name {names.index("")} of {path} is empty')
-  return names
 
 
 def _some(names: Sequence[str]) -> str:

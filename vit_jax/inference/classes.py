@@ -1,6 +1,5 @@
 """Names and probabilities of classes, from logits."""
 
-import json
 import os
 import pathlib
 import re
@@ -9,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vit_jax.data import labels
 from vit_jax.errors import UserError
 from vit_jax.pretrained.weights import Weights
 
@@ -128,15 +128,7 @@ def names_of(
 def _read(given: str | os.PathLike | Sequence[str]) -> Sequence[str]:
   if not isinstance(given, str | os.PathLike):
     return given
-  path = _IMAGENET if given == 'imagenet' else pathlib.Path(given).expanduser()
   try:
-    text = path.read_text()
-    names = json.loads(text) if path.suffix == '.json' else text.splitlines()
-  except (OSError, ValueError) as e:
-    raise UserError(
-      f'cannot read class names from {path}: {e}; expected a JSON list (.json)'
-      " or a text file with a name in each line, or the word 'imagenet'"
-    ) from e
-  if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
-    raise UserError(f'{path} holds no list of names')
-  return names
+    return labels.read_names(_IMAGENET if given == 'imagenet' else given)
+  except UserError as e:
+    raise UserError(f"{e}, or the word 'imagenet'") from e
