@@ -77,14 +77,14 @@ def _of_config(config: Mapping[str, Any], args) -> dict[str, Any]:
   from vit_jax.inference import model_summary
   from vit_jax.optim import chain
   from vit_jax.pretrained import like
-  from vit_jax.training import run, train
+  from vit_jax.training import durations, run, train
 
   lookup.check_keys(train.train, config, 'config', num_args=1)
   config = like.complete(config)
   module = lookup.build('models', config['model'], 'Model', trusted=True)
   image_shape = _given_shape(args) or _config_shape(config, args.channels)
   params = model_summary.abstract_params(module, image_shape)
-  section = run.in_steps(
+  section = durations.in_steps(
     config['optimizer'], _STEPS_PER_EPOCH, 'config.optimizer'
   )
   where = 'config.optimizer'

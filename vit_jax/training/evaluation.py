@@ -14,7 +14,7 @@ from vit_jax.data import pipeline
 from vit_jax.errors import UserError
 from vit_jax.reporting import metrics, progress as progress_lib
 from vit_jax.reporting.tables import print_metrics
-from vit_jax.training import inputs, run as run_lib, train_state
+from vit_jax.training import durations, inputs, run as run_lib, train_state
 
 _WEIGHTS = ('params', 'ema')
 _MAX_CLASSES = 50  # Lines of a table on the terminal.
@@ -64,10 +64,11 @@ def make_jobs(
   jobs = []
   for name, section in sections(evals, 'config.evals').items():
     where = f'config.evals.{name}'
-    section = run_lib.in_steps(section, run.input.steps_per_epoch, where)
+    section = durations.in_steps(section, run.input.steps_per_epoch, where)
     every_steps = section.pop('every_steps', None)
     weights = section.pop('weights', 'params')
-    if problem := run_lib.cadence_problem(f'{where}.every_steps', every_steps):
+    problem = durations.cadence_problem(f'{where}.every_steps', every_steps)
+    if problem:
       raise UserError(problem)
     weights = weights_of(weights, where, has_ema=has_ema)
     evaluator = build(

@@ -10,6 +10,7 @@ import jax
 from vit_jax.pretrained import like
 from vit_jax.reporting import clock as clock_lib
 from vit_jax.training import (
+  durations,
   evaluation,
   inputs,
   nonfinite,
@@ -84,7 +85,7 @@ def make(config: Mapping[str, Any], *, profile: str | None = None) -> Plan:
       has_ema=config['ema'] is not None,
     )
     pictures = evaluation.make_pictures(config['pictures'] or {}, run)
-  checkpoint = run_lib.in_steps(
+  checkpoint = durations.in_steps(
     config['checkpoint'] or {}, run.input.steps_per_epoch, 'config.checkpoint'
   )
   save_every_steps = checkpoint.pop('every_steps', None)

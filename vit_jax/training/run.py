@@ -21,9 +21,13 @@ from vit_jax.parallel import (
   rules as rules_lib,
 )
 from vit_jax.reporting import flops
-from vit_jax.training import gradients, inputs, train_state, train_step
-
-_MAX_STEPS = 2**31 - 1  # They are counted in int32.
+from vit_jax.training import (
+  durations,
+  gradients,
+  inputs,
+  train_state,
+  train_step,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +133,7 @@ def build(
   )
   check_num_classes(model, train_input, 'config.input')
   steps_per_epoch = train_input.steps_per_epoch
-  total = _total_steps(total_steps, total_epochs, steps_per_epoch)
+  total = durations.total_steps(total_steps, total_epochs, steps_per_epoch)
 
   module = lookup.build(
     'models', model, 'Model', where='config.model', trusted=True
@@ -160,7 +164,7 @@ def build(
   gradients.check_objective(objective, micro_batches, branches['extra'])
   tx, schedule = call(
     optimizer_lib.make,
-    in_steps(optimizer, steps_per_epoch, 'config.optimizer'),
+    durations.in_steps(optimizer, steps_per_epoch, 'config.optimizer'),
     'config.optimizer',
     branches['params'],
     total_steps=total,
@@ -180,7 +184,7 @@ def build(
   if ema is not None:
     ema = call(
       train_state.ema_decay,
-      in_steps(ema, steps_per_epoch, 'config.ema'),
+      durations.in_steps(ema, steps_per_epoch, 'config.ema'),
       'config.ema',
       total_steps=total,
     )
@@ -245,7 +249,7 @@ def _objective(
 ) -> Any:
   """Builds the objective; one that has the argument is given `total_steps`."""
   where = 'config.objective'
-  section = in_steps(section, steps_per_epoch, where)
+  section = durations.in_steps(section, steps_per_epoch, where)
   given = {}
   if isinstance(section.get('name'), str):
     target = lookup.find(
@@ -275,64 +279,6 @@ def _check_fields(objective: Any, batch: Mapping[str, Any]) -> None:
     )
 
 
-def in_steps(
-  section: Mapping[str, Any], steps_per_epoch: float, where: str
-) -> dict[str, Any]:
-  """Returns the section with every `*_epochs` key turned into `*_steps`.
-
-  Sections in it are treated likewise, and lists of pairs (regex, epochs).
-
-  Raises:
-    UserError: both forms of one duration are given, or one is no duration.
-  """
-  if not isinstance(section, lookup.SECTION):
-    raise UserError(f'{where} is a section with keys; got {section!r}')
-  out = {}
-  for key, value in section.items():
-    at = f'{where}.{key}'
-    if isinstance(value, lookup.SECTION):
-      value = in_steps(value, steps_per_epoch, at)
-    elif key.endswith('_epochs'):
-      if value is None:
-        continue
-      key = key.removesuffix('epochs') + 'steps'
-      if section.get(key) is not None:
-        raise UserError(
-          f'{where}: give {key} or its _epochs form, not both; '
-          f'set the other to None'
-        )
-      if isinstance(value, list | tuple):  # Pairs (regex, duration).
-        value = [
-          (name, _steps(epochs, steps_per_epoch, f'{at}: {name!r}'))
-          for name, epochs in value
-        ]
-      else:
-        value = _steps(value, steps_per_epoch, at)
-    elif value is None and key.endswith('_steps') and key in out:
-      continue
-    out[key] = value
-  return out
-
-
-def _steps(epochs: Any, steps_per_epoch: float, where: str) -> int:
-  if lookup.expected(float, epochs) or epochs < 0:
-    raise UserError(f'{where}={epochs!r}: expected a number from 0 up')
-  return max(1, round(epochs * steps_per_epoch)) if epochs else 0
-
-
-def cadence_problem(key: str, steps: Any) -> str | None:
-  """Returns what is wrong with a number of steps between two events.
-
-  None is fine: the event is only at the end of a run.
-  """
-  if steps is None or (not lookup.expected(int, steps) and steps >= 1):
-    return None
-  return (
-    f'{key}={steps!r}: expected a whole number from 1 up, or None for the end '
-    'of the run alone'
-  )
-
-
 def check_num_classes(model: Mapping[str, Any], data: Any, where: str) -> None:
   """Raises DataError where model and data disagree about the classes."""
   inputs.check_num_classes(
@@ -344,30 +290,3 @@ def call(target, section, where, *args, **kwargs):
   """Calls `target` with a config section after checking the section's keys."""
   lookup.check_keys(target, section, where, given=kwargs, num_args=len(args))
   return target(*args, **kwargs, **section)
-
-
-def _total_steps(
-  steps: int | None, epochs: float | None, steps_per_epoch: float
-) -> int:
-  if (steps is None) == (epochs is None):
-    raise UserError(
-      'give exactly one of config.total_steps and config.total_epochs; got '
-      f'{steps} and {epochs}'
-    )
-  key, kind = (
-    ('total_steps', int) if epochs is None else ('total_epochs', float)
-  )
-  value = steps if epochs is None else epochs
-  words = lookup.expected(kind, value)
-  if words or value < 0:
-    raise UserError(
-      f'config.{key}={value!r}: expected {words or "0 or more"}; 0 only '
-      'evaluates'
-    )
-  if epochs is not None:
-    steps = max(1, round(epochs * steps_per_epoch)) if epochs else 0
-  if steps > _MAX_STEPS:
-    raise UserError(
-      f'config.{key}={value!r}: a run has at most {_MAX_STEPS:,} steps'
-    )
-  return steps

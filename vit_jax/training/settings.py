@@ -5,7 +5,7 @@ from typing import Any
 
 from vit_jax.errors import UserError
 from vit_jax.reporting import profiling
-from vit_jax.training import run as run_lib
+from vit_jax.training import durations, run as run_lib
 
 
 def check(
@@ -32,7 +32,7 @@ def check(
     ('log_every_steps', log_every_steps),
     ('checkpoint.every_steps', save_every_steps),
   ):
-    if problem := run_lib.cadence_problem(f'config.{key}', steps):
+    if problem := durations.cadence_problem(f'config.{key}', steps):
       problems.append(problem)
   if run.total_steps:
     problems += _batch_problems(run) + _best_problems(keep_best, jobs)

@@ -1,0 +1,108 @@
+"""Durations of a config: steps and epochs, totals and cadences."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from vit_jax import lookup
+from vit_jax.errors import UserError
+
+_MAX_STEPS = 2**31 - 1  # They are counted in int32.
+
+
+def in_steps(
+  section: Mapping[str, Any], steps_per_epoch: float, where: str
+) -> dict[str, Any]:
+  """Returns the section with every `*_epochs` key turned into `*_steps`.
+
+  Sections in it are treated likewise, and lists of pairs (regex, epochs).
+
+  Raises:
+    UserError: both forms of one duration are given, or one is no duration.
+  """
+  if not isinstance(section, lookup.SECTION):
+    raise UserError(f'{where} is a section with keys; got {section!r}')
+  out = {}
+  for key, value in section.items():
+    at = f'{where}.{key}'
+    if isinstance(value, lookup.SECTION):
+      value = in_steps(value, steps_per_epoch, at)
+    elif str(key).endswith('_epochs'):
+      if value is None:
+        continue
+      key = key.removesuffix('epochs') + 'steps'
+      if section.get(key) is not None:
+        raise UserError(
+          f'{where}: give {key} or its _epochs form, not both; '
+          f'set the other to None'
+        )
+      if isinstance(value, list | tuple):  # Pairs (regex, duration).
+        value = [_pair(pair, steps_per_epoch, at) for pair in value]
+      else:
+        value = _steps(value, steps_per_epoch, at)
+    elif value is None and str(key).endswith('_steps') and key in out:
+      continue
+    out[key] = value
+  return out
+
+
+def cadence_problem(key: str, steps: Any) -> str | None:
+  """Returns what is wrong with a number of steps between two events.
+
+  None is fine: the event is only at the end of a run.
+  """
+  if steps is None or (not lookup.expected(int, steps) and steps >= 1):
+    return None
+  return (
+    f'{key}={steps!r}: expected a whole number from 1 up, or None for the end '
+    'of the run alone'
+  )
+
+
+def total_steps(
+  steps: int | None, epochs: float | None, steps_per_epoch: float
+) -> int:
+  """Returns the length of a run in updates.
+
+  Args:
+    steps: `config.total_steps`.
+    epochs: `config.total_epochs`; one of both is given.
+    steps_per_epoch: of the training data.
+
+  Raises:
+    UserError: both or none, or no duration.
+  """
+  if (steps is None) == (epochs is None):
+    raise UserError(
+      'give exactly one of config.total_steps and config.total_epochs; got '
+      f'{steps} and {epochs}'
+    )
+  key, kind = (
+    ('total_steps', int) if epochs is None else ('total_epochs', float)
+  )
+  value = steps if epochs is None else epochs
+  words = lookup.expected(kind, value)
+  if words or value < 0:
+    raise UserError(
+      f'config.{key}={value!r}: expected {words or "0 or more"}; 0 only '
+      'evaluates'
+    )
+  if epochs is not None:
+    steps = max(1, round(epochs * steps_per_epoch)) if epochs else 0
+  if steps > _MAX_STEPS:
+    raise UserError(
+      f'config.{key}={value!r}: a run has at most {_MAX_STEPS:,} steps'
+    )
+  return steps
+
+
+def _pair(pair: Any, steps_per_epoch: float, where: str) -> tuple[Any, int]:
+  if not isinstance(pair, list | tuple) or len(pair) != 2:
+    raise UserError(f'{where}: {pair!r} is not a pair (regex, epochs)')
+  name, epochs = pair
+  return name, _steps(epochs, steps_per_epoch, f'{where}: {name!r}')
+
+
+def _steps(epochs: Any, steps_per_epoch: float, where: str) -> int:
+  if lookup.expected(float, epochs) or epochs < 0:
+    raise UserError(f'{where}={epochs!r}: expected a number from 0 up')
+  return max(1, round(epochs * steps_per_epoch)) if epochs else 0
