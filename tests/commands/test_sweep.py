@@ -38,6 +38,7 @@ def trained(monkeypatch):
     return {
       'val/top1': top1,
       'val/loss': 1 - rate,
+      'val/expected_calibration_error': rate,
       'test/top1': 0.5,
       'test/loss': 1 - rate if rate < 1 else math.nan,
     }
@@ -109,6 +110,10 @@ def test_results_are_sorted_by_the_metric(trained, tmp_path, capsys):
   assert 'test/top1' in table and 'loss' not in table
   results = sweep_lib.sweep(str(tmp_path), CONFIG, values, metric='val/loss')
   assert [label.partition('=')[2] for label in results][:2] == ['0.1', '0.03']
+  values = {'optimizer.learning_rate': [0.1, 0.03, 0.01]}
+  name = 'val/expected_calibration_error'
+  results = sweep_lib.sweep(str(tmp_path), CONFIG, values, metric=name)
+  assert [results[label][name] for label in results] == [0.01, 0.03, 0.1]
 
 
 def test_of_equal_results_the_one_with_the_lower_loss_is_first(

@@ -1,5 +1,6 @@
 """Files that a run saves beside its weights, read when it continues."""
 
+import json
 import shutil
 
 import pytest
@@ -48,6 +49,18 @@ def workdir(finished, tmp_path):
   """A copy of a finished run."""
   shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
   return tmp_path
+
+
+def test_the_best_checkpoint_by_a_loss_is_that_of_the_lowest(tmp_path):
+  checkpoint = dict(every_steps=2, keep_latest=1, keep_best='val/loss')
+  train.train(tmp_path, **CONFIG | dict(checkpoint=checkpoint))
+  rows = (tmp_path / 'metrics.jsonl').read_text().splitlines()
+  losses = {x['step']: x.get('val/loss') for x in map(json.loads, rows)}
+  assert losses[4] < losses[2]  # Or it would say nothing about the direction.
+  found = checkpoint_format.absolute(tmp_path / 'checkpoints')
+  assert checkpoint_format.steps(found) == [4]
+  config = json.loads((tmp_path / 'config.json').read_text())
+  assert config['checkpoint']['keep_best_mode'] == 'min'
 
 
 def test_a_checkpoint_has_the_metrics_of_its_own_step_only(finished):

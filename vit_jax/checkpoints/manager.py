@@ -43,7 +43,8 @@ class Checkpointer:
     keep_latest: how many of the newest checkpoints to keep, at least 1.
     keep_best: a metric, such as `'val/top1'`, whose best checkpoint is kept
       too; None for none.
-    keep_best_mode: `'max'` or `'min'`, what is best.
+    keep_best_mode: `'max'` or `'min'`, what is best. In a config the default
+      is `'min'` for losses and errors, see `evaluation.lower_is_better`.
     keep_every_steps: also keep the checkpoints of the multiples of this.
     on_log: is given one line of text for every damaged checkpoint and the like.
 

@@ -78,8 +78,9 @@ def sweep(
     config: of all runs, but for the values.
     values: for each key of the config, with dots, its values; strings are read
       as on the command line.
-    metric: that sorts the results, the highest first, or the lowest of a loss.
-      None is the `top1` of the main evaluation, see `main_evaluation`.
+    metric: that sorts the results, the best first: the highest, or the lowest
+      of a loss or an error (`evaluation.lower_is_better`). None is the `top1`
+      of the main evaluation, see `main_evaluation`.
       Of equal results the one with the lower `loss` of the same evaluation, if
       it reports one, is first.
 
@@ -94,7 +95,7 @@ def sweep(
   # Importing jax takes seconds: a mistyped command should not wait for it.
   from vit_jax import lookup
   from vit_jax.reporting import run_folder
-  from vit_jax.training import train
+  from vit_jax.training import evaluation, train
 
   workdir = run_folder.local_folder(workdir)
   configs = _configs(config, values)
@@ -114,7 +115,8 @@ def sweep(
       raise UserError(
         f'{label} has no metric {metric!r}; it has: {", ".join(results[label])}'
       )
-  results = _sorted(results, metric)
+  lower = evaluation.lower_is_better(config.evals, metric)
+  results = _sorted(results, metric, lower)
   _print(results, metric, workdir)
   return results
 
@@ -174,8 +176,8 @@ def _metric(config: ml_collections.ConfigDict, metric: str | None) -> str:
   return metric
 
 
-def _sorted(results, metric: str):
-  sign = 1 if metric.endswith('loss') else -1
+def _sorted(results, metric: str, lower: bool):
+  sign = 1 if lower else -1
   loss_name = f'{metric.rpartition("/")[0]}/loss'
 
   def place(item):

@@ -170,6 +170,21 @@ def lower_is_better(
   return not _LOWER_IS_BETTER.isdisjoint(name.split('_'))
 
 
+def best_mode(
+  checkpoint: Mapping[str, Any], evals: Mapping[str, Mapping[str, Any] | None]
+) -> dict[str, str]:
+  """Returns the `keep_best_mode` that a section leaves out, where it is 'min'.
+
+  Args:
+    checkpoint: `config.checkpoint`.
+    evals: `config.evals`.
+  """
+  metric = checkpoint.get('keep_best')
+  if not isinstance(metric, str) or 'keep_best_mode' in checkpoint:
+    return {}
+  return {'keep_best_mode': 'min'} if lower_is_better(evals, metric) else {}
+
+
 def sections(
   named: Mapping[str, Mapping[str, Any] | None], where: str
 ) -> dict[str, Mapping[str, Any]]:

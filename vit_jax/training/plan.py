@@ -88,6 +88,9 @@ def make(config: Mapping[str, Any], *, profile: str | None = None) -> Plan:
   checkpoint = durations.in_steps(
     config['checkpoint'] or {}, run.input.steps_per_epoch, 'config.checkpoint'
   )
+  if mode := evaluation.best_mode(checkpoint, config['evals'] or {}):
+    checkpoint |= mode
+    config['checkpoint'] = {**config['checkpoint'], **mode}
   save_every_steps = checkpoint.pop('every_steps', None)
   settings.check(
     run,
