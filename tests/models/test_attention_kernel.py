@@ -127,6 +127,24 @@ def test_module_computes_the_rest_written_out(tpu, options):
   assert 'pallas_call' not in str(jax.make_jaxpr(module.apply)(params, x))
 
 
+def test_a_mask_or_a_bias_is_computed_written_out(tpu):
+  x = _normal(0, 2, 7, 128)
+  module = _attention.Attention(num_heads=2, dtype='bfloat16')
+  params = module.init(jax.random.key(0), x)
+  mask = jnp.arange(7)[None, None, None] < 5
+  for options in (dict(mask=mask), dict(bias=_normal(1, 1, 2, 7, 7))):
+
+    def apply(params, options=options):
+      return module.apply(params, x, **options)
+
+    assert 'pallas_call' not in str(jax.make_jaxpr(apply)(params))
+  short = module.clone(implementation='einsum').apply(params, x[:, :5])
+  masked = module.apply(params, x, mask=mask)[:, :5]
+  np.testing.assert_allclose(
+    masked.astype('float32'), short.astype('float32'), atol=0.02
+  )
+
+
 def test_weights_can_be_sown_on_a_tpu(tpu):
   x = _normal(0, 2, 7, 128)
   module = _attention.Attention(num_heads=2, dtype='bfloat16')

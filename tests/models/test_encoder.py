@@ -10,6 +10,7 @@ from vit_jax.errors import UserError
 from vit_jax.models import _dropout
 from vit_jax.models._encoder import REMAT_POLICIES, Block, Encoder
 from vit_jax.models._norm import layer_norm
+from vit_jax.parallel import activations
 
 BLOCK = dict(num_heads=2, mlp_dim=24, norm_epsilon=1e-6)
 
@@ -172,6 +173,24 @@ def test_the_gradient_of_every_norm_is_computed_once():
   # Two in each of three blocks and one at the end, but for the first of all,
   # whose input is not differentiated here.
   assert jaxpr.count('optimization_barrier') == 6
+
+
+@pytest.mark.parametrize(
+  ('platform', 'is_rewritten'), [('cpu', True), ('gpu', False), ('tpu', False)]
+)
+def test_measures_for_cpus_are_taken_on_cpus_alone(
+  platform, is_rewritten, monkeypatch
+):
+  monkeypatch.setattr(activations, 'platform', lambda: platform)
+  monkeypatch.setattr(activations, 'device_kind', lambda: None)
+  params, x = _params()
+
+  def loss(params):
+    return (_encoder().apply({'params': params}, x)[0] ** 2).sum()
+
+  jaxpr = str(jax.make_jaxpr(jax.grad(loss))(params))
+  assert ('optimization_barrier' in jaxpr) == is_rewritten
+  assert ('checkpoint' in jaxpr or 'remat' in jaxpr) == is_rewritten
 
 
 @pytest.mark.parametrize('scan', [False, True])
