@@ -33,7 +33,7 @@ def _apply(model, params, *args, method=None, **kwargs):
   return jax.jit(apply)(params, args, kwargs)
 
 
-def _equal(one, other):
+def _assert_equal(one, other):
   jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
@@ -43,7 +43,7 @@ def test_keeping_every_patch_is_a_plain_call_to_the_bit():
   # Operation by operation: a compiler may merge other ones in each program.
   variables = {'params': params}
   plain = model.apply(variables, IMAGE)
-  _equal(model.apply(variables, IMAGE, keep=everything), plain)
+  _assert_equal(model.apply(variables, IMAGE, keep=everything), plain)
 
 
 @pytest.mark.parametrize('pooling', ['token', 'map'])
@@ -57,7 +57,7 @@ def test_a_call_is_its_three_steps_to_the_bit(pooling):
     return model.apply(variables, x, method='read_out')
 
   plain = _apply(model, params, IMAGE)
-  _equal(jax.jit(in_steps)(params, IMAGE), plain)
+  _assert_equal(jax.jit(in_steps)(params, IMAGE), plain)
 
 
 def test_kept_patches_have_their_own_content_and_position():
@@ -73,7 +73,7 @@ def test_kept_patches_have_their_own_content_and_position():
   assert outputs['tokens'].shape == (B, 2, D)
   changed = IMAGE.copy()
   changed[0, :16, 16:32] += 1  # Patch 1 of image 0, which is dropped.
-  _equal(_apply(model, params, changed, keep=keep), outputs)
+  _assert_equal(_apply(model, params, changed, keep=keep), outputs)
 
 
 def test_a_mask_token_replaces_patches_but_not_their_positions():

@@ -35,6 +35,15 @@ def run(make_weights, tmp_path):
   return tmp_path, weights
 
 
+def save(weights, workdir, **sections):
+  """Saves weights as a run of one checkpoint."""
+  config = dict(model=weights.model, input={}) | sections
+  checkpointer = manager.Checkpointer(workdir / 'checkpoints')
+  state = dict(params=jax.tree.map(jax.numpy.asarray, weights.params))
+  checkpointer.save(1, state, config=config, wait=True)
+  checkpointer.close()
+
+
 def first(weights):
   return weights.params['head']['bias'][0]
 
@@ -65,12 +74,7 @@ def test_images_are_prepared_as_in_the_main_evaluation_or_the_one_named(
     val=val,
     zoo=val,
   )
-  weights = make_weights()
-  config = dict(model=weights.model, input={}, evals=evals)
-  checkpointer = manager.Checkpointer(tmp_path / 'checkpoints')
-  state = dict(params=jax.tree.map(jax.numpy.asarray, weights.params))
-  checkpointer.save(1, state, config=config, wait=True)
-  checkpointer.close()
+  save(make_weights(), tmp_path, evals=evals)
   log = []
   found = run_format.read(tmp_path, on_log=log.append)
   assert found.preprocess['ops'] == 'decode|resize(32)'
@@ -92,11 +96,7 @@ def test_the_average_is_what_is_read_if_there_is_one(run):
 
 def test_a_run_without_an_average(make_weights, tmp_path):
   weights = make_weights()
-  checkpointer = manager.Checkpointer(tmp_path / 'checkpoints')
-  config = dict(model=weights.model, input={})
-  state = dict(params=jax.tree.map(jax.numpy.asarray, weights.params))
-  checkpointer.save(1, state, config=config, wait=True)
-  checkpointer.close()
+  save(weights, tmp_path)
   found = run_format.read(tmp_path)
   assert first(found) == first(weights)
   assert 'ops' not in found.preprocess
@@ -239,12 +239,7 @@ def test_broken_names_of_classes_are_named(text, run):
   ],
 )
 def test_a_config_of_other_types_is_one_error(config, make_weights, tmp_path):
-  weights = make_weights()
-  checkpointer = manager.Checkpointer(tmp_path / 'checkpoints')
-  state = dict(params=jax.tree.map(jax.numpy.asarray, weights.params))
-  config = dict(model=weights.model, input={}) | config
-  checkpointer.save(1, state, config=config, wait=True)
-  checkpointer.close()
+  save(make_weights(), tmp_path, **config)
   with pytest.raises(UserError, match='has values that are wrong'):
     run_format.read(tmp_path)
 
@@ -261,11 +256,7 @@ def test_sizes_that_the_arrays_do_not_have_are_one_error(
   sizes, words, make_weights, tmp_path
 ):
   weights = make_weights()
-  checkpointer = manager.Checkpointer(tmp_path / 'checkpoints')
-  state = dict(params=jax.tree.map(jax.numpy.asarray, weights.params))
-  config = dict(model=weights.model | sizes, input={})
-  checkpointer.save(1, state, config=config, wait=True)
-  checkpointer.close()
+  save(weights, tmp_path, model=weights.model | sizes)
   with pytest.raises(UserError, match=r'step 1 of .* not hold exactly') as e:
     run_format.read(tmp_path)
   assert words in str(e.value)
