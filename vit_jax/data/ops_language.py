@@ -23,16 +23,14 @@ its argument, and never modifies its argument.
 
 import ast
 import dataclasses
-import difflib
 import importlib
-import importlib.util
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from vit_jax import lookup
+from vit_jax import lookup, suggestions
 from vit_jax.data.ops import _from_files
 from vit_jax.errors import UserError
 
@@ -188,26 +186,17 @@ def find_dotted(name: str) -> Callable[..., Any]:
     UserError: the module cannot be found or has no such function.
   """
   module_name, _, function = name.rpartition('.')
-  try:
-    known = importlib.util.find_spec(module_name) is not None
-  except (ModuleNotFoundError, ValueError):
-    known = False
-  if not known:
-    raise UserError(
-      f'op {name!r}: there is no module {module_name!r}; a dotted name is '
-      'module.function and must be importable: is its folder on PYTHONPATH?'
-    )
-  factory = getattr(importlib.import_module(module_name), function, None)
+  factory = lookup.find(_FOLDER, module_name, function, trusted=True)
   if not callable(factory):
-    raise UserError(f'op {name!r}: {module_name} has no function {function!r}')
+    raise UserError(f'op {name!r}: {function!r} is not a function')
   return factory
 
 
 def unknown(name: str, choices: Iterable[str]) -> UserError:
   """Returns the error for a name that is not among `choices`."""
   choices = sorted(choices)
-  close = difflib.get_close_matches(name, choices, n=1)
-  hint = f' (did you mean {close[0]!r}?)' if close else ''
+  close = suggestions.close(name, choices)
+  hint = f' (did you mean {close!r}?)' if close else ''
   return UserError(
     f'unknown op {name!r}{hint}; there are: {", ".join(choices)}; an op of '
     'your own is written module.function'
@@ -246,14 +235,11 @@ def _call(factory: Callable[..., Any], segment: Segment) -> Any:
   try:
     signature.bind(*segment.args, **segment.kwargs)
   except TypeError as e:
-    close = [
-      f' (did you mean {match!r}?)'
-      for key in segment.kwargs
-      if key not in signature.parameters
-      for match in difflib.get_close_matches(key, signature.parameters, n=1)
-    ]
+    wrong = [key for key in segment.kwargs if key not in signature.parameters]
+    close = [suggestions.close(key, signature.parameters) for key in wrong]
+    hints = ''.join(f' (did you mean {key!r}?)' for key in close if key)
     raise UserError(
-      f'{segment.text}: {e}{"".join(close)}; it takes: '
+      f'{segment.text}: {e}{hints}; it takes: '
       f'{segment.name}{_without_annotations(signature)}'
     ) from e
   try:
