@@ -60,22 +60,22 @@ def find(folder: str, name: str, export: str, *, trusted: bool = False) -> Any:
     trusted: whether the user gave the name; a name out of a file never is.
 
   Raises:
-    UserError: no such file or module, or it does not export `export`; a dotted
-      name that is not trusted, which is not imported.
+    UserError: no such file or module, or it does not export `export`; a module
+      of the user's own that is not trusted, which is not imported.
   """
   if not isinstance(name, str):
     raise UserError(f'no {folder} named {name!r}; a name is a text')
-  if '.' in name and not trusted:
-    raise UserError(
-      f'no {folder} named {name!r} in this package, and a name out of a file is'
-      ' not imported. If you trust that module, name it yourself: in a config,'
-      ' on the command line, or with trusted=True in Python'
-    )
   offered = names(folder)
   if name in offered:
     module_name = f'vit_jax.{folder.replace("/", ".")}.{name}'
   elif trusted and _is_importable(name):
     module_name = name
+  elif not trusted and ('.' in name or _is_importable(name)):
+    raise UserError(
+      f'no {folder} named {name!r} in this package, and a name out of a file is'
+      ' not imported. If you trust that module, name it yourself: in a config,'
+      ' on the command line, or with trusted=True in Python'
+    )
   elif '.' in name:
     raise UserError(
       f'no {folder} named {name!r}; a dotted name must be importable: is its '
