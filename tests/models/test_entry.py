@@ -1,5 +1,8 @@
 """A ViT entered between embedding and encoder, as self-supervision needs it."""
 
+import pathlib
+import re
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -219,3 +222,27 @@ def test_wrong_ways_to_change_tokens_are_named(options, words):
     Model('mu/16').init(jax.random.key(0), IMAGE, **options)
   for word in words:
     assert word in str(error.value)
+
+
+def test_the_calls_in_the_docs_work():
+  docs = pathlib.Path(__file__).parents[2] / 'docs' / 'models.md'
+  (code,) = re.findall(r'```python\n(apply = .*?)```', docs.read_text(), re.S)
+  module = Model('mu/16', 5, depth=12, scan=True)
+  shapes = jax.eval_shape(module.init, jax.random.key(0), IMAGE)['params']
+  names = dict(
+    module=module,
+    image=IMAGE,
+    keep=np.zeros((B, 2), int),
+    masked=np.ones((B, L), bool),
+    token=np.zeros(D),
+    mask=np.ones((B, L), bool),
+    attention_mask=np.ones((1, 1, 1, 1 + L), bool),
+    bias=np.zeros((1, 2, 1 + L, 1 + L), np.float32),
+  )
+
+  def run(params):
+    exec(code, names | dict(params=params), found := {})
+    return found['outputs']
+
+  # Traced, which finds every mistake in names and shapes.
+  assert jax.eval_shape(run, shapes)['logits'].shape == (B, 5)
