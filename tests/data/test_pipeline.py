@@ -149,7 +149,7 @@ class TestProcesses:
 
   @pytest.mark.parametrize('make', [_train, _eval])
   def test_a_batch_that_does_not_divide_is_an_error(self, make):
-    with pytest.raises(UserError, match='batch_size=8 does not divide among 3'):
+    with pytest.raises(UserError, match='batch_size=8 is not divisible by 3'):
       make(process_index=0, process_count=3)
 
 

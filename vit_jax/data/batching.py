@@ -17,15 +17,15 @@ from vit_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
 
-# Threads work on chunks of a batch: to hand over 8x8-pixel images one by one
-# costs six times the work (147 against 26 microseconds an image), and whole
-# batches would make the first one slow.
+# Threads work on chunks of a batch: handing over 8x8-pixel images one by one
+# takes six times as long (147 against 26 microseconds an image), and whole
+# batches would delay the first one.
 _MAX_CHUNK = 16
-_MAX_WORKERS_PER_CORE = 16  # More would only fill the memory.
+_MAX_WORKERS_PER_CORE = 16  # More would only fill memory.
 
 
 class Layout:
-  """Which rows are ours, and how many threads read them."""
+  """The rows of this process, and the threads that read them."""
 
   def __init__(
     self,
@@ -41,7 +41,7 @@ class Layout:
       process_index = jax.process_index()
     if process_count is None:
       process_count = jax.process_count()
-    least = [
+    minima = [
       ('batch_size', batch_size, 1),
       ('num_threads', 0 if num_threads is None else num_threads, 0),
       ('prefetch', prefetch, 1),
@@ -49,19 +49,18 @@ class Layout:
     ]
     bad = [
       f'{name} is an integer of at least {minimum}; got {value!r}'
-      for name, value, minimum in least
+      for name, value, minimum in minima
       if not isinstance(value, int | np.integer) or value < minimum
     ]
-    most = _MAX_WORKERS_PER_CORE * (os.cpu_count() or 1)
-    if not bad and num_workers > most:
+    max_workers = _MAX_WORKERS_PER_CORE * (os.cpu_count() or 1)
+    if not bad and num_workers > max_workers:
       bad.append(
-        f'num_workers={num_workers:,}: expected at most {most}, '
+        f'num_workers={num_workers:,}: expected at most {max_workers}, '
         f'{_MAX_WORKERS_PER_CORE} for each core of this machine'
       )
     if not bad and sharding is None and batch_size % process_count:
       bad.append(
-        f'batch_size={batch_size} does not divide among {process_count} '
-        'processes'
+        f'batch_size={batch_size} is not divisible by {process_count} processes'
       )
     if bad:
       raise UserError('input: ' + '; '.join(bad))
@@ -83,7 +82,7 @@ class Layout:
     Args:
       stream: examples of `reader`, batch after batch.
       start_step: the first batch.
-      reader: learns what its copies in worker processes skip.
+      reader: records what its copies in worker processes skip.
     """
     rows = self._rows()
     chunk = _chunk_size(
@@ -115,7 +114,7 @@ class Layout:
       iterator.close()
 
   def _rows(self) -> np.ndarray:
-    """Returns which rows of a global batch are ours."""
+    """Returns the rows of a global batch that this process reads."""
     if self._sharding is not None:
       return rows_of_process(self._sharding, self._batch_size)
     index, count = self._process
@@ -126,7 +125,7 @@ class Layout:
 def rows_of_process(
   sharding: jax.sharding.Sharding, batch_size: int
 ) -> np.ndarray:
-  """Returns which rows of a global batch this process's devices hold.
+  """Returns the rows of a global batch that this process's devices hold.
 
   Ascending and each once. On most meshes process p of P has the p-th part of
   the rows. Where the devices are ordered for their network, or a tensor axis
@@ -138,7 +137,7 @@ def rows_of_process(
 
 
 class _RowsOfProcess(grain.MapDataset):
-  """Some rows of every global batch of B, from one batch on."""
+  """Some rows of every global batch of B, starting from one batch."""
 
   def __init__(self, stream, batch_size: int, rows: np.ndarray, first: int):
     super().__init__(stream)
@@ -160,11 +159,11 @@ class _RowsOfProcess(grain.MapDataset):
 
 def _chunk_size(local_size: int, num_threads: int) -> int:
   """Returns a divisor of the local batch that keeps all threads busy."""
-  most = min(_MAX_CHUNK, -(-local_size // max(num_threads, 1)))
-  return max(size for size in range(1, most + 1) if local_size % size == 0)
+  largest = min(_MAX_CHUNK, -(-local_size // max(num_threads, 1)))
+  return max(size for size in range(1, largest + 1) if local_size % size == 0)
 
 
 def _stack(chunks: list[list[Batch]]) -> Batch:
-  """Returns a batch; an image is copied once, from where an op has left it."""
+  """Returns a batch; each image is copied only once."""
   rows = [row for chunk in chunks for row in chunk]
   return {key: np.stack([row[key] for row in rows]) for key in rows[0]}

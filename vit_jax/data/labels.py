@@ -1,7 +1,7 @@
-"""Labels as files hold them become class ids.
+"""Conversion of labels in files to class ids.
 
-A file says `3`, `cat`, `['cat', 'dog']` or nothing at all. One label becomes an
-int; several become float32 `[Y]`, one where the label is given.
+A file has `3`, `cat`, `['cat', 'dog']` or an empty label. One label becomes an
+int; several become float32 `[Y]`, 1 for each class that is listed.
 """
 
 import json
@@ -13,21 +13,21 @@ import numpy as np
 
 from vit_jax.errors import UserError
 
-_MAX_CLASSES = 1_000_000  # that labels alone can make
+_MAX_CLASSES = 1_000_000  # that labels alone can imply
 
 
 class Classes:
-  """The classes of a dataset: how many, their names, and which one is meant."""
+  """The classes of a dataset: their number, their names and their ids."""
 
   def __init__(self, num: int | None, names: Sequence[str] | None):
     self.names = None if names is None else [str(name) for name in names]
     self.num = num if names is None else len(self.names)
     self._ids = {name: i for i, name in enumerate(self.names or ())}
     if len(self._ids) != len(self.names or ()):
-      raise UserError('class_names: a name stands there twice')
+      raise UserError('class_names: a name occurs twice')
 
   def id_of(self, label: Any) -> int:
-    """Returns the id of a class name or of a number, also as text.
+    """Returns the id of a class name, or of a number or its text.
 
     Raises:
       UserError: the label is missing, unknown or out of range.
@@ -48,7 +48,7 @@ class Classes:
     return number
 
   def vector_of(self, labels: Iterable[Any]) -> np.ndarray:
-    """Returns float32 `[Y]`, 1 where a class is given; none may be."""
+    """Returns float32 `[Y]`, 1 for each class that is given, if any."""
     vector = np.zeros([self.num], np.float32)
     vector[[self.id_of(label) for label in labels]] = 1
     return vector
@@ -57,12 +57,12 @@ class Classes:
 def classes(
   num_classes: int | None, class_names: Sequence[str] | str | None
 ) -> Classes | None:
-  """Returns the classes that a config gives, or None if it gives none.
+  """Returns the classes that a config specifies, or None.
 
   Args:
     num_classes: how many.
     class_names: the names in the order of their ids, or a file of them: a JSON
-      list, or one in a line.
+      list, or one name per line.
 
   Raises:
     UserError: the two disagree, or the file cannot be read.
@@ -109,12 +109,12 @@ def read_names(path: str | os.PathLike) -> list[str]:
 
 
 def derived(labels: Iterable[Any]) -> Classes:
-  """Returns the classes that labels show: numbers as they are, or names sorted.
+  """Derives the classes from labels: numbers are ids, names are sorted.
 
   Missing labels (None, '') do not count.
 
   Raises:
-    UserError: class ids and names in turns, or a number that is no class id.
+    UserError: a mixture of class ids and names, or a number that is no id.
   """
   different = {label for label in labels if label is not None and label != ''}
   numbers = [as_int(label) for label in different]
@@ -125,28 +125,28 @@ def derived(labels: Iterable[Any]) -> Classes:
   if ids:
     raise UserError(
       f'some labels are class ids ({min(ids)}) and some are names '
-      f'({_some(names)}); say class_names=, or write names only'
+      f'({_some(names)}); give class_names=, or write names only'
     )
   return Classes(None, names)
 
 
 def count(largest: int) -> int:
-  """Returns how many classes there are if this is the largest class id.
+  """Returns the number of classes, given the largest class id.
 
   Raises:
-    UserError: it is too large for one, and rather a date or a number of a file.
+    UserError: it is too large for a class id, and may be a date.
   """
   if largest >= _MAX_CLASSES:
     raise UserError(
       f'the label {largest} would make {largest + 1:,} classes: numbers are '
-      'class ids, which count from 0. Say num_classes= if it is one, or write '
+      'class ids, which count from 0. Give num_classes= if it is one, or write '
       'class names'
     )
   return largest + 1
 
 
 def as_int(label: Any) -> int | None:
-  """Returns the integer that a label is, also as text; None if it is none."""
+  """Returns a label as an integer, also from text; None if it is not one."""
   if isinstance(label, bool | float):
     return None
   try:

@@ -51,19 +51,18 @@ class TrainInput:
       batch_size: rows of a global batch, over all processes.
       seed: of the order and of the ops' random numbers, 0 to 2**32 - 1.
       device_ops: ops for the batch on the device, as text: the run parses it.
-      on_error: what a record that cannot be read does: `'stop'` raises an
-        error that names it, `'skip'` takes the next good record instead and
-        counts.
-      num_threads: that read and decode; 0 reads in the caller's thread. The
-        default is one a core, 16 at most.
-      num_workers: processes that read, each with `num_threads` (by default its
-        share of the cores); 0 reads in this process. See `workers`.
+      on_error: what happens to a record that cannot be read: `'stop'` raises
+        an error that names it, `'skip'` counts it and takes the next good one.
+      num_threads: for reading and decoding; 0 reads in the caller's thread. The
+        default is one per core, 16 at most.
+      num_workers: processes for reading, each with `num_threads` (by default
+        its share of the cores); 0 reads in this process. See `workers`.
       prefetch: batches read ahead of the consumer.
       process_index: of this process; the default asks JAX.
       process_count: how many processes share a batch; the default asks JAX.
       sharding: of the rows over the devices; this process then reads the rows
         of its own devices. None is an equal part for each process, in order.
-      repeats: rows of a global batch that an image gets, each augmented anew;
+      repeats: rows of each image in a global batch, each augmented differently;
         3 in DeiT (`repeats.Repeated`). An epoch keeps its number of rows.
     """
     self._layout = batching.Layout(
@@ -107,7 +106,7 @@ class TrainInput:
 
   @property
   def skipped_names(self) -> list[str]:
-    """The first few skipped records, each with what is wrong with it."""
+    """The first few skipped records, each with its error."""
     return self._reader.skipped_names
 
   def element_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -162,9 +161,8 @@ class EvalInput:
   ):
     """Opens the data and compares four examples; arguments of `TrainInput`.
 
-    Images must have one size after the ops, as all of a batch. With
-    `on_error='skip'` the row of a record that cannot be read has mask False,
-    and the record is counted in `skipped`.
+    Images must have one size after the ops. With `on_error='skip'` the row of a
+    record that cannot be read has mask False, and `skipped` counts the record.
     """
     self._layout = batching.Layout(
       batch_size,
@@ -195,7 +193,7 @@ class EvalInput:
 
   @property
   def skipped_names(self) -> list[str]:
-    """The first few skipped records, each with what is wrong with it."""
+    """The first few skipped records, each with its error."""
     return self._reader.skipped_names
 
   def element_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -213,9 +211,9 @@ class EvalInput:
 def to_global(
   batch: Mapping[str, np.ndarray], sharding: jax.sharding.Sharding
 ) -> dict[str, jax.Array]:
-  """Returns the global arrays of which each process gives its rows.
+  """Returns global arrays made of the rows of every process.
 
-  Allowed under `jax.transfer_guard('disallow')`: to call it is explicit. The
+  An explicit transfer, allowed under `jax.transfer_guard('disallow')`. The
   field `index` stays on the host.
 
   Args:
@@ -250,8 +248,8 @@ def prefetch_to_device(
 ) -> Iterator[dict[str, jax.Array]]:
   """Yields `to_global` of each batch, transfers started ahead of need.
 
-  An error in the input is raised when its batch's turn has come, so a run that
-  ends before it never meets it. Closing this iterator closes `batches`.
+  An error in the input is raised in place of its batch, so a run that ends
+  before that batch never sees it. Closing this iterator closes `batches`.
 
   Args:
     batches: what `TrainInput.batches` or an `EvalInput` yields.
@@ -287,7 +285,7 @@ def _prefetch(batches, sharding, size: int):
 
 
 def _num_parts(sharding: jax.sharding.Sharding) -> tuple[int, int]:
-  """Returns into how many parts rows are split: this process's, and all."""
+  """Returns the number of parts of the rows: of this process, and of all."""
   rows = sharding.num_devices  # Some number that they divide.
   slices = sharding.addressable_devices_indices_map((rows,)).values()
   ours = {part.indices(rows) for (part,) in slices}

@@ -22,16 +22,16 @@ Example = dict[str, np.ndarray]
 
 _NEWS = '_news'
 _MAX_BROKEN_IN_A_ROW = 100
-_MAX_NAMED = 5  # broken records that the report names
+_MAX_NAMED = 5  # broken records that a report names
 # Images of any content do not raise these: decoders report a UserError.
 _MISTAKES = (KeyError, TypeError, AttributeError, NameError)
 _PACKAGE = f'{pathlib.Path(__file__).parents[1]}{os.sep}'
-# JAX holds 32 bits unless told otherwise; better here than silently there.
+# JAX uses 32 bits by default and would convert silently.
 _NARROW = {np.dtype(np.int64): np.int32, np.dtype(np.float64): np.float32}
 
 
 class Reader:
-  """Reads records as examples that all have the shapes of the first one."""
+  """Reads records as examples with the shapes of the first one."""
 
   def __init__(
     self,
@@ -47,14 +47,14 @@ class Reader:
     Args:
       data: config section of a source: name, split and its other keys.
       ops: host ops in the mini-language.
-      on_error: what a record that cannot be read does: `'stop'` raises,
+      on_error: what happens to a record that cannot be read: `'stop'` raises,
         `'skip'` counts it and leaves it out.
       num_compared: how many examples, spread evenly, are read and compared.
-      training: whether this is the input of training. Every example then needs
-        a label; otherwise the label -1 is that of an unlabelled one.
+      training: whether this is the input of training. Labels then start at 0;
+        otherwise -1 means unlabelled.
 
     Raises:
-      DataError: a section, a source or examples that do not fit.
+      DataError: a wrong section or source, or examples that do not match.
     """
     try:
       self._open(data, ops, on_error, num_compared, training)
@@ -102,17 +102,17 @@ class Reader:
         )
 
   def __reduce__(self):
-    """A copy in another process opens the source anew: files, threads, all."""
+    """A copy in another process opens the source again."""
     return _open_in_worker, (*self._arguments, len(self.source))
 
   @property
   def skipped(self) -> int:
-    """How many different records were skipped so far, by this process."""
+    """Number of different records skipped so far by this process."""
     return len(self._broken)
 
   @property
   def skipped_names(self) -> list[str]:
-    """The first few skipped records, each with what is wrong with it."""
+    """The first few skipped records, each with its error."""
     with self._lock:
       return [printable(x) for x in self._broken.values()][:_MAX_NAMED]
 
@@ -141,7 +141,7 @@ class Reader:
     return example | {'mask': np.True_, 'index': np.int64(index)}
 
   def pack(self, examples: Sequence[Example]) -> dict[str, Any]:
-    """Returns examples as one, and with them what was skipped meanwhile."""
+    """Returns stacked examples, and the records skipped since the last call."""
     with self._lock:
       news = list(self._broken.items())[self._num_reported :]
       self._num_reported = len(self._broken)
@@ -149,7 +149,7 @@ class Reader:
     return {_NEWS: news, **stacked}
 
   def unpack(self, chunks: Sequence[dict[str, Any]]) -> Example:
-    """Returns a batch of what copies of this reader have packed."""
+    """Returns a batch of examples that copies of this reader packed."""
     with self._lock:
       for chunk in chunks:
         self._broken.update(chunk.pop(_NEWS))
@@ -244,7 +244,7 @@ class Reader:
 
 
 def _spread(count: int, num_records: int) -> list[int]:
-  """Returns numbers of records from the first to the last, evenly spread."""
+  """Returns evenly spaced record numbers, the first and the last included."""
   count = min(count, num_records)
   return [i * (num_records - 1) // max(1, count - 1) for i in range(count)]
 
@@ -263,7 +263,7 @@ def _open_in_worker(
 
 
 def _arrays(example: Mapping[str, Any]) -> Example:
-  """Returns the fields that a batch can hold; names and other text go.
+  """Returns the fields that a batch can hold; text is dropped.
 
   int64 and float64 become their 32-bit kinds; an int64 that does not fit is
   an error.
@@ -282,7 +282,7 @@ def _arrays(example: Mapping[str, Any]) -> Example:
 
 
 def _check_label(label: np.ndarray, num_classes: int, *, least: int) -> None:
-  """Raises UserError for a class id that is none; vectors are not looked at."""
+  """Raises UserError for an invalid class id; vectors are not checked."""
   if label.ndim or label.dtype.kind not in 'iu':
     return
   if not least <= label < num_classes:
@@ -299,7 +299,7 @@ def _kind(value: Any) -> str:
 
 
 def _place(error: BaseException) -> str:
-  """Returns the user's line that raised, or '' where there is none."""
+  """Returns the line of the user's code that raised, or ''."""
   places = [
     f', {frame.filename}:{frame.lineno}'
     for frame in traceback.extract_tb(error.__traceback__)

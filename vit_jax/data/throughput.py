@@ -48,7 +48,7 @@ def measure(
     num, early_peak = 0, None
     cpu, start = _cpu_seconds(), time.monotonic()
     for taken in itertools.count(1):
-      num += len(next(batches)['image'])
+      num += len(next(batches)['index'])
       elapsed = time.monotonic() - start
       done = taken / num_batches if num_batches else elapsed / seconds
       if early_peak is None and done >= 0.1:

@@ -82,9 +82,10 @@ def make_jobs(
     found = getattr(evaluator, 'num_classes', None)
     inputs.check_num_classes(model.get('num_classes'), found, f'{where}: ')
     for data in inputs_of(evaluator, where).values():
-      image = data.element_spec()['image']
-      image = jax.ShapeDtypeStruct(image.shape[1:], image.dtype)
-      _check_image(image, run, where)
+      image = data.element_spec().get('image')
+      if image is not None:
+        image = jax.ShapeDtypeStruct(image.shape[1:], image.dtype)
+        _check_image(image, run, where)
     jobs.append(Job(name, evaluator, every_steps, weights))
   names = [prefix for job in jobs for prefix in job.prefixes]
   # Training's own metrics are train/...

@@ -1,4 +1,4 @@
-"""The data of a whole config: all its problems at once, and what it is."""
+"""Checks and a description of all data in a config."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -12,16 +12,15 @@ from vit_jax.errors import DataError, DevicesError, UserError
 from vit_jax.printable import printable
 
 _NUM_COMPARED = 4
-# Keys of a data section that say where the data is, the first that is there.
+# Keys with the place of the data in a section; the first one present counts.
 _PLACES = ('dataset', 'data_dir', 'path', 'paths')
 
 
 @contextlib.contextmanager
 def all_problems(config: Mapping[str, Any]) -> Iterator[None]:
-  """Adds to an error with data or devices all problems of a config's data.
+  """Adds all problems of a config's data to an error with data or devices.
 
-  Only then are all inputs opened once more, each to read a few images: where
-  nothing is wrong this costs nothing.
+  Only after an error are all inputs opened again, to read a few images of each.
 
   Args:
     config: the sections of a config.
@@ -42,7 +41,7 @@ def all_problems(config: Mapping[str, Any]) -> Iterator[None]:
 
 
 def problems(config: Mapping[str, Any]) -> list[str]:
-  """Returns what is wrong with the inputs of a config, a text for each problem.
+  """Returns the problems with the inputs of a config, one text for each.
 
   Args:
     config: the sections of a config.
@@ -92,11 +91,11 @@ def check_images(
 
 
 def describe(config: Mapping[str, Any], num_examples: Mapping[str, int]) -> str:
-  """Returns a line that says what data is trained on and evaluated.
+  """Returns a line that names the data of training and evaluations.
 
   Args:
     config: the sections of a config.
-    num_examples: of the inputs whose size is known, by their place.
+    num_examples: of the inputs of known size, by their place.
   """
   parts: dict[str, list[str]] = {}
   for where, _, data in _inputs(config):
@@ -104,15 +103,15 @@ def describe(config: Mapping[str, Any], num_examples: Mapping[str, int]) -> str:
     if kind == 'pictures':
       continue
     count = num_examples.get(where)
-    said = _said(data) + (f' ({count:,} images)' if count else '')
-    parts.setdefault(said, []).append(name.removesuffix('.data') or 'training')
+    text = _text(data) + (f' ({count:,} images)' if count else '')
+    parts.setdefault(text, []).append(name.removesuffix('.data') or 'training')
   return 'data: ' + '; '.join(
-    f'{", ".join(names)}: {said}' for said, names in parts.items()
+    f'{", ".join(names)}: {text}' for text, names in parts.items()
   )
 
 
 def _problems(config: Mapping[str, Any]) -> dict[str, list[str]]:
-  """Returns the places that have each problem."""
+  """Returns the places of each problem."""
   model = config.get('model')
   wanted = model.get('num_classes') if isinstance(model, Mapping) else None
   places: dict[str, list[str]] = {}
@@ -154,7 +153,7 @@ def _inputs(
           yield where, section, section[key]
 
 
-def _said(data: Mapping[str, Any]) -> str:
+def _text(data: Mapping[str, Any]) -> str:
   place = next((data[key] for key in _PLACES if data.get(key)), None)
   split, name = data.get('split', ''), data.get('name', '')
   return printable(f'{split} of {place or name}')

@@ -119,7 +119,7 @@ def test_classes_can_be_given(write):
   assert table.Source('all', path=path, num_classes=7).num_classes == 7
   with pytest.raises(UserError, match='num_classes=2, but there are 3'):
     table.Source('all', path=path, num_classes=2, class_names=names)
-  with pytest.raises(UserError, match='a name stands there twice'):
+  with pytest.raises(UserError, match='a name occurs twice'):
     table.Source('all', path=path, class_names=['dog', 'cat', 'dog'])
   for wrong in (0, '7'):
     with pytest.raises(UserError, match=f'at least 1; got {wrong!r}'):

@@ -262,18 +262,18 @@ def mixup_cutmix(
   label_smoothing: float = 0.0,
   num_classes: int | None = None,
 ) -> Mix:
-  """Mixup or CutMix, chosen anew for each draw, as timm and DeiT do.
+  """Mixes by mixup or CutMix, chosen for each draw, as in timm and DeiT.
 
   Args:
     mixup_alpha: of mixup's Beta distribution.
     cutmix_alpha: of CutMix's.
     switch_rate: of CutMix.
     rate: of mixing at all.
-    mode: what a draw is for: 'batch' (all rows of a group), 'pair' (a row and
-      its partner, who get the same), 'elem' (a row).
-    group_size: rows that are mixed among themselves; None is the whole global
+    mode: the rows of one draw: 'batch' (all rows of a group), 'pair' (a row and
+      its partner), 'elem' (one row).
+    group_size: rows that are mixed with each other; None is the whole global
       batch, and so is a size above it. It must divide the batch.
-    partner: 'reverse' or 'roll', see the top of this file.
+    partner: 'reverse' or 'roll', see the module docstring.
     label_smoothing: of both labels before they are mixed, see `losses.smooth`;
       the objective must not smooth again.
     num_classes: of labels that are class ids; by default that of the data.
