@@ -66,7 +66,7 @@ def _no_training(monkeypatch):
   def fail(*_, **__):
     raise AssertionError('it must not come so far')
 
-  monkeypatch.setattr(train, '_initialize', fail)
+  monkeypatch.setattr(train.session_lib, 'start', fail)
 
 
 def test_photos_of_all_sizes_end_before_the_first_step(
