@@ -160,8 +160,8 @@ def test_text_is_asked_for_when_something_else_comes():
 
 def test_a_dotted_name_that_leads_nowhere_is_explained(user_ops):
   assert "no data/ops named 'nowhere.ops'" in error('nowhere.ops.solarize')
-  assert "'solarize' is not a function" in error('their_project.ops.solarize')
-  assert "does not define 'nothing'" in error('their_project.ops.nothing')
+  assert "does not define 'solarize'" in error('their_project.ops.solarize')
+  assert "'nothing' is not a function" in error('their_project.ops.nothing')
   assert 'no_op did not return an op' in error('their_project.ops.no_op')
   message = error('their_project.ops.picky(3)')
   assert 'their_project.ops.picky(3): size must be even' in message
