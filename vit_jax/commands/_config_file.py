@@ -1,4 +1,4 @@
-"""Reads a recipe and the changes to it from the command line.
+"""Recipes, and changes to them, from the command line.
 
 `--config=configs/vit.py:B/16` calls `get_config('B/16')` of that file. A recipe
 of the package is found by its name from any folder, as in `quickstart.py`.

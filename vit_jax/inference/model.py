@@ -1,4 +1,4 @@
-"""Weights that answer: images in, logits, features and class names out.
+"""A model for inference: images in, logits, features and class names out.
 
 model = vit_jax.load('runs/pets')
 model.predict('cat.jpg')         # [Prediction('Bengal', 0.97, label=5), ...]

@@ -1,4 +1,4 @@
-"""What the gradients become before weight decay and learning rate.
+"""Optimizers (Adam, SGD, Lion, Adafactor, Muon, LAMB) as optax transforms.
 
 Each function is one optimizer of a config; its keywords are the options that
 the config may give. The library does the mathematics; what is here chooses its

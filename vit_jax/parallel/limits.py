@@ -1,4 +1,4 @@
-"""Limits on how badly a mesh may fit a state.
+"""Limits on sharding: leaves that stay replicated, and shards too narrow.
 
 Both mistakes cost nothing on a laptop and a factor of two on a pod, silently.
 """

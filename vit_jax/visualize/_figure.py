@@ -1,4 +1,4 @@
-"""Figures that need no display and no global state, and how they are saved."""
+"""Figures without a display and without global state, and saving them."""
 
 import os
 import pathlib

@@ -1,4 +1,4 @@
-"""One parameter of a model, on the host, wherever its parts are."""
+"""Fetching one parameter of a model, however it is sharded."""
 
 from typing import Any
 

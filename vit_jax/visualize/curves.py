@@ -1,4 +1,4 @@
-"""A picture of how runs went: their curves from metrics.jsonl."""
+"""Training curves of runs, drawn from metrics.jsonl."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A picture of what the first layer of a ViT sees in a patch.
+"""Filters of the patch embedding of a ViT, drawn as images.
 
 As in figure 7 of "An Image is Worth 16x16 Words" (arXiv:2010.11929).
 """

@@ -1,4 +1,4 @@
-"""A picture of which patches a ViT takes for neighbours.
+"""Similarity of the position embeddings of a ViT, drawn for each patch.
 
 As in figure 7 of "An Image is Worth 16x16 Words" (arXiv:2010.11929): nobody
 tells the model where a patch lies; training on images does.

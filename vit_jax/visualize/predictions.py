@@ -1,4 +1,4 @@
-"""A picture of test images with what the model says and what is true."""
+"""Test images with their predictions and labels, drawn as a grid."""
 
 import functools
 import math
