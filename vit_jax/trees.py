@@ -37,6 +37,34 @@ def unflatten(named: dict[str, Any]) -> dict[str, Any]:
   return tree
 
 
+def below(tree: Any, folder: str, where: str) -> dict[str, Any]:
+  """Returns `{name below the folder: leaf}`; all leaves if the folder is ''.
+
+  Raises:
+    UserError: the folder, which `where` has named, is empty.
+  """
+  named = flatten(tree)
+  prefix = f'{folder}/' if folder else ''
+  found = {
+    name.removeprefix(prefix): leaf
+    for name, leaf in named.items()
+    if name.startswith(prefix)
+  }
+  if not found:
+    raise UserError(
+      f'{where}: nothing is in {folder!r}; there are'
+      f' {", ".join(folders(named))}'
+    )
+  return found
+
+
+def folders(names: Iterable[str]) -> list[str]:
+  """Returns the first two levels of the folders of names."""
+  parts = [name.split('/')[:-1] for name in names]
+  found = {'/'.join(p[:depth]) for p in parts for depth in (1, 2) if p[:depth]}
+  return sorted(found)
+
+
 def map_named(fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:
   """Maps `fn(name, leaf, *leaves_of_rest)` over a tree."""
   return jax.tree_util.tree_map_with_path(

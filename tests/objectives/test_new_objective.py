@@ -15,9 +15,10 @@ import jax
 import numpy as np
 import pytest
 
-from vit_jax import trees
+from vit_jax import lookup, trees
 from vit_jax.checkpoints import format as checkpoint_format, reader
-from vit_jax.pretrained import catalog
+from vit_jax.errors import UserError
+from vit_jax.pretrained import catalog, initialize
 from vit_jax.training import train
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -197,7 +198,6 @@ def runs(tmp_path_factory):
 
 
 def _write_teacher(path):
-  from vit_jax import lookup
   from vit_jax.pretrained.weights import Weights
 
   section = {k: v for k, v in MODEL.items() if k != 'dropout_rate'}
@@ -269,6 +269,25 @@ def test_the_teacher_is_the_file_and_stays(runs):
   assert not _is_same(_below(leaves, 'params/backbone'), teacher)
   assert not any('teacher' in x for x in _below(leaves, 'opt_state'))
   assert not any('teacher' in x for x in _below(leaves, 'ema_params'))
+
+
+def test_the_average_of_its_backbone_starts_a_plain_model(runs):
+  average = _below(_leaves(runs / 'whole', STEPS), 'ema_params/backbone')
+  entry = dict(weights=str(runs / 'whole'), part='backbone')
+  zeros = jax.tree.map(np.zeros_like, trees.unflatten(average))
+  model = lookup.build('models', MODEL, 'Model')
+
+  def start(**options):
+    return initialize.initialize(
+      dict(params=zeros),
+      [entry | options],
+      models=dict(params=model),
+      on_log=str,
+    )['params']
+
+  assert _is_same(trees.flatten(start()), average)
+  with pytest.raises(UserError, match=r"nothing is in 'bone'; .* backbone"):
+    start(part='bone')
 
 
 def test_durations_are_in_epochs_of_two_steps(runs):

@@ -257,7 +257,7 @@ def test_a_part_of_a_source_is_taken_and_compared(make_weights, monkeypatch):
   assert_same(start('image'), params['image'])
   with pytest.raises(UserError, match=r"has activation='gelu', .*'gelu_tanh'"):
     start('text')
-  with pytest.raises(UserError, match=r"part='sound'; there are image, image/"):
+  with pytest.raises(UserError, match=r"in 'sound'; there are image, image/"):
     start('sound')
   # All of it, into a state whose models are those of its folders.
   whole = dict(params=jax.tree.map(np.zeros_like, params))

@@ -58,7 +58,7 @@ def load(
     weights_dir: the folder of downloads; see `download.folder`.
     on_log: called with a line of text for every download.
     download_seconds: after which time to give up a download.
-    **options: of the reader: `step`, `ema` and `evaluation` of `run.read`,
+    **options: of the reader: `step`, `ema`, `evaluation`, `part` of `run.read`,
       `grid` of `npz.read` and `state_dict.read`, `entry` of the latter. Those
       that are None are left out.
 

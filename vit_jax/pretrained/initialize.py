@@ -12,6 +12,7 @@ import numpy as np
 from vit_jax import lookup, trees
 from vit_jax.errors import UserError
 from vit_jax.pretrained import blocks, catalog, resample
+from vit_jax.pretrained.formats import run
 from vit_jax.pretrained.weights import Weights, check_model_name
 
 
@@ -93,18 +94,12 @@ def _fill(
   may_differ: Sequence[str] = (),
 ):
   """Returns the tree with one entry of `initialize` done."""
-  leaves = trees.flatten(tree)
-  below = {
-    name.removeprefix(f'{into}/'): leaf
-    for name, leaf in leaves.items()
-    if name.startswith(f'{into}/')
-  }
-  if not below:
-    raise UserError(
-      f'{where}: nothing is in {into!r}; there are'
-      f' {", ".join(_folders(leaves))}'
-    )
+  below = trees.below(tree, into, where)
+  inside = part
   if not isinstance(weights, Weights):
+    # The reader of a run compares the model with its part of the parameters.
+    from_run = run.is_run(weights)
+    inside = '' if from_run else part
     weights = catalog.load(
       weights,
       format=format,
@@ -113,12 +108,13 @@ def _fill(
       ema=ema,
       weights_dir=weights_dir,
       on_log=on_log,
+      part=part if from_run else None,
     )
   ours, theirs = _meaning_at(models, into), {}
   if ours:
     theirs = _meaning(_submodule(_build(weights, model_name), part))
   _check_meaning(ours, theirs, may_differ, into, where, on_log)
-  found = blocks.unstack(_below(weights.params, part, where))
+  found = blocks.unstack(trees.below(weights.params, inside, where))
   if blocks.is_stacked(below):
     found = blocks.stack(found)
   names = _selected({**below, **found}, take, skip, where)
@@ -198,23 +194,6 @@ def _place(array: np.ndarray, leaf: Any) -> Any:
     return jax.make_array_from_callback(
       array.shape, sharding, lambda index: array[index]
     )
-
-
-def _below(params: Any, part: str, where: str) -> dict[str, Any]:
-  """Returns the arrays in a folder of the weights by their names in it."""
-  named = trees.flatten(params)
-  folder = f'{part}/' if part else ''
-  found = {
-    name.removeprefix(folder): array
-    for name, array in named.items()
-    if name.startswith(folder)
-  }
-  if not found:
-    raise UserError(
-      f'{where}: the weights have nothing in part={part!r}; there are'
-      f' {", ".join(_folders(named))}'
-    )
-  return found
 
 
 def _meaning_at(models: Mapping[str, nn.Module], into: str) -> dict[str, Any]:
@@ -311,12 +290,3 @@ def _refuse(problems: dict[str, str], where: str, weights: Weights) -> None:
 
 def _describe(weights: Weights) -> str:
   return str(weights.source.get('path', 'the weights'))
-
-
-def _folders(names: Iterable[str]) -> list[str]:
-  """Returns what `into` may be: the first two levels of the names."""
-  parts = [name.split('/')[:-1] for name in names]
-  folders = {
-    '/'.join(p[:depth]) for p in parts for depth in (1, 2) if p[:depth]
-  }
-  return sorted(folders)

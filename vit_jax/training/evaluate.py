@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -61,7 +60,7 @@ def evaluate(
     UserError: weights, sections, options or data that do not fit.
   """
   mesh = mesh_lib.make_mesh() if mesh is None else mesh
-  is_ours = _is_run(weights)
+  is_ours = not isinstance(weights, Weights) and run_format.is_run(weights)
   own = evals is None
   if own:
     if not is_ours:
@@ -119,15 +118,6 @@ def evaluate(
         raise
       metrics |= {f'{prefix}/{key}': value for key, value in numbers.items()}
   return Results(metrics, source)
-
-
-def _is_run(weights: str | os.PathLike | Weights) -> bool:
-  if isinstance(weights, Weights) or not run_format.matches(weights):
-    return False
-  # Of an address `matches` knows nothing.
-  return '://' not in os.fspath(weights) or not re.search(
-    r'^(https?|hf)://|\.(npz|safetensors|pth?|bin)$', os.fspath(weights)
-  )
 
 
 def _check_from_file(

@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -29,6 +30,15 @@ def matches(path: str | os.PathLike) -> bool:
   return '://' in os.fspath(path) or _find(path) is not None
 
 
+def is_run(path: str | os.PathLike) -> bool:
+  """Whether a path is that of a run; an address may be, if of no known file."""
+  text = os.fspath(path)
+  if '://' in text:
+    known = r'^(https?|hf)://|\.(npz|safetensors|pth?|bin)$'
+    return not re.search(known, text)
+  return matches(path)
+
+
 def read(
   path: str | os.PathLike,
   *,
@@ -36,6 +46,7 @@ def read(
   ema: bool | None = None,
   model: Mapping[str, Any] | None = None,
   evaluation: str | None = None,
+  part: str = '',
   on_log: Callable[[str], Any] = print,
 ) -> Weights:
   """Returns the weights of a checkpoint; the run itself may be going on.
@@ -54,6 +65,8 @@ def read(
       an average.
     evaluation: the name of the evaluation whose host ops are taken; None
       chooses, see `main_evaluation`.
+    part: the folder of the parameters that is the model's, where the objective
+      trains more than the model: 'backbone' beside a head of its own.
     model: keys of the model section that win; see `overrides.apply`.
     on_log: receives a line of text for every damaged checkpoint, for the best
       checkpoint, and for the evaluation chosen among several that prepare
@@ -94,7 +107,7 @@ def read(
     section, 'cost', 'layout', trusted='model' in overrides.trusted(model)
   )
   section = {k: v for k, v in section.items() if k not in dropped}
-  named = blocks.unstack(trees.flatten(params))
+  named = blocks.unstack(trees.below(params, part, os.fspath(path)))
   named, section = overrides.apply(named, section, model)
   where = f'step {meta["step"]} of {os.fspath(path)}'
   model_section.check(named, section, where)
