@@ -27,13 +27,13 @@ def run(folder, steps=8):
 @pytest.fixture
 def panels(monkeypatch):
   """The axes that are drawn, in order."""
-  made, axes_of = [], curves._figure.axes
+  made, save = [], curves._figure.save
 
-  def spy(*args, **options):
-    made.append(axes_of(*args, **options))
-    return made[-1]
+  def spy(figure, path):
+    made.extend(figure.axes)
+    return save(figure, path)
 
-  monkeypatch.setattr(curves._figure, 'axes', spy)
+  monkeypatch.setattr(curves._figure, 'save', spy)
   return made
 
 

@@ -10,20 +10,21 @@ from vit_jax.visualize import filters
 @pytest.fixture
 def shown(monkeypatch):
   """The images that are drawn, in order."""
-  images, axes_of = [], filters._figure.axes
+  images, tiles = [], filters._figure.tiles
 
   def spy(*args, **options):
-    axes = axes_of(*args, **options)
-    imshow = axes.imshow
+    figure, grid = tiles(*args, **options)
+    for axes in grid:
+      imshow = axes.imshow
 
-    def keep(image, *args, **options):
-      images.append(np.asarray(image))
-      return imshow(image, *args, **options)
+      def keep(image, *args, imshow=imshow, **options):
+        images.append(np.asarray(image))
+        return imshow(image, *args, **options)
 
-    axes.imshow = keep
-    return axes
+      axes.imshow = keep
+    return figure, grid
 
-  monkeypatch.setattr(filters._figure, 'axes', spy)
+  monkeypatch.setattr(filters._figure, 'tiles', spy)
   return images
 
 

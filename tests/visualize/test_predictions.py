@@ -125,20 +125,19 @@ def test_a_grey_image_keeps_its_grey(mesh, tmp_path):
 
 
 def test_the_title_counts_what_is_shown(data, mesh, tmp_path, monkeypatch):
-  words, text = [], predictions._text
-
-  def spy(figure, x, y, text_, *args, **kwargs):
-    words.append(text_)
-    return text(figure, x, y, text_, *args, **kwargs)
-
-  monkeypatch.setattr(predictions, '_text', spy)
+  drawn = []
+  monkeypatch.setattr(
+    predictions._figure, 'save', lambda figure, path: drawn.append(figure)
+  )
 
   def says_dog(params, batch):
     return {'logits': jax.nn.one_hot(batch['label'] * 0 + 1, 3) + params}
 
   picture = Picture(says_dog, mesh, data=data, ops='', count=20)
   draw(picture, 0, tmp_path / 'x.png', mesh)
-  assert words[0] == '7 of 20 right (35.0%) in a random sample of 20 images'
+  title = '7 of 20 right (35.0%) in a random sample of 20 images'
+  assert drawn[0].get_suptitle() == title
+  words = [text.get_text() for axes in drawn[0].axes for text in axes.texts]
   assert words.count('true: dog') == words.count('✓ dog') == 7
 
 
@@ -171,15 +170,12 @@ def test_images_that_were_normalised_on_the_host_are_shown():
 
 
 def test_long_names_end_in_an_ellipsis_within_their_room():
-  from matplotlib.backends.backend_agg import FigureCanvasAgg
-  from matplotlib.figure import Figure
-
-  figure = Figure(figsize=(5, 5), dpi=100)
-  FigureCanvasAgg(figure)
-  text = predictions._text(figure, 0, 0, 'a very long name of a class', 0.6)
-  assert text.get_text().startswith('a very') and text.get_text()[-1] == '…'
-  assert text.get_window_extent().width <= 60
-  assert predictions._text(figure, 0, 0, 'dog', 0.6).get_text() == 'dog'
+  figure = predictions._figure.new(5, 5)
+  for words, shown in (('a very long name of a class', None), ('dog', 'dog')):
+    text = figure.text(0, 0, words, size=8.5)
+    predictions._figure.shorten(text, 0.6)
+    assert text.get_window_extent().width <= 60
+    assert text.get_text() == shown or text.get_text()[-1] == '…'
 
 
 def test_dollars_in_a_name_are_no_formula(data, mesh, tmp_path):

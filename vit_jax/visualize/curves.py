@@ -1,4 +1,4 @@
-"""Training curves of runs, drawn from metrics.jsonl."""
+"""Training and evaluation curves of runs, from metrics.jsonl."""
 
 import json
 import os
@@ -14,12 +14,10 @@ from vit_jax.visualize import _figure
 
 METRICS = ('loss', 'top1', 'learning_rate')
 
-# Inches.
-_MARGIN, _TITLE, _TICKS_LEFT, _TICKS_BELOW = 0.25, 0.3, 0.55, 0.5
-_WIDTH, _HEIGHT, _GAP = 3.3, 2.4, 0.3
+_WIDTH, _HEIGHT = 3.9, 3.2  # Inches of a panel.
 _COLORS = ('#0969da', '#cf222e', '#1a7f37', '#8250df', '#bc4c00', '#6e7781')
 _FRACTIONS = ('top1', 'top5')
-_MOST_POINTS = 60  # Longer training curves are smoothed, over a 20th of them.
+_MAX_POINTS = 60  # Longer training curves are smoothed, over a 20th of them.
 
 Curve = tuple[np.ndarray, np.ndarray]
 
@@ -104,7 +102,7 @@ def draw(
   behind their running means. A point without a neighbour has a dot.
 
   Args:
-    runs: the folders of the runs (or their metrics.jsonl) by what to call them.
+    runs: the folders of the runs (or their metrics.jsonl) by their labels.
     path: of the PNG file.
     metrics: the last parts of names in metrics.jsonl, as in 'loss' for
       `train/loss` and `val/loss`. Curves without a finite value are left out,
@@ -122,14 +120,9 @@ def draw(
       f'no finite values of {", ".join(metrics)} in the metrics of '
       f'{", ".join(runs)}; there are {", ".join(known) or "none at all"}'
     )
-  step_right = _TICKS_LEFT + _WIDTH + _GAP
-  figure = _figure.new(
-    2 * _MARGIN + len(panels) * step_right - _GAP,
-    2 * _MARGIN + _TITLE + _HEIGHT + _TICKS_BELOW,
-  )
-  for i, (metric, lines) in enumerate(panels.items()):
-    x, y = _MARGIN + i * step_right + _TICKS_LEFT, _MARGIN + _TITLE
-    axes = _figure.axes(figure, x, y, _WIDTH, _HEIGHT)
+  figure = _figure.new(_WIDTH * len(panels), _HEIGHT)
+  grid = figure.subplots(1, len(panels), squeeze=False)
+  for axes, (metric, lines) in zip(grid.flat, panels.items(), strict=True):
     _draw_panel(axes, metric, lines, several=len(runs) > 1)
   return _figure.save(figure, path)
 
@@ -164,7 +157,7 @@ def _draw_panel(
 ) -> None:
   """Draws the lines `(run, prefix, curve)` of a metric."""
   runs = list(dict.fromkeys(run for run, _, _ in lines))
-  # Training first: evaluations lie on top of it.
+  # Training first: evaluations are drawn on top of it.
   prefixes = sorted({p for _, p, _ in lines}, key=lambda p: (p != 'train', p))
   evaluations = [prefix for prefix in prefixes if prefix != 'train']
   lines = sorted(lines, key=lambda line: prefixes.index(line[1]))
@@ -177,7 +170,7 @@ def _draw_panel(
     if prefix in evaluations:
       dashes = ('-', '--', ':')[evaluations.index(prefix) % 3 if several else 0]
       style |= dict(marker='o', markersize=3.5, linestyle=dashes)
-    elif metric != 'learning_rate' and len(values) > _MOST_POINTS:
+    elif metric != 'learning_rate' and len(values) > _MAX_POINTS:
       axes.plot(steps, values, color=color, alpha=0.2, linewidth=0.8)
       values = _running_mean(values, len(values) // 20)
     alone = _without_neighbours(values)

@@ -1,9 +1,8 @@
-"""Filters of the patch embedding of a ViT, drawn as images.
+"""The principal components of the filters of a ViT's first layer.
 
 As in figure 7 of "An Image is Worth 16x16 Words" (arXiv:2010.11929).
 """
 
-import math
 import os
 import pathlib
 from typing import Any
@@ -14,8 +13,7 @@ import numpy as np
 from vit_jax.errors import UserError
 from vit_jax.visualize import _figure, _parameter
 
-# Inches.
-_MARGIN, _TITLE, _TILE, _GAP, _CAPTION = 0.25, 0.65, 0.9, 0.12, 0.2
+_TILE = 0.9  # Inches of the longer side of a patch.
 
 
 class Picture:
@@ -116,28 +114,16 @@ def draw(
     )
   found, share = components(kernel_HWCD)
   found, share = found[:count], share[:count]
-  columns = min(columns, len(found))
-  rows = math.ceil(len(found) / columns)
   height, width, _, dim = kernel_HWCD.shape
-  # The longer side of a patch is _TILE.
-  tile_height = _TILE * height / max(height, width)
-  tile_width = _TILE * width / max(height, width)
-  step_right, step_down = tile_width + _GAP, tile_height + _CAPTION + _GAP
-  figure = _figure.new(
-    2 * _MARGIN + max(columns * step_right - _GAP, 4.5),
-    2 * _MARGIN + _TITLE + rows * step_down - _GAP,
+  scale = _TILE / max(height, width)
+  title = (
+    f'First layer: {dim} filters of {height} x {width} pixels\n{len(found)} '
+    f'principal components, {share.sum():.0%} of the variance'
   )
-  title = f'First layer: {dim} filters of {height} x {width} pixels'
-  _figure.text(figure, _MARGIN, _MARGIN, title, size=13, weight='bold')
-  label = dict(size=9, color=_figure.PALE)
-  what = f'{len(found)} principal components, {share.sum():.0%} of the variance'
-  _figure.text(figure, _MARGIN, _MARGIN + 0.28, what, **label)
-  for i, component in enumerate(found):
-    row, column = divmod(i, columns)
-    x, y = _MARGIN + column * step_right, _MARGIN + _TITLE + row * step_down
-    axes = _figure.axes(
-      figure, x, y, tile_width, tile_height, xticks=[], yticks=[]
-    )
+  figure, tiles = _figure.tiles(
+    len(found), columns, width * scale, height * scale, title=title
+  )
+  for axes, component, part in zip(tiles, found, share, strict=True):
     axes.imshow(
       _displayable(component),
       'gray',
@@ -147,8 +133,7 @@ def draw(
       aspect='auto',
     )
     axes.spines[:].set(color='#d0d7de', linewidth=0.8)
-    y += tile_height + 0.05
-    _figure.text(figure, x, y, f'{share[i]:.1%}', **label)
+    _figure.caption(axes, f'{part:.1%}')
   return _figure.save(figure, path)
 
 

@@ -1,7 +1,7 @@
-"""Similarity of the position embeddings of a ViT, drawn for each patch.
+"""The similarity of the position embeddings of all patches of a ViT.
 
-As in figure 7 of "An Image is Worth 16x16 Words" (arXiv:2010.11929): nobody
-tells the model where a patch lies; training on images does.
+As in figure 7 of "An Image is Worth 16x16 Words" (arXiv:2010.11929): positions
+are learned, and neighbours become similar.
 """
 
 import os
@@ -14,13 +14,11 @@ import numpy as np
 from vit_jax.errors import UserError
 from vit_jax.visualize import _figure, _parameter
 
-# Inches.
-_MARGIN, _TITLE, _TICKS, _GAP, _SIDE = 0.25, 0.65, 0.55, 0.07, 6.0
-_BAR_GAP, _BAR, _BAR_TICKS = 0.2, 0.16, 0.75
+_SIDE = 6.0  # Inches of the longer side of all tiles.
 
 
 class Picture:
-  """A tile for each patch: how alike its position is to those of all patches.
+  """A tile for each patch: the similarity of its position to all positions.
 
   For `config.pictures`; `draw` below is for a table at hand.
   """
@@ -72,7 +70,7 @@ def similarity(table_HWD: np.ndarray) -> np.ndarray:
   height, width, dim = table_HWD.shape
   x_LD = np.asarray(table_HWD, np.float64).reshape(-1, dim)
   norm_L1 = np.linalg.norm(x_LD, axis=1, keepdims=True)
-  # A position of zeros, as before the training of some models, is like none.
+  # A position of zeros, as before the training of some models, has cosine 0.
   x_LD = np.divide(x_LD, norm_L1, out=np.zeros_like(x_LD), where=norm_L1 > 0)
   return np.float32(x_LD @ x_LD.T).reshape(height, width, height, width)
 
@@ -86,7 +84,7 @@ def draw(
   """Writes the picture as a PNG file, atomically, and returns its path.
 
   The tile in row i and column j is a map of the image: the cosine of the
-  position of patch (i, j) and that of every patch. Colours span what lies
+  position of patch (i, j) and that of every patch. Colours span the values
   between different patches; a patch and itself, 1, has the last colour.
 
   Args:
@@ -111,65 +109,38 @@ def draw(
   others = flat_LL[~np.eye(len(flat_LL), dtype=bool)]
   low, high = float(others.min()), float(others.max())
 
-  cell = _cell_size(height * len(rows), width * len(columns))
-  tile_height, tile_width = height * cell, width * cell
-  step_down, step_right = tile_height + _GAP, tile_width + _GAP
-  grid_height = len(rows) * step_down - _GAP
-  grid_width = len(columns) * step_right - _GAP
-  left, top = _MARGIN + _TICKS, _MARGIN + _TITLE
-  figure = _figure.new(
-    left + grid_width + _BAR_GAP + _BAR + _BAR_TICKS + _MARGIN,
-    top + grid_height + _TICKS + _MARGIN,
+  tiles = cosine_HWHW[np.ix_(rows, columns)]
+  shown = tiles.transpose(0, 2, 1, 3).reshape(
+    len(rows) * height, len(columns) * width
   )
-  for i, row in enumerate(rows):
-    for j, column in enumerate(columns):
-      x, y = left + j * step_right, top + i * step_down
-      axes = _figure.axes(
-        figure, x, y, tile_width, tile_height, xticks=[], yticks=[]
-      )
-      axes.spines[:].set_visible(False)
-      image = axes.imshow(
-        cosine_HWHW[row, column],
-        'viridis',
-        vmin=low,
-        vmax=high,
-        interpolation='nearest',
-        aspect='auto',
-      )
-  title = f'Position embeddings of {height} x {width} patches'
-  _figure.text(figure, _MARGIN, _MARGIN, title, size=13, weight='bold')
-  y = _MARGIN + 0.28
-  _label(figure, _MARGIN, y, 'a tile shows how alike one patch is to all')
-  style = dict(ha='right', va='center')
-  for i, row in enumerate(rows):
-    y = top + i * step_down + tile_height / 2
-    _label(figure, left - 0.08, y, str(row + 1), **style)
-  for j, column in enumerate(columns):
-    x, y = left + j * step_right + tile_width / 2, top + grid_height + 0.08
-    _label(figure, x, y, str(column + 1), ha='center')
-  y = top + grid_height / 2
-  _label(figure, _MARGIN, y, 'row', va='center', rotation=90)
-  y = top + grid_height + 0.3
-  _label(figure, left + grid_width / 2, y, 'column', ha='center')
-  x = left + grid_width + _BAR_GAP
-  _color_bar(image, _figure.axes(figure, x, top, _BAR, grid_height))
-  return _figure.save(figure, path)
-
-
-def _cell_size(*numbers: int) -> float:
-  """Returns the inches of a cell: _SIDE in all, in whole dots of 2 or more."""
-  return max(2, round(_SIDE * _figure.DPI / max(numbers))) / _figure.DPI
-
-
-def _label(figure: Any, x: float, y: float, words: str, **style) -> None:
-  _figure.text(figure, x, y, words, size=9, color=_figure.PALE, **style)
-
-
-def _color_bar(image: Any, axes: Any) -> None:
-  bar = axes.figure.colorbar(image, cax=axes)
+  scale = _SIDE / max(shown.shape)
+  title = (
+    f'Position embeddings of {height} x {width} patches\n'
+    'each tile: cosine of one patch and all patches'
+  )
+  figure = _figure.new(
+    1.6 + shown.shape[1] * scale, 1.3 + shown.shape[0] * scale, title=title
+  )
+  axes = figure.subplots()
+  image = axes.imshow(
+    shown, 'viridis', vmin=low, vmax=high, interpolation='nearest'
+  )
+  axes.spines[:].set_visible(False)
+  for axis, name, picked, size in (
+    (axes.yaxis, 'row', rows, height),
+    (axes.xaxis, 'column', columns, width),
+  ):
+    edges = size * np.arange(len(picked) + 1) - 0.5
+    axis.set_ticks((edges[1:] + edges[:-1]) / 2, [str(i + 1) for i in picked])
+    axis.set_ticks(edges, minor=True)
+    axis.grid(which='minor', color='white', linewidth=5)
+    axis.set_tick_params('both', length=0, colors=_figure.PALE, labelsize=9)
+    axis.set_label_text(name, size=9, color=_figure.PALE)
+  bar = figure.colorbar(image, label='cosine', aspect=40, pad=0.02)
   bar.outline.set_visible(False)
-  axes.tick_params(colors=_figure.PALE, labelsize=9)
-  axes.set_title('cosine', size=9, color=_figure.PALE, loc='left')
+  bar.ax.tick_params(colors=_figure.PALE, labelsize=9)
+  bar.ax.yaxis.label.set(size=9, color=_figure.PALE)
+  return _figure.save(figure, path)
 
 
 def _spread(size: int, most: int) -> list[int]:

@@ -1,7 +1,5 @@
-"""Test images with their predictions and labels, drawn as a grid."""
+"""Test images with their predicted and true classes."""
 
-import functools
-import math
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -13,13 +11,13 @@ import numpy as np
 
 from vit_jax.data import records
 from vit_jax.errors import UserError
+from vit_jax.evaluators import _rows
 from vit_jax.parallel import mesh as mesh_lib
 from vit_jax.printable import printable
 from vit_jax.visualize import _figure
 
 _RIGHT, _WRONG = '#1a8a4a', '#d1242f'
-# Inches.
-_IMAGE, _GAP, _CAPTION, _MARGIN, _TITLE = 1.3, 0.16, 0.42, 0.2, 0.45
+_IMAGE = 1.3  # Inches of the longer side.
 
 
 class Picture:
@@ -46,15 +44,15 @@ class Picture:
 
     Args:
       predict: `(params, batch) -> {'logits': [B, Y], ...}`, jittable.
-      mesh: the devices; the batch is split over its data and fsdp axes.
+      mesh: the devices; the batch is sharded over its data and fsdp axes.
       data: the source, as in the input section of a config.
-      ops: the host ops, as in the input section of a config. What they return
-        is what is shown, so pixels should still be uint8.
+      ops: the host ops, as in the input section of a config. Their results are
+        shown, so pixels should still be uint8.
       count: how many images; all of them where the split has fewer.
       columns: images in a row.
       seed: chooses the images; the same every time.
-      loss: 'softmax' or 'sigmoid', what the model was trained with: how its
-        logits become probabilities.
+      loss: 'softmax' or 'sigmoid', which the model was trained with: turns
+        logits into probabilities.
       on_error: 'stop' or 'skip' where an image cannot be read.
 
     Raises:
@@ -73,10 +71,10 @@ class Picture:
   def draw(self, params: Any, path: str | os.PathLike[str]) -> pathlib.Path:
     """Writes the picture as a PNG file, atomically, and returns its path.
 
-    Below each image stand the predicted class with its probability and the
-    true class; the title says how many of these images are right. Where an
-    example has several right classes, each of them counts. With several
-    processes all call this and process 0 writes.
+    Below each image are the predicted class with its probability and the true
+    class; the title counts the correct ones. Where an example has several right
+    classes, each of them counts. With several processes all call this and
+    process 0 writes.
     """
     examples = self._examples()
     probability_NY = self._probabilities(params, examples)
@@ -109,29 +107,28 @@ class Picture:
     self, params: Any, examples: Sequence[records.Example]
   ) -> np.ndarray:
     """Returns `[N, Y]` for N examples, on every process."""
-    num = len(examples)
-    shards = self._mesh.shape['data'] * self._mesh.shape['fsdp']
-    fill = -num % shards
-    rows = [*examples, *[examples[0] | {'mask': np.False_}] * fill]
+    padding = _rows.padded(len(examples), self._mesh) - len(examples)
+    rows = [*examples, *[examples[0] | {'mask': np.False_}] * padding]
     split = mesh_lib.batch_sharding(self._mesh)
     batch = {
       key: np.stack([row[key] for row in rows])
       for key in rows[0]
       if key != 'index'
     }
-    probability_BY = _score(
+    found = _rows.call(
+      _probability,
       params,
       # All rows from every process, which keeps those of its devices.
       jax.device_put(batch, split),
+      self._mesh,
       predict=self._predict,
       loss=self._loss,
-      out_sharding=mesh_lib.replicated(self._mesh),
     )
-    return jax.device_get(probability_BY)[:num]
+    return jax.device_get(found['probability'])[: len(examples)]
 
 
 class _Cell:
-  """What stands at one place of the grid."""
+  """An image of the grid with its caption."""
 
   def __init__(
     self,
@@ -152,67 +149,53 @@ class _Cell:
     self.true = ' / '.join(_name(i, class_names) for i in right) or 'none'
 
 
-@functools.partial(jax.jit, static_argnames=('predict', 'loss', 'out_sharding'))
-def _score(params, batch, *, predict, loss, out_sharding):
+def _probability(params, batch, *, predict, loss):
   logits_BY = predict(params, batch)['logits'].astype(jnp.float32)
   fn = jax.nn.softmax if loss == 'softmax' else jax.nn.sigmoid
-  return jax.lax.with_sharding_constraint(fn(logits_BY), out_sharding)
+  return {'probability': fn(logits_BY)}
 
 
 def _draw(
   cells: Sequence[_Cell], columns: int, num_examples: int, path: pathlib.Path
 ) -> None:
-  columns = min(columns, len(cells))
-  rows = math.ceil(len(cells) / columns)
-  width = 2 * _MARGIN + columns * (_IMAGE + _GAP) - _GAP
-  height = 2 * _MARGIN + _TITLE + rows * (_IMAGE + _CAPTION + _GAP) - _GAP
-  figure = _figure.new(width, height)
   num_right = sum(cell.right for cell in cells)
-  title = (
-    f'{num_right} of {len(cells)} right ({num_right / len(cells):.1%}) '
-    f'in a random sample of {num_examples:,} images'
+  height, width = cells[0].image.shape[:2]
+  scale = _IMAGE / max(height, width)
+  figure, tiles = _figure.tiles(
+    len(cells),
+    columns,
+    _IMAGE,
+    height * scale,
+    num_lines=2,
+    title=f'{num_right} of {len(cells)} right ({num_right / len(cells):.1%}) '
+    f'in a random sample of {num_examples:,} images',
   )
-  _text(figure, _MARGIN, _MARGIN, title, size=13, weight='bold')
-  for i, cell in enumerate(cells):
-    row, column = divmod(i, columns)
-    x = _MARGIN + column * (_IMAGE + _GAP)
-    y = _MARGIN + _TITLE + row * (_IMAGE + _CAPTION + _GAP)
-    _draw_cell(figure, cell, x, y)
+  for axes, cell in zip(tiles, cells, strict=True):
+    _draw_cell(axes, cell)
   _figure.save(figure, path)
 
 
-def _draw_cell(figure: Any, cell: _Cell, x: float, y: float) -> None:
-  """Draws an image and its caption; x and y in inches from the top left."""
+def _draw_cell(axes: Any, cell: _Cell) -> None:
+  """Draws an image and its caption."""
   color = _RIGHT if cell.right else _WRONG
-  axes = _figure.axes(
-    figure, x, y, _IMAGE, _IMAGE, xticks=[], yticks=[], facecolor='#f6f8fa'
-  )
   # Enlarged pixels stay sharp; shrunken images are smoothed.
   small = max(cell.image.shape[:2]) <= _IMAGE * _figure.DPI
   smoothing = 'nearest' if small else 'hanning'
   axes.imshow(cell.image, 'gray', vmin=0, vmax=255, interpolation=smoothing)
   axes.spines[:].set(color=color, linewidth=2.5)
 
-  y += _IMAGE + 0.07
-  style = dict(size=8.5, color=color, weight='bold')
+  style = dict(color=color, weight='bold')
   percent = f'{cell.probability:.0%}'
-  percent = _text(figure, x + _IMAGE, y, percent, ha='right', **style)
-  room = _IMAGE - percent.get_window_extent().width / _figure.DPI - 0.05
+  percent = _figure.caption(axes, percent, right=True, **style)
   mark = '✓' if cell.right else '✗'
-  _text(figure, x, y, f'{mark} {cell.predicted}', room, **style)
+  words = _figure.caption(axes, f'{mark} {cell.predicted}', **style)
+  taken = percent.get_window_extent().width / _figure.DPI
+  _figure.shorten(words, _IMAGE - taken - 0.1)
   color = _figure.PALE if cell.right else _figure.INK
-  _text(figure, x, y + 0.17, f'true: {cell.true}', _IMAGE, size=8, color=color)
-
-
-def _text(
-  figure: Any, x: float, y: float, words: str, room: float = math.inf, **style
-) -> Any:
-  """Writes words that end in an ellipsis where they would pass `room`."""
-  text = _figure.text(figure, x, y, words, **style)
-  while len(words) > 1 and text.get_window_extent().width > room * _figure.DPI:
-    words = words[:-1]
-    text.set_text(words.rstrip() + '…')
-  return text
+  words = _figure.caption(
+    axes, f'true: {cell.true}', line=1, size=8, color=color
+  )
+  _figure.shorten(words, _IMAGE - 0.05)
 
 
 def _displayable(image: np.ndarray) -> np.ndarray:
