@@ -18,6 +18,7 @@ from vit_jax.errors import UserError
 NAMES = lookup.names('models')
 IMAGE = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
 DOCUMENTED = {'logits', 'features', 'tokens', 'prefix_tokens'}
+DOCUMENTED |= {'image_embedding', 'text_embedding'}
 
 
 def _tiny(name, num_classes=5, **overrides):
@@ -25,9 +26,10 @@ def _tiny(name, num_classes=5, **overrides):
   module = importlib.import_module(f'vit_jax.models.{name}')
   variant = next(iter(module.VARIANTS))
   try:
-    return module.Model(variant, num_classes, **overrides)
-  except UserError:  # Of models with patches; the variant names no size.
-    return module.Model(f'{variant}/8', num_classes, **overrides)
+    module.Model(variant)
+  except UserError:  # A model with patches, whose size the name lacks.
+    variant = f'{variant}/8'
+  return module.Model(variant, num_classes, **overrides)
 
 
 def test_the_folder_offers_models_alone():

@@ -1,16 +1,16 @@
 """Self-attention of short sequences in one kernel, for TPUs.
 
-An image's queries, keys and values fit into the fast memory of a chip, and so
-does everything that is computed between them and its result. Written as
-separate operations they cost a third of the training step of a B/16, for 4 % of
-its multiplications: heads of 64 fill half of the 128 columns that the matrix
-units have, and weights [L, L] go through memory several times.
+An image's queries, keys and values and all intermediate results fit into the
+fast memory of a chip. As separate operations they cost a third of the training
+step of a B/16 (by the compiler's estimate), for 4 % of its multiplications:
+heads of 64 fill half of the 128 columns of the matrix units, and weights [L, L]
+go through memory several times.
 
 A head is not cut out of its 128 columns: the others are set to zero in one
 factor of each product, which changes no sum and costs nothing, since a product
-always has 128 columns. The backward pass computes the weights again. Softmax
-and all sums are float32; what is multiplied is in the dtype of the arguments,
-weights not yet divided by their sum included.
+always has 128 columns. The backward pass recomputes the weights. Softmax and
+all sums are float32; factors of products are in the dtype of the arguments,
+also the weights, which are divided by their sum afterwards.
 
 Shapes: B images, L tokens, D width, `qkv_BLE` queries, keys and values beside
 each other, E = 3 D.
@@ -36,15 +36,14 @@ _FAST_MEMORY = 100 * 2**20
 
 
 def fits(shape: tuple[int, int, int], dtype: Any, num_heads: int) -> bool:
-  """Says whether `attention` is the way to compute it.
+  """Returns whether `attention` supports these shapes on these devices.
 
-  On TPUs from v5e on, in bfloat16. That the devices are TPUs has to be known
-  while tracing, from `activations.use`; heads must not be split over
-  them.
+  TPUs from v5e on, in bfloat16, with heads that are not split over devices.
+  The devices must be known while tracing, from `activations.use`.
 
   Args:
-    shape: [B, L, D] of what attends to itself.
-    dtype: what is computed in.
+    shape: [B, L, D] of the tokens.
+    dtype: of the computation.
     num_heads: N.
   """
   B, L, D = shape
@@ -162,7 +161,7 @@ def _forward(bias, qkv, out, *, width: int, head: int):
 
 def _backward(bias, qkv, gradient, out, d_bias, *, width: int, head: int):
   # Weights are [keys, queries] here: four of the five products are then of
-  # matrices as they lie, and sums over keys need no exchange between columns.
+  # matrices as stored, and sums over keys need no exchange between columns.
   results = {}
   for window, heads in _windows(width, head):
     query, key, value = _load(qkv, bias, window, width, head)

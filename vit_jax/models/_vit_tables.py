@@ -40,7 +40,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
   ),
   # Of these, what neither names nor shapes of parameters show.
   'unseen': ('activation', 'norm_epsilon'),
-  # The parameters there are.
+  # Which parameters exist.
   'structure': (
     'stem',
     'pooling',

@@ -177,7 +177,7 @@ class ViT(nn.Module):
 
   @property
   def num_prefix_tokens(self) -> int:
-    """P: the class token, where there is one, and registers."""
+    """P: the class token, if the model has one, and registers."""
     return self.num_registers + (self.pooling == 'token')
 
   def setup(self):
