@@ -1,9 +1,9 @@
-"""Gradients of a batch that is worked through in parts, one after the other.
+"""Gradients of a batch, whole or accumulated over micro-batches.
 
-The parts, micro-batches, need less memory at once, and on a TPU small ones may
-keep their activations on the chip. The result is that of the whole batch but
-for rounding, where the loss is a mean over examples. An objective says that it
-is by
+Micro-batches, parts of a batch one after the other, need less memory at once,
+and on a TPU small ones may keep their activations on the chip. Where the loss
+is a mean over examples, the result is that of the whole batch but for rounding.
+An objective declares this by
 
     mean_over_examples = True
 

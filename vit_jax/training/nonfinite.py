@@ -1,4 +1,4 @@
-"""Losses and gradients that are not finite: when they end a run, and why.
+"""Detection of non-finite losses and gradients, and the message of their cause.
 
 `train_step` computes them and, with `on_nonfinite='skip'`, leaves such updates
 out; here the fetched metrics of each step are checked on the host.

@@ -1,4 +1,4 @@
-"""The plan of a run: all that its config means, built and checked."""
+"""The plan of a run: its config, built and checked."""
 
 import dataclasses
 import inspect

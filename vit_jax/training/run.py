@@ -32,7 +32,7 @@ from vit_jax.training import (
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """What a config means; nothing here has touched a weight yet."""
+  """The functions and shapes of a run; no weights yet."""
 
   mesh: jax.sharding.Mesh
   input: pipeline.TrainInput

@@ -1,4 +1,4 @@
-"""The session of a run: what one process holds open while it trains."""
+"""The session of a run: files, data, signals and clock of one process."""
 
 import contextlib
 import dataclasses

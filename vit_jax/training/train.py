@@ -1,7 +1,6 @@
 """The training loop: restore, step, log, evaluate, save.
 
-Read `train` from top to bottom; what it calls is one file each: `plan` builds
-and checks all that the config means, `session` opens what the loop needs.
+`plan` builds and checks the config; `session` opens the workdir and the data.
 Evaluation alone is the same loop with `total_steps=0`.
 """
 
