@@ -325,6 +325,13 @@ def test_a_changed_config_keeps_the_one_that_trained_until_then(tmp_path):
   assert files() == {'config.json': 3, 'config.until_100.json': 1}
 
 
+def test_a_config_in_another_order_is_the_same_one(tmp_path):
+  write_config(tmp_path, {'evals': {'few': 1, 'val': 2}})
+  write_config(tmp_path, {'evals': {'val': 2, 'few': 1}}, 100)
+  (path,) = tmp_path.iterdir()
+  assert list(json.loads(path.read_text())['evals']) == ['val', 'few']
+
+
 @pytest.mark.parametrize(
   ('kept', 'lost'),
   [

@@ -72,7 +72,7 @@ def _main(argv: Sequence[str]) -> None:
   _cli.add_weights_options(parser)
   distributed.add_flags(parser)
   config, args = _config_file.parse(parser, argv, required=False)
-  evals = None if config is None else config.to_dict().get('evals')
+  evals = None if config is None else _config_file.sections(config).get('evals')
   if config is not None and not evals:
     raise UserError(f'--config={args.config} has no config.evals')
   if args.output and pathlib.Path(args.output).is_dir():

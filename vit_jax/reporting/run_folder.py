@@ -65,7 +65,8 @@ def write_config(
       return
     kept = path.with_name(f'config.until_{restored_step}.json')
     # If `kept` exists, `old` took over at this very step: it trained nothing.
-    if old and restored_step is not None and not kept.exists():
+    continues = restored_step is not None and not kept.exists()
+    if old and continues and not _same_values(old, new):
       replace(kept, old)
     replace(path, new)
 
@@ -102,3 +103,11 @@ def replace(path: pathlib.Path, data: bytes) -> None:
   """Replaces a file; a kill leaves the old or the new one, whole."""
   with files.write_atomically(path, error=None) as part:
     part.write_bytes(data)
+
+
+def _same_values(one: bytes, other: bytes) -> bool:
+  """Returns whether two JSON texts differ at most in the order of keys."""
+  try:
+    return json.loads(one) == json.loads(other)
+  except ValueError:
+    return False
