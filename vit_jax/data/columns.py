@@ -14,7 +14,7 @@ import numpy as np
 
 from vit_jax.errors import UserError
 
-_TAKEN = ('image', 'label', 'mask', 'index')
+_TAKEN = ('image', 'label', 'mask', 'index', 'name')
 
 Names = Sequence[str] | Mapping[str, Sequence[str] | None]
 
@@ -36,8 +36,8 @@ class Columns:
     taken = [name for name in lists if name in _TAKEN]
     if taken:
       raise UserError(
-        f'columns={list(lists)}: every example has a field {taken[0]!r} '
-        'already; rename that column'
+        f'columns={list(lists)}: {taken[0]!r} is a field of its own; rename '
+        'that column'
       )
     self.names = list(lists)
     self.texts = {k: list(v) for k, v in lists.items() if v is not None}

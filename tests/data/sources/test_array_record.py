@@ -174,3 +174,20 @@ class TestDisappears:
     _prepare(folder)
     with pytest.raises(UserError, match="no split 'test'; it has: train"):
       _source(folder, 'test')
+
+
+def test_columns_and_their_texts_are_kept(tmp_path):
+  rows = []
+  for i, sex in enumerate('mfm'):
+    Image.new('RGB', (4, 4)).save(tmp_path / f'{i}.png')
+    rows.append(f'{i}.png,x,{sex}')
+  table = tmp_path / 'table.csv'
+  table.write_text('\n'.join(['image,label,sex', *rows]))
+  for target, columns in (('with', ['sex']), ('without', [])):
+    source = f'table(path={str(table)!r}, columns={columns})'
+    assert prepare.main([source, f'{tmp_path}/{target}', '--split=all']) == 0
+  source = array_record.Source('all', data_dir=str(tmp_path / 'with'))
+  assert source.column_texts == {'sex': ['f', 'm']}
+  assert [int(source[i]['sex']) for i in range(3)] == [1, 0, 1]
+  info = (tmp_path / 'without/all/dataset.json').read_text()
+  assert 'column_texts' not in info

@@ -215,7 +215,7 @@ def test_a_stored_format_is_undone(path, tmp_path):
 
 def test_other_columns_become_numbers_or_codes(path):
   names = ['number', 'word', 'label', 'tags']
-  with pytest.raises(UserError, match="a field 'label' already"):
+  with pytest.raises(UserError, match="'label' is a field of its own"):
     _source(path, columns=names)
   del names[2:]
   source = _source(path, columns=names)

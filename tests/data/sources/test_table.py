@@ -261,7 +261,7 @@ def test_other_columns_become_numbers_or_codes(write):
     table.Source('all', path=path, columns=['race'])
   with pytest.raises(UserError, match="'site' has '7', which is not among"):
     _ = table.Source('all', path=path, columns={'site': ['8']})[0]
-  with pytest.raises(UserError, match="a field 'label' already"):
+  with pytest.raises(UserError, match="'label' is a field of its own"):
     table.Source('all', path=path, columns=['label'])
 
 

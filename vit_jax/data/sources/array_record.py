@@ -22,7 +22,7 @@ _SHARD = {'file': str, 'num_examples': int, 'num_bytes': int}
 
 
 class Source:
-  """Examples with the fields that were prepared: `image`, `label`."""
+  """Examples with the prepared fields: `image`, `label` and columns."""
 
   def __init__(self, split: str, *, data_dir: str):
     """Opens a split; looks at the size of every file.
@@ -41,6 +41,7 @@ class Source:
     info = _info(root, self._folder)
     self.num_classes = info['num_classes']
     self.class_names = info['class_names']
+    self.column_texts = info.get('column_texts', {})
     shards = info['shards']
     problems = [
       p for shard in shards if (p := size_mismatch(self._folder, shard))
@@ -170,6 +171,8 @@ def _is_info(info: dict) -> bool:
     (num_classes is None or type(num_classes) is int)
     and (names is None or _is_list_of(names, str))
     and _is_list_of(shards, dict)
+    and isinstance(texts := info.get('column_texts', {}), dict)
+    and all(_is_list_of(text, str) for text in texts.values())
     and all(
       type(shard.get(key)) is kind and (kind is str or 0 <= shard[key] < 2**48)
       for shard in shards

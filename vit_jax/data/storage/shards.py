@@ -79,6 +79,8 @@ class Writer:
       num_classes=source.num_classes,
       records=_digest(names),
     )
+    if source.column_texts:  # Otherwise dataset.json has no such key.
+      self._plan['column_texts'] = source.column_texts
     self._check_plan()
 
   def existing_shards(self) -> dict[int, dict[str, Any]]:
