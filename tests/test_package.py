@@ -19,12 +19,13 @@ from vit_jax.inference import model as inference_model
 from vit_jax.inference.model import Model
 from vit_jax.pretrained import timm_catalog
 from vit_jax.pretrained.published import PUBLISHED
+from vit_jax.training import evaluate
 
 MODELS_MD = pathlib.Path(__file__).parents[1] / 'docs' / 'models.md'
 
 
 def test_the_package_offers_load_and_nothing_that_is_not_there():
-  assert vit_jax.__all__ == ['list_models', 'load']
+  assert vit_jax.__all__ == ['evaluate', 'list_models', 'load']
   with pytest.raises(AttributeError, match="no attribute 'lod'"):
     _ = vit_jax.lod
   # What `help(vit_jax)` prints.
@@ -34,14 +35,21 @@ def test_the_package_offers_load_and_nothing_that_is_not_there():
   assert '__getattr__' not in text
 
 
-def test_the_package_s_load_takes_what_the_model_s_load_takes():
-  theirs = inspect.signature(inference_model.load).parameters
-  ours = inspect.signature(vit_jax.load).parameters
+@pytest.mark.parametrize(
+  'ours, theirs',
+  [
+    (vit_jax.load, inference_model.load),
+    (vit_jax.evaluate, evaluate.evaluate),
+  ],
+)
+def test_the_package_s_functions_take_what_those_behind_them_take(ours, theirs):
+  documentation = ours.__doc__
+  ours, theirs = (inspect.signature(x).parameters for x in (ours, theirs))
   assert [(p.name, p.kind, p.default) for p in ours.values()] == [
     (p.name, p.kind, p.default) for p in theirs.values()
   ]
   for name in ours:
-    assert f'{name}: ' in vit_jax.load.__doc__
+    assert re.search(rf'\b{name}\b[\w, *]*: ', documentation), name
 
 
 def test_names_of_published_weights_are_listed():

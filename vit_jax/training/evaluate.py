@@ -216,8 +216,9 @@ def _run(
   inputs = evaluation.inputs_of(evaluator, where).values()
   image = None
   for data in inputs:
-    image = jax.eval_shape(forward.prepare, data.element_spec())['image']
-    image = image.update(shape=(1, *image.shape[1:]))
+    spec = jax.eval_shape(forward.prepare, data.element_spec())
+    if 'image' in spec:
+      image = spec['image'].update(shape=(1, *spec['image'].shape[1:]))
   key = id(weights), image and image.shape
   if key not in placed:
     placed.clear()
@@ -228,7 +229,7 @@ def _run(
 
 def _place(weights, module, image, mesh, on_log) -> dict[str, Any]:
   """Returns `{'params': ...}` on the devices, resized to images of a shape."""
-  if image is None:  # Of the evaluator's own.
+  if image is None:  # The evaluator has data of its own, or no images.
     shapes = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, 'float32'), weights.params
     )
