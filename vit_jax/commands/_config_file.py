@@ -180,7 +180,7 @@ def _in_order(values: dict[str, Any], order: dict[str, Any]) -> dict[str, Any]:
   """Returns nested dicts with the keys in another one's order."""
   return {
     key: _in_order(values[key], order[key])
-    if isinstance(values[key], dict) and isinstance(order[key], dict)
+    if isinstance(values[key], dict) and isinstance(order.get(key), dict)
     else values[key]
     for key in [*order, *values]
     if key in values
