@@ -43,7 +43,13 @@ setuptools.setup(
   # vit_jax/configs is a link to configs/.
   packages=setuptools.find_packages(include=['vit_jax*']),
   entry_points={'console_scripts': ['vit_jax=vit_jax.__main__:main']},
-  package_data={'vit_jax': ['py.typed', 'inference/imagenet_names.txt']},
+  package_data={
+    'vit_jax': [
+      'py.typed',
+      'inference/imagenet_names.txt',
+      'pretrained/*.txt',
+    ]
+  },
   python_requires='>=3.11',
   install_requires=[
     'absl-py',

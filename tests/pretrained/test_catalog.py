@@ -110,7 +110,9 @@ def tiny(monkeypatch, make_weights, shelf):
       download.Remote('http://127.0.0.1:9/mu.npz'),
       download.Remote('hf://timm/mirror/model.safetensors'),
     ),
-    model=published._model('mu/8', 5, published._TANH),
+    model=dict(
+      published.PUBLISHED['augreg-B/16'].model, variant='mu/8', num_classes=5
+    ),
     preprocess=presets.preprocess('vision_transformer', 32),
     resize='google',
   )

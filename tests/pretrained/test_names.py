@@ -111,7 +111,7 @@ def test_names_of_timm_whose_weights_have_a_short_name(
   weights = make_weights(width=32, depth=1, mlp_dim=128, num_heads=2)
   entry = published.PUBLISHED[short]
   tiny = dataclasses.replace(
-    entry, model=published._model('mu/8', 5, published._EXACT)
+    entry, model=entry.model | dict(variant='mu/8', num_classes=5)
   )
   monkeypatch.setitem(catalog.PUBLISHED, short, tiny)
   (tmp_path / 'weights').mkdir()

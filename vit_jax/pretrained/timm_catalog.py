@@ -2,63 +2,18 @@
 
 timm calls weights `<architecture>.<tag>` and keeps them on the Hugging Face Hub
 as `timm/<architecture>.<tag>`. Without a tag it takes the first that it lists:
-the table here, of timm 1.0.31 (`models/vision_transformer.py`, `deit.py`). It
+timm_catalog.txt, of timm 1.0.31 (`models/vision_transformer.py`, `deit.py`). It
 has the architectures with weights that `models/vit.py` can be; with its tag any
 other can be tried.
 """
 
+import pathlib
 import re
 
-_AUGREG = 'augreg_in21k_ft_in1k'
-_SIGLIP = 'v2_webli'
-
-DEFAULT_TAGS = {
-  'vit_tiny_patch16_224': _AUGREG,
-  'vit_tiny_patch16_384': _AUGREG,
-  'vit_small_patch32_224': _AUGREG,
-  'vit_small_patch32_384': _AUGREG,
-  'vit_small_patch16_224': _AUGREG,
-  'vit_small_patch16_384': _AUGREG,
-  'vit_small_patch8_224': 'dino',
-  'vit_base_patch32_224': _AUGREG,
-  'vit_base_patch32_384': _AUGREG,
-  'vit_base_patch16_224': 'augreg2_in21k_ft_in1k',
-  'vit_base_patch16_384': _AUGREG,
-  'vit_base_patch8_224': 'augreg2_in21k_ft_in1k',
-  'vit_large_patch32_224': 'orig_in21k',
-  'vit_large_patch32_384': 'orig_in21k_ft_in1k',
-  'vit_large_patch16_224': _AUGREG,
-  'vit_large_patch16_384': _AUGREG,
-  'vit_huge_patch14_224': 'orig_in21k',
-  'vit_base_patch16_224_miil': 'in21k',
-  'vit_small_patch14_dinov2': 'lvd142m',
-  'vit_base_patch14_dinov2': 'lvd142m',
-  'vit_large_patch14_dinov2': 'lvd142m',
-  'vit_small_patch14_reg4_dinov2': 'lvd142m',
-  'vit_base_patch14_reg4_dinov2': 'lvd142m',
-  'vit_large_patch14_reg4_dinov2': 'lvd142m',
-  'vit_base_patch16_siglip_224': _SIGLIP,
-  'vit_base_patch16_siglip_256': _SIGLIP,
-  'vit_base_patch16_siglip_384': _SIGLIP,
-  'vit_base_patch16_siglip_512': _SIGLIP,
-  'vit_large_patch16_siglip_256': _SIGLIP,
-  'vit_large_patch16_siglip_384': _SIGLIP,
-  'vit_large_patch16_siglip_512': _SIGLIP,
-  'vit_so400m_patch14_siglip_224': _SIGLIP,
-  'vit_so400m_patch14_siglip_384': 'webli',
-  'deit_tiny_patch16_224': 'fb_in1k',
-  'deit_small_patch16_224': 'fb_in1k',
-  'deit_base_patch16_224': 'fb_in1k',
-  'deit_base_patch16_384': 'fb_in1k',
-  'deit3_small_patch16_224': 'fb_in1k',
-  'deit3_small_patch16_384': 'fb_in1k',
-  'deit3_medium_patch16_224': 'fb_in1k',
-  'deit3_base_patch16_224': 'fb_in1k',
-  'deit3_base_patch16_384': 'fb_in1k',
-  'deit3_large_patch16_224': 'fb_in1k',
-  'deit3_large_patch16_384': 'fb_in1k',
-  'deit3_huge_patch14_224': 'fb_in1k',
-}
+_LINES = pathlib.Path(__file__).with_suffix('.txt').read_text().splitlines()
+DEFAULT_TAGS: dict[str, str] = dict(
+  line.split('.') for line in _LINES if line[:1].isalpha()
+)
 
 # What `models/vit.py` does not have, by what timm calls the architecture.
 _OTHER_MODELS = {
