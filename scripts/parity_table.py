@@ -109,7 +109,7 @@ def outputs(weights: Weights, image: np.ndarray) -> dict[str, np.ndarray]:
   """Returns the outputs of our model."""
   section = {**weights.model, 'scan': True}  # Compiles in a fifth of the time.
   model = lookup.build('models', section, 'Model')
-  params = trees.unflatten(blocks.stack(trees.flatten(weights.params)))
+  params = trees.unflatten(blocks.stack(weights.params))
   out = dict(jax.jit(model.apply)({'params': params}, image))
   prefix = [out.pop('prefix_tokens')] if 'prefix_tokens' in out else []
   out['tokens'] = np.concatenate([*prefix, out['tokens']], axis=1)

@@ -124,15 +124,15 @@ def test_options_choose_what_is_read(source, tmp_path, capsys):
   model = "--model={'num_classes': None}"
   assert convert.main([source(), target, model]) == 0
   assert 'num_classes=None' in capsys.readouterr().out
-  assert 'head' not in catalog.load(target).params
+  assert 'head/bias' not in catalog.load(target).params
 
 
 def test_a_target_that_differs_is_an_error(
   source, tmp_path, capsys, monkeypatch
 ):
   def save(weights, path, **options):
-    head = weights.params['head']
-    params = weights.params | dict(head=dict(head, bias=head['bias'] + 1))
+    bias = weights.params['head/bias']
+    params = weights.params | {'head/bias': bias + 1}
     ours.write(dataclasses.replace(weights, params=params), path)
 
   monkeypatch.setattr(catalog, 'save', save)

@@ -10,7 +10,7 @@ import PIL.Image
 import pytest
 
 import vit_jax
-from vit_jax import lookup
+from vit_jax import lookup, trees
 from vit_jax.errors import UserError
 from vit_jax.inference.model import Model
 from vit_jax.parallel import mesh as mesh_lib
@@ -33,7 +33,8 @@ def expected(tiny_weights):
 
   def outputs(images):
     x = images.astype(np.float32) / 255 * 2 - 1
-    return jax.jit(module.apply)({'params': weights.params}, x)
+    params = trees.unflatten(weights.params)
+    return jax.jit(module.apply)({'params': params}, x)
 
   return outputs
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from vit_jax import lookup
+from vit_jax import lookup, trees
 from vit_jax.errors import UserError
 from vit_jax.pretrained import catalog, download
 from vit_jax.pretrained.weights import Weights
@@ -57,7 +57,8 @@ def outputs():
 
   def apply(weights, image):
     model = lookup.build('models', weights.model, 'Model')
-    return jax.jit(model.apply)({'params': weights.params}, image)
+    params = trees.unflatten(weights.params)
+    return jax.jit(model.apply)({'params': params}, image)
 
   return apply
 

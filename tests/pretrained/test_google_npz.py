@@ -146,7 +146,7 @@ def test_the_model_that_is_read_computes_what_google_does(case, outputs):
   settings, arrays, path = case
   image = np.random.default_rng(1).uniform(-1, 1, (32, 32, 3))
   weights = npz.read(path)
-  if weights.params['patch_embedding']['kernel'].dtype != np.float32:
+  if weights.params['patch_embedding/kernel'].dtype != np.float32:
     params = jax.tree.map(lambda x: x.astype(np.float32), weights.params)
     weights = dataclasses.replace(weights, params=params)
   found = outputs(weights, image[None].astype(np.float32))['logits']

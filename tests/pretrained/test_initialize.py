@@ -31,9 +31,11 @@ def start(make_weights, log):
 
   def start(entry, image_shape=(32, 32, 3), **section):
     target = make_weights(image_shape, **section)
-    params = jax.tree.map(lambda x: np.full_like(x, -1), target.params)
+    named = target.params
+    named = blocks.stack(named) if section.get('scan') else named
+    params = {name: np.full_like(x, -1) for name, x in named.items()}
     tree = initialize(
-      dict(params=params),
+      dict(params=trees.unflatten(params)),
       [entry],
       models=dict(params=build_model(target)),
       on_log=log.append,
@@ -67,7 +69,7 @@ def test_what_is_skipped_keeps_its_initial_value(make_weights, start):
   entry = dict(weights=weights, skip='(head|representation)/.*')
   assert_same(start(entry, num_classes=3), params)
   del params['head']
-  expected = dict(weights.params)
+  expected = trees.unflatten(weights.params)
   del expected['head'], expected['representation']
   assert_same(params, expected)
 
@@ -79,7 +81,8 @@ def test_what_is_not_taken_keeps_its_initial_value(make_weights, start):
   np.testing.assert_array_equal(
     params['class_token'], weights.params['class_token']
   )
-  assert_same(params.pop('encoder'), weights.params['encoder'])
+  encoder = trees.unflatten(weights.params)['encoder']
+  assert_same(params.pop('encoder'), encoder)
   del params['class_token']
   assert all((x == -1).all() for x in jax.tree.leaves(params))
 
@@ -143,7 +146,7 @@ def test_positions_are_resized_as_the_weights_want(
 def test_patches_and_channels_are_resized(make_weights, start, log):
   weights = make_weights()
   params = start(dict(weights=weights), (64, 64, 10), patch_size=16)
-  kernel = weights.params['patch_embedding']['kernel']
+  kernel = weights.params['patch_embedding/kernel']
   expected = resample.resize_patch_kernel(
     resample.adapt_channels(kernel, 10), (16, 16)
   )

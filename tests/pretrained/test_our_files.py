@@ -24,9 +24,9 @@ def test_everything_comes_back(make_weights, tmp_path):
       image_size=(16, 32), ops='decode', device_ops="normalize('imagenet')"
     ),
   )
-  kernel = weights.params['head']['kernel']
-  weights.params['head']['kernel'] = kernel.astype(ml_dtypes.bfloat16)
-  weights.params['head']['bias'] = weights.params['head']['bias'][::-1]
+  kernel = weights.params['head/kernel']
+  weights.params['head/kernel'] = kernel.astype(ml_dtypes.bfloat16)
+  weights.params['head/bias'] = weights.params['head/bias'][::-1]
   source = dict(
     format='x', unmapped=dict(rows=kernel[1:], names=['a', 'b']), grid=[1, 2]
   )
@@ -99,8 +99,8 @@ def test_others_find_the_arrays_under_our_names(make_weights, tmp_path):
 
 def test_a_file_that_does_not_fit_its_model_is_refused(make_weights, tmp_path):
   weights = make_weights()
-  del weights.params['head']['bias']
-  weights.params['encoder']['block_01']['extra'] = np.zeros(1)
+  del weights.params['head/bias']
+  weights.params['encoder/block_01/extra'] = np.zeros(1)
   ours.write(weights, tmp_path / 'x.safetensors')
   with pytest.raises(UserError) as e:
     ours.read(tmp_path / 'x.safetensors')
@@ -113,7 +113,7 @@ def test_the_user_may_want_another_model(make_weights, tmp_path):
   found = ours.read(
     tmp_path / 'x.safetensors', model=dict(num_classes=None, pooling='mean')
   )
-  assert not {'head', 'class_token'} & set(found.params)
+  assert not {'head/bias', 'class_token'} & set(found.params)
 
 
 def test_files_of_others_are_told_apart(tmp_path):

@@ -45,7 +45,7 @@ def save(weights, workdir, **sections):
 
 
 def first(weights):
-  return weights.params['head']['bias'][0]
+  return weights.params['head/bias'][0]
 
 
 def test_a_run_is_read_with_blocks_apart_and_its_preprocessing(run):

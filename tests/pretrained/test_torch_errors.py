@@ -146,7 +146,7 @@ def test_of_two_models_one_must_be_chosen(arrays, read):
     read(both)
   teacher = read(both, entry='teacher')
   np.testing.assert_array_equal(
-    teacher.params['encoder']['norm']['scale'], arrays['norm.weight']
+    teacher.params['encoder/norm/scale'], arrays['norm.weight']
   )
 
 
@@ -186,13 +186,13 @@ def test_a_head_of_two_features_is_read_only_if_one_counts(
   weights = make_weights(layer_scale=1.0)
   catalog.save(weights, tmp_path / 'x', format='huggingface')
   arrays = safetensors.numpy.load_file(tmp_path / 'x/model.safetensors')
-  head = read(arrays).params['head']['kernel']
-  np.testing.assert_array_equal(head, weights.params['head']['kernel'])
+  head = read(arrays).params['head/kernel']
+  np.testing.assert_array_equal(head, weights.params['head/kernel'])
   arrays['classifier.weight'][0, -1] = 1
   with pytest.raises(UserError, match='num_classes=None'):
     read(arrays)
   encoder = read(arrays, model=HEADS_OF | dict(num_classes=None))
-  assert 'head' not in encoder.params
+  assert 'head/kernel' not in encoder.params
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,7 @@ def test_what_is_no_part_of_the_encoder_is_left_behind(make_weights, tmp_path):
   weights = state_dict.read(path, model=dict(num_heads=3))
   assert set(weights.source['unused']) == beside
   np.testing.assert_array_equal(
-    weights.params['encoder']['block_02']['mlp']['down']['kernel'],
+    weights.params['encoder/block_02/mlp/down/kernel'],
     arrays['blocks.2.mlp.fc2.weight'].T,
   )
   # All that have such parts take images as torchvision normalizes them.

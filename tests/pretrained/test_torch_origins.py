@@ -158,7 +158,7 @@ def test_the_encoder_of_a_linear_probe_is_read_without_its_head(encoder, save):
   weights = state_dict.read(path, model=HEADS_OF | dict(num_classes=None))
   assert weights.model['num_classes'] is None
   np.testing.assert_array_equal(
-    weights.params['encoder']['norm']['scale'], encoder['norm.weight']
+    weights.params['encoder/norm/scale'], encoder['norm.weight']
   )
 
 
@@ -181,6 +181,6 @@ def test_of_two_models_under_one_key_an_entry_chooses(wrapper, encoder, save):
   ):
     weights = state_dict.read(path, model=HEADS_OF, entry=entry)
     np.testing.assert_array_equal(
-      weights.params['encoder']['norm']['scale'],
+      weights.params['encoder/norm/scale'],
       encoder['norm.weight'] + offset,
     )

@@ -52,9 +52,9 @@ def test_a_model_from_scratch_is_exported_with_a_stem_of_patches(
     more = dict(allow_note_only=True) if format == 'google_npz' else {}
     weights = _scratch(photos, 'patch')
     catalog.save(weights, path, format=format, **more)
-    kernel = catalog.load(path).params['patch_embedding']['kernel']
+    kernel = catalog.load(path).params['patch_embedding/kernel']
     np.testing.assert_array_equal(
-      kernel, weights.params['patch_embedding']['kernel']
+      kernel, weights.params['patch_embedding/kernel']
     )
   with pytest.raises(
     ValueError, match="stem='cnn': expected 'conv' or 'patch'"

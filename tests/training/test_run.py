@@ -119,7 +119,9 @@ def test_both_weights_are_evaluated_under_their_own_names(tuned):
   labels = np.asarray([source[i]['label'] for i in range(21)])
   losses = []
   for prefix, ema in (('val', False), ('val_ema', True)):
-    logits = apply(catalog.load(folder, ema=ema).params, images)
+    logits = apply(
+      trees.unflatten(catalog.load(folder, ema=ema).params), images
+    )
     losses.append(-np.mean(_log_softmax(logits)[np.arange(21), labels]))
     assert rows[-1][f'{prefix}/loss'] == pytest.approx(losses[-1], rel=1e-4)
     top1 = np.mean(logits.argmax(-1) == labels)

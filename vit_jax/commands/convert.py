@@ -106,9 +106,7 @@ def _kind(weights: Any) -> str:
 def _facts(weights: Any) -> list[tuple[str, str]]:
   import numpy as np
 
-  from vit_jax import trees
-
-  named = trees.flatten(weights.params)
+  named = weights.params
   arrays = [np.asarray(array) for array in named.values()]
   dtypes = sorted({str(array.dtype) for array in arrays})
   section = ', '.join(f'{k}={v}' for k, v in weights.model.items())
@@ -139,10 +137,7 @@ def _compare(before: Any, after: Any) -> str:
   """Returns that all arrays came back; raises RunError where they did not."""
   import numpy as np
 
-  from vit_jax import trees
-  from vit_jax.pretrained import blocks
-
-  old, new = (blocks.unstack(trees.flatten(w.params)) for w in (before, after))
+  old, new = before.params, after.params
   problems = [f'missing: {name}' for name in old if name not in new]
   for name in set(old) & set(new):
     ours, theirs = np.asarray(old[name]), np.asarray(new[name])
@@ -166,13 +161,13 @@ def _compare(before: Any, after: Any) -> str:
 
 def _unsaid(before: Any, after: Any) -> list[str]:
   """Returns what the target does not tell those who read it."""
-  from vit_jax import lookup, trees
+  from vit_jax import lookup
   from vit_jax.inference import classes
-  from vit_jax.pretrained import blocks, model_section
+  from vit_jax.pretrained import model_section
   from vit_jax.pretrained.weights import build_model
 
   modules = [build_model(w) for w in (before, after)]
-  named = blocks.unstack(trees.flatten(after.params))
+  named = after.params
   trusted = 'model' in before.trusted
   fields = lookup.model_fields(
     before.model, 'computes', 'structure', trusted=trusted

@@ -114,7 +114,7 @@ def _of_weights(args) -> dict[str, Any]:
 
   weights = catalog.load(args.weights, **_cli.weights_options(args))
   module = build_model(weights)
-  found = model_section.num_channels(_flat(weights.params))
+  found = model_section.num_channels(weights.params)
   channels = args.channels or found or 3
   size = args.image_size or weights.preprocess.get('image_size')
   if size is None:
@@ -126,7 +126,7 @@ def _of_weights(args) -> dict[str, Any]:
     )
   memory = {
     'params as stored': model_summary.bytes_of(weights.params),
-    'params': 4 * sum(x.size for x in _flat(weights.params).values()),
+    'params': 4 * sum(x.size for x in weights.params.values()),
   }
   return _summary(module, weights.model, (*size, channels), memory)
 

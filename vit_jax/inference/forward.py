@@ -56,7 +56,7 @@ class Forward:
     parts = mesh.shape['data'] * mesh.shape['fsdp']
     self.batch_size = math.ceil(batch_size / parts) * parts
     self.module = build_model(weights)
-    named = trees.flatten(weights.params)
+    named = weights.params
     if weights.model.get('scan'):
       named = blocks.stack(named)
     params = trees.unflatten({k: _float32(x) for k, x in named.items()})

@@ -114,7 +114,7 @@ def _fill(
   if ours:
     theirs = _meaning(_submodule(_build(weights, model_name), part))
   _check_meaning(ours, theirs, may_differ, into, where, on_log)
-  found = blocks.unstack(trees.below(weights.params, inside, where))
+  found = trees.below(weights.params, inside, where)
   if blocks.is_stacked(below):
     found = blocks.stack(found)
   names = _selected({**below, **found}, take, skip, where)

@@ -88,7 +88,7 @@ def read(
     lines.append(f'{len(class_names)} class names for {classes} classes')
   if lines:
     raise UserError(
-      'these are not exactly the parameters of a ViT:'
+      f'these are not exactly the parameters of models/{dialect.model}.py:'
       + model_section.listed(lines)
     )
   return named, section, unmapped

@@ -102,24 +102,19 @@ def problems(
       f'parameters are known for {lookup.names(_FOLDER)} of models/; got'
       f' {section}'
     )
-  if lines := names.too_large(named, model):
-    return lines
-  held = depth(named)
   try:
-    expected = names.expected(named, model, min(model.depth, max(held, 1)))
+    expected, more = names.expected(named, model)
   except (TypeError, ArithmeticError) as e:
     raise _unbuildable(model, e) from e
+  if not expected:
+    return more
 
   def name(ours):
     found = printable(ours, max_length=200)
     return f'{labels[ours]} (our {found})' if ours in labels else found
 
   lines = [f'missing: {name(n)}' for n in expected if n not in named]
-  if model.depth > held:
-    lines.append(
-      f'missing: blocks {held} to {model.depth - 1}: the model has'
-      f' depth={model.depth}, and {held} blocks are there'
-    )
+  lines += more
   for ours, array in named.items():
     if ours not in expected:
       lines.append(f'unexpected: {name(ours)} {array.shape}')
@@ -167,11 +162,8 @@ def depth(named: Mapping[str, Any]) -> int:
 
 
 def _build(section: Mapping[str, Any], trusted: bool) -> Any:
-  """Returns the model, with blocks stacked: traced once for all of them."""
   try:
-    return lookup.build(
-      'models', {**section, 'scan': True}, 'Model', trusted=trusted
-    )
+    return lookup.build('models', section, 'Model', trusted=trusted)
   except (TypeError, ArithmeticError) as e:
     raise _unbuildable(section, e) from e
 

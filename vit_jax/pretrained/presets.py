@@ -48,10 +48,17 @@ PRESETS = {
 }
 
 
-def preprocess(family: str, size: int) -> dict[str, str]:
+def preprocess(
+  family: str, size: int | tuple[int, int], *, channels: int = 3
+) -> dict[str, str]:
   """Returns 'ops' and 'device_ops' of evaluation at `size` pixels.
 
   `preprocess('deit', 224)` resizes the shorter side to 256 and crops 224.
+
+  Args:
+    family: a key of PRESETS.
+    size: of the images that the model takes, a side or (height, width).
+    channels: of these images.
 
   Raises:
     UserError: an unknown family.
@@ -62,15 +69,20 @@ def preprocess(family: str, size: int) -> dict[str, str]:
   method = f', method={preset.method!r}'
   if preset.method == 'bilinear':
     method = ''  # The ops' default.
-  decode = 'decode' if preset.rules == 'torch' else "decode(dct='fast')"
+  # Images have three channels unless `decode` says otherwise.
+  arguments = [str(channels)] * (channels in (1, 4))
+  arguments += ["dct='fast'"] * (preset.rules != 'torch')
+  decode = f'decode({", ".join(arguments)})' if arguments else 'decode'
+  height, width = size if isinstance(size, tuple) else (size, size)
+  short, size = min(height, width), height if height == width else size
   cut = ', truncate=True' if preset.rules == 'big_vision' else ''
   if preset.crop_ratio is None:
     antialias = '' if preset.rules == 'torch' else ', antialias=False'
     ops = f'{decode}|resize({size}{method}{antialias}{cut})'
   else:
-    resized, down, even = round(size / preset.crop_ratio), '', ''
+    resized, down, even = round(short / preset.crop_ratio), '', ''
     if preset.rules == 'torch':
-      resized = int(size / preset.crop_ratio)
+      resized = int(short / preset.crop_ratio)
       down, even = ", rounding='down'", ", rounding='even'"
     ops = (
       f'{decode}|resize_small({resized}{method}{down}{cut})'

@@ -1,4 +1,4 @@
-"""What every format file reads into and writes from: weights of one model."""
+"""Weights of one model: what every format reads into and writes from."""
 
 import dataclasses
 import math
@@ -7,6 +7,7 @@ from typing import Any
 
 from vit_jax import lookup, trees
 from vit_jax.errors import UserError
+from vit_jax.pretrained import blocks
 from vit_jax.printable import printable
 
 
@@ -15,8 +16,9 @@ class Weights:
   """Parameters and all that must travel with them to give the same answers.
 
   Attributes:
-    params: nested dict of numpy arrays under the names of `models/`, with
-      blocks apart (`encoder/block_00/...`), in the dtype of the file.
+    params: arrays by the names of `models/`, such as
+      `encoder/block_00/mlp/up/kernel`, in the dtype of the file. A nested tree
+      becomes a flat dict, and stacked blocks are taken apart.
     model: a `config.model` section that builds the model, for example
       `{'name': 'vit', 'variant': 'B/16', 'num_classes': 1000,
       'pooling': 'token', 'activation': 'gelu_tanh', 'norm_epsilon': 1e-6}`.
@@ -27,9 +29,9 @@ class Weights:
     class_names: of the head's outputs in order, or None.
     source: where they are from: 'format', 'path', and whatever that format
       needs to be written back exactly.
-    trusted: which of 'model', 'ops' and 'device_ops' the user gave and no file.
-      Only they may name code outside this package (see docs/security.md), and
-      their sizes are not limited.
+    trusted: which of 'model', 'ops' and 'device_ops' come from the user, not
+      from a file. Only they may name code outside this package (see
+      docs/security.md), and their sizes are not limited.
   """
 
   params: dict[str, Any]
@@ -39,10 +41,13 @@ class Weights:
   source: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   trusted: frozenset[str] = frozenset()
 
+  def __post_init__(self):
+    params = blocks.unstack(trees.flatten(self.params))
+    object.__setattr__(self, 'params', params)
+
   def __repr__(self) -> str:
     """Returns the model, its size and where it is from, without the arrays."""
-    arrays = trees.flatten(self.params).values()
-    num_params = sum(math.prod(array.shape) for array in arrays)
+    num_params = sum(math.prod(array.shape) for array in self.params.values())
     num_classes = self.model.get('num_classes')
     parts = [
       str(self.model.get('variant') or self.model.get('name')),

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax import lookup, trees
+from vit_jax import lookup
 from vit_jax.errors import UserError
-from vit_jax.pretrained import blocks, mapping, model_section, overrides
+from vit_jax.pretrained import mapping, model_section, overrides
 from vit_jax.pretrained.formats import _npz
 from vit_jax.pretrained.names._vit_torch_arrays import fixed_table, image_size
 from vit_jax.pretrained.weights import Weights
@@ -85,7 +85,7 @@ def write(
   google = names.google
   style, unmapped = _style(weights, dialect, google, module.pooling)
   google.check_writable(module, style, allow_note_only=allow_note_only)
-  named = blocks.unstack(trees.flatten(weights.params))
+  named = dict(weights.params)
   if 'class_token' not in named:
     style = dataclasses.replace(style, class_row=False)
   fields = (*module.FIELDS['computes'], *module.FIELDS['structure'])
@@ -138,7 +138,7 @@ def _weights(path: str, arrays, note, model, grid) -> Weights:
     note.get('preprocess') or {}
   )
   return Weights(
-    params=trees.unflatten(named),
+    params=named,
     model=section,
     preprocess=preprocess | {'image_size': tuple(preprocess['image_size'])},
     class_names=note.get('class_names'),

@@ -115,7 +115,7 @@ def read(
   if 'loss' in config['objective']:
     source['loss'] = config['objective']['loss']
   return Weights(
-    params=trees.unflatten(named),
+    params=named,
     model=section,
     preprocess=_preprocess(config, named, evaluation, on_log),
     class_names=_read_class_names(directory.parent),

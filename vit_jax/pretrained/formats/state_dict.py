@@ -10,7 +10,6 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from vit_jax import trees
 from vit_jax.errors import UserError
 from vit_jax.pretrained import mapping, model_section, overrides, tokens
 from vit_jax.pretrained.formats import _state_dict_files, vit_jax as ours
@@ -94,7 +93,7 @@ def _weights(stored, path, model, grid) -> Weights:
   size = image_size(named) or facts.image_size
   kind = 'huggingface' if dialect.name.startswith('huggingface') else 'timm'
   return Weights(
-    params=trees.unflatten(named),
+    params=named,
     model=section,
     preprocess=facts.preprocess | dict(image_size=size),
     class_names=facts.class_names if 'head/kernel' in named else None,

@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from vit_jax import files, trees
+from vit_jax import files
 from vit_jax.errors import UserError
 from vit_jax.pretrained import (
-  blocks,
   json_fields,
   model_section,
   overrides,
@@ -96,7 +95,7 @@ def write(weights: Weights, path: str | os.PathLike) -> None:
     class_names=weights.class_names,
     source=_without_arrays(dict(weights.source), aside),
   )
-  named = blocks.unstack(trees.flatten(weights.params))
+  named = dict(weights.params)
   arrays = {name: np.ascontiguousarray(x) for name, x in named.items()}
   with files.write_atomically(path) as part:
     safetensors.numpy.save_file(
@@ -117,7 +116,7 @@ def _weights(said, arrays, model) -> Weights:
   if preprocess.get('image_size'):
     preprocess['image_size'] = tuple(preprocess['image_size'])
   return Weights(
-    params=trees.unflatten(named),
+    params=named,
     model=section,
     preprocess=preprocess,
     class_names=said.get('class_names'),

@@ -11,6 +11,7 @@ from typing import Any
 
 from vit_jax.errors import UserError
 from vit_jax.models import vit
+from vit_jax.pretrained import presets
 from vit_jax.pretrained.names._dialect import Dialect
 
 # In this order: a file with optimizer state has other names outside of these.
@@ -222,23 +223,12 @@ def evaluation(
 ) -> dict[str, Any]:
   """Returns how the code base evaluates, as `Weights.preprocess`.
 
-  vision_transformer and the contrastive models of big_vision squeeze an image
-  into a square, without antialiasing as TensorFlow 1 did; big_vision's
-  classifiers resize the shorter side to 8/7 of the crop.
+  Of big_vision, contrastive models are evaluated as SigLIP.
   """
-  height, width = image_size
-  size = str(height) if height == width else f'({height}, {width})'
-  # JPEGs as TensorFlow decodes them; only big_vision cuts to whole levels.
-  channels = f'{channels}, ' if channels in (1, 4) else ''
-  decode = f"decode({channels}dct='fast')"
-  cut = ', truncate=True' if style.is_big_vision else ''
-  ops = f'{decode}|resize({size}, antialias=False{cut})'
-  if style.is_big_vision and not style.is_contrastive:
-    small = round(min(image_size) * 8 / 7)
-    ops = (
-      f"{decode}|resize_small({small}, method='area'{cut})|central_crop({size})"
-    )
-  return dict(image_size=image_size, ops=ops, device_ops='normalize(-1, 1)')
+  family = 'big_vision' if style.is_big_vision else 'vision_transformer'
+  family = 'siglip' if style.is_contrastive else family
+  ops = presets.preprocess(family, image_size, channels=channels)
+  return dict(image_size=image_size, **ops)
 
 
 def _parts(theirs, ours, our_norm, attention, norm, mlp) -> dict[str, str]:

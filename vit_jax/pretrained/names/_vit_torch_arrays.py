@@ -5,10 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax import trees
 from vit_jax.errors import UserError
 from vit_jax.models import _position, vit
-from vit_jax.pretrained import blocks, mapping
+from vit_jax.pretrained import mapping
 from vit_jax.pretrained.names._dialect import Dialect
 from vit_jax.pretrained.weights import Weights
 
@@ -34,8 +33,7 @@ def for_torch(
       f"{their_model} has no convolutional stem (stem='conv'); write"
       ' .safetensors, or train with a stem of patches'
     )
-  named = blocks.unstack(trees.flatten(weights.params))
-  named = {name: np.asarray(array) for name, array in named.items()}
+  named = {name: np.asarray(x) for name, x in weights.params.items()}
   if 'position_embedding' not in named and positions:
     named['position_embedding'] = fixed_table(
       model.position,

@@ -1,8 +1,9 @@
 """ViT: fields, sizes and shapes of the model that parameters belong to.
 
 Its names in the dialects of others are in `_vit_google.py` and `_vit_torch.py`,
-their configs in `_vit_timm.py` and `_vit_huggingface.py`. A names file exports
-what this one does; it is chosen by the class of a model, `Model`.
+their configs in `_vit_timm.py` and `_vit_huggingface.py`, what else shows in
+their files in `_vit_facts.py`. A file of this folder exports what this one
+does; it is chosen by the class of a model, `Model`.
 """
 
 from collections.abc import Mapping
@@ -104,30 +105,36 @@ def section(fields: Mapping[str, Any]) -> dict[str, Any]:
   return section | fields
 
 
-def too_large(named: Mapping[str, np.ndarray], model: vit.ViT) -> list[str]:
-  """Returns a line for each size that is not even tried against the arrays."""
+def expected(
+  named: Mapping[str, np.ndarray], model: vit.ViT
+) -> tuple[dict[str, tuple[int, ...]], list[str]]:
+  """Returns the shapes of parameters, and a line for what is not among them.
+
+  Nothing is built, and the shapes are empty, where the model has sizes that no
+  array has. Of blocks that the arrays lack there is one line.
+
+  Args:
+    named: arrays with the position table and channels that the model is for.
+    model: may come from a file.
+  """
   longest = max((n for array in named.values() for n in array.shape), default=0)
   keys = ('width', 'mlp_dim', 'num_heads', 'num_classes', 'num_registers')
   sizes = {key: getattr(model, key) or 0 for key in keys}
   sizes['patch_size'] = max(model.patch_size)
   sizes['representation_size'] = int(model.representation_size or 0)
-  return [
+  lines = [
     f'{key}={size}: no array is that long, the longest has {longest}'
     for key, size in sizes.items()
     if size > max(longest, _MAX_TRIED)
   ]
-
-
-def expected(
-  named: Mapping[str, np.ndarray], model: vit.ViT, depth: int
-) -> dict[str, tuple[int, ...]]:
-  """Returns the shapes of the parameters, blocks apart.
-
-  Args:
-    named: arrays with the position table and channels that the model is for.
-    model: which stacks its blocks: traced once for all of them.
-    depth: how many blocks to build.
-  """
+  if lines:
+    return {}, lines
+  held = model_section.depth(named)
+  if model.depth > held:
+    lines.append(
+      f'missing: blocks {held} to {model.depth - 1}: the model has'
+      f' depth={model.depth}, and {held} blocks are there'
+    )
   rows, columns = 1, 1
   table = named.get('position_embedding')
   if table is not None and table.ndim == 3:
@@ -137,7 +144,8 @@ def expected(
   image = jax.ShapeDtypeStruct(
     (1, rows * height, columns * width, channels), jnp.float32
   )
-  model = model.clone(depth=depth)
+  # Stacked blocks are traced once for all of them.
+  model = model.clone(depth=min(model.depth, max(held, 1)), scan=True)
   shapes = jax.eval_shape(model.init, jax.random.key(0), image)['params']
   out = {}
   for name, leaf in trees.flatten(shapes).items():
@@ -145,6 +153,6 @@ def expected(
     if not is_stacked:
       out[name] = leaf.shape
       continue
-    for i in range(depth):
+    for i in range(model.depth):
       out[f'{folder}/block_{i:02d}/{rest}'] = leaf.shape[1:]
-  return out
+  return out, lines
