@@ -47,7 +47,8 @@ setuptools.setup(
     'vit_jax': [
       'py.typed',
       'inference/imagenet_names.txt',
-      'pretrained/*.txt',
+      'pretrained/published.txt',
+      'pretrained/timm_catalog.txt',
     ]
   },
   python_requires='>=3.11',
