@@ -44,12 +44,12 @@ import types
 import jax
 import jax.numpy as jnp
 
-from vit_jax import trees
-from vit_jax.models.probe import Model
+from vit_jax import lookup, trees
 from vit_jax.pretrained import model_section
 from vit_jax.pretrained.evaluation import Facts
 from vit_jax.pretrained.names._dialect import Dialect
 
+Model = lookup.find('models', 'probe', 'Model')
 NEEDED = ('patch_embedding/kernel', 'head/kernel')
 DIALECT = Dialect(
   name='probe', model='probe', position='', head='out', leaves={},
