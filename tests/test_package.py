@@ -134,7 +134,8 @@ def test_the_docs_list_every_name():
 def test_every_file_that_is_no_code_is_installed_with_the_package():
   root = pathlib.Path(vit_jax.__file__).parent
   setup = (root.parent / 'setup.py').read_text()
-  named = ast.literal_eval(re.search(r'package_data=({.*?})', setup, re.DOTALL)[1])
+  named = re.search(r'package_data=({.*?})', setup, re.DOTALL)[1]
+  named = ast.literal_eval(named)
   found = {
     str(path.relative_to(root))
     for path in root.rglob('*')

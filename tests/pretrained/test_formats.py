@@ -24,7 +24,6 @@ import pathlib
 
 import numpy as np
 
-from vit_jax import trees
 from vit_jax.pretrained.weights import Weights
 
 
@@ -33,7 +32,7 @@ def read(path):
   text = json.loads((path / 'model.json').read_text())
   files = sorted(path.glob('*.npy'))
   named = {f.stem.replace('.', '/'): np.load(f) for f in files}
-  return Weights(params=trees.unflatten(named), **text)
+  return Weights(params=named, **text)
 
 
 def write(weights, path):
@@ -41,7 +40,7 @@ def write(weights, path):
   path.mkdir()
   text = dict(model=weights.model, preprocess=weights.preprocess)
   (path / 'model.json').write_text(json.dumps(text))
-  for name, array in trees.flatten(weights.params).items():
+  for name, array in weights.params.items():
     np.save(path / f'{name.replace("/", ".")}.npy', array)
 """
 
