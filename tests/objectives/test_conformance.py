@@ -23,6 +23,7 @@ import pytest
 
 from vit_jax import lookup, trees
 from vit_jax.parallel import mesh as mesh_lib
+from vit_jax.reporting import flops
 from vit_jax.training import train_state, train_step
 
 MODEL = dict(name='vit', variant='mu/4', num_classes=4)
@@ -99,6 +100,11 @@ def _state(branches, opt_state=None):
   )
 
 
+def _seen(batch):
+  """Returns the batch as an evaluation has it: one view of each image."""
+  return {k: x[:, 0] if x.ndim == 5 else x for k, x in batch.items()}
+
+
 def _predict(case, state, batch):
   objective = _build(case)[0]
   weights = train_state.weights(objective, state)
@@ -169,7 +175,7 @@ def test_state_and_metrics_keep_their_structure(case):
 
 @each_case
 def test_predict_returns_documented_outputs_row_by_row(case):
-  batch, state = _build(case)[1], _overfitted(case)[1]
+  batch, state = _seen(_build(case)[1]), _overfitted(case)[1]
   predict = jax.jit(functools.partial(_predict, case))
   outputs = predict(state, batch)
   documented = ['logits', 'features', 'tokens', 'prefix_tokens']
@@ -180,6 +186,17 @@ def test_predict_returns_documented_outputs_row_by_row(case):
   for key, x in outputs.items():
     assert x.dtype == jnp.float32
     np.testing.assert_allclose(x[order], moved[key], atol=1e-5, err_msg=key)
+
+
+@each_objective
+def test_flops_of_a_step_can_be_counted(case):
+  objective, batch = _build(case)
+  state = _state(_init(case)[1])
+  if hasattr(objective, 'flops'):
+    found = objective.flops(*jax.eval_shape(lambda: (state.params, batch)))
+  else:
+    found = flops.count(functools.partial(_predict, case), state, _seen(batch))
+  assert found > 0
 
 
 @each_objective
