@@ -200,3 +200,12 @@ def test_importing_it_imports_no_matplotlib():
   )
   done = subprocess.run([sys.executable, '-c', code], check=False)
   assert done.returncode == 0
+
+
+def test_examples_without_labels_are_refused(mesh, tmp_path):
+  matplotlib_image.imsave(tmp_path / '0.png', np.zeros((8, 8, 3)))
+  (tmp_path / 'all.csv').write_text('image\n0.png')
+  path = str(tmp_path / 'all.csv')
+  data = dict(name='table', split='all', path=path, label_key=None)
+  with pytest.raises(UserError, match=r"needs images and labels.*\['image'\]"):
+    Picture(says_class_of_pixel, mesh, data=data, ops='decode')

@@ -64,6 +64,11 @@ class Picture:
         f"loss={loss!r} 'softmax' or 'sigmoid'"
       )
     self._reader = records.Reader(data, ops, on_error=on_error, num_compared=4)
+    if not {'image', 'label'} <= self._reader.spec.keys():
+      raise UserError(
+        f'predictions: needs images and labels; the examples of {dict(data)} '
+        f'have {sorted(self._reader.spec)}'
+      )
     self.image = self._reader.spec['image']
     self._predict, self._mesh, self._loss = predict, mesh, loss
     self._count, self._columns, self._seed = count, columns, seed

@@ -2,14 +2,14 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from vit_jax.data import pipeline
 from vit_jax.data.sources import table
 from vit_jax.errors import UserError
+from vit_jax.evaluators import _rows
+from vit_jax.parallel import mesh
 
 
 @pytest.fixture
@@ -265,7 +265,7 @@ def test_other_columns_become_numbers_or_codes(write):
     table.Source('all', path=path, columns=['label'])
 
 
-def test_a_batch_of_an_evaluation_has_the_columns(write, tmp_path):
+def test_an_evaluator_gets_the_columns(write, tmp_path):
   for i in range(3):
     Image.new('RGB', (4, 4)).save(tmp_path / f'{i}.png')
   rows = ['image,label,sex,age', '0.png,a,m,61', '1.png,b,f,9', '2.png,a,m,33']
@@ -276,13 +276,16 @@ def test_a_batch_of_an_evaluation_has_the_columns(write, tmp_path):
     label_key=None,
     columns=['sex', 'age'],
   )
-  found = pipeline.EvalInput(data=data, ops='decode', batch_size=2)
-  sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  first, last = pipeline.prefetch_to_device(iter(found), sharding)
-  assert first['sex'].tolist() == [1, 0] and first['age'].tolist() == [61, 9]
-  assert last['sex'].tolist() == [1, 0] and last['mask'].tolist() == [
-    True,
-    False,
-  ]
-  assert found.source.column_texts['sex'] == ['f', 'm']
-  assert 'label' not in first
+  rows = _rows.Rows(mesh.make_mesh(), data=data, ops='decode', batch_size=8)
+  (found,) = rows.map(_groups, {})
+  assert {name: x.tolist() for name, x in found.items()} == {
+    'sex': [1, 0, 1],
+    'age': [61, 9, 33],
+  }
+  assert rows.input.source.column_texts == {'sex': ['f', 'm']}
+
+
+def _groups(params, batch):
+  del params
+  assert 'label' not in batch
+  return {name: batch[name] for name in ('sex', 'age')}
