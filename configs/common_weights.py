@@ -3,7 +3,7 @@
 import pathlib
 import re
 
-from vit_jax import files
+from vit_jax import files, lookup
 from vit_jax.models._vit_tables import FIELDS
 from vit_jax.pretrained import published
 from vit_jax.pretrained.main_evaluation import main_evaluation, sides
@@ -64,9 +64,13 @@ def model_of(
   section, device_ops, size = found
   section = {k: v for k, v in section.items() if k not in _NOT_KEPT}
   # What a config names is imported, and what a file names must not be.
-  if not re.fullmatch(r'\w+', str(section.get('name'))):
+  code = [v for v in section.values() if re.fullmatch(r'\w+(\.\w+)+', str(v))]
+  code = [v for v in code if isinstance(v, str)]
+  if section.get('name') not in lookup.names('models'):
+    code.append(section.get('name'))
+  if code:
     raise ValueError(
-      f'model={model} names the code {section.get("name")!r} as its model. If '
+      f'model={model} names the code {code[0]!r} as its model. If '
       'you trust it, name it in the model section of a recipe of your own'
     )
   # The other ops that a run has on the device are for training alone.

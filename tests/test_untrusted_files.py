@@ -46,9 +46,10 @@ PAYLOAD = """
 import pathlib
 pathlib.Path({marker!r}).touch()
 
-from vit_jax.models import vit
+from vit_jax.models import _stems, vit
 
 Model = vit.Model
+Stem = _stems.PatchEmbedding
 
 def op():
   return lambda example, rng: example
@@ -78,8 +79,8 @@ def make(tiny_weights, tmp_path):
   def write(carrier, key, text):
     weights = tiny_weights(activation='gelu_tanh')
     path = tmp_path / f'weights.{carrier}'
-    if key == 'name':
-      section = dict(weights.model, name=text)
+    if key in ('name', 'stem'):
+      section = dict(weights.model, **{key: text})
       weights = dataclasses.replace(weights, model=section)
     else:
       preprocess = weights.preprocess | {key: text}
@@ -91,11 +92,12 @@ def make(tiny_weights, tmp_path):
 
 
 def _write_npz(weights, path):
-  section = weights.model
+  section = dict(weights.model)
+  said = {key: section.pop(key) for key in ('name', 'stem') if key in section}
   plain = dataclasses.replace(weights, model=section | dict(name='vit'))
   npz.write(plain, path)
   arrays, note = _npz.read(path)
-  note['model'] = note.get('model', {}) | dict(name=section['name'])
+  note['model'] = note.get('model', {}) | said
   _npz.write(path, arrays, note)
 
 
@@ -120,6 +122,7 @@ TEXTS = [
   ('ops', 'decode|multi_crop(16, local_ops="payload.code.op")'),
   ('device_ops', 'payload.code.device_op|normalize(-1, 1)'),
   ('name', 'payload.code'),
+  ('stem', 'payload.code'),
 ]
 
 
@@ -136,8 +139,31 @@ def test_a_file_runs_no_code(carrier, key, text, make, marker, photo):
   path = make(carrier, key, text)
   with pytest.raises(UserError) as e:
     vit_jax.load(path).predict(photo)
-  option = 'model' if key == 'name' else key
+  option = 'model' if key in ('name', 'stem') else key
   assert 'If you trust' in str(e.value) and f'{option}=' in str(e.value)
+  assert not marker.exists()
+
+
+def test_a_user_who_names_one_module_trusts_no_other(make, marker):
+  path = make('safetensors', 'stem', 'payload.code')
+  with pytest.raises(UserError, match=r"'stem': 'payload\.code'"):
+    vit_jax.load(path, model=dict(name='vit'))
+  path = make('safetensors', 'name', 'payload.code')
+  with pytest.raises(UserError, match=r"'name': 'payload\.code'"):
+    vit_jax.load(path, model=dict(stem='other.code'))
+  assert not marker.exists()
+
+
+def test_a_module_without_a_dot_is_not_imported_either(make, marker, tmp_path):
+  (tmp_path / 'modules' / 'undotted.py').write_text(
+    PAYLOAD.format(marker=str(marker))
+  )
+  path = str(make('safetensors', 'name', 'undotted'))
+  with pytest.raises(UserError, match="no models named 'undotted'"):
+    like.complete(dict(model=dict(like=path)))
+  argument = f'dataset=folder:/data,num_classes=5,resolution=16,model={path}'
+  with pytest.raises(ValueError, match="names the code 'undotted'"):
+    finetune.get_config(argument)
   assert not marker.exists()
 
 
@@ -147,7 +173,9 @@ def test_what_the_user_names_is_used(carrier, key, text, make, marker, photo):
   path = make(carrier, key, text)
   if key == 'ops':
     text += '|resize(16)'
-  option = dict(model=dict(name=text)) if key == 'name' else {key: text}
+  option = {key: text}
+  if key in ('name', 'stem'):
+    option = dict(model=option)
   model = vit_jax.load(path, **option)
   assert marker.exists()
   if carrier == 'safetensors':  # One compilation is enough.

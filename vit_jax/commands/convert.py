@@ -43,9 +43,10 @@ def _main(argv: Sequence[str]) -> None:
   )
   try:
     # The file just written is no more trusted than any other.
-    model = (
-      dict(name=weights.model['name']) if 'model' in weights.trusted else None
-    )
+    model = None
+    if 'model' in weights.trusted:
+      names = {'name', *(args.model or {})} & weights.model.keys()
+      model = {key: weights.model[key] for key in names}
     own = args.format if '.' in (args.format or '') else None
     found = catalog.load(
       args.target, format=own, model=model, on_log=options['on_log']

@@ -52,6 +52,8 @@ def check(
   named: Mapping[str, np.ndarray],
   section: Mapping[str, Any],
   what: str = 'it',
+  *,
+  trusted: bool = False,
 ) -> None:
   """Raises UserError unless arrays are those of a section from a file of ours.
 
@@ -61,9 +63,10 @@ def check(
     named: arrays by our names, blocks apart.
     section: a `config.model` section.
     what: the file, or the part of it, for the message.
+    trusted: as in `problems`.
   """
   if section.get('name') in lookup.names(_FOLDER):
-    if lines := problems(named, section):
+    if lines := problems(named, section, trusted=trusted):
       raise UserError(
         f'{what} does not hold exactly the parameters of its model:'
         + listed(lines)

@@ -1,5 +1,6 @@
-"""Weights as the user asks for them, where that is not as they were found."""
+"""Applies the user's `model=` overrides to loaded weights."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,8 @@ from vit_jax.errors import UserError
 
 def trusted(given: Mapping[str, Any] | None) -> frozenset[str]:
   """Returns `Weights.trusted` for keys of the model section from the user."""
-  return frozenset({'model'} if given and 'name' in given else ())
+  given = given or {}
+  return frozenset({'model'} if 'name' in given or _code(given) else ())
 
 
 def apply(
@@ -32,11 +34,21 @@ def apply(
     given: keys of the section that is wanted.
 
   Raises:
-    UserError: a section without a name.
+    UserError: a section without a name, or one that names code outside this
+      package, such as a stem, where the user does not.
   """
   named, given, kept = dict(named), dict(given or {}), dict(section)
   if 'name' not in section:
     raise UserError(f'the model section has no name: {section}')
+  code = {k: v for k, v in _code(section).items() if k not in given}
+  if not trusted(given):
+    code.pop('name', None)  # An error where it would be imported.
+  if code:
+    raise UserError(
+      f'the file names {", ".join(code.values())} as code of its model, and'
+      ' nothing that a file names is imported. If you trust that module, name'
+      f' it yourself: model={code!r} (on the command line --model)'
+    )
   if given.get('name', section['name']) != section['name']:
     kept = {}
   elif 'variant' in given:
@@ -48,7 +60,17 @@ def apply(
     named.pop('class_token', None)
   elif 'pooling' in given and 'class_token' not in named:
     scale = named.get('encoder/block_00/norm_mlp/scale')
-    if scale is not None:  # Or else it is missing, which is told later.
+    if scale is not None:  # Or else it is missing: an error later.
       width = scale.shape[-1]
       named['class_token'] = np.zeros((1, 1, width), np.float32)
   return named, kept | given
+
+
+def _code(section: Mapping[str, Any]) -> dict[str, str]:
+  """Returns the keys of a model section that name a module of the user's."""
+  dotted = re.compile(r'\w+(\.\w+)+')
+  return {
+    key: value
+    for key, value in section.items()
+    if isinstance(value, str) and dotted.fullmatch(value)
+  }

@@ -74,7 +74,11 @@ def build_model(weights: Weights) -> Any:
 def check_model_name(section: Mapping[str, Any], *, trusted: bool) -> None:
   """Raises UserError if a section from a file names code to import."""
   name = section.get('name')
-  if not trusted and isinstance(name, str) and '.' in name:
+  if trusted or not isinstance(name, str) or name in lookup.names('models'):
+    return
+  if '.' not in name:
+    lookup.find('models', name, 'Model')  # Raises: no module of the user's.
+  else:
     raise UserError(
       f'the file names {name!r} as the code of its model, and nothing that a'
       ' file names is imported. If you trust that module, name it yourself:'

@@ -110,7 +110,8 @@ def read(
   named = blocks.unstack(trees.below(params, part, os.fspath(path)))
   named, section = overrides.apply(named, section, model)
   where = f'step {meta["step"]} of {os.fspath(path)}'
-  model_section.check(named, section, where)
+  trusted = overrides.trusted(model)
+  model_section.check(named, section, where, trusted='model' in trusted)
   source = dict(format='run', path=os.fspath(path), step=meta['step'], ema=ema)
   if 'loss' in config['objective']:
     source['loss'] = config['objective']['loss']
@@ -120,7 +121,7 @@ def read(
     preprocess=_preprocess(config, named, evaluation, on_log),
     class_names=_read_class_names(directory.parent),
     source=source,
-    trusted=overrides.trusted(model),
+    trusted=trusted,
   )
 
 

@@ -111,7 +111,8 @@ def _file(path: str | os.PathLike) -> pathlib.Path:
 def _weights(said, arrays, model) -> Weights:
   named = {k: x for k, x in arrays.items() if not k.startswith(_ASIDE)}
   named, section = overrides.apply(named, said['model'], model)
-  model_section.check(named, section)
+  trusted = overrides.trusted(model)
+  model_section.check(named, section, trusted='model' in trusted)
   preprocess = said['preprocess']
   if preprocess.get('image_size'):
     preprocess['image_size'] = tuple(preprocess['image_size'])
@@ -121,7 +122,7 @@ def _weights(said, arrays, model) -> Weights:
     preprocess=preprocess,
     class_names=said.get('class_names'),
     source=_renamed(_with_arrays(said['source'], arrays)),
-    trusted=overrides.trusted(model),
+    trusted=trusted,
   )
 
 
