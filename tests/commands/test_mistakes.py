@@ -141,10 +141,10 @@ def test_a_recipe_is_a_python_file(capsys, tmp_path, recipe):
 
 
 def test_a_recipe_may_return_a_dict(tmp_path):
-  from vit_jax.commands import _config_file
+  from vit_jax.commands import _recipe
 
   (tmp_path / 'a.py').write_text('def get_config(): return dict(seed=3)')
-  assert _config_file.load(f'{tmp_path}/a.py').seed == 3
+  assert _recipe.load(f'{tmp_path}/a.py').seed == 3
 
 
 @pytest.mark.parametrize(

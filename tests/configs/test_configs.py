@@ -10,7 +10,7 @@ import ml_collections
 import numpy as np
 import pytest
 
-from vit_jax.commands import _config_file
+from vit_jax.commands import _recipe
 from vit_jax.configs import common
 from vit_jax.data import ops_language
 from vit_jax.training import train
@@ -130,7 +130,7 @@ NUM_PARAMETERS = {
 
 def load(recipe, arg=''):
   """Returns a config as the command line reads it."""
-  return _config_file.load(str(ROOT / f'configs/{recipe}.py:{arg}'))
+  return _recipe.load(str(ROOT / f'configs/{recipe}.py:{arg}'))
 
 
 def build(config, num_examples):

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from vit_jax import lookup, trees
-from vit_jax.commands import _config_file
+from vit_jax.commands import _config_file, _recipe
 from vit_jax.configs import common_data as finetune_data, common_weights
 from vit_jax.errors import UserError
 from vit_jax.models import vit
@@ -21,7 +21,7 @@ AUGREG_FILE = 'S_16-i21k-300ep-lr_0.001-aug_light1-wd_0.03-do_0.0-sd_0.0'
 
 
 def load(arg=''):
-  return _config_file.load(f'{RECIPE}:{arg}')
+  return _recipe.load(f'{RECIPE}:{arg}')
 
 
 @pytest.mark.parametrize('name', published.PUBLISHED)

@@ -6,7 +6,7 @@ import pathlib
 
 import pytest
 
-from vit_jax.commands import _config_file
+from vit_jax.commands import _recipe
 from vit_jax.data import device_ops_language, ops_language
 from vit_jax.data.device_ops import mixing
 
@@ -24,7 +24,7 @@ def bound(find, segment):
 
 def resolve(recipe, arg):
   """Returns what a recipe does in the words of the papers' tables."""
-  config = _config_file.load(f'{CONFIGS / recipe}.py:{arg}')
+  config = _recipe.load(f'{CONFIGS / recipe}.py:{arg}')
   found = {}
   for section in ('optimizer', 'objective', 'model'):
     found |= config[section].to_dict()
