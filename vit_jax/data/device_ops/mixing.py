@@ -211,17 +211,8 @@ def mixup(
     dominant: whether w is replaced by max(w, 1 - w): a row stays nearer to its
       own image than to its partner's.
   """
-  return Mix(
-    alpha,
-    0.0,
-    rate=rate,
-    mode=mode,
-    group_size=group_size,
-    partner=partner,
-    dominant=dominant,
-    label_smoothing=label_smoothing,
-    num_classes=num_classes,
-  )
+  options = locals()
+  return Mix(options.pop('alpha'), 0.0, **options)
 
 
 def cutmix(
@@ -238,16 +229,8 @@ def cutmix(
 
   The labels are mixed by the areas after the box was clipped to the image.
   """
-  return Mix(
-    0.0,
-    alpha,
-    rate=rate,
-    mode=mode,
-    group_size=group_size,
-    partner=partner,
-    label_smoothing=label_smoothing,
-    num_classes=num_classes,
-  )
+  options = locals()
+  return Mix(0.0, options.pop('alpha'), **options)
 
 
 def mixup_cutmix(
@@ -282,14 +265,4 @@ def mixup_cutmix(
     UserError: a value out of range; when tracing, a batch that does not divide
       into groups, images that are not normalized yet, unknown classes.
   """
-  return Mix(
-    mixup_alpha,
-    cutmix_alpha,
-    switch_rate=switch_rate,
-    rate=rate,
-    mode=mode,
-    group_size=group_size,
-    partner=partner,
-    label_smoothing=label_smoothing,
-    num_classes=num_classes,
-  )
+  return Mix(**locals())
