@@ -1,4 +1,4 @@
-"""What every evaluator must do; a new file in evaluators/ is found by itself.
+"""Conformance of every evaluator: a new file in evaluators/ is found by itself.
 
 Its arguments `data...` get the splits of their names. One that needs other
 options than its defaults exports `TINY = dict(options=dict(...))`.

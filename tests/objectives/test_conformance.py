@@ -1,4 +1,4 @@
-"""What every objective must do; a new file in objectives/ is found by itself.
+"""Conformance of every objective: a new file in objectives/ is found by itself.
 
 It is tested with the model and the fields below; one that needs others exports
 
