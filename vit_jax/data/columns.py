@@ -19,6 +19,24 @@ _TAKEN = ('image', 'label', 'mask', 'index', 'name')
 Names = Sequence[str] | Mapping[str, Sequence[str] | None]
 
 
+def check_present(
+  where: str,
+  wanted: Iterable[str | None],
+  present: Iterable[str],
+  *,
+  noun: str = 'column',
+  has: str = 'it has',
+) -> None:
+  """Raises UserError unless all wanted names (but None) are present."""
+  present = list(present)
+  missing = [repr(x) for x in wanted if x is not None and x not in present]
+  if missing:
+    raise UserError(
+      f'{where} has no {noun} {", ".join(missing)}; {has}: '
+      f'{", ".join(present) or "nothing"} (keys image_key, label_key, ...)'
+    )
+
+
 class Columns:
   """The columns that a config asks for.
 

@@ -65,12 +65,7 @@ class Source:
       self._columns = columns_lib.Columns(columns)
       wanted = [key for key in (image_key, label_key) if key is not None]
       wanted += self._columns.names
-      missing = [repr(key) for key in wanted if key not in dataset.features]
-      if missing:
-        raise UserError(
-          f'{self._path} has no column {" and no ".join(missing)}; it has: '
-          f'{", ".join(dataset.features)} (keys image_key, label_key)'
-        )
+      columns_lib.check_present(self._path, wanted, dataset.features)
       self._image_key, self._label_key = image_key, label_key
       self._dtype = _dtype(dataset.features[image_key], image_key)
       self._data = _undecoded(dataset.select_columns(wanted), image_key)
@@ -83,10 +78,8 @@ class Source:
         _learn(self._columns, name, dataset)
       self.fields = {'image': 'image', **self._columns.roles}
       self.column_texts = self._columns.texts
-      self.num_classes, self.class_names = (
-        self._classes.num,
-        self._classes.names,
-      )
+      self.num_classes = self._classes.num
+      self.class_names = self._classes.names
     self._records = self._split.records(len(dataset))
 
   def __len__(self) -> int:

@@ -221,7 +221,7 @@ def _read_csv(
 ) -> list[tuple[int, dict]]:
   reader = csv.DictReader(file, delimiter=_DELIMITERS[suffix], strict=True)
   names = reader.fieldnames or []
-  _check_columns(path, columns, names, 'its first line has')
+  columns_lib.check_present(path, columns, names, has='its first line has')
   twice = [repr(c) for c in columns if names.count(c) > 1]
   if twice:
     raise UserError(
@@ -254,16 +254,5 @@ def _read_json(file, path: str, columns: list[str]) -> list[tuple[int, dict]]:
     rows.append((line, row))
   there = {key for _, row in rows for key in row}
   if rows:
-    _check_columns(path, columns, sorted(there), 'its rows have')
+    columns_lib.check_present(path, columns, sorted(there), has='its rows have')
   return rows
-
-
-def _check_columns(
-  path: str, columns: list[str], there: Sequence[str], where: str
-) -> None:
-  missing = [c for c in columns if c not in there]
-  if missing:
-    raise UserError(
-      f'{path} has no column {", ".join(map(repr, missing))}; {where}: '
-      f'{", ".join(there) or "nothing"} (keys image_key, label_key, split_key)'
-    )

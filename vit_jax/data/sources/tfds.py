@@ -72,14 +72,8 @@ class Source:
       features = builder.info.features
     self._image_key, self._label_key = image_key, label_key
     self._columns = columns_lib.Columns(columns)
-    wanted = [key for key in (image_key, label_key) if key is not None]
-    wanted += self._columns.names
-    missing = [repr(key) for key in wanted if key not in features]
-    if missing:
-      raise UserError(
-        f'{dataset} has no feature {" and no ".join(missing)}; it has: '
-        f'{", ".join(features)} (keys image_key, label_key)'
-      )
+    wanted = [image_key, label_key, *self._columns.names]
+    columns_lib.check_present(dataset, wanted, features, noun='feature')
     for name in self._columns.names:
       known = getattr(features[name], 'names', None)
       if known is not None:
