@@ -14,7 +14,7 @@ from typing import Any
 
 from vit_jax import lookup, suggestions
 from vit_jax.errors import RunError, UserError
-from vit_jax.parallel import host_memory, platforms
+from vit_jax.parallel import distributed, host_memory, platforms
 from vit_jax.printable import show
 
 _FOLDER = pathlib.Path(__file__).parent
@@ -64,6 +64,25 @@ def run(
     # the broken pipe again when it flushes at the end.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1
+
+
+def run_distributed(
+  command: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None
+) -> int:
+  """Runs a command like `run`, possibly as one of several processes.
+
+  If it fails, it does not wait for the others.
+  """
+  try:
+    code = run(command, argv)
+  except Exception:
+    if not distributed.is_connected():
+      raise
+    show(traceback.format_exc(), file=sys.stderr, end='')
+    code = 1
+  if code:
+    distributed.exit_now(code)
+  return code
 
 
 def command_lines(without: str | None = None) -> list[str]:

@@ -26,7 +26,7 @@ from vit_jax.printable import show
 def main(argv: Sequence[str] | None = None) -> int:
   """Prints a table of results; returns the exit code."""
   with preemption.exit_at_once():
-    return _cli.run(_main, argv)
+    return _cli.run_distributed(_main, argv)
 
 
 def _main(argv: Sequence[str]) -> None:

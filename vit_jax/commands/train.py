@@ -9,28 +9,16 @@ A recipe is a Python file; options of it follow a colon, as in
 the same command is started again. --config.total_steps=0 only evaluates.
 """
 
-import sys
-import traceback
 from collections.abc import Sequence
 
 from vit_jax.commands import _cli, _config_file
 from vit_jax.parallel import distributed, preemption
-from vit_jax.printable import show
 
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Trains or evaluates what a config says; returns the exit code."""
   with preemption.exit_at_once():
-    try:
-      code = _cli.run(_main, argv)
-    except Exception:
-      if not distributed.is_connected():
-        raise
-      show(traceback.format_exc(), file=sys.stderr, end='')
-      code = 1
-    if code:
-      distributed.exit_now(code)
-    return code
+    return _cli.run_distributed(_main, argv)
 
 
 def _main(argv: Sequence[str]) -> None:

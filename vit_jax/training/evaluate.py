@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from vit_jax import lookup, suggestions
 from vit_jax.data import device_ops_language, ops_language
@@ -75,22 +77,28 @@ def evaluate(
   loaded: dict[bool | None, Weights] = {}
   placed: dict[Any, Any] = {}  # The last parameters on the devices.
 
+  def read(wanted: bool | None, step: int | str | None) -> Weights:
+    return catalog.load(
+      weights,
+      model=model,
+      step=step,
+      ema=wanted,
+      weights_dir=weights_dir,
+      on_log=on_log,
+      **options,
+    )
+
   def load(wanted: bool | None) -> Weights:
     if wanted not in loaded:
-      pinned = [x.source['step'] for x in loaded.values() if is_ours]
-      found = (
-        weights
-        if isinstance(weights, Weights)
-        else catalog.load(
-          weights,
-          model=model,
-          step=pinned[0] if pinned else step,
-          ema=wanted,
-          weights_dir=weights_dir,
-          on_log=on_log,
-          **options,
-        )
-      )
+      found = weights
+      if not isinstance(weights, Weights):
+        steps = [x.source['step'] for x in loaded.values() if is_ours]
+        found = read(wanted, steps[0] if steps else step)
+      if is_ours and jax.process_count() > 1:
+        # A run may save while the processes look for its newest checkpoint.
+        ours = found.source['step']
+        agreed = int(multihost_utils.broadcast_one_to_all(np.int32(ours)))
+        found = found if ours == agreed else read(wanted, agreed)
       loaded[wanted] = _with(found, ops=ops, device_ops=device_ops)
     return loaded[wanted]
 
