@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from vit_jax import trees
-from vit_jax.configs import evaluate, finetune
+from vit_jax.configs import finetune
 from vit_jax.errors import UserError
 from vit_jax.pretrained import catalog, like
 from vit_jax.training import train
@@ -53,16 +53,15 @@ def test_a_recipe_takes_the_files_of_others(
 ):
   source = _write(tiny_weights, format, tmp_path)
   found = catalog.load(source)
-  for recipe in (finetune, evaluate):
-    config = recipe.get_config(f'model={source},data={photos}').to_dict()
-    assert '(224' in config['input']['ops']
-    complete = like.complete(config)
-    expected = dict(found.model, representation_size=None, dtype='bfloat16')
-    assert complete['model'] == expected | dict(num_classes=2)
-    normalize = found.preprocess.get('device_ops', 'normalize(-1, 1)')
-    assert complete['input']['device_ops'] == normalize
-    assert 'device_ops' not in config['input'] and 'like' in config['model']
-    assert like.complete(complete) == complete
+  config = finetune.get_config(f'model={source},data={photos}').to_dict()
+  assert '(224' in config['input']['ops']
+  complete = like.complete(config)
+  expected = dict(found.model, representation_size=None, dtype='bfloat16')
+  assert complete['model'] == expected | dict(num_classes=2)
+  normalize = found.preprocess.get('device_ops', 'normalize(-1, 1)')
+  assert complete['input']['device_ops'] == normalize
+  assert 'device_ops' not in config['input'] and 'like' in config['model']
+  assert like.complete(complete) == complete
 
 
 def test_tuning_starts_from_weights_of_timm(tiny_weights, photos, tmp_path):
