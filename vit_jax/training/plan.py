@@ -2,20 +2,20 @@
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 
+from vit_jax.errors import UserError
 from vit_jax.pretrained import like
-from vit_jax.reporting import clock as clock_lib
+from vit_jax.reporting import clock as clock_lib, profiling
 from vit_jax.training import (
   durations,
   evaluation,
   inputs,
   nonfinite,
   run as run_lib,
-  settings,
 )
 
 _MIN_ROWS = 20  # Of metrics that a run logs, if it has as many steps.
@@ -92,15 +92,7 @@ def make(config: Mapping[str, Any], *, profile: str | None = None) -> Plan:
     checkpoint |= mode
     config['checkpoint'] = {**config['checkpoint'], **mode}
   save_every_steps = checkpoint.pop('every_steps', None)
-  settings.check(
-    run,
-    jobs,
-    log_every_steps=config['log_every_steps'],
-    save_every_steps=save_every_steps,
-    keep_best=checkpoint.get('keep_best'),
-    profile=profile,
-  )
-  return Plan(
+  plan = Plan(
     config=config,
     run=run,
     jobs=jobs,
@@ -113,8 +105,60 @@ def make(config: Mapping[str, Any], *, profile: str | None = None) -> Plan:
     ),
     checkpoint=checkpoint,
     save_every_steps=save_every_steps,
-    log_every_steps=_log_cadence(config['log_every_steps'], run.total_steps),
+    log_every_steps=config['log_every_steps'],
   )
+  if found := problems(plan, profile):
+    raise UserError('; '.join(found))
+  cadence = _log_cadence(plan.log_every_steps, run.total_steps)
+  return dataclasses.replace(plan, log_every_steps=cadence)
+
+
+def problems(plan: Plan, profile: str | None = None) -> list[str]:
+  """Returns the settings of a plan that contradict each other."""
+  run, found = plan.run, []
+  for key, steps in (
+    ('log_every_steps', plan.log_every_steps),
+    ('checkpoint.every_steps', plan.save_every_steps),
+  ):
+    if problem := durations.cadence_problem(f'config.{key}', steps):
+      found.append(problem)
+  if run.total_steps:
+    found += _batch_problems(run)
+    found += _best_problems(plan.checkpoint.get('keep_best'), plan.jobs)
+  if problem := profiling.problem(profile, run.total_steps):
+    found.append(problem)
+  return found
+
+
+def _batch_problems(run: run_lib.Run) -> list[str]:
+  """Returns that a batch is more than all images, each `repeats` times."""
+  images, size = run.input.num_examples, run.input.batch_size
+  most = images * run.input.repeats
+  if size <= most:
+    return []
+  fits = 2 ** (most.bit_length() - 1) if most else 0
+  return [
+    f'config.input.batch_size={size:,} is more than the {images:,} training '
+    f'images: set --config.input.batch_size={fits} or less'
+  ]
+
+
+def _best_problems(keep_best: Any, jobs: Sequence[evaluation.Job]) -> list[str]:
+  """Returns that no evaluation can have the metric; its name is not checked."""
+  known = [prefix for job in jobs for prefix in job.prefixes]
+  if not isinstance(keep_best, str):  # None; `Checkpointer` refuses others.
+    return []
+  if keep_best.partition('/')[0] in known:
+    return []
+  if not known:
+    return [
+      f'config.checkpoint.keep_best={keep_best!r}: config.evals has no '
+      'evaluation that could measure it'
+    ]
+  return [
+    f'config.checkpoint.keep_best={keep_best!r}: no evaluation measures it; '
+    f'metrics of this config begin with {", ".join(f"{x}/" for x in known)}'
+  ]
 
 
 def _describe(run: run_lib.Run) -> str:

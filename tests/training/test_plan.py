@@ -5,17 +5,28 @@ import types
 import pytest
 
 from vit_jax.errors import UserError
-from vit_jax.training import settings
+from vit_jax.training import plan as plan_lib
 
 
-def _check(*, batch_size=8, repeats=1, total_steps=10, **options):
+def _check(
+  *, batch_size=8, repeats=1, total_steps=10, keep_best=None, **options
+):
   data = types.SimpleNamespace(
     num_examples=20, batch_size=batch_size, repeats=repeats
   )
   run = types.SimpleNamespace(total_steps=total_steps, input=data)
   job = types.SimpleNamespace(prefixes=['val', 'val_ema'])
-  options = dict(log_every_steps=5, save_every_steps=None) | options
-  settings.check(run, [job], **options)
+  plan = plan_lib.Plan(
+    config={},
+    run=run,
+    jobs=[job],
+    pictures={},
+    finite=None,
+    checkpoint=dict(keep_best=keep_best),
+    **dict(log_every_steps=5, save_every_steps=None) | options,
+  )
+  if found := plan_lib.problems(plan):
+    raise UserError('; '.join(found))
 
 
 def test_a_batch_has_at_most_all_images_each_so_often():
