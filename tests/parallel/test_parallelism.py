@@ -196,9 +196,9 @@ def test_an_objective_that_compares_examples_is_refused():
   class Contrastive:
     pass
 
-  gradients.check_objective(Contrastive(), 1, {})
+  gradients.check_objective(Contrastive(), 1)
   with pytest.raises(UserError, match=r'test_parallelism.*micro_batches=1'):
-    gradients.check_objective(Contrastive(), 2, {})
+    gradients.check_objective(Contrastive(), 2)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from vit_jax.checkpoints import format as checkpoint_format, manager
-from vit_jax.training import train
+from vit_jax.training import session, train
 
 CONFIG = dict(
   model=dict(name='vit', variant='mu/8', num_classes=4),
@@ -86,7 +86,7 @@ def test_a_run_that_fails_waits_for_its_checkpoint(tmp_path, monkeypatch):
     raise OSError('no such device')
 
   monkeypatch.setattr(manager.Checkpointer, 'close', note)
-  monkeypatch.setattr(train, '_initialize', fail)
+  monkeypatch.setattr(session, '_initialize', fail)
   with pytest.raises(OSError, match='no such device'):
     train.train(tmp_path, **CONFIG)
   assert closed == [True]

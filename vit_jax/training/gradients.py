@@ -22,9 +22,7 @@ from jax.sharding import PartitionSpec as P
 from vit_jax.errors import UserError
 
 
-def check_objective(
-  objective: Any, micro_batches: int, extra: Mapping[str, Any]
-) -> None:
+def check_objective(objective: Any, micro_batches: int) -> None:
   """Raises UserError for a wrong number, or where parts would be wrong."""
   if not isinstance(micro_batches, int) or micro_batches < 1:
     raise UserError(
@@ -36,6 +34,10 @@ def check_objective(
       'say mean_over_examples = True, so its loss over parts of a batch may '
       'not be that of the batch; use micro_batches=1'
     )
+
+
+def check_extra(extra: Mapping[str, Any], micro_batches: int) -> None:
+  """Raises UserError where parts of a batch would have other statistics."""
   if micro_batches > 1 and 'batch_stats' in extra:
     raise UserError(
       f'micro_batches={micro_batches}: the model normalizes with statistics of '

@@ -139,6 +139,7 @@ def build(
     'models', model, 'Model', where='config.model', trusted=True
   )
   objective = _objective(objective, module, steps_per_epoch, total)
+  gradients.check_objective(objective, micro_batches)
   mesh_lib.check_batch_size(
     train_input.batch_size, device_mesh, micro_batches=micro_batches
   )
@@ -161,7 +162,7 @@ def build(
     lambda rng: train_state.init_branches(objective, rng, model_spec),
     jax.random.key(0),
   )
-  gradients.check_objective(objective, micro_batches, branches['extra'])
+  gradients.check_extra(branches['extra'], micro_batches)
   tx, schedule = call(
     optimizer_lib.make,
     durations.in_steps(optimizer, steps_per_epoch, 'config.optimizer'),
