@@ -109,7 +109,7 @@ def test_duplicates_within_and_between_splits_are_found(folder, capsys):
   assert report['duplicates'][0]['labels_differ']  # the worst comes first
   assert preflight.main([f'folder:{folder}', '--split=train,val']) == 0
   out = capsys.readouterr().out
-  assert '2 images are there more than once, 1 of them in several' in out
+  assert '2 images occur more than once, 1 of them in several' in out
   assert '1 with labels that differ' in out
 
 

@@ -95,11 +95,11 @@ def _print(report: dict[str, Any]) -> None:
   between = sum(len(set(group['splits'])) > 1 for group in groups)
   labels = sum(group['labels_differ'] for group in groups)
   title = (
-    f'{plural(len(groups), "image is", "images are")} there more than once, '
+    f'{plural(len(groups), "image occurs", "images occur")} more than once, '
     f'{between:,} of them in several splits, {labels:,} with labels that '
     'differ:'
     if groups
-    else 'no image is there twice'
+    else 'no image occurs twice'
   )
   _print_first(title, [' = '.join(group['names']) for group in groups])
 

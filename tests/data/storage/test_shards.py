@@ -10,7 +10,7 @@ from vit_jax.data.storage import inspection, shards
 class _Source:
   """Four images, of which reading one takes more memory than there is."""
 
-  num_classes, class_names = 1, ['cat']
+  num_classes, class_names, column_texts = 1, ['cat'], {}
 
   def __len__(self):
     return 4

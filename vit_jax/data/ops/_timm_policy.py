@@ -191,7 +191,7 @@ def run(image: np.ndarray, transforms: list[Transform | None]) -> np.ndarray:
   return _pillow.to_array(picture)
 
 
-def look(method: str, fill: Any) -> dict[str, Any]:
+def resampling(method: str, fill: Any) -> dict[str, Any]:
   """Returns `method` and `fill` as fields of an Op.
 
   Raises:

@@ -59,7 +59,7 @@ def aug_mix(
       _KINDS[name],
       magnitude=settings.get('m', 3),
       noise=settings.get('mstd', math.inf),
-      **_timm_policy.look(method, fill),
+      **_timm_policy.resampling(method, fill),
     )
     for name in _NAMES
   ]

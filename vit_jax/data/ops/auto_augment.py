@@ -67,7 +67,7 @@ def auto_augment(
   settings = _timm_policy.parse(
     config, name, dict(mstd=float), 'original-mstd0.5'
   )
-  looks = _timm_policy.look(method, fill)
+  geometry = _timm_policy.resampling(method, fill)
   noise = settings.get('mstd', 0.0)
   policy = [
     [
@@ -76,7 +76,7 @@ def auto_augment(
         probability=probability,
         magnitude=magnitude,
         noise=noise,
-        **looks,
+        **geometry,
       )
       for kind, probability, magnitude in pair
     ]

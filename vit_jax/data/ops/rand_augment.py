@@ -76,7 +76,7 @@ def rand_augment(
       magnitude=settings.get('m', 10),
       noise=math.inf if noise > 100 else noise,
       largest=largest,
-      **_timm_policy.look(method, fill),
+      **_timm_policy.resampling(method, fill),
     )
     for name in names
   ]

@@ -145,11 +145,11 @@ def open_file(path: str, num_examples: int):
 def _info(root: pathlib.Path, folder: pathlib.Path) -> dict:
   path = folder / INFO
   if not path.exists():
-    there = sorted(f.parent.name for f in root.glob(f'*/{INFO}'))
-    half = ' (it is there, but not complete: run prepare again)'
+    found = sorted(f.parent.name for f in root.glob(f'*/{INFO}'))
+    hint = ' (not complete: run prepare again)' if folder.is_dir() else ''
     raise UserError(
-      f'{root} has no split {folder.name!r}{half if folder.is_dir() else ""}; '
-      f'it has: {", ".join(there) or "none"}. Expected what `python -m '
+      f'{root} has no split {folder.name!r}{hint}; '
+      f'it has: {", ".join(found) or "none"}. Expected what `python -m '
       'vit_jax prepare` writes'
     )
   info = files.read_json_object(path, max_bytes=MAX_JSON_BYTES)

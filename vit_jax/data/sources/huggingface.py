@@ -133,11 +133,11 @@ def _check_files(path: pathlib.Path) -> None:
 
   The library waits for ever at a pipe, and reads JSON of any size and depth.
   """
-  folders, together = [path], path / 'dataset_dict.json'
+  folders, info_of_all = [path], path / 'dataset_dict.json'
   single = all((path / name).exists() for name in _OF_ONE)
-  if together.exists() and not single:
-    splits_there = files.read_json_object(together)['splits']
-    folders = [path / split for split in splits_there]
+  if info_of_all.exists() and not single:
+    names = files.read_json_object(info_of_all)['splits']
+    folders = [path / split for split in names]
   for folder in folders:
     state, info = (folder / name for name in _OF_ONE)
     if not (state.exists() and info.exists()):

@@ -56,14 +56,14 @@ class Source:
         f'tar -xf {folder} -C DIR --strip-components=1\nand say data_dir=DIR'
       )
     try:
-      there = sorted(os.listdir(folder))
+      entries = sorted(os.listdir(folder))
     except OSError as e:
       raise UserError(f'{folder} cannot be listed: {e}') from e
-    names = [f[:-4] for f in there if _TAR.fullmatch(f)]
+    names = [f[:-4] for f in entries if _TAR.fullmatch(f)]
     if not names:
       raise UserError(
         f'{folder} holds no n########.tar; it has: '
-        f'{", ".join(there[:5]) or "nothing"}'
+        f'{", ".join(entries[:5]) or "nothing"}'
       )
     self._tars = tar_index.open_all([str(folder / f'{n}.tar') for n in names])
     _check_names(names, self._tars)

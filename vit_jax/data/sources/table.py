@@ -130,17 +130,17 @@ class Source:
     )
     keys = (self._image_key, self._label_key, self._split_key)
     keys += tuple(self._columns.names)
-    rows, splits_there = [], set()
+    rows, found = [], set()
     for file in files:
       for line, row in _read(file, [key for key in keys if key is not None]):
-        there = str(row.get(self._split_key))
-        splits_there.add(there)
-        if self._split_key is None or there == split:
+        row_split = str(row.get(self._split_key))
+        found.add(row_split)
+        if self._split_key is None or row_split == split:
           rows.append(self._row(file, line, row))
-    if not rows and splits_there and self._split_key is not None:
+    if not rows and found and self._split_key is not None:
       raise UserError(
         f'{self._path}: no row with {self._split_key!r} {split!r}; there are: '
-        f'{", ".join(sorted(splits_there)[:10])}'
+        f'{", ".join(sorted(found)[:10])}'
       )
     if not rows:
       raise UserError(f'{self._path} has no rows')
@@ -252,7 +252,7 @@ def _read_json(file, path: str, columns: list[str]) -> list[tuple[int, dict]]:
     if not isinstance(row, dict):
       raise UserError(f'{path}, line {line}: expected an object {{...}}')
     rows.append((line, row))
-  there = {key for _, row in rows for key in row}
+  names = {key for _, row in rows for key in row}
   if rows:
-    columns_lib.check_present(path, columns, sorted(there), has='its rows have')
+    columns_lib.check_present(path, columns, sorted(names), has='its rows have')
   return rows

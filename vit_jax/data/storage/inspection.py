@@ -61,13 +61,13 @@ def scan(
   digests, sizes = np.zeros(num, np.uint64), np.zeros([num, 2], np.int64)
   labels, formats, total = [], collections.Counter(), 0
   broken = {}
-  dog = watchdog.Watchdog(source.describe)
+  reads = watchdog.Watchdog(source.describe)
 
   def read(i: int) -> _Record:
-    with dog.reading(i):
+    with reads.reading(i):
       return _record(source, i, ops)
 
-  records = dog.watched(thread_map.in_order(read, range(num), num_threads))
+  records = reads.watched(thread_map.in_order(read, range(num), num_threads))
   for i, record in enumerate(records):
     digests[i], sizes[i] = record.digest, record.size
     labels.append(tuple(shards.class_ids(record.label)))
