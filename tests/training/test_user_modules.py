@@ -198,5 +198,8 @@ def test_intermediate_values_do_not_change_the_outputs(scan):
     np.testing.assert_allclose(outputs[name], value, atol=1e-5)
   tokens = found[blocks][-1] if scan else found[blocks]
   assert tokens.shape == (8, 5, 32)
-  weights = found[f'{blocks}/attention/attention_weights']
-  assert weights.shape == (2,) * scan + (8, 2, 5, 5)
+  # Sown by the model, without capturing anything.
+  batch = jax.eval_shape(run.predict.prepare, batch)
+  _, sown = jax.eval_shape(run.predict.apply, params, batch)
+  shape = sown[f'{blocks}/attention/attention_weights'].shape
+  assert shape == (2,) * scan + (8, 2, 5, 5)
