@@ -1,4 +1,4 @@
-"""Parameters of blocks: apart, or stacked for a scan. Nothing is computed.
+"""Blocks of parameters, one by one or stacked for a scan.
 
 Trees are flat here, `{name: array}` as `trees.flatten` gives them. Apart is
 `encoder/block_00/mlp/up/kernel` and so on; stacked is

@@ -1,4 +1,4 @@
-"""One line to load any weights, and one to save them.
+"""Loading of weights from any source, and saving in any format.
 
 weights = catalog.load('augreg-B/16')
 catalog.save(weights, 'b16.safetensors')
@@ -53,7 +53,7 @@ def load(
       hf://owner/repository); a short name such as 'augreg-B/16' (docs/models.md
       and `names` list them); the name of any AugReg checkpoint; a name of timm
       with or without its tag; 'owner/name' of `_HUB_OWNERS` on the Hub.
-    model: keys of the model section that win over what is found, such as
+    model: keys of the model section that replace those found, such as
       `{'pooling': 'mean'}` or `{'num_classes': None}`; see `overrides.apply`.
     weights_dir: the folder of downloads; see `download.folder`.
     on_log: called with a line of text for every download.
@@ -183,7 +183,7 @@ def _is_file(path: str) -> bool:
 
 
 def _reader(path: str | os.PathLike, format: str | None) -> Callable:
-  """Returns what reads a path, in whatever format it is."""
+  """Returns the function that reads a path."""
   if format is not None:
     return lookup.find(_FORMATS, format, 'read', trusted=True)
   formats = _formats('matches')
@@ -205,7 +205,7 @@ def _reader(path: str | os.PathLike, format: str | None) -> Callable:
 def _read(
   path: str | os.PathLike, *, format, on_log: Callable[[str], Any], **options
 ) -> Weights:
-  """Reads what is there, in whatever format it is."""
+  """Reads weights in whatever format they are."""
   read = _reader(path, format)
   takes = inspect.signature(read).parameters
   options = {k: v for k, v in options.items() if v is not None or k in takes}
@@ -264,7 +264,7 @@ def _load_published(name, fetching, options) -> Weights:
 
 
 def _published_as(timm_name: str) -> str | None:
-  """Returns the short name of the same weights, if there is one."""
+  """Returns the short name of the same weights, or None."""
   url = f'hf://timm/{timm_name}/model.safetensors'
   for name, entry in PUBLISHED.items():
     if any(remote.url == url for remote in entry.remotes):
@@ -273,7 +273,7 @@ def _published_as(timm_name: str) -> str | None:
 
 
 def _check(path, name, weights: Weights, entry: Published, wanted) -> None:
-  """Refuses a file that is not of the model that the name stands for."""
+  """Raises UserError for a file of another model than the named one."""
   different = [
     f'{key}={weights.model.get(key)!r}, expected {value!r}'
     for key, value in entry.model.items()
@@ -309,7 +309,7 @@ def _unknown(text: str) -> UserError:
 
 
 def _close(text: str, cutoff: float) -> list[str]:
-  """Returns names that differ little, whatever their case and punctuation."""
+  """Returns similar names; case and punctuation do not count."""
   keys: dict[str, str] = {}
   for name in names():
     keys.setdefault(_letters(name), name)

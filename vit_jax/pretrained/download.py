@@ -1,4 +1,4 @@
-"""Files by their address: found in a folder, or downloaded into it."""
+"""Local copies of remote files, downloaded where the folder lacks them."""
 
 import contextlib
 import dataclasses
@@ -159,7 +159,7 @@ def fetch_repository(
 ) -> pathlib.Path:
   """Returns a local folder with a model's repository on the Hugging Face Hub.
 
-  config.json, preprocessor_config.json if there is one, and the weights:
+  config.json, preprocessor_config.json where it exists, and the weights:
   model.safetensors, or else pytorch_model.bin, in one file or in several.
 
   Args:
@@ -244,7 +244,7 @@ def _get(
 
 
 def _wrong(path: pathlib.Path, remote: Remote, suffix: str) -> str | None:
-  """Returns what is wrong with a file, or None."""
+  """Returns the problem of a file, or None."""
   if remote.checksum is not None:
     algorithm, _, expected = remote.checksum.lower().partition(':')
     with path.open('rb') as file:

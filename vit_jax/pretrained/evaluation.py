@@ -1,4 +1,4 @@
-"""What the config files beside torch weights say, in our words.
+"""Conversion of evaluation preprocessing between numbers and ops.
 
 Preprocessing travels there as numbers, ours as text of the op languages
 (`data/ops_language.py`, `data/device_ops_language.py`): both ways are here.

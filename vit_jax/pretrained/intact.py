@@ -1,4 +1,4 @@
-"""Checks that a file is whole and of the kind that its name says.
+"""Checks for files that are cut off or of another kind than their suffix.
 
 A server may answer with a web page (a login, a captcha, a notice) instead of
 the file, and a connection that is cut looks like the end of the file where the
@@ -18,7 +18,7 @@ _HEADER_BYTES = 8  # of safetensors: the length of the JSON that follows
 
 
 def problem(path: pathlib.Path, suffix: str) -> str | None:
-  """Returns what is wrong with a file, or None.
+  """Returns the problem of a file, or None.
 
   Args:
     path: of the file.

@@ -1,4 +1,4 @@
-"""Checks of values that come from JSON in weight files: types and bounds."""
+"""Types and bounds of values in the JSON of weight files."""
 
 import dataclasses
 import math
@@ -164,7 +164,7 @@ def parse_description(
 
   Args:
     text: JSON of an object with the keys `model`, `preprocess`, `class_names`,
-      `source` (as in `Weights`), `version` and `grid`, if there are any.
+      `source` (as in `Weights`), `version` and `grid`, all optional.
     where: the file, or the part of it, for messages.
     needed: the keys that must be there and not null.
 

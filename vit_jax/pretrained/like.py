@@ -1,4 +1,4 @@
-"""Model sections that say `like`: the model of some weights, written out."""
+"""Model sections with `like`, replaced by the model of some weights."""
 
 import pathlib
 from collections.abc import Callable, Mapping

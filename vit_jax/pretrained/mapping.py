@@ -1,4 +1,4 @@
-"""Parameters under another code base's names and layouts, to ours and back.
+"""Conversion of parameters between our names and layouts and others'.
 
 Shapes: D width, N heads, K head size, h, w rows and columns of the patches.
 """
@@ -215,7 +215,7 @@ def _zeros(dialect: Dialect, depth: int) -> dict[str, str]:
 
 
 def _guess_pooling(theirs: Mapping[str, np.ndarray], dialect: Dialect) -> str:
-  """Returns the pooling that the arrays speak of, for lack of a config."""
+  """Returns the pooling that the arrays imply, for lack of a config."""
   if any('pooling/probe' == dialect.leaves.get(name) for name in theirs):
     return 'map'
   # Where positions have a row for a class token, there must be one.

@@ -140,7 +140,7 @@ def listed(lines: Sequence[str], *, max_lines: int = 50) -> str:
 
 
 def patch_size(named: Mapping[str, Any]) -> tuple[int, int] | None:
-  """Returns height and width of a patch, or None if no kernel tells."""
+  """Returns height and width of a patch, or None without a kernel."""
   kernel = named.get('patch_embedding/kernel')
   if np.ndim(kernel) == 4:
     return kernel.shape[:2]
@@ -150,7 +150,7 @@ def patch_size(named: Mapping[str, Any]) -> tuple[int, int] | None:
 
 
 def num_channels(named: Mapping[str, Any]) -> int | None:
-  """Returns how many channels the images have, or None if no kernel tells."""
+  """Returns the number of channels of images, or None without a kernel."""
   for name in ('', 'convolution_0/'):
     kernel = named.get(f'patch_embedding/{name}kernel')
     if np.ndim(kernel) == 4:

@@ -1,4 +1,4 @@
-"""The preprocessor_config.json of Hugging Face, in and out."""
+"""Reading and writing of the preprocessor_config.json of Hugging Face."""
 
 from collections.abc import Mapping
 from typing import Any

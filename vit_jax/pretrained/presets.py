@@ -1,4 +1,4 @@
-"""How each family of published models is evaluated.
+"""Evaluation presets of the families of published models.
 
 What is published beside weights (accuracies) was measured so; another crop
 moves top-1 by some tenths of a percent. Recipes say the same in their own

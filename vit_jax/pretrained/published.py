@@ -60,7 +60,7 @@ class Published:
   Attributes:
     remotes: where they are; the same weights each, the preferred first.
     model: the model section; the file is checked to be of it.
-    preprocess: as in `weights.Weights`, where the file does not tell.
+    preprocess: as in `weights.Weights`, where the file does not have it.
     resize: of `models._position.RESIZE`.
   """
 

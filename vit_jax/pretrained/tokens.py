@@ -1,4 +1,4 @@
-"""Tokens and position tables of other code bases, to ours and back.
+"""Conversion of tokens and position tables of other code bases.
 
 Our position table is of patches only. Other models may have a row for the class
 token, or for every prefix token: reading adds these rows to the tokens, which

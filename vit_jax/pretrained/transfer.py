@@ -1,4 +1,4 @@
-"""Copies one remote file to a local one, within limits of time.
+"""Download of one file within limits of time.
 
 `http(s)://` and, where no client of Google's cloud is installed, public
 `gs://` files are read with the standard library, `hf://` files through the
@@ -112,7 +112,7 @@ def hub() -> str:
 
 
 def hub_parts(url: str) -> tuple[str, str | None]:
-  """Returns 'owner/repository' and the path in it, None if there is none.
+  """Returns 'owner/repository' and the path in it or None.
 
   Raises:
     UserError: an address of another form.

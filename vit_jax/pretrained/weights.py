@@ -1,4 +1,4 @@
-"""Weights of one model: what every format reads into and writes from."""
+"""Weights of one model with its section, preprocessing and class names."""
 
 import dataclasses
 import math

@@ -32,7 +32,7 @@ def read(
   max_ratio: float = MAX_RATIO,
   max_bytes: int = MAX_BYTES,
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-  """Returns the arrays by name, and the note (empty if there is none).
+  """Returns the arrays by name, and the note, which may be empty.
 
   numpy does not know bfloat16 and stores it as two bytes of nothing in
   particular; such arrays become bfloat16 again.

@@ -1,4 +1,4 @@
-"""Bounds on what a pickle of torch builds, checked before torch builds it.
+"""Limits of the objects in a pickle of torch, checked before it is loaded.
 
 A pickle can put an object into another one twice, and that one into the next
 twice, and so on: 60 such steps are 400 bytes, and hashing or printing what

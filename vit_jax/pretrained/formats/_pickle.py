@@ -1,4 +1,4 @@
-"""Pickles of torch, read with `weights_only=True`: no code of theirs is run."""
+"""Reading of torch pickles with `weights_only=True`, which runs no code."""
 
 import argparse
 import pathlib

@@ -1,4 +1,4 @@
-"""State dicts on disk: .safetensors, .pth, and folders with a config.json.
+"""Files of state dicts: .safetensors, .pth, and folders with a config.json.
 
 .safetensors needs no torch. The pickles of torch (.pth, .pt, .bin) do, and are
 read with `weights_only=True`: no code of theirs is run.
@@ -35,7 +35,7 @@ class Stored:
 
   Attributes:
     arrays: by name.
-    config: of config.json; empty if there is none.
+    config: of config.json; empty without one.
     preprocessor: of preprocessor_config.json; likewise.
     arguments: of the script that trained the weights, where it kept them.
   """
@@ -56,7 +56,7 @@ def read(path: str | os.PathLike, entry: str | None = None) -> Stored:
 
   The JSON files of a folder are read if `path` is the folder, or a file in it
   with the name that such folders give their weights (model.safetensors,
-  pytorch_model.bin). Other files tell of their config inside or not at all.
+  pytorch_model.bin). Other files have their config inside or none.
 
   Args:
     path: of a .safetensors or .pth file, or of a folder.
@@ -196,7 +196,7 @@ def _to_numpy(
   *,
   max_sharing: float = MAX_SHARING,
 ) -> dict[str, np.ndarray]:
-  """Returns what is an array or a tensor, as arrays.
+  """Returns the arrays and tensors among the values, as arrays.
 
   Args:
     tensors: by name, among other values.

@@ -39,7 +39,7 @@ def read(
   """Returns the weights from a torch model's file or folder.
 
   The activation, norm epsilon, heads and preprocessing are those of the
-  config.json beside them. Without it they are what is usual for the dialect:
+  config.json beside them. Without it they are the usual ones of the dialect:
   exact GELU, 1e-6 (1e-12 for Hugging Face's ViT), heads of 64 channels where no
   variant has these sizes; preprocessing is then only known for some dialects.
   `source['resize']`, the method for positions, is that of

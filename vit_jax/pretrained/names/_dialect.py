@@ -31,7 +31,7 @@ class Dialect:
       the array that they are as long as.
     mask_token: the array for masked patches of training, where their model has
       one in any case.
-    unused: names of what is no part of the model: regexes, on whole names.
+    unused: regexes for whole names of arrays that are no part of the model.
     model: the file of `names/` that the dialect belongs to.
   """
 

@@ -1,4 +1,4 @@
-"""What is known of a ViT in torch's files beyond its arrays."""
+"""Metadata of a ViT in torch files: fields, preprocessing, resizing."""
 
 import re
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from vit_jax.pretrained.names._dialect import Dialect
 
 _IMAGENET = {'device_ops': "normalize('imagenet')"}
 # Arguments that only the training scripts of these code bases have, and how
-# those resize positions: DINO and iBOT; DeiT and what is built on it; MAE.
+# those resize positions: DINO and iBOT; DeiT and its descendants; MAE.
 _ARGUMENTS = {
   'local_crops_number': 'dino',
   'distillation_type': 'torch',
@@ -98,11 +98,11 @@ def num_heads(
   Args:
     theirs: names without prefix.
     dialect: of the names.
-    facts: what is known besides.
+    facts: of `facts`.
     model: keys of the model section that the user gives.
 
   Raises:
-    UserError: nothing tells it, and no variant nor heads of 64 channels fit.
+    UserError: it is unknown, and no variant nor heads of 64 channels fit.
   """
   for known in (model, facts.model):
     if 'num_heads' in known:

@@ -112,7 +112,7 @@ STYLES = {
 def detect(names: Iterable[str]) -> Style | None:
   """Returns how a file names its leaves; None if it is no ViT of Google's.
 
-  Where both are possible, `class_row` is False: only shapes tell.
+  Where both are possible, `class_row` is False: only shapes show it.
 
   Raises:
     UserError: the file holds a model with parts that a ViT does not have.

@@ -1,4 +1,4 @@
-"""The config.json of a model of Hugging Face, in and out.
+"""Reading and writing of the config.json of a Hugging Face model.
 
 Their models that a ViT of ours can be: ViT (class token), SigLIP's vision tower
 (mean and map pooling) and DINOv2 (registers and LayerScale).
@@ -107,7 +107,7 @@ def write(
   """Returns the state dict, and JSON files by name without suffix.
 
   `transformers.AutoModelForImageClassification.from_pretrained(<folder>)` reads
-  them (`AutoModel` if there is no head).
+  them (`AutoModel` without a head).
 
   Args:
     weights: of a ViT.

@@ -1,4 +1,4 @@
-"""The config.json of a timm model, in and out.
+"""Reading and writing of the config.json of a timm model.
 
 timm keeps the architecture's name there, constructor arguments that differ from
 that architecture, and the preprocessing. What an architecture's name means is

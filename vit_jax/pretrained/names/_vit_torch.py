@@ -237,7 +237,7 @@ def _refine(dialect: Dialect, names: list[str]) -> Dialect:
     return any(re.fullmatch(pattern, name) for name in names)
 
   if dialect is HUGGINGFACE_VIT:
-    # Both say attention.attention; the norms tell them apart.
+    # Both have attention.attention; their norms differ.
     is_vit = has(r'encoder\.layer\.\d+\.layernorm_before\.weight')
     return HUGGINGFACE_VIT if is_vit else HUGGINGFACE_DINOV2
   if dialect is TIMM and has(r'blocks\.\d+\.gamma_1'):

@@ -1,4 +1,4 @@
-"""Arrays of a ViT for the files of others, with its position table."""
+"""Arrays of a ViT for files of other libraries, with its position table."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -58,7 +58,7 @@ def to_dialect(
 
 
 def image_size(named: Mapping[str, np.ndarray]) -> tuple[int, int] | None:
-  """Returns (height, width) that the position table is for, if there is one."""
+  """Returns (height, width) that the position table is for, or None."""
   table = named.get('position_embedding')
   if table is None:
     return None

@@ -108,10 +108,10 @@ def section(fields: Mapping[str, Any]) -> dict[str, Any]:
 def expected(
   named: Mapping[str, np.ndarray], model: vit.ViT
 ) -> tuple[dict[str, tuple[int, ...]], list[str]]:
-  """Returns the shapes of parameters, and a line for what is not among them.
+  """Returns the shapes of parameters, and a line for what they lack.
 
   Nothing is built, and the shapes are empty, where the model has sizes that no
-  array has. Of blocks that the arrays lack there is one line.
+  array has. Blocks that the arrays lack share one line.
 
   Args:
     named: arrays with the position table and channels that the model is for.
