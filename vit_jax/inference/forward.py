@@ -203,14 +203,10 @@ def _option(name: str, value: str) -> str:
 
 def _fixed_size(named, preprocess) -> tuple[int, int] | None:
   """Returns the only size of images that a learned table of positions takes."""
-  table = named.get('position_embedding')
-  if table is None:
+  if 'position_embedding' not in named:
     return None
-  patch = model_section.patch_size(named)
-  if patch is None or np.ndim(table) != 3:
-    size = preprocess.get('image_size')
-    return None if size is None else tuple(size)
-  return table.shape[0] * patch[0], table.shape[1] * patch[1]
+  size = model_section.image_size(named) or preprocess.get('image_size')
+  return None if size is None else tuple(size)
 
 
 def _rows(arrays, found, outputs) -> Iterator[dict | UserError]:

@@ -1,7 +1,7 @@
 """Conversion of evaluation preprocessing between numbers and ops.
 
-Preprocessing travels there as numbers, ours as text of the op languages
-(`data/ops_language.py`, `data/device_ops_language.py`): both ways are here.
+The config files beside torch weights have numbers, ours the text of the op
+languages (`data/ops_language.py`, `data/device_ops_language.py`).
 """
 
 import dataclasses

@@ -149,6 +149,14 @@ def patch_size(named: Mapping[str, Any]) -> tuple[int, int] | None:
   return (2**halvings, 2**halvings) if halvings else None
 
 
+def image_size(named: Mapping[str, Any]) -> tuple[int, int] | None:
+  """Returns (height, width) that the position table is for, or None."""
+  table, patch = named.get('position_embedding'), patch_size(named)
+  if patch is None or np.ndim(table) != 3:
+    return None
+  return table.shape[0] * patch[0], table.shape[1] * patch[1]
+
+
 def num_channels(named: Mapping[str, Any]) -> int | None:
   """Returns the number of channels of images, or None without a kernel."""
   for name in ('', 'convolution_0/'):

@@ -12,11 +12,9 @@ from vit_jax import lookup
 from vit_jax.errors import UserError
 from vit_jax.pretrained import mapping, model_section, overrides
 from vit_jax.pretrained.formats import _npz
-from vit_jax.pretrained.names._vit_torch_arrays import fixed_table, image_size
 from vit_jax.pretrained.weights import Weights
 
 SUFFIXES = ('.npz',)
-_IMAGE_SIZE = (224, 224)  # Of models without a position table.
 
 
 def matches(path: str | os.PathLike) -> bool:
@@ -83,26 +81,13 @@ def write(
   """
   names, module = model_section.to_write(weights, "Google's .npz")
   google = names.google
-  style, unmapped = _style(weights, dialect, google, module.pooling)
+  style, unmapped = google.style_for(weights, dialect, module)
   google.check_writable(module, style, allow_note_only=allow_note_only)
-  named = dict(weights.params)
-  if 'class_token' not in named:
-    style = dataclasses.replace(style, class_row=False)
-  fields = (*module.FIELDS['computes'], *module.FIELDS['structure'])
-  computed = {key: getattr(module, key) for key in fields}
-  if 'position_embedding' not in named:
-    theirs = google.known(has_positions=False)['position']
-    if (computed['position'], style.position) != (theirs, google.POSITIONS[-1]):
-      named['position_embedding'] = fixed_table(
-        computed['position'],
-        weights.preprocess.get('image_size'),
-        named['patch_embedding/kernel'],
-      )
-      computed['position'] = 'learned'
+  named, style, computed = google.prepare(weights, module, style)
   known = google.known(has_positions='position_embedding' in named)
   section = names.section(names.infer(named) | known)
   implied = lookup.build('models', section, 'Model')
-  preprocess = _preprocess(google, style, named)
+  preprocess = google.evaluation(style, named)
   note = dict(
     model={k: v for k, v in computed.items() if getattr(implied, k) != v},
     preprocess={
@@ -134,9 +119,8 @@ def _weights(path: str, arrays, note, model, grid) -> Weights:
   style = dataclasses.replace(
     style, class_row=len(unmapped.get('rows', ())) > 0
   )
-  preprocess = _preprocess(google, style, named) | (
-    note.get('preprocess') or {}
-  )
+  preprocess = google.evaluation(style, named)
+  preprocess |= note.get('preprocess') or {}
   return Weights(
     params=named,
     model=section,
@@ -164,23 +148,3 @@ def _detect(arrays: Mapping[str, np.ndarray]) -> tuple[Any, Any]:
     f' img/; it has {len(arrays)} arrays'
     + (f', such as {sorted(arrays)[:3]}' if arrays else '')
   )
-
-
-def _style(weights: Weights, dialect: str | None, google, pooling: str):
-  """Returns the style to write, and what was unmapped when it was read."""
-  source = weights.source
-  if dialect is None and source.get('format') == 'google_npz':
-    return google.style_of(source.get('dialect')), source.get('unmapped')
-  if dialect is None:
-    dialect = 'big_vision' if pooling == 'map' else 'pre_linen'
-  if dialect not in google.STYLES:
-    raise UserError(
-      f'unknown dialect {dialect!r}; there are {", ".join(google.STYLES)}'
-    )
-  return google.STYLES[dialect], None
-
-
-def _preprocess(google, style, named: Mapping[str, np.ndarray]) -> dict:
-  size = image_size(named) or _IMAGE_SIZE
-  channels = named['patch_embedding/kernel'].shape[2]
-  return google.evaluation(style, size, channels)

@@ -245,12 +245,8 @@ def _preprocess(
     config['input'].get('device_ops') or ''
   )
   preprocess = {'device_ops': ops}
-  table = named.get('position_embedding')
-  patch = model_section.patch_size(named)
-  if table is not None and patch is not None:
-    preprocess['image_size'] = tuple(
-      table.shape[i] * patch[i] for i in range(2)
-    )
+  if size := model_section.image_size(named):
+    preprocess['image_size'] = size
   evals = {
     name: section
     for name, section in (config.get('evals') or {}).items()

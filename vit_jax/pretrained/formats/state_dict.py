@@ -13,7 +13,6 @@ from typing import Any
 from vit_jax.errors import UserError
 from vit_jax.pretrained import mapping, model_section, overrides, tokens
 from vit_jax.pretrained.formats import _state_dict_files, vit_jax as ours
-from vit_jax.pretrained.names._vit_torch_arrays import image_size
 from vit_jax.pretrained.weights import Weights
 
 SUFFIXES = _state_dict_files.SUFFIXES
@@ -90,7 +89,7 @@ def _weights(stored, path, model, grid) -> Weights:
     class_names=facts.class_names,
     model=model,
   )
-  size = image_size(named) or facts.image_size
+  size = model_section.image_size(named) or facts.image_size
   kind = 'huggingface' if dialect.name.startswith('huggingface') else 'timm'
   return Weights(
     params=named,

@@ -9,10 +9,14 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 from vit_jax.errors import UserError
 from vit_jax.models import vit
-from vit_jax.pretrained import presets
+from vit_jax.pretrained import model_section, presets
 from vit_jax.pretrained.names._dialect import Dialect
+from vit_jax.pretrained.names._vit_arrays import fixed_table
+from vit_jax.pretrained.weights import Weights
 
 # In this order: a file with optimizer state has other names outside of these.
 PREFIXES = ('params/img/', 'params/', 'opt/target/', 'img/', '')
@@ -23,6 +27,7 @@ POSITIONS = (
 )
 # What both code bases compute: flax's defaults.
 COMPUTED = {'activation': 'gelu_tanh', 'norm_epsilon': 1e-6}
+_IMAGE_SIZE = (224, 224)  # Of models without a position table.
 # Numbers of attention, second norm and MLP.
 _NUMBERS = {'pre_linen': (1, 2, 3), 'linen': (0, 1, 0)}
 
@@ -218,17 +223,68 @@ def check_writable(
     )
 
 
-def evaluation(
-  style: Style, image_size: tuple[int, int], channels: int
-) -> dict[str, Any]:
+def style_for(
+  weights: Weights, dialect: str | None, model: vit.ViT
+) -> tuple[Style, Any]:
+  """Returns the style to write, and what was unmapped when it was read.
+
+  Args:
+    weights: to be written.
+    dialect: a key of STYLES; None is the one that the weights were read in, or
+      else the one that timm reads.
+    model: built from the weights.
+
+  Raises:
+    UserError: no such dialect.
+  """
+  source = weights.source
+  if dialect is None and source.get('format') == 'google_npz':
+    return style_of(source.get('dialect')), source.get('unmapped')
+  if dialect is None:
+    dialect = 'big_vision' if model.pooling == 'map' else 'pre_linen'
+  if dialect not in STYLES:
+    raise UserError(
+      f'unknown dialect {dialect!r}; there are {", ".join(STYLES)}'
+    )
+  return STYLES[dialect], None
+
+
+def prepare(
+  weights: Weights, model: vit.ViT, style: Style
+) -> tuple[dict[str, np.ndarray], Style, dict[str, Any]]:
+  """Returns our arrays to write, their style, and the fields of the model.
+
+  A fixed position table is among the arrays, unless it is big_vision's in a
+  file of big_vision.
+  """
+  named = dict(weights.params)
+  if 'class_token' not in named:
+    style = dataclasses.replace(style, class_row=False)
+  fields = (*model.FIELDS['computes'], *model.FIELDS['structure'])
+  computed = {key: getattr(model, key) for key in fields}
+  if 'position_embedding' not in named:
+    fixed = known(has_positions=False)['position']
+    if (model.position, style.position) != (fixed, POSITIONS[-1]):
+      named['position_embedding'] = fixed_table(
+        model.position,
+        weights.preprocess.get('image_size'),
+        named['patch_embedding/kernel'],
+      )
+      computed['position'] = 'learned'
+  return named, style, computed
+
+
+def evaluation(style: Style, named: Mapping[str, np.ndarray]) -> dict[str, Any]:
   """Returns how the code base evaluates, as `Weights.preprocess`.
 
   Of big_vision, contrastive models are evaluated as SigLIP.
   """
   family = 'big_vision' if style.is_big_vision else 'vision_transformer'
   family = 'siglip' if style.is_contrastive else family
-  ops = presets.preprocess(family, image_size, channels=channels)
-  return dict(image_size=image_size, **ops)
+  size = model_section.image_size(named) or _IMAGE_SIZE
+  channels = model_section.num_channels(named)
+  ops = presets.preprocess(family, size, channels=channels)
+  return dict(image_size=size, **ops)
 
 
 def _parts(theirs, ours, our_norm, attention, norm, mlp) -> dict[str, str]:

@@ -13,7 +13,7 @@ from vit_jax.errors import UserError
 from vit_jax.models import vit
 from vit_jax.pretrained import evaluation, json_fields, preprocessor_config
 from vit_jax.pretrained.evaluation import Facts
-from vit_jax.pretrained.names import _vit_torch, _vit_torch_arrays
+from vit_jax.pretrained.names import _vit_arrays, _vit_torch
 from vit_jax.pretrained.names._dialect import Dialect
 from vit_jax.pretrained.weights import Weights
 
@@ -116,12 +116,12 @@ def write(
   Raises:
     UserError: transformers has no such model; the message has all the reasons.
   """
-  named, image_size = _vit_torch_arrays.for_torch(
+  named, image_size = _vit_arrays.for_torch(
     weights, model, "Hugging Face's ViT", positions=True
   )
   dialect, kind = _choose(model)
   channels = named['patch_embedding/kernel'].shape[2]
-  theirs = _vit_torch_arrays.to_dialect(
+  theirs = _vit_arrays.to_dialect(
     weights, model, _complete(named, kind), dialect
   )
   config = _config(model, kind, channels, image_size, weights.class_names)

@@ -17,7 +17,7 @@ from vit_jax.errors import UserError
 from vit_jax.models import vit
 from vit_jax.pretrained import evaluation as evaluation_lib, json_fields
 from vit_jax.pretrained.evaluation import Evaluation, Facts
-from vit_jax.pretrained.names import _vit_torch, _vit_torch_arrays
+from vit_jax.pretrained.names import _vit_arrays, _vit_torch
 from vit_jax.pretrained.weights import Weights
 
 DEFAULTS = {'activation': 'gelu', 'norm_epsilon': 1e-6}
@@ -154,11 +154,11 @@ def write(
   Raises:
     UserError: an option or preprocessing that timm cannot express.
   """
-  named, image_size = _vit_torch_arrays.for_torch(
+  named, image_size = _vit_arrays.for_torch(
     weights, model, "timm's ViT", positions=model.position != 'none'
   )
   _check_writable(model)
-  theirs = _vit_torch_arrays.to_dialect(weights, model, named, _vit_torch.TIMM)
+  theirs = _vit_arrays.to_dialect(weights, model, named, _vit_torch.TIMM)
   channels = theirs['patch_embed.proj.weight'].shape[1]
   activations = {ours: name for name, ours in ACTIVATIONS.items()}
   arguments = dict(

@@ -1,13 +1,12 @@
 """Arrays of a ViT for files of other libraries, with its position table."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from vit_jax.errors import UserError
 from vit_jax.models import _position, vit
-from vit_jax.pretrained import mapping
+from vit_jax.pretrained import mapping, model_section
 from vit_jax.pretrained.names._dialect import Dialect
 from vit_jax.pretrained.weights import Weights
 
@@ -40,7 +39,7 @@ def for_torch(
       weights.preprocess.get('image_size'),
       named['patch_embedding/kernel'],
     )
-  size = image_size(named) or weights.preprocess.get('image_size')
+  size = model_section.image_size(named) or weights.preprocess.get('image_size')
   if size is None:
     raise UserError(
       "the size of images is unknown: set preprocess['image_size']"
@@ -55,15 +54,6 @@ def to_dialect(
   same = weights.source.get('dialect') == dialect.name
   unmapped = weights.source.get('unmapped') if same else None
   return mapping.write(named, dialect, pooling=model.pooling, unmapped=unmapped)
-
-
-def image_size(named: Mapping[str, np.ndarray]) -> tuple[int, int] | None:
-  """Returns (height, width) that the position table is for, or None."""
-  table = named.get('position_embedding')
-  if table is None:
-    return None
-  patch = named['patch_embedding/kernel'].shape
-  return table.shape[0] * patch[0], table.shape[1] * patch[1]
 
 
 def fixed_table(
