@@ -1,8 +1,10 @@
 """Outputs of a run beside its steps, against the bare model."""
 
+import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -205,6 +207,32 @@ def test_fields_that_the_loss_lacks_are_named_before_anything_runs(monkeypatch):
   ):
     train.build(config())
   train.build(config(total_steps=0))  # No loss is computed.
+
+
+class WithTeacher(supervised.Objective):
+  """Has weights that nothing trains."""
+
+  def init(self, rng, batch):
+    branches = super().init(rng, batch)
+    return branches | dict(frozen={'teacher': {'kernel': jnp.ones(3)}})
+
+
+def test_frozen_weights_that_nothing_fills_are_logged(
+  monkeypatch, tiny_weights
+):
+  monkeypatch.setattr(supervised, 'Objective', WithTeacher)
+  run, log = train.build(config()), []
+  session._initialize(run, dict(model=MODEL, init_from=[]), log.append)
+  assert len(log) == 1 and log[0].startswith('frozen/teacher keeps its random')
+  log.clear()
+  teacher = dataclasses.replace(
+    tiny_weights(), params={'kernel': np.float32([1, 2, 3])}
+  )
+  entry = dict(weights=teacher, into='frozen/teacher')
+  section = dict(model=MODEL, init_from=[entry])
+  state = session._initialize(run, section, log.append)
+  assert not any('random' in line for line in log)
+  np.testing.assert_array_equal(state.frozen['teacher']['kernel'], [1, 2, 3])
 
 
 class MultiCrop(supervised.Objective):
