@@ -55,22 +55,21 @@ class Run:
 
   @property
   def models(self) -> dict[str, Any]:
-    """The modules by the branch or folder of the state that is theirs.
+    """The flax modules by the folder of the state that has their parameters.
 
-    An objective with more than the model of the config, or with its parameters
-    elsewhere than in `params`, says so by `models()`.
+    `objective.models()` returns them where the objective has more modules than
+    that of `config.model`, or its parameters elsewhere than in `params`.
     """
     if hasattr(self.objective, 'models'):
       return self.objective.models()
     return {'params': self.model}
 
   def flops_per_step(self) -> int:
-    """Returns the floating-point operations of a training step, see `flops`.
+    """Returns the floating-point operations of a training step.
 
-    An objective knows by `flops(params, batch)`, shapes in, if it has that.
-    Otherwise they are those of three forward passes, as `predict` has them for
-    as many images as there are in a batch, each once: of several views in one
-    field, `[B, V, H, W, C]`, only the first counts.
+    These are `objective.flops(params, batch)`, called with shapes, where the
+    objective has this method; otherwise those of three forward passes of
+    `predict` (see `reporting.flops`) on `evaluation_spec`.
     """
     if hasattr(self.objective, 'flops'):
       spec = jax.eval_shape(
@@ -85,7 +84,10 @@ class Run:
 
   @property
   def evaluation_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
-    """A batch as evaluations have it: one view of each image."""
+    """The shapes of a batch with one view of each image, as in evaluations.
+
+    Of a field with several views, `[B, V, H, W, C]`, that is `[B, H, W, C]`.
+    """
     return {
       key: x.update(shape=x.shape[:1] + x.shape[2:]) if len(x.shape) == 5 else x
       for key, x in self.batch_spec.items()

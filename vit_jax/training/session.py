@@ -205,7 +205,7 @@ def start(
 def make_clock(
   run: run_lib.Run, step: int, *, peak_flops: float | None
 ) -> clock_lib.Clock:
-  """Returns the clock of a run; it knows the utilisation if the peak is known.
+  """Returns the clock of a run, which reports MFU where the peak is known.
 
   Args:
     run: whose steps it times.
