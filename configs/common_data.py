@@ -16,7 +16,6 @@ import pathlib
 
 import ml_collections
 
-from vit_jax import files
 from vit_jax.data import layout
 
 ConfigDict = ml_collections.ConfigDict
@@ -168,7 +167,7 @@ def num_training_images(
     folder, fraction = _named_folder(data, split.partition('[')[0]), 1.0
   if folder is None:
     return None
-  if (info := _prepared(folder)) is not None:
+  if (info := layout.read_prepared(folder)) is not None:
     shards = info.get('shards', [])
     return round(fraction * sum(shard['num_examples'] for shard in shards))
   return round(fraction * layout.count_images(folder, at_most=at_most))
@@ -223,17 +222,11 @@ def _named_folder(data: str, name: str) -> pathlib.Path | None:
   return folder if folder.is_dir() else None
 
 
-def _prepared(folder: pathlib.Path) -> dict | None:
-  """Returns what prepare wrote about a split, if it did."""
-  path = folder / layout.PREPARED
-  return files.read_json_object(path) if path.exists() else None
-
-
 def _count_classes(data: str) -> int:
   """Returns how many classes a path has; 0 if that is not known."""
   folder, _ = _training_folder(data)
   if folder is None:
     return 0
-  if (info := _prepared(folder)) is not None:
+  if (info := layout.read_prepared(folder)) is not None:
     return info.get('num_classes') or 0
   return len(layout.folders(folder))

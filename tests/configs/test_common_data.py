@@ -133,6 +133,7 @@ def test_every_recipe_reads_a_users_folder(recipe, arg, tmp_path):
 
 def test_classes_and_images_of_prepared_data_are_counted(tmp_path):
   info = dict(num_classes=7, shards=[dict(num_examples=n) for n in (30, 12)])
+  info['skipped'] = ['x' * 1000] * 17_000  # Many names, over 16 MiB.
   for split in ('train', 'val'):
     (tmp_path / split).mkdir()
     (tmp_path / split / 'dataset.json').write_text(json.dumps(info))

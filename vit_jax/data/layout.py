@@ -7,7 +7,9 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
+from typing import Any
 
+from vit_jax import files
 from vit_jax.data import image_files
 from vit_jax.errors import UserError
 
@@ -17,7 +19,9 @@ SPLITS = {
   'val': ('val', 'validation', 'valid'),
   'test': ('test', 'testing'),
 }
-PREPARED = 'dataset.json'  # in each split that vit_jax prepare wrote
+# Written last into each split by vit_jax prepare: its presence means complete.
+PREPARED = 'dataset.json'
+MAX_PREPARED_BYTES = 256 * 2**20  # A million names of skipped examples.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +84,18 @@ def is_prepared(root: str | os.PathLike) -> bool:
   )
 
 
+def read_prepared(folder: pathlib.Path) -> dict[str, Any] | None:
+  """Returns the dataset.json of a split, or None without one.
+
+  Raises:
+    UserError: the file cannot be read.
+  """
+  path = folder / PREPARED
+  if not path.exists():
+    return None
+  return files.read_json_object(path, max_bytes=MAX_PREPARED_BYTES)
+
+
 def folders(folder: str | os.PathLike) -> list[str]:
   """Returns the names of the visible folders in a folder, sorted.
 
@@ -112,9 +128,9 @@ def count_images(folder: str | os.PathLike, *, at_most: int) -> int:
 def _image_names(folder: pathlib.Path) -> Iterator[str]:
   suffixes = image_files.SUFFIXES
   for name in folders(folder):
-    for _, below, files in os.walk(folder / name):
+    for _, below, names in os.walk(folder / name):
       below[:] = [f for f in below if not f.startswith('.')]
-      visible = (f for f in files if not f.startswith('.'))
+      visible = (f for f in names if not f.startswith('.'))
       yield from (f for f in visible if f.lower().endswith(suffixes))
 
 

@@ -11,12 +11,9 @@ import threading
 
 import numpy as np
 
-from vit_jax import files
-from vit_jax.data import splits
+from vit_jax.data import layout, splits
 from vit_jax.errors import UserError
 
-INFO = 'dataset.json'  # written last: its presence means that all is there
-MAX_JSON_BYTES = 256 * 2**20  # A million names of skipped examples.
 _KEYS = {'num_classes', 'class_names', 'shards'}
 _SHARD = {'file': str, 'num_examples': int, 'num_bytes': int}
 
@@ -143,16 +140,15 @@ def open_file(path: str, num_examples: int):
 
 
 def _info(root: pathlib.Path, folder: pathlib.Path) -> dict:
-  path = folder / INFO
-  if not path.exists():
-    found = sorted(f.parent.name for f in root.glob(f'*/{INFO}'))
+  path, info = folder / layout.PREPARED, layout.read_prepared(folder)
+  if info is None:
+    found = sorted(f.parent.name for f in root.glob(f'*/{layout.PREPARED}'))
     hint = ' (not complete: run prepare again)' if folder.is_dir() else ''
     raise UserError(
       f'{root} has no split {folder.name!r}{hint}; '
       f'it has: {", ".join(found) or "none"}. Expected what `python -m '
       'vit_jax prepare` writes'
     )
-  info = files.read_json_object(path, max_bytes=MAX_JSON_BYTES)
   if not _KEYS <= info.keys():
     raise UserError(f'{path} is JSON, but has no {", ".join(sorted(_KEYS))}')
   if not _is_info(info):

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from vit_jax import files
-from vit_jax.data import paths, thread_map, watchdog
+from vit_jax.data import layout, paths, thread_map, watchdog
 from vit_jax.data.sources import array_record
 from vit_jax.errors import RunError, UserError
 
@@ -131,7 +131,7 @@ class Writer:
         for shard in shards
       ],
     )
-    _write_json(self._folder / array_record.INFO, info)
+    _write_json(self._folder / layout.PREPARED, info)
     return info
 
   def _fill(
@@ -241,7 +241,7 @@ def _digest(names: Iterator[str]) -> str:
 
 def _read_json(path: pathlib.Path) -> dict[str, Any] | None:
   try:
-    return files.read_json(path, max_bytes=array_record.MAX_JSON_BYTES)
+    return files.read_json(path, max_bytes=layout.MAX_PREPARED_BYTES)
   except UserError:
     return None  # It is made again.
 
