@@ -74,8 +74,7 @@ def evaluate(
   evals = _chosen(evaluation.sections(evals, 'config.evals'), names)
   if own:
     _check_from_file(evals, weights)
-  loaded: dict[bool | None, Weights] = {}
-  placed: dict[Any, Any] = {}  # The last parameters on the devices.
+  loaded: dict[bool | None, _Model] = {}
 
   def read(wanted: bool | None, step: int | str | None) -> Weights:
     return catalog.load(
@@ -88,18 +87,22 @@ def evaluate(
       **options,
     )
 
-  def load(wanted: bool | None) -> Weights:
+  def load(wanted: bool | None) -> _Model:
     if wanted not in loaded:
       found = weights
       if not isinstance(weights, Weights):
-        steps = [x.source['step'] for x in loaded.values() if is_ours]
+        steps = [x.weights.source['step'] for x in loaded.values() if is_ours]
         found = read(wanted, steps[0] if steps else step)
       if is_ours and jax.process_count() > 1:
         # A run may save while the processes look for its newest checkpoint.
         ours = found.source['step']
         agreed = int(multihost_utils.broadcast_one_to_all(np.int32(ours)))
         found = found if ours == agreed else read(wanted, agreed)
-      loaded[wanted] = _with(found, ops=ops, device_ops=device_ops)
+      found = _with(found, ops=ops, device_ops=device_ops)
+      others = [x for x in loaded.values() if x.weights.model == found.model]
+      # One forward pass compiles each evaluator once.
+      forward = others[0].forward if others else _make_forward(found, mesh)
+      loaded[wanted] = _Model(found, forward, mesh, on_log)
     return loaded[wanted]
 
   metrics, source = {}, {}
@@ -117,10 +120,10 @@ def evaluate(
       kinds = {p: k == 'ema' for p, k in zip(prefixes, kinds, strict=True)}
     for prefix, wanted in kinds.items():
       found = load(wanted)
-      source = source or dict(found.source)
+      source = source or dict(found.weights.source)
       on_log(f'evaluating {prefix}')
       try:
-        numbers = _run(found, section, name, mesh, batch_size, on_log, placed)
+        numbers = _run(found, section, name, batch_size)
       except Exception as e:
         e.add_note(f'in the evaluation {name}')
         raise
@@ -192,27 +195,59 @@ def _with(weights: Weights, **preprocess) -> Weights:
   )
 
 
+@dataclasses.dataclass
+class _Model:
+  """Weights, their forward pass, and the parameters on the devices."""
+
+  weights: Weights
+  forward: _forward.Forward
+  mesh: jax.sharding.Mesh
+  on_log: Callable[[str], Any]
+  placed: tuple[Any, Any] = (None, None)  # The shape of an image, parameters.
+
+  def on_devices(self, image: jax.ShapeDtypeStruct | None) -> dict[str, Any]:
+    """Returns `{'params': ...}`, resized to images of a shape."""
+    shape = None if image is None else image.shape
+    if self.placed[1] is None or self.placed[0] != shape:
+      self.placed = shape, self._place(image)
+    return self.placed[1]
+
+  def _place(self, image: jax.ShapeDtypeStruct | None) -> dict[str, Any]:
+    module = build_model(self.weights)
+    if image is None:  # The evaluator has data of its own, or no images.
+      shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, 'float32'), self.weights.params
+      )
+    else:
+      shapes = jax.eval_shape(
+        lambda rng, image: module.init(rng, image, train=False)['params'],
+        jax.random.key(0),
+        image,
+      )
+    tree = {'params': shapes}
+    abstract = jax.tree.map(
+      lambda x, sharding: x.update(sharding=sharding),
+      tree,
+      rules_lib.state_shardings(tree, self.mesh),
+    )
+    return initialize_lib.initialize(
+      abstract,
+      [dict(weights=self.weights)],
+      models={'params': module},
+      model_name=self.weights.model['name'],
+      on_log=self.on_log,
+    )
+
+
 def _run(
-  weights: Weights,
-  section: dict[str, Any],
-  name: str,
-  mesh: jax.sharding.Mesh,
-  batch_size: int,
-  on_log: Callable[[str], Any],
-  placed: dict[Any, Any],
+  model: _Model, section: dict[str, Any], name: str, batch_size: int
 ) -> dict[str, float]:
-  """Builds the evaluator of a section and runs it on weights."""
-  where = f'config.evals.{name}'
+  """Builds the evaluator of a section and runs it on a model."""
+  where, weights = f'config.evals.{name}', model.weights
   if section.get('ops') is None and {'data', 'data_train'} & set(section):
-    section['ops'] = _ops(weights, where)
-  module = build_model(weights)
-  forward = _forward.Forward(
-    lambda weights, batch: module.apply(weights, batch['image'], train=False),
-    _device_ops(weights),
-    context=lambda: activations.use(mesh, split_tokens=False),
-  )
+    section = dict(section, ops=_ops(weights, where))
   evaluator = evaluation.build(
-    section, forward, mesh, batch_size=batch_size, where=where
+    section, model.forward, model.mesh, batch_size=batch_size, where=where
   )
   found = getattr(evaluator, 'num_classes', None)
   wanted = weights.model.get('num_classes')
@@ -221,44 +256,24 @@ def _run(
     raise UserError(
       f'{where}: the data has {found} classes and the weights have {head}'
     )
-  inputs = evaluation.inputs_of(evaluator, where).values()
   image = None
-  for data in inputs:
-    spec = jax.eval_shape(forward.prepare, data.element_spec())
+  for data in evaluation.inputs_of(evaluator, where).values():
+    spec = jax.eval_shape(model.forward.prepare, data.element_spec())
     if 'image' in spec:
       image = spec['image'].update(shape=(1, *spec['image'].shape[1:]))
-  key = id(weights), image and image.shape
-  if key not in placed:
-    placed.clear()
-    placed[key] = _place(weights, module, image, mesh, on_log)
+  params = model.on_devices(image)
   with jax.transfer_guard('disallow'):
-    return evaluator.run(placed[key])
+    return evaluator.run(params)
 
 
-def _place(weights, module, image, mesh, on_log) -> dict[str, Any]:
-  """Returns `{'params': ...}` on the devices, resized to images of a shape."""
-  if image is None:  # The evaluator has data of its own, or no images.
-    shapes = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, 'float32'), weights.params
-    )
-  else:
-    shapes = jax.eval_shape(
-      lambda rng, image: module.init(rng, image, train=False)['params'],
-      jax.random.key(0),
-      image,
-    )
-  tree = {'params': shapes}
-  abstract = jax.tree.map(
-    lambda x, sharding: x.update(sharding=sharding),
-    tree,
-    rules_lib.state_shardings(tree, mesh),
-  )
-  return initialize_lib.initialize(
-    abstract,
-    [dict(weights=weights)],
-    models={'params': module},
-    model_name=weights.model['name'],
-    on_log=on_log,
+def _make_forward(
+  weights: Weights, mesh: jax.sharding.Mesh
+) -> _forward.Forward:
+  module = build_model(weights)
+  return _forward.Forward(
+    lambda weights, batch: module.apply(weights, batch['image'], train=False),
+    _device_ops(weights),
+    context=lambda: activations.use(mesh, split_tokens=False),
   )
 
 
