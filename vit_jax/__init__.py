@@ -108,30 +108,7 @@ def load(
   Raises:
     UserError: nothing is found, it cannot be read, or an option does not fit.
   """
-  import importlib
-
-  from vit_jax.parallel import platforms
-
-  platforms.skip_absent_tpu()
-  # By its name, not as an import: `import vit_jax` costs nothing, jax seconds.
-  module = importlib.import_module('vit_jax.inference.model')
-  return module.load(
-    source,
-    model=model,
-    step=step,
-    ema=ema,
-    ops=ops,
-    device_ops=device_ops,
-    class_names=class_names,
-    loss=loss,
-    image_size=image_size,
-    batch_size=batch_size,
-    mesh=mesh,
-    weights_dir=weights_dir,
-    on_log=on_log,
-    download_seconds=download_seconds,
-    **options,
-  )
+  return _call('vit_jax.inference.model', 'load', **locals())
 
 
 def evaluate(
@@ -178,27 +155,7 @@ def evaluate(
   Raises:
     UserError: weights, sections, options or data that do not fit.
   """
-  import importlib
-
-  from vit_jax.parallel import platforms
-
-  platforms.skip_absent_tpu()
-  module = importlib.import_module('vit_jax.training.evaluate')
-  return module.evaluate(
-    weights,
-    evals,
-    names=names,
-    batch_size=batch_size,
-    ops=ops,
-    device_ops=device_ops,
-    mesh=mesh,
-    model=model,
-    step=step,
-    ema=ema,
-    weights_dir=weights_dir,
-    on_log=on_log,
-    **options,
-  ).metrics
+  return _call('vit_jax.training.evaluate', 'evaluate', **locals()).metrics
 
 
 def list_models(pattern: str = '*') -> list[str]:
@@ -220,3 +177,13 @@ def list_models(pattern: str = '*') -> list[str]:
 
   module = importlib.import_module('vit_jax.pretrained.catalog')
   return module.names(pattern)
+
+
+def _call(module: str, function: str, *, options: Mapping[str, Any], **keys):
+  """Imports a module now: `import vit_jax` costs nothing, jax takes seconds."""
+  import importlib
+
+  from vit_jax.parallel import platforms
+
+  platforms.skip_absent_tpu()
+  return getattr(importlib.import_module(module), function)(**keys, **options)
