@@ -11,7 +11,7 @@ import vit_jax
 from vit_jax.errors import UserError
 from vit_jax.parallel import mesh as mesh_lib
 from vit_jax.pretrained.formats import vit_jax as ours
-from vit_jax.training import train
+from vit_jax.training import evaluation, train
 
 DATA = dict(name='synthetic', image_size=16, num_classes=4)
 VAL = dict(
@@ -145,6 +145,17 @@ def test_files_of_a_run_name_no_code(run, changes, tmp_path, monkeypatch):
       vit_jax.evaluate(run[0])
   finally:
     path.write_text(text)
+
+
+def test_results_are_a_table_and_one_of_classes_the_worst_first(capsys):
+  evaluation.print_results({}, 'of a run without evaluations')
+  assert capsys.readouterr().out == ''
+  results = {'val/top1': 0.5, 'val/top1/cat': 0.9, 'val/top1/dog': 0.1}
+  evaluation.print_results(results | {'few/5shot': 0.3}, 'step 5')
+  lines = [x.split() for x in capsys.readouterr().out.splitlines()]
+  assert ['step', '5'] in lines and ['val,', '2', 'classes'] in lines
+  assert ['val', '0.5000', '-'] in lines and ['few', '-', '0.3000'] in lines
+  assert lines.index(['dog', '0.1000']) < lines.index(['cat', '0.9000'])
 
 
 def evaluate_beside(folder):

@@ -304,7 +304,8 @@ def print_results(results: Mapping[str, float], title: str) -> None:
     metric, _, label = metric.partition('/')
     table, row = (row, label) if label else ('', row)
     tables.setdefault(table, {}).setdefault(row, {})[metric] = value
-  print_metrics(title, tables.pop(''))
+  if rows := tables.pop(''):
+    print_metrics(title, rows)
   for name, classes in tables.items():
     worst = sorted(classes, key=lambda label: min(classes[label].values()))
     title = f'{name}, {len(worst)} classes'
