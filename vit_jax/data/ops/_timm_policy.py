@@ -35,33 +35,6 @@ def _signed(largest: float):
   return argument
 
 
-def _enhance(level, chance):
-  del chance
-  return level * 1.8 + 0.1
-
-
-def _enhance_more(level, chance):
-  return max(0.1, 1.0 + _signed(0.9)(level, chance))
-
-
-def _fewer_bits(level, chance):
-  del chance
-  return 4 - int(level * 4)
-
-
-def _lower_threshold(level, chance):
-  del chance
-  return 256 - min(256, int(level * 256))
-
-
-def _within(low: float, high: float):
-  def argument(level, chance):
-    del chance
-    return max(low, min(high, low + (high - low) * level))
-
-  return argument
-
-
 @dataclasses.dataclass(frozen=True)
 class Kind:
   """One of timm's ops.
@@ -86,14 +59,18 @@ KINDS = {
   'Invert': Kind(_pillow.invert),
   'Rotate': Kind(_pillow.rotate, _signed(30.0), True),
   'Posterize': Kind(_pillow.posterize, lambda level, _: int(level * 4)),
-  'PosterizeIncreasing': Kind(_pillow.posterize, _fewer_bits),
+  'PosterizeIncreasing': Kind(
+    _pillow.posterize, lambda level, _: 4 - int(level * 4)
+  ),
   'PosterizeOriginal': Kind(
     _pillow.posterize, lambda level, _: int(level * 4) + 4
   ),
   'Solarize': Kind(
     _pillow.solarize, lambda level, _: min(256, int(level * 256))
   ),
-  'SolarizeIncreasing': Kind(_pillow.solarize, _lower_threshold),
+  'SolarizeIncreasing': Kind(
+    _pillow.solarize, lambda level, _: 256 - min(256, int(level * 256))
+  ),
   'SolarizeAdd': Kind(
     _pillow.solarize_add, lambda level, _: min(128, int(level * 110))
   ),
@@ -102,8 +79,7 @@ KINDS = {
   'TranslateXRel': Kind(_pillow.translate_x, _signed(_TRANSLATE), True),
   'TranslateYRel': Kind(_pillow.translate_y, _signed(_TRANSLATE), True),
   'Desaturate': Kind(
-    _pillow.color,
-    lambda level, _: 1.0 - _within(0.5, 1.0)(level, 0),
+    _pillow.color, lambda level, _: 1.0 - min(1.0, 0.5 + 0.5 * level)
   ),
   'GaussianBlurRand': Kind(
     _pillow.blur,
@@ -112,8 +88,10 @@ KINDS = {
 }
 for _name in _ENHANCEMENTS:
   _apply = getattr(_pillow, _name.lower())
-  KINDS[_name] = Kind(_apply, _enhance)
-  KINDS[f'{_name}Increasing'] = Kind(_apply, _enhance_more)
+  KINDS[_name] = Kind(_apply, lambda level, _: level * 1.8 + 0.1)
+  KINDS[f'{_name}Increasing'] = Kind(
+    _apply, lambda level, chance: max(0.1, 1.0 + _signed(0.9)(level, chance))
+  )
 
 
 def translating(fraction: float) -> dict[str, Kind]:
