@@ -1,5 +1,6 @@
 """Exit codes and messages of commands that fail."""
 
+import subprocess
 import sys
 
 import grain
@@ -38,6 +39,32 @@ def test_the_exit_code_says_who_can_mend_it(capsys):
   assert _cli.run(lambda argv: None, []) == 0
   assert _cli.run(lambda argv: 42, []) == 42
   assert capsys.readouterr().err == 'error: the disk is full\n'
+
+
+_LARGE = """
+import io, warnings
+from PIL import Image
+from vit_jax.commands import _cli
+from vit_jax.data.ops.decode import decode_image
+
+def read(argv=()):
+  file = io.BytesIO()
+  Image.new('L', (2, 2)).save(file, 'PNG')
+  Image.MAX_IMAGE_PIXELS = 3  # Twice as many are an error.
+  with warnings.catch_warnings(record=True) as seen:
+    decode_image(file.getvalue())
+  print(*(w.category.__name__ for w in seen))
+
+read()
+_cli.run(read, [])
+"""
+
+
+def test_only_commands_ignore_pillows_warnings():
+  done = subprocess.run(
+    [sys.executable, '-c', _LARGE], capture_output=True, text=True
+  )
+  assert done.stdout == 'DecompressionBombWarning\n\n', done.stderr
 
 
 def test_a_name_that_the_terminal_cannot_show_is_escaped(capsys):

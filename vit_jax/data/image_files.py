@@ -4,6 +4,7 @@ import collections
 import os
 import pathlib
 import stat
+import warnings
 
 from vit_jax.errors import UserError
 from vit_jax.printable import printable
@@ -13,6 +14,19 @@ SUFFIXES = (  # In any case.
   *('.avif', '.tif', '.tiff', '.npy'),
 )
 _MAX_KINDS = 5
+
+
+def ignore_warnings() -> None:
+  """Ignores Pillow's warnings of images that are read all the same.
+
+  In the whole process, so for the commands and their workers alone: a program
+  that imports this package has warnings of its own.
+  """
+  for text in (
+    'Image size .* exceeds limit',
+    'Palette images with Transparency',
+  ):
+    warnings.filterwarnings('ignore', text)
 
 
 def below(folder: str | os.PathLike, others: collections.Counter) -> list[str]:

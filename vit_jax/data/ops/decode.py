@@ -1,7 +1,6 @@
 """decode: image files to uint8 arrays."""
 
 import io
-import warnings
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -15,9 +14,6 @@ from vit_jax.errors import UserError
 Image.init()
 # EPS is a program, which Pillow would have Ghostscript run.
 _FORMATS = tuple(name for name in Image.ID if name != 'EPS')
-# Such images are read; the warnings would name lines of this code.
-warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
-warnings.filterwarnings('ignore', 'Palette images with Transparency')
 
 MAX_PIXELS = 178_956_970  # from which on Pillow refuses to open an image
 MAX_SCANS = 100
