@@ -189,7 +189,7 @@ def _grid(num_chips: float, dims: int) -> tuple[int, ...] | None:
 def _wrap(
   generation: Generation, grid: tuple[int, ...]
 ) -> tuple[bool, bool, bool]:
-  """Which dimensions are rings."""
+  """Returns for each dimension whether it is a ring."""
   if generation.dims == 3:
     return (all(side % 4 == 0 for side in grid),) * 3
   ring = [side == 16 for side in grid]

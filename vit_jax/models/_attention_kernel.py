@@ -137,7 +137,7 @@ def _image(x) -> pl.BlockSpec:
 
 
 def _cost(B, L, D, num_heads, products) -> pl.CostEstimate:
-  """What one kernel does; the products are also what counts for MFU."""
+  """Returns the work of one kernel; the products count for MFU too."""
   return pl.CostEstimate(
     flops=products * 2 * B * L * L * D,
     transcendentals=B * num_heads * L * L,

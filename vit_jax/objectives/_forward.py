@@ -14,7 +14,7 @@ Batch = Mapping[str, jax.Array]
 
 
 class Forward:
-  """What evaluators and pictures get of a model: `forward(params, batch)`.
+  """Forward pass for evaluators and pictures: `forward(params, batch)`.
 
       batch = forward.prepare(batch)  # float images
       outputs = forward.function(params, batch)

@@ -79,7 +79,7 @@ def state_shardings(
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """How a state is sharded; `str(report)` is a short text.
+  """Memory and sharding of a state; `str(report)` is a short text.
 
   Attributes:
     total_bytes: of the state, each leaf counted once.

@@ -26,7 +26,7 @@ METHODS = {
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-  """What is known of weights beyond their arrays.
+  """Facts about weights beyond their arrays.
 
   Attributes:
     model: fields of `models/vit.ViT`, those that are known.
@@ -43,7 +43,7 @@ class Facts:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-  """How an image becomes what a model takes.
+  """Preparation of an image for a model.
 
   Attributes:
     resize: to what an image is resized first: the length of the shorter side

@@ -15,7 +15,7 @@ MAX_SIDE = 2**14  # Of an image, in pixels.
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-  """What a value must be: in words, and as a test of it."""
+  """A requirement on a value: in words, and as a test."""
 
   words: str
   fits: Callable[[Any], bool]

@@ -12,7 +12,7 @@ from vit_jax.errors import UserError
 
 
 class Preset(NamedTuple):
-  """How an image becomes what a model takes.
+  """Preparation of an image for a family of models.
 
   Attributes:
     crop_ratio: side of the crop / shorter side of the resized image; None

@@ -39,7 +39,7 @@ class Workdir:
 
   @property
   def step(self) -> int | None:
-    """How many steps the restored state has taken."""
+    """Number of steps that the restored state has taken."""
     return self.meta['step'] if self.meta else None
 
 

@@ -22,7 +22,7 @@ _OWN_LIMITS = {'max_pixels', 'max_scans'}  # Arguments of decode.
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-  """What text from a file may ask for.
+  """Limits on the text of ops that comes from a file.
 
   Attributes:
     names: of the ops.

@@ -8,7 +8,7 @@ Names = str | tuple[str, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Dialect:
-  """How one code base names and lays out the parameters of a model.
+  """Names and layout of the parameters of a model in one code base.
 
   Names may have a `*` for the number of a block. Where the other side keeps
   several of our layers or arrays in one array, ours are a tuple, in the order

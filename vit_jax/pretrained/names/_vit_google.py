@@ -34,7 +34,7 @@ _NUMBERS = {'pre_linen': (1, 2, 3), 'linen': (0, 1, 0)}
 
 @dataclasses.dataclass(frozen=True)
 class Style:
-  """How a file names its leaves.
+  """Naming of the leaves in a file.
 
   Attributes:
     prefix: before every name.
