@@ -90,6 +90,12 @@ def test_class_names_must_be_as_many_as_classes(make_weights, tmp_path):
     state_dict.read(tmp_path / 'model')
 
 
+def test_a_model_without_blocks_lacks_the_first(arrays, read):
+  arrays = {k: v for k, v in arrays.items() if not k.startswith('blocks.')}
+  with pytest.raises(UserError, match=r'missing: encoder/block_00/attention'):
+    read(arrays)
+
+
 def test_a_gap_in_the_numbers_of_blocks_is_an_error(arrays, read):
   arrays = {k: v for k, v in arrays.items() if not k.startswith('blocks.1.')}
   with pytest.raises(UserError, match=r'blocks \[1\] of 0 to 2 are missing'):

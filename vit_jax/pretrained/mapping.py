@@ -79,7 +79,7 @@ def read(
     dialect,
     dict(known, pooling=pooling),
     labels=_labels(dialect, model_section.depth(named)),
-    told=set(problems),
+    reported=set(problems),
     model=model,
   )
   lines = [*problems.values(), *lines]
@@ -161,12 +161,13 @@ def write(
   return theirs | tokens.write(ours, dialect, kept)
 
 
-def _section(named, dialect, known, *, labels, told, model):
+def _section(named, dialect, known, *, labels, reported, model):
   """Returns arrays and model section as the user wants them, and mismatches."""
   names = model_section.names_named(dialect.model)
-  absent = [labels[name] for name in names.NEEDED if name not in named]
+  needed = [name for name in names.NEEDED if name not in named]
+  absent = [labels.get(name, name) for name in needed]
   if absent:
-    return named, {}, [f'missing: {n}' for n in absent if n not in told]
+    return named, {}, [f'missing: {n}' for n in absent if n not in reported]
   section = names.section(names.infer(named) | known)
   named, section = overrides.apply(named, section, model)
   lines = model_section.problems(
@@ -175,15 +176,15 @@ def _section(named, dialect, known, *, labels, told, model):
     labels=labels,
     trusted=bool(overrides.trusted(model)),
   )
-  # A block that is missing as a whole, and a stack, are told of once.
+  # Once for a block that is missing as a whole, and for a stack.
   present = {name.split('/')[1] for name in named if '/block_' in name}
-  told = tuple(f'missing: {name} ' for name in told)
+  reported = tuple(f'missing: {name} ' for name in reported)
   kept = []
   for line in lines:
     block = re.search(r'encoder/(block_(\d+))', line)
-    absent = block and line.startswith('missing') and block[1] not in present
+    whole = block and line.startswith('missing') and block[1] not in present
     repeated = dialect.stacked and block and int(block[2])
-    if not (absent or repeated or (told and line.startswith(told))):
+    if not (whole or repeated or line.startswith(reported)):
       kept.append(line)
   return named, section, kept
 
