@@ -93,7 +93,7 @@ def _draw_figures() -> None:
   plt.close('all')
 
 
-def test_finetune_runs_as_it_stands(run):
+def test_finetune_runs_unchanged(run):
   found = run(
     COLABS / 'finetune.ipynb',
     PRETRAIN_STEPS=8,
@@ -153,7 +153,7 @@ def test_finetune_takes_weights_and_a_folder_of_ones_own(run, tiny_weights):
   assert 'run' not in {p.name for p in pathlib.Path().iterdir()}
 
 
-def test_explore_runs_as_it_stands(run):
+def test_explore_runs_unchanged(run):
   found = run(COLABS / 'explore.ipynb', STEPS=2, WORKDIR='run')
   assert found['model'].weights.source['step'] == 2
   assert found['outputs']['logits'].shape == (4, 10)

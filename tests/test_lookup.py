@@ -88,7 +88,7 @@ def test_build_leaves_the_section_as_it_was(tmp_path, monkeypatch):
   assert section == {'name': 'lab3.m', 'b': 2}
 
 
-def test_unknown_and_missing_keys_are_told_at_once():
+def test_unknown_and_missing_keys_are_reported_at_once():
   with pytest.raises(UserError) as error:
     lookup.check_keys(
       _objective, {'los': 'sigmoid'}, 'objectives/mine', num_args=1

@@ -72,7 +72,7 @@ def test_a_part_of_a_name_is_no_match():
     trees.match_rules([('encoder/.*', 1), ('head', 2)], NAMES, 'rules')
 
 
-def test_every_mistake_in_the_rules_is_told_at_once():
+def test_every_mistake_in_the_rules_is_reported_at_once():
   rules = [('.*/kernel', 1), ('head/kernel', 2), ('hed/.*', 3)]
   with pytest.raises(UserError) as error:
     trees.match_rules(rules, NAMES, 'optimizer.rules')

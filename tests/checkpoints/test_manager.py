@@ -287,7 +287,7 @@ def test_another_model_ends_the_run_and_changes_nothing(tmp_path):
   assert listing(tmp_path) == before
 
 
-def test_other_settings_may_change_and_are_told(tmp_path):
+def test_other_settings_may_change_and_are_reported(tmp_path):
   save(tmp_path, 1)
   config = {
     'model': dict(CONFIG['model'], remat='full'),

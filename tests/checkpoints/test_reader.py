@@ -116,7 +116,7 @@ def test_relative_paths_and_addresses_of_buckets_are_understood(monkeypatch):
   assert str(checkpoint_format.absolute('~/a')) == f'{home}/a'
 
 
-def test_the_first_cause_of_an_error_is_told_without_the_spec():
+def test_the_first_cause_of_an_error_is_reported_without_the_spec():
   try:
     try:
       raise ValueError('NOT_FOUND: a\n  file [tensorstore_spec={}]')

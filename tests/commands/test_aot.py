@@ -114,7 +114,7 @@ def test_remat_of_products_keeps_what_the_kernel_returns(call, remat, calls):
   assert all(kernel['bundles'] for kernel in kernels)
 
 
-def test_sweep_ranks_and_tells_what_does_not_fit(call):
+def test_sweep_ranks_and_reports_what_does_not_fit(call):
   code, out, _ = call(
     '--topology=v5e-1', '--format=json', '--sweep.per_chip_batch=8,4000000'
   )
@@ -127,7 +127,7 @@ def test_sweep_ranks_and_tells_what_does_not_fit(call):
   assert found['batch_size'] == 8
 
 
-def test_what_does_not_fit_is_told_with_what_to_try(call):
+def test_what_does_not_fit_is_reported_with_what_to_try(call):
   code, out, _ = call('--topology=v5e-1', '--per_chip_batch=4000000')
   assert code == 1
   assert 'DOES NOT FIT 16.00 GiB' in out
@@ -143,7 +143,7 @@ def test_what_does_not_fit_is_told_with_what_to_try(call):
     (['--topology=v5e-8', '--config.mesh.fsdp=3'], 'mesh'),
   ],
 )
-def test_mistakes_are_told_by_name(call, argv, message):
+def test_mistakes_are_reported_by_name(call, argv, message):
   code, _, err = call(*argv)
   assert code == 2
   assert message in err

@@ -31,7 +31,7 @@ def test_notes_about_a_stack_trace_that_is_not_shown_are_left_out(capsys):
     assert err == 'error: the data is broken\nin the evaluator val\n'
 
 
-def test_the_exit_code_says_who_can_mend_it(capsys):
+def test_the_exit_code_says_whether_the_user_can_fix_it(capsys):
   def fail(argv):
     raise RunError('the disk is full')
 

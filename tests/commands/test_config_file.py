@@ -99,7 +99,7 @@ def test_a_duration_replaces_its_other_form(recipe, changes, section, expected):
   assert (config.get(f'{name}_steps'), config.get(f'{name}_epochs')) == expected
 
 
-def test_a_value_may_stand_in_the_next_word(recipe):
+def test_a_value_may_be_the_next_word(recipe):
   config = _parse('--config', recipe, '--config.total_steps', '7')
   assert config.total_steps == 7
 
@@ -160,12 +160,12 @@ def test_a_recipe_of_the_package_is_found_from_any_folder(
     _parse('--config=vit_i21k')
 
 
-def test_what_a_recipe_refuses_is_told(recipe):
+def test_what_a_recipe_refuses_is_reported(recipe):
   with pytest.raises(UserError, match='choose B/16 or S/16'):
     _parse(f'--config={recipe}:bad')
 
 
-def test_a_file_without_get_config_is_told(tmp_path):
+def test_a_file_without_get_config_is_reported(tmp_path):
   (tmp_path / 'a.py').write_text('')
   with pytest.raises(UserError, match='does not define get_config'):
     _parse(f'--config={tmp_path}/a.py')

@@ -83,7 +83,9 @@ def test_there_and_back_is_the_same_file(source, tmp_path):
     assert after[name].tobytes() == array.tobytes(), name
 
 
-def test_what_the_target_cannot_tell_is_said(source, tmp_path, capsys):
+def test_facts_that_the_target_cannot_hold_are_reported(
+  source, tmp_path, capsys
+):
   path = source(dict(source=dict(loss='sigmoid')))
   assert convert.main([path, str(tmp_path / 'x'), '--format=timm']) == 0
   out = capsys.readouterr().out

@@ -133,7 +133,9 @@ def test_formats_say_the_same(weights, photos, capsys):
   assert float(rows[0]['probability']) <= 1
 
 
-def test_files_and_folders_may_stand_anywhere(weights, photos, capsys):
+def test_files_and_folders_may_be_anywhere_in_the_command(
+  weights, photos, capsys
+):
   argv = [str(photos / 'b.jpg'), f'--weights={weights}', str(photos / 'more')]
   assert predict.main([*argv, '--format', 'json', '--batch_size=1']) == 0
   answers = json.loads(capsys.readouterr().out)

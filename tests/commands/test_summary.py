@@ -106,7 +106,7 @@ def test_the_image_size_can_be_said(recipe, capsys):
   assert '--image_size' in capsys.readouterr().err
 
 
-def test_images_tell_their_size_where_the_ops_do_not(capsys):
+def test_images_give_their_size_where_the_ops_do_not(capsys):
   root = pathlib.Path(__file__).parents[2]
   recipe = f'--config={root}/configs/quickstart.py'
   found = _json(capsys, recipe, '--config.model.depth=1')

@@ -177,7 +177,7 @@ def test_several_keys_run_through_all_combinations(trained, tmp_path):
     (['--sweep.seed'], ['--sweep.seed needs a value']),
   ],
 )
-def test_a_mistake_is_told_before_anything_is_trained(
+def test_a_mistake_is_reported_before_anything_is_trained(
   run, trained, capsys, arguments, words
 ):
   assert run(*arguments) == 2

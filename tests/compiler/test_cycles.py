@@ -110,7 +110,7 @@ backend_config={"known_trip_count":{"n":"3"}}
   assert [c.count for c in found.collectives] == [3 * (5 + 2)]
 
 
-def test_products_without_cycles_are_told():
+def test_products_without_cycles_are_reported():
   # %b, and %f in three loops.
   assert cycles.read(_PROGRAM, _MESH).products == (4, 3)
 

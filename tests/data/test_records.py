@@ -161,7 +161,7 @@ class TestMistakesInCode:
       (None, '`__getitem__` returned None, expected a dict with image'),
     ],
   )
-  def test_a_source_that_returns_no_dict_is_told_so(
+  def test_a_source_that_returns_no_dict_is_reported(
     self, monkeypatch, example, words
   ):
     monkeypatch.setattr(synthetic.Source, '__getitem__', lambda *_: example)

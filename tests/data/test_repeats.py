@@ -36,7 +36,7 @@ def test_copies_of_an_image_are_in_one_batch():
     assert set(counts) <= {3, 6} and counts.sum() == 12
 
 
-def test_copies_stand_a_third_of_the_batch_apart():
+def test_copies_are_a_third_of_the_batch_apart():
   index = _index(4)
   np.testing.assert_array_equal(index[:, :4], index[:, 4:8])
   np.testing.assert_array_equal(index[:, :4], index[:, 8:])

@@ -60,7 +60,7 @@ def test_every_parameter_is_in_one_layer(options):
   assert sorted(names) == sorted(trees.flatten(params))
 
 
-def test_layers_stand_in_the_order_of_an_image():
+def test_layers_are_in_the_order_of_the_forward_pass():
   found = model_summary.layers(
     vit.Model('mu/8', num_classes=5, depth=3), _SHAPE
   )

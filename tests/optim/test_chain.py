@@ -169,7 +169,7 @@ def test_twenty_steps_equal_torch(name):
   _assert_close(actual, expected, rtol=2e-5, atol=2e-6)
 
 
-def test_update_number_k_uses_the_rate_that_the_schedule_tells_for_k():
+def test_update_number_k_uses_the_rate_of_the_schedule_at_k():
   tx, schedule = _make(
     name='sgd', momentum=0.0, schedule='cosine', warmup_steps=3
   )
@@ -394,6 +394,6 @@ def test_impossible_optimizer_is_an_error_that_says_why(kwargs, message):
     _make(**kwargs)
 
 
-def test_all_mistakes_of_the_moments_are_told_at_once():
+def test_all_mistakes_of_the_moments_are_reported_at_once():
   with pytest.raises(UserError, match=r'momentum.*b1.*grad_clip_norm'):
     _make(momentum=0.9, b1=2.0, grad_clip_norm=-1)

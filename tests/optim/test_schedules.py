@@ -156,7 +156,7 @@ def test_impossible_schedule_is_an_error_that_says_why(changes, message):
     schedules.make(**args)
 
 
-def test_all_mistakes_are_told_at_once():
+def test_all_mistakes_are_reported_at_once():
   with pytest.raises(UserError, match=r'schedule.*warmup_steps.*learning_rate'):
     schedules.make('step', learning_rate=-1, total_steps=10, warmup_steps=-1)
 

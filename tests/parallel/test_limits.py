@@ -51,7 +51,7 @@ def test_a_whole_head_on_a_device_is_not_narrow():
     check({'mlp/up/kernel': (64, 32)}, mesh)
 
 
-def test_other_heads_than_the_mesh_divides_are_told():
+def test_other_heads_than_the_mesh_divides_are_reported():
   mesh = mesh_lib.make_mesh(data=2, tensor=4)
   with pytest.raises(UserError, match=r'query/kernel .64, 3, 16. over tensor'):
     check({'attention/query/kernel': (64, 3, 16)}, mesh)

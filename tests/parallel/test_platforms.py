@@ -39,7 +39,7 @@ def _add_pci(root, name, *, vendor, kind):
   (folder / 'class').write_text(f'{kind}\n')
 
 
-def test_without_a_tpu_jax_is_told_the_platforms(libtpu, root):
+def test_without_a_tpu_jax_gets_the_platforms(libtpu, root):
   # jax sets them; children inherit them.
   environ = {'TPU_SKIP_MDS_QUERY': '1', 'TPU_LIBRARY_PATH': '/libtpu.so'}
   assert platforms.skip_absent_tpu(environ, root=str(root))

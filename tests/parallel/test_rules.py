@@ -122,7 +122,7 @@ def test_moments_are_split_like_their_parameter_only_if_they_have_its_shape():
   assert specs[f'frozen/teacher/{name}'] == P()
 
 
-def test_report_tells_what_could_not_be_split():
+def test_report_names_the_leaves_that_could_not_be_split():
   mesh = mesh_lib.make_mesh(data=1, fsdp=2, tensor=4)
   tree = {
     'params': {

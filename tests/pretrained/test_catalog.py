@@ -120,7 +120,7 @@ def tiny(monkeypatch, make_weights, shelf):
   return weights
 
 
-def test_a_short_name_knows_what_the_file_does_not_tell(tiny):
+def test_a_short_name_knows_facts_that_are_not_in_the_file(tiny):
   found = catalog.load('tiny-mu/8')
   assert_same(found, tiny)
   assert found.model['activation'] == 'gelu_tanh'  # timm's would be 'gelu'.

@@ -19,7 +19,7 @@ def save(tmp_path):
   return save_arrays
 
 
-def test_all_that_is_wrong_is_told_at_once(google_file, save):
+def test_all_that_is_wrong_is_reported_at_once(google_file, save):
   arrays = google_file()
   del arrays['Transformer/encoderblock_1/LayerNorm_2/bias']
   del arrays['head/bias']
@@ -71,7 +71,7 @@ def test_stacks_of_different_depths_are_refused(google_file, save):
     npz.read(save(arrays))
 
 
-def test_what_a_stack_lacks_is_told_once(google_file, save):
+def test_what_a_stack_lacks_is_reported_once(google_file, save):
   arrays = google_file(**NEW, stacked=True, prefix='params/')
   del arrays['params/Transformer/encoderblock/LayerNorm_0/scale']
   with pytest.raises(UserError) as e:
@@ -151,7 +151,7 @@ def test_a_grid_that_is_no_square_can_be_given(settings, google_file, save):
     npz.read(path, grid=(3, 6))
 
 
-def test_what_the_file_tells(google_file, save):
+def test_facts_from_the_file(google_file, save):
   weights = npz.read(save(google_file(pre_logits=True)))
   assert weights.model == dict(
     name='vit',

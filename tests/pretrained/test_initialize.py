@@ -87,7 +87,7 @@ def test_what_is_not_taken_keeps_its_initial_value(make_weights, start):
   assert all((x == -1).all() for x in jax.tree.leaves(params))
 
 
-def test_all_differences_are_told_at_once(make_weights, start):
+def test_all_differences_are_reported_at_once(make_weights, start):
   weights = make_weights(num_classes=7, num_registers=2, pooling='token')
   with pytest.raises(UserError) as e:
     start(dict(weights=weights), num_classes=3, pooling='map')

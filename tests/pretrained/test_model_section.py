@@ -27,7 +27,7 @@ def test_what_arrays_show_is_found(model, make_weights):
   assert model_section.problems(named, section) == []
 
 
-def test_a_variant_stands_for_its_sizes(make_weights):
+def test_a_variant_means_its_sizes(make_weights):
   weights = make_weights(width=32, depth=1, mlp_dim=128, num_heads=2)
   section = vit.section(vit.infer(trees.flatten(weights.params)))
   assert section == dict(

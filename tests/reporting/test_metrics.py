@@ -234,7 +234,7 @@ def test_numbers_of_any_size_and_letters_of_any_kind_reach_tensorboard(
   ]
 
 
-def test_on_resume_tensorboard_is_told_which_steps_come_again(tmp_path):
+def test_on_resume_tensorboard_drops_the_steps_that_come_again(tmp_path):
   with MetricWriter(tmp_path) as writer:
     writer.write(5, {'train/loss': 0.5})
   os.rename(next(tmp_path.glob('events*')), tmp_path / 'old')

@@ -97,7 +97,7 @@ def test_sigterm_between_two_commands_starts_no_other(fake, tmp_path):
   assert len((tmp_path / 'calls').read_text().splitlines()) == 1
 
 
-def test_without_a_command_it_tells_how_it_is_used():
+def test_without_a_command_it_prints_its_usage():
   done = _restart()
   assert done.returncode == 2
   assert 'scripts/restart.sh python -m vit_jax.main' in done.stderr

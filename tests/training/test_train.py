@@ -314,7 +314,7 @@ def test_another_model_in_the_same_workdir_is_refused(tmp_path):
     train.train(tmp_path, **config)
 
 
-def test_broken_images_can_be_skipped_and_are_told(tmp_path, capsys):
+def test_broken_images_can_be_skipped_and_are_reported(tmp_path, capsys):
   for split in ('train', 'test'):
     for label, name in enumerate(('cat', 'dog')):
       folder = tmp_path / 'data' / split / name

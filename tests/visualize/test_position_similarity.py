@@ -94,7 +94,7 @@ def test_a_run_draws_its_own_table_wherever_its_parts_are(tmp_path):
   np.testing.assert_array_equal(pixels(path), pixels(expected))
 
 
-def test_a_model_without_learned_positions_is_told(tmp_path):
+def test_a_model_without_learned_positions_is_reported(tmp_path):
   picture = position_similarity.Picture(None, None)
   with pytest.raises(UserError, match=r'not learned.*it has encoder, head'):
     params = {'head': {'bias': 0}, 'encoder': {'x': 0}}

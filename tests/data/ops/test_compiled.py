@@ -27,7 +27,7 @@ def test_without_numba_there_are_no_kernels_in_any_thread():
   assert not done.stderr
 
 
-def test_a_numba_that_does_not_work_is_told_once_and_left_out():
+def test_a_numba_that_does_not_work_is_reported_once_and_left_out():
   done = _in_a_fresh_process("""
     import importlib.machinery, sys, threading, types
     from concurrent import futures

@@ -137,7 +137,7 @@ def test_missing_folders_say_what_was_expected(root):
     image_folder.Source('val', data_dir=str(root))
 
 
-def test_a_split_without_class_folders_says_what_lies_there(tmp_path):
+def test_a_split_without_class_folders_lists_its_contents(tmp_path):
   _write(tmp_path / 'train' / '0.png')
   with pytest.raises(UserError, match=r'no class folders in .*has 1 \.png'):
     image_folder.Source('train', data_dir=str(tmp_path))

@@ -54,7 +54,9 @@ def test_a_tar_under_the_name_of_another_class_is_an_error(folder):
     _source(folder)
 
 
-def test_another_number_of_classes_than_published_is_told(folder, monkeypatch):
+def test_another_number_of_classes_than_published_is_reported(
+  folder, monkeypatch
+):
   warnings = []
   monkeypatch.setattr(
     imagenet21k.logging, 'warning', lambda *args: warnings.append(args)

@@ -38,7 +38,7 @@ def _counts(source):
   return found
 
 
-def test_without_weights_every_record_stands_in_it_once(sources):
+def test_without_weights_every_record_is_in_it_once(sources):
   source = mixture.Source('train', sources=sources)
   counts = _counts(source)
   assert {k: sum(c.values()) for k, c in counts.items()} == {'a': 6, 'b': 90}

@@ -74,7 +74,7 @@ def test_examples_are_the_groups_of_members_in_order(folder):
     assert source.describe(i) == where
 
 
-def test_the_name_of_the_split_stands_in_the_pattern(folder):
+def test_the_pattern_contains_the_name_of_the_split(folder):
   assert len(_source(folder, 'test', '{split}-*.tar')) == 2
   assert len(_source(folder, 'train', '{split}-{0,2}.tar')) == 10
   assert len(_source(folder, 'all', '*.tar')) == 17
