@@ -9,12 +9,12 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from vit_jax import lookup, suggestions
+from vit_jax import lookup, suggestions, trees
 from vit_jax.data import device_ops_language, ops_language
 from vit_jax.errors import UserError
 from vit_jax.objectives import _forward
 from vit_jax.parallel import activations, mesh as mesh_lib, rules as rules_lib
-from vit_jax.pretrained import catalog, initialize as initialize_lib
+from vit_jax.pretrained import blocks, catalog, initialize as initialize_lib
 from vit_jax.pretrained.formats import run as run_format
 from vit_jax.pretrained.weights import Weights, build_model
 from vit_jax.training import evaluation
@@ -215,8 +215,10 @@ class _Model:
   def _place(self, image: jax.ShapeDtypeStruct | None) -> dict[str, Any]:
     module = build_model(self.weights)
     if image is None:  # The evaluator has data of its own, or no images.
-      shapes = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, 'float32'), self.weights.params
+      named = self.weights.params
+      named = blocks.stack(named) if getattr(module, 'scan', False) else named
+      shapes = trees.unflatten(
+        {k: jax.ShapeDtypeStruct(x.shape, 'float32') for k, x in named.items()}
       )
     else:
       shapes = jax.eval_shape(
