@@ -118,6 +118,32 @@ def test_weights_in_a_file_take_evaluations_of_any_recipe_and_image_size(
     vit_jax.evaluate(path, dict(val=five))
 
 
+def test_an_evaluator_may_have_images_of_its_own(
+  tiny_weights, tmp_path, monkeypatch
+):
+  (tmp_path / 'own_images.py').write_text(
+    """
+import jax
+import numpy as np
+
+class Evaluator:
+  def __init__(self, forward, mesh):
+    self._forward = forward
+
+  def run(self, weights):
+    image = np.zeros((8, 16, 16, 3), np.uint8)
+    with jax.transfer_guard('allow'):
+      logits = self._forward(weights, {'image': image})['logits']
+    return {'num_logits': float(logits.size)}
+"""
+  )
+  monkeypatch.syspath_prepend(tmp_path)
+  found = vit_jax.evaluate(
+    tiny_weights(), dict(own=dict(name='own_images')), ops=''
+  )
+  assert found['own/num_logits'] == 8 * 5
+
+
 def test_a_mistyped_evaluation_is_named(run):
   with pytest.raises(UserError, match=r"no evaluation 'vall' .*mean 'val'"):
     vit_jax.evaluate(run[0], names=['vall'])
