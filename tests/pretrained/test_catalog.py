@@ -74,7 +74,7 @@ def test_the_suffix_says_the_format(make_weights, google_file, tmp_path):
   catalog.save(catalog.load(tmp_path / 'in.npz'), tmp_path / 'out.npz')
   with np.load(tmp_path / 'out.npz') as file:
     assert 'opt/target/cls' in file.files
-  for path, format in (('x', None), ('x.npz', 'numpy'), ('x.bin', None)):
+  for path, format in (('x', None), ('x.npz', 'nump'), ('x.bin', None)):
     with pytest.raises(UserError, match='timm, vit_jax'):
       catalog.save(weights, tmp_path / path, format=format)
 

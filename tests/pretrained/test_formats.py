@@ -72,14 +72,15 @@ def test_what_a_format_writes_is_found_and_read(name, make_weights, tmp_path):
     assert found.model[key] == weights.model[key]
 
 
-@pytest.fixture
-def plain(tmp_path, monkeypatch):
+@pytest.fixture(params=['own_formats.plain', 'plain_format'])
+def plain(request, tmp_path, monkeypatch):
   """Returns the name of a user's format."""
   package = tmp_path / 'project' / 'own_formats'
   package.mkdir(parents=True)
   (package / 'plain.py').write_text(PLAIN)
+  (package.parent / 'plain_format.py').write_text(PLAIN)
   monkeypatch.syspath_prepend(package.parent)
-  return 'own_formats.plain'
+  return request.param
 
 
 def test_a_format_of_the_users_is_written_and_read(

@@ -47,7 +47,7 @@ def _main(argv: Sequence[str]) -> None:
     if 'model' in weights.trusted:
       names = {'name', *(args.model or {})} & weights.model.keys()
       model = {key: weights.model[key] for key in names}
-    own = args.format if '.' in (args.format or '') else None
+    own = args.format if catalog.is_own(args.format) else None
     found = catalog.load(
       args.target, format=own, model=model, on_log=options['on_log']
     )

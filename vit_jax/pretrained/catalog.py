@@ -7,7 +7,7 @@ catalog.save(weights, 'b16.safetensors')
 import dataclasses
 import difflib
 import fnmatch
-import importlib
+import importlib.util
 import inspect
 import os
 import pathlib
@@ -150,7 +150,7 @@ def writer(path: str | os.PathLike, format: str | None) -> Callable[..., None]:
     UserError: an unknown format, or none for the suffix.
   """
   formats, suffix = _formats('write'), pathlib.Path(path).suffix
-  if format is not None and '.' in format:
+  if is_own(format):
     return lookup.find(_FORMATS, format, 'write', trusted=True)
   if format is None:  # That which reads such files as well.
     both = (k for k in _formats('read') if k in formats)
@@ -161,6 +161,13 @@ def writer(path: str | os.PathLike, format: str | None) -> Callable[..., None]:
       f' {format!r}'
     )
   return formats[format].write
+
+
+def is_own(format: str | None) -> bool:
+  """Whether a name of a format can be that of a module of the user's own."""
+  if not format or format in lookup.names(_FORMATS):
+    return False
+  return '.' in format or importlib.util.find_spec(format) is not None
 
 
 def _formats(export: str) -> dict[str, types.ModuleType]:
