@@ -125,7 +125,7 @@ def test_several_vectors_for_an_image_are_an_error(splits, monkeypatch):
     return {'features': batch['image'][:, 0]}
 
   one = splits(dict(split='9'), dict(split='1'))
-  monkeypatch.setattr(one, '_predict', unpooled)
+  monkeypatch.setattr(one, 'predict', unpooled)
   with pytest.raises(
     UserError, match=r"'features' is \[8, 2, 3\].*'tokens' is the mean"
   ):

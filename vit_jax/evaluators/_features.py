@@ -29,56 +29,61 @@ class Features:
   label: np.ndarray  # int32 [N], in [0, num_classes)
 
 
+@dataclasses.dataclass(eq=False)
 class Splits:
-  """A training and a test split, and a model's features of them."""
+  """A training and a test split, and a model's features of them.
 
-  def __init__(
-    self,
-    predict: Predict,
-    mesh: jax.sharding.Mesh,
-    *,
-    data_train: Mapping[str, Any],
-    data_test: Mapping[str, Any],
-    ops: str,
-    batch_size: int,
-    representation: str,
-    on_error: str,
-    num_threads: int | None,
-  ):
-    """Opens the data.
+  Evaluators of features extend it by their own options, check those in
+  `__post_init__` and call `open`.
 
-    Args:
-      predict: `(params, batch) -> {name: [B, ...]}`, jittable.
-      mesh: the devices.
-      data_train: the source of labelled examples, as in the input section.
-      data_test: the source that the metrics are of.
-      ops: the host ops for both, as in the input section of a config.
-      batch_size: of the forward pass; it does not change the result.
-      representation: which output of `predict` is the feature vector:
-        'features' (the input of the model's head), 'prefix_tokens' (the first
-        of them, the class token), 'tokens' (their mean over the patches), any
-        other [B, D] output; or several, joined by '+', as
-        'prefix_tokens+tokens' in DINO's probe of its ViT-B.
-      on_error: 'stop' or 'skip' where an image cannot be read.
-      num_threads: see `pipeline.TrainInput`.
+  Args:
+    predict: `(params, batch) -> {name: [B, ...]}`, jittable.
+    mesh: the devices.
+    data_train: the source of labelled examples, as in the input section.
+    data_test: the source that the metrics are of.
+    ops: the host ops for both, as in the input section of a config.
+    batch_size: of the forward pass; it does not change the result.
+    representation: which output of `predict` is the feature vector: 'features'
+      (the input of the model's head), 'prefix_tokens' (the first of them, the
+      class token), 'tokens' (their mean over the patches), any other [B, D]
+      output; or several, joined by '+', as 'prefix_tokens+tokens' in DINO's
+      probe of its ViT-B.
+    on_error: 'stop' or 'skip' where an image cannot be read.
+    num_threads: see `pipeline.TrainInput`.
 
-    Raises:
-      UserError: an option or the data; labels that are not one integer each.
-    """
+  Raises:
+    UserError: an option or the data; labels that are not one integer each.
+  """
+
+  predict: Predict
+  mesh: jax.sharding.Mesh
+  _: dataclasses.KW_ONLY
+  data_train: Mapping[str, Any]
+  data_test: Mapping[str, Any]
+  ops: str
+  batch_size: int
+  representation: str = 'features'
+  on_error: str = 'stop'
+  num_threads: int | None = None
+
+  def __post_init__(self):
+    self.open()
+
+  def open(self) -> None:
+    """Opens and checks the data."""
     self._splits = {
       name: _rows.Rows(
-        mesh,
-        data=data,
-        ops=ops,
-        batch_size=batch_size,
-        on_error=on_error,
-        num_threads=num_threads,
+        self.mesh,
+        data=getattr(self, name),
+        ops=self.ops,
+        batch_size=self.batch_size,
+        on_error=self.on_error,
+        num_threads=self.num_threads,
         name=name,
       )
-      for name, data in (('data_train', data_train), ('data_test', data_test))
+      for name in ('data_train', 'data_test')
     }
     self.inputs = {name: rows.input for name, rows in self._splits.items()}
-    self._predict, self._representation = predict, representation
     self._check()
 
   def extract(
@@ -118,8 +123,8 @@ class Splits:
     parts = self._splits[name].map(
       _represent,
       params,
-      predict=self._predict,
-      representation=self._representation,
+      predict=self.predict,
+      representation=self.representation,
     )
     pairs = [(rows['x'], rows['label']) for rows in parts]
     x_ND, label_N = (np.concatenate(x) for x in zip(*pairs, strict=True))
@@ -128,7 +133,7 @@ class Splits:
     finite_N = np.isfinite(x_ND).all(axis=1)
     if not finite_N.all():
       raise RunError(
-        f'{self._representation!r} is not finite for {np.sum(~finite_N)} of '
+        f'{self.representation!r} is not finite for {np.sum(~finite_N)} of '
         f'{len(x_ND)} images of {name}: has the training diverged?'
       )
     return Features(x_ND, label_N)

@@ -5,8 +5,9 @@ solution in closed form, so that the result depends on no optimizer, averaged
 over several choices of the few images.
 """
 
+import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -21,72 +22,45 @@ from vit_jax.parallel import mesh as mesh_lib
 _BIAS = 100.0  # The constant feature: so large that l2 hardly reaches it.
 
 
-class Evaluator:
-  """Fits linear classifiers to a few images and tests them on others."""
+@dataclasses.dataclass(eq=False, kw_only=True)
+class Evaluator(_features.Splits):
+  """Fits linear classifiers to a few images and tests them on others.
 
-  def __init__(
-    self,
-    predict: _features.Predict,
-    mesh: jax.sharding.Mesh,
-    *,
-    data_train: Mapping[str, Any],
-    data_test: Mapping[str, Any],
-    ops: str,
-    batch_size: int,
-    shots: Sequence[int] = (1, 5, 10, 25),
-    num_seeds: int = 3,
-    l2: float | Sequence[float] = 2.0**10,
-    held_out_per_class: int | None = None,
-    representation: str = 'features',
-    on_error: str = 'stop',
-    num_threads: int | None = None,
-  ):
-    """Opens the data.
+  Args:
+    shots: numbers of training images of each class.
+    num_seeds: how many choices of images, those of the seeds 0, 1, ...
+    l2: weight of the sum of the squared weights relative to the sum of the
+      squared errors over images and classes. Of several values each number of
+      shots takes the best one (see `run`).
+    held_out_per_class: images of each class on which that choice is made,
+      default 25.
+    Others: see `_features.Splits`.
+  """
 
-    Args:
-      predict, mesh, data_train, data_test, ops, batch_size, representation,
-        on_error, num_threads: see `_features.Splits`.
-      shots: numbers of training images of each class.
-      num_seeds: how many choices of images, those of the seeds 0, 1, ...
-      l2: weight of the sum of the squared weights relative to the sum of the
-        squared errors over images and classes. Of several values each number
-        of shots takes the best one (see `run`).
-      held_out_per_class: images of each class on which that choice is made,
-        default 25.
+  shots: Sequence[int] = (1, 5, 10, 25)
+  num_seeds: int = 3
+  l2: float | Sequence[float] = 2.0**10
+  held_out_per_class: int | None = None
 
-    Raises:
-      UserError: an option or the data.
-    """
-    self._shots = sorted(set(shots))
-    self._l2 = sorted({float(x) for x in np.atleast_1d(l2)}, reverse=True)
-    self._num_seeds = num_seeds
-    self._held_out = 25 if held_out_per_class is None else held_out_per_class
+  def __post_init__(self):
+    self._shots = sorted(set(self.shots))
+    self._l2 = sorted({float(x) for x in np.atleast_1d(self.l2)}, reverse=True)
+    given = self.held_out_per_class
+    self._held_out = 25 if given is None else given
     problems = []
     if not self._shots or self._shots[0] < 1:
-      problems.append(f'shots are at least 1; got {shots}')
-    if num_seeds < 1:
-      problems.append(f'num_seeds is at least 1; got {num_seeds}')
+      problems.append(f'shots are at least 1; got {self.shots}')
+    if self.num_seeds < 1:
+      problems.append(f'num_seeds is at least 1; got {self.num_seeds}')
     if not self._l2 or not self._l2[-1] > 0:
-      problems.append(f'l2 is positive; got {l2}')
-    if held_out_per_class is not None and len(self._l2) == 1:
+      problems.append(f'l2 is positive; got {self.l2}')
+    if given is not None and len(self._l2) == 1:
       problems.append('held_out_per_class has no effect with a single l2')
     if self._held_out < 1:
       problems.append(f'held_out_per_class is at least 1; got {self._held_out}')
     if problems:
       raise UserError(f'fewshot: {"; ".join(problems)}')
-    self._mesh = mesh
-    self._splits = _features.Splits(
-      predict,
-      mesh,
-      data_train=data_train,
-      data_test=data_test,
-      ops=ops,
-      batch_size=batch_size,
-      representation=representation,
-      on_error=on_error,
-      num_threads=num_threads,
-    )
-    self.inputs = self._splits.inputs
+    self.open()
 
   def run(self, params: Any) -> dict[str, float]:
     """Returns the accuracy for each number of shots.
@@ -112,24 +86,22 @@ class Evaluator:
         image left to hold out, or an l2 too small for float32.
       RunError: features that are not finite.
     """
-    train, test, num_classes, facts = self._splits.extract(params)
+    train, test, num_classes, facts = self.extract(params)
     searches = len(self._l2) > 1
-    test_x = _features.put_rows(test.x, self._mesh)
+    test_x = _features.put_rows(test.x, self.mesh)
     # For each seed, number of shots and l2; -1 where float32 failed.
-    correct = np.zeros((self._num_seeds, len(self._shots), len(self._l2)), int)
+    correct = np.zeros((self.num_seeds, len(self._shots), len(self._l2)), int)
     held_out_correct = np.zeros_like(correct)
-    for seed in range(self._num_seeds):
+    for seed in range(self.num_seeds):
       index, rank = _permuted(train.label, num_classes, seed)
       held_out = self._held_out_images(train, index, rank) if searches else None
       classifiers = self._classifiers(train, index, rank, num_classes)
       for i, classifier in enumerate(classifiers):
         where = seed, *divmod(i, len(self._l2))
-        correct[where] = _num_correct(
-          classifier, test_x, test.label, self._mesh
-        )
+        correct[where] = _num_correct(classifier, test_x, test.label, self.mesh)
         if searches:
           held_out_correct[where] = _num_correct(
-            classifier, *held_out, self._mesh
+            classifier, *held_out, self.mesh
           )
     # Of equals argmax takes the first, which is the largest l2.
     best = held_out_correct.sum(axis=0).argmax(axis=-1)
@@ -144,7 +116,7 @@ class Evaluator:
         )
       accuracy = chosen / len(test.label)
       result[f'{shots}shot'] = accuracy.mean()
-      if self._num_seeds > 1:
+      if self.num_seeds > 1:
         result[f'{shots}shot_std'] = accuracy.std(ddof=1)
       if searches:
         result[f'{shots}shot_l2'] = l2
@@ -156,25 +128,23 @@ class Evaluator:
     x_MD = train.x[index]
     # All of them go to the devices once, where every fit has the same shape.
     rows = [
-      _features.put_rows(x, self._mesh) for x in (x_MD, train.label[index])
+      _features.put_rows(x, self.mesh) for x in (x_MD, train.label[index])
     ]
     for shots in self._shots:
       used_M = rank < shots
       # float32 sums of thousands of rows would be good to five digits only.
       mean_D = np.mean(x_MD[used_M], axis=0, dtype=np.float64)
       std_D = np.std(x_MD[used_M], axis=0, dtype=np.float64) + 1e-5
-      scale = [
-        _features.put(np.float32(x), self._mesh) for x in (mean_D, std_D)
-      ]
-      used = _features.put_rows(used_M, self._mesh)
+      scale = [_features.put(np.float32(x), self.mesh) for x in (mean_D, std_D)]
+      used = _features.put_rows(used_M, self.mesh)
       for l2 in self._l2:
         weight_DC = _ridge(
           *rows,
           used,
           *scale,
-          _features.put(np.float32(l2), self._mesh),
+          _features.put(np.float32(l2), self.mesh),
           num_classes=num_classes,
-          out_sharding=mesh_lib.replicated(self._mesh),
+          out_sharding=mesh_lib.replicated(self.mesh),
         )
         yield weight_DC, *scale
 
@@ -188,7 +158,7 @@ class Evaluator:
         f'fewshot: with {first} shots no training image is left to choose l2 '
         'on; give a single l2 or fewer shots'
       )
-    rows = _features.put_rows(train.x[index], self._mesh)
+    rows = _features.put_rows(train.x[index], self.mesh)
     return rows, train.label[index]
 
 

@@ -5,9 +5,10 @@ exp(similarity / temperature). It is exact for any number of test images, where
 DINO's loop over 100 chunks needs at least 100 of them.
 """
 
+import dataclasses
 import functools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -26,56 +27,31 @@ _MAX_SIMILARITIES = 2**26
 _MAX_QUERIES = 1024
 
 
-class Evaluator:
-  """Finds the nearest training images of every test image."""
+@dataclasses.dataclass(eq=False, kw_only=True)
+class Evaluator(_features.Splits):
+  """Finds the nearest training images of every test image.
 
-  def __init__(
-    self,
-    predict: _features.Predict,
-    mesh: jax.sharding.Mesh,
-    *,
-    data_train: Mapping[str, Any],
-    data_test: Mapping[str, Any],
-    ops: str,
-    batch_size: int,
-    k: Sequence[int] = (10, 20, 100, 200),
-    temperature: float = 0.07,
-    representation: str = 'features',
-    on_error: str = 'stop',
-    num_threads: int | None = None,
-  ):
-    """Opens the data.
+  DINO's representation is the normalised class token, 'features' of a model
+  with pooling='token'.
 
-    Args:
-      predict, mesh, data_train, data_test, ops, batch_size, representation,
-        on_error, num_threads: see `_features.Splits`. DINO's representation is
-        the normalised class token, 'features' of a model with pooling='token'.
-      k: how many training images vote. Of a smaller training set all do, with a
-        warning, and `<k>nn` keeps its name.
-      temperature: of the votes.
+  Args:
+    k: how many training images vote. Of a smaller training set all do, with a
+      warning, and `<k>nn` keeps its name.
+    temperature: of the votes.
+    Others: see `_features.Splits`.
+  """
 
-    Raises:
-      UserError: an option or the data.
-    """
-    self._k = tuple(sorted(set(k)))
-    if not self._k or self._k[0] < 1 or not temperature > 0:
+  k: Sequence[int] = (10, 20, 100, 200)
+  temperature: float = 0.07
+
+  def __post_init__(self):
+    self._k = tuple(sorted(set(self.k)))
+    if not self._k or self._k[0] < 1 or not self.temperature > 0:
       raise UserError(
-        f'knn: k are at least 1 and temperature is positive; got k={k}, '
-        f'temperature={temperature}'
+        f'knn: k are at least 1 and temperature is positive; got k={self.k}, '
+        f'temperature={self.temperature}'
       )
-    self._temperature, self._mesh = float(temperature), mesh
-    self._splits = _features.Splits(
-      predict,
-      mesh,
-      data_train=data_train,
-      data_test=data_test,
-      ops=ops,
-      batch_size=batch_size,
-      representation=representation,
-      on_error=on_error,
-      num_threads=num_threads,
-    )
-    self.inputs = self._splits.inputs
+    self.open()
 
   def run(self, params: Any) -> dict[str, float]:
     """Returns the accuracy for each k.
@@ -91,7 +67,7 @@ class Evaluator:
       UserError: labels out of range, or a representation the model lacks.
       RunError: features that are not finite.
     """
-    train, test, num_classes, facts = self._splits.extract(params)
+    train, test, num_classes, facts = self.extract(params)
     if self._k[-1] > len(train.x):
       _log.warning(
         'knn: only %d training images can vote, fewer than k=%d',
@@ -110,9 +86,9 @@ class Evaluator:
 
   def _answers(self, train, test, num_classes: int) -> Iterator[jax.Array]:
     """Yields `[len(k), Q]` for Q test images at a time, at last padded."""
-    train_MD = _unit(_features.put_rows(train.x, self._mesh))
-    label_M = _features.put_rows(train.label, self._mesh)
-    known_M = _features.put_rows(np.ones(len(train.x), bool), self._mesh)
+    train_MD = _unit(_features.put_rows(train.x, self.mesh))
+    label_M = _features.put_rows(train.label, self.mesh)
+    known_M = _features.put_rows(np.ones(len(train.x), bool), self.mesh)
     per_device = train_MD.sharding.shard_shape(train_MD.shape)[0]
     num_queries = min(
       max(1, _MAX_SIMILARITIES // per_device), _MAX_QUERIES, len(test.x)
@@ -125,11 +101,11 @@ class Evaluator:
         train_MD,
         label_M,
         known_M,
-        _features.put(query_QD, self._mesh),
+        _features.put(query_QD, self.mesh),
         k=self._k,
-        temperature=self._temperature,
+        temperature=float(self.temperature),
         num_classes=num_classes,
-        mesh=self._mesh,
+        mesh=self.mesh,
       )
 
 

@@ -12,8 +12,8 @@ published numbers of its protocol are somewhat higher for it.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -32,68 +32,50 @@ _STEPS_PER_DECADE = 8
 _DECADES = 6
 
 
-class Evaluator:
-  """Trains linear classifiers on a split and tests them on another."""
+@dataclasses.dataclass(eq=False, kw_only=True)
+class Evaluator(_features.Splits):
+  """Trains linear classifiers on a split and tests them on another.
 
-  lower_is_better = ('loss',)
+  CLIP probes the features before the projection into the common space.
 
-  def __init__(
-    self,
-    predict: _features.Predict,
-    mesh: jax.sharding.Mesh,
-    *,
-    data_train: Mapping[str, Any],
-    data_test: Mapping[str, Any],
-    ops: str,
-    batch_size: int,
-    solver: str = 'lbfgs',
-    held_out: float | None = None,
-    seed: int = 0,
-    l2: float | None = None,
-    max_iterations: int | None = None,
-    learning_rates: Sequence[float] | None = None,
-    epochs: int | None = None,
-    sgd_batch_size: int | None = None,
-    representation: str = 'features',
-    on_error: str = 'stop',
-    num_threads: int | None = None,
-  ):
-    """Opens the data.
+  Args:
+    solver: 'lbfgs' or 'sgd'.
+    held_out: fraction of the training images on which l2 or the learning rate
+      is chosen, default 0.1; then the classifier is trained on all of them.
+    seed: of that fraction, and of SGD's first weights and order.
+    l2: only for 'lbfgs': CLIP's lambda, scikit-learn's 1 / C. None searches.
+    max_iterations: only for 'lbfgs'; default 1000.
+    learning_rates: only for 'sgd', for a batch of 256: the step has
+      learning_rate * sgd_batch_size / 256. Default the 13 of DINOv2 from 1e-5
+      to 0.1. A single one needs no choice; DINO's is `(1e-3,)`.
+    epochs: only for 'sgd'; default 100.
+    sgd_batch_size: only for 'sgd'; default 1024.
+    Others: see `_features.Splits`.
+  """
 
-    Args:
-      predict, mesh, data_train, data_test, ops, batch_size, representation,
-        on_error, num_threads: see `_features.Splits`. CLIP probes the features
-        before the projection into the common space.
-      solver: 'lbfgs' or 'sgd'.
-      held_out: fraction of the training images on which l2 or the learning rate
-        is chosen, default 0.1; then the classifier is trained on all of them.
-      seed: of that fraction, and of SGD's first weights and order.
-      l2: only for 'lbfgs': CLIP's lambda, scikit-learn's 1 / C. None searches.
-      max_iterations: only for 'lbfgs'; default 1000.
-      learning_rates: only for 'sgd', for a batch of 256: the step has
-        learning_rate * sgd_batch_size / 256. Default the 13 of DINOv2 from 1e-5
-        to 0.1. A single one needs no choice; DINO's is `(1e-3,)`.
-      epochs: only for 'sgd'; default 100.
-      sgd_batch_size: only for 'sgd'; default 1024.
+  solver: str = 'lbfgs'
+  held_out: float | None = None
+  seed: int = 0
+  l2: float | None = None
+  max_iterations: int | None = None
+  learning_rates: Sequence[float] | None = None
+  epochs: int | None = None
+  sgd_batch_size: int | None = None
 
-    Raises:
-      UserError: an option or the data.
-    """
+  lower_is_better: ClassVar = ('loss',)
+
+  def __post_init__(self):
     solvers = {'lbfgs': _with_lbfgs, 'sgd': _with_sgd}
-    if solver not in solvers:
+    if self.solver not in solvers:
       raise UserError(
-        f'linear_probe: solver={solver!r}; expected one of {list(solvers)}'
+        f'linear_probe: solver={self.solver!r}; expected one of {list(solvers)}'
       )
-    options = dict(
-      l2=l2,
-      max_iterations=max_iterations,
-      learning_rates=learning_rates,
-      epochs=epochs,
-      sgd_batch_size=sgd_batch_size,
-    )
+    solver, held_out = solvers[self.solver], self.held_out
+    options = ('l2', 'max_iterations', 'learning_rates', 'epochs')
+    options = {k: getattr(self, k) for k in (*options, 'sgd_batch_size')}
     options = {key: x for key, x in options.items() if x is not None}
-    where = f'linear_probe with solver={solver!r}'
-    lookup.check_keys(solvers[solver], options, where, num_args=1)
+    where = f'linear_probe with solver={self.solver!r}'
+    lookup.check_keys(solver, options, where, num_args=1)
     problems = [
       f'{key} is positive; got {x}'
       for key, x in options.items()
@@ -101,25 +83,14 @@ class Evaluator:
     ]
     if held_out is not None and not 0 < held_out < 1:
       problems.append(f'held_out must be between 0 and 1; got {held_out}')
-    if held_out is not None and (l2 or np.size(learning_rates or ()) == 1):
+    single = self.l2 or np.size(self.learning_rates or ()) == 1
+    if held_out is not None and single:
       problems.append('held_out has no effect: there is nothing to choose')
     if problems:
       raise UserError(f'{where}: {"; ".join(problems)}')
-    self._solve = functools.partial(solvers[solver], **options)
+    self._solve = functools.partial(solver, **options)
     self._held_out = 0.1 if held_out is None else held_out
-    self._seed, self._mesh = seed, mesh
-    self._splits = _features.Splits(
-      predict,
-      mesh,
-      data_train=data_train,
-      data_test=data_test,
-      ops=ops,
-      batch_size=batch_size,
-      representation=representation,
-      on_error=on_error,
-      num_threads=num_threads,
-    )
-    self.inputs = self._splits.inputs
+    self.open()
 
   def run(self, params: Any) -> dict[str, float]:
     """Returns the test metrics of the classifier of all training images.
@@ -139,10 +110,10 @@ class Evaluator:
         too few images to hold some out.
       RunError: features that are not finite.
     """
-    train, test, num_classes, facts = self._splits.extract(params)
-    task = _Task(train, num_classes, self._held_out, self._seed, self._mesh)
+    train, test, num_classes, facts = self.extract(params)
+    task = _Task(train, num_classes, self._held_out, self.seed, self.mesh)
     heads, chosen = self._solve(task)
-    scores = _logistic.scores(heads, test, self._mesh)
+    scores = _logistic.scores(heads, test, self.mesh)
     return {key: float(x[0]) for key, x in scores.items()} | chosen | facts
 
 
