@@ -1,5 +1,6 @@
 """Training and evaluation curves of runs, from metrics.jsonl."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -22,25 +23,19 @@ _MAX_POINTS = 60  # Longer training curves are smoothed, over a 20th of them.
 Curve = tuple[np.ndarray, np.ndarray]
 
 
+@dataclasses.dataclass(eq=False)
 class Picture:
-  """The curves of the run that draws it; `draw` below compares several runs."""
+  """The curves of the run that draws it; `draw` below compares several runs.
 
-  def __init__(
-    self,
-    predict: Any,
-    mesh: jax.sharding.Mesh,
-    *,
-    metrics: Sequence[str] = METRICS,
-  ):
-    """Keeps the options.
+  Args:
+    predict, mesh: as every picture gets them; not used.
+    metrics: see `draw`.
+  """
 
-    Args:
-      predict: as every picture gets it; not used.
-      mesh: likewise.
-      metrics: see `draw`.
-    """
-    del predict, mesh
-    self._metrics = metrics
+  predict: Any
+  mesh: Any
+  _: dataclasses.KW_ONLY
+  metrics: Sequence[str] = METRICS
 
   def draw(self, params: Any, path: str | os.PathLike[str]) -> pathlib.Path:
     """Writes a PNG file of the run in whose folder `path` is; returns `path`.
@@ -53,7 +48,7 @@ class Picture:
     del params
     path = pathlib.Path(path)
     if jax.process_index() == 0:
-      draw({path.parent.name: path.parent}, path, metrics=self._metrics)
+      draw({path.parent.name: path.parent}, path, metrics=self.metrics)
     return path
 
 
@@ -85,7 +80,10 @@ def read(workdir: str | os.PathLike[str]) -> dict[str, Curve]:
     raise UserError(f'no metrics of a run in {workdir}: {e}') from e
   except (ValueError, KeyError, TypeError, AttributeError) as e:
     raise UserError(f'{path}, line {number}: not a row of metrics: {e}') from e
-  return {name: _columns(pairs) for name, pairs in points.items()}
+  return {
+    name: tuple(map(np.asarray, zip(*pairs, strict=True)))
+    for name, pairs in points.items()
+  }
 
 
 def draw(
@@ -125,11 +123,6 @@ def draw(
   for axes, (metric, lines) in zip(grid.flat, panels.items(), strict=True):
     _draw_panel(axes, metric, lines, several=len(runs) > 1)
   return _figure.save(figure, path)
-
-
-def _columns(pairs: list[tuple[int, float]]) -> Curve:
-  steps, values = zip(*pairs, strict=True)
-  return np.asarray(steps), np.asarray(values)
 
 
 def _last(name: str) -> str:

@@ -3,6 +3,7 @@
 As in figure 7 of "An Image is Worth 16x16 Words" (arXiv:2010.11929).
 """
 
+import dataclasses
 import os
 import pathlib
 from typing import Any
@@ -16,36 +17,30 @@ from vit_jax.visualize import _figure, _parameter
 _TILE = 0.9  # Inches of the longer side of a patch.
 
 
+@dataclasses.dataclass(eq=False)
 class Picture:
   """The principal components of the filters, each with its share of variance.
 
   For `config.pictures`; `draw` below is for a kernel at hand.
+
+  Args:
+    predict, mesh: as every picture gets them; not used.
+    parameter: name of the kernel `[height, width, C, D]`.
+    count, columns: see `draw`.
+
+  Raises:
+    UserError: `count` or `columns` below 1.
   """
 
-  def __init__(
-    self,
-    predict: Any,
-    mesh: jax.sharding.Mesh,
-    *,
-    parameter: str = 'patch_embedding/kernel',
-    count: int = 28,
-    columns: int = 7,
-  ):
-    """Keeps the options.
+  predict: Any
+  mesh: Any
+  _: dataclasses.KW_ONLY
+  parameter: str = 'patch_embedding/kernel'
+  count: int = 28
+  columns: int = 7
 
-    Args:
-      predict: as every picture gets it; not used.
-      mesh: likewise.
-      parameter: name of the kernel `[height, width, C, D]`.
-      count: see `draw`.
-      columns: likewise.
-
-    Raises:
-      UserError: `count` or `columns` below 1.
-    """
-    del predict, mesh
-    _check(count, columns)
-    self._parameter, self._count, self._columns = parameter, count, columns
+  def __post_init__(self):
+    _check(self.count, self.columns)
 
   def draw(self, weights: Any, path: str | os.PathLike[str]) -> pathlib.Path:
     """Writes the picture as a PNG file, atomically, and returns its path.
@@ -56,12 +51,11 @@ class Picture:
       UserError: the model has no such kernel.
     """
     kernel = _parameter.fetch(
-      weights['params'], self._parameter, 'its first layer has another name'
+      weights['params'], self.parameter, 'its first layer has another name'
     )
-    path = pathlib.Path(path)
     if jax.process_index() == 0:
-      draw(kernel, path, count=self._count, columns=self._columns)
-    return path
+      draw(kernel, path, count=self.count, columns=self.columns)
+    return pathlib.Path(path)
 
 
 def components(kernel_HWCD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

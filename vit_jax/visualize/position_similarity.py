@@ -4,6 +4,7 @@ As in figure 7 of "An Image is Worth 16x16 Words" (arXiv:2010.11929): positions
 are learned, and neighbours become similar.
 """
 
+import dataclasses
 import os
 import pathlib
 from typing import Any
@@ -17,34 +18,29 @@ from vit_jax.visualize import _figure, _parameter
 _SIDE = 6.0  # Inches of the longer side of all tiles.
 
 
+@dataclasses.dataclass(eq=False)
 class Picture:
   """A tile for each patch: the similarity of its position to all positions.
 
   For `config.pictures`; `draw` below is for a table at hand.
+
+  Args:
+    predict, mesh: as every picture gets them; not used.
+    parameter: name of the table `[height, width, D]`.
+    max_tiles: see `draw`.
+
+  Raises:
+    UserError: `max_tiles` below 2.
   """
 
-  def __init__(
-    self,
-    predict: Any,
-    mesh: jax.sharding.Mesh,
-    *,
-    parameter: str = 'position_embedding',
-    max_tiles: int = 14,
-  ):
-    """Keeps the options.
+  predict: Any
+  mesh: Any
+  _: dataclasses.KW_ONLY
+  parameter: str = 'position_embedding'
+  max_tiles: int = 14
 
-    Args:
-      predict: as every picture gets it; not used.
-      mesh: likewise.
-      parameter: name of the table `[height, width, D]`.
-      max_tiles: see `draw`.
-
-    Raises:
-      UserError: `max_tiles` below 2.
-    """
-    del predict, mesh
-    _check(max_tiles)
-    self._parameter, self._max_tiles = parameter, max_tiles
+  def __post_init__(self):
+    _check(self.max_tiles)
 
   def draw(self, weights: Any, path: str | os.PathLike[str]) -> pathlib.Path:
     """Writes the picture as a PNG file, atomically, and returns its path.
@@ -56,13 +52,12 @@ class Picture:
     """
     table_HWD = _parameter.fetch(
       weights['params'],
-      self._parameter,
+      self.parameter,
       'its positions are not learned, or not so named',
     )
-    path = pathlib.Path(path)
     if jax.process_index() == 0:
-      draw(table_HWD, path, max_tiles=self._max_tiles)
-    return path
+      draw(table_HWD, path, max_tiles=self.max_tiles)
+    return pathlib.Path(path)
 
 
 def similarity(table_HWD: np.ndarray) -> np.ndarray:

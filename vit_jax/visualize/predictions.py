@@ -1,5 +1,6 @@
 """Test images with their predicted and true classes."""
 
+import dataclasses
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -20,58 +21,57 @@ _RIGHT, _WRONG = '#1a8a4a', '#d1242f'
 _IMAGE = 1.3  # Inches of the longer side.
 
 
+@dataclasses.dataclass(eq=False)
 class Picture:
   """A grid of images of a split: right answers green, wrong ones red.
 
+  Args:
+    predict: `(params, batch) -> {'logits': [B, Y], ...}`, jittable.
+    mesh: the devices; the batch is sharded over its data and fsdp axes.
+    data: the source, as in the input section of a config.
+    ops: the host ops, as in the input section of a config. Their results are
+      shown, so pixels should still be uint8.
+    count: how many images; all of them where the split has fewer.
+    columns: images in a row.
+    seed: chooses the images; the same every time.
+    loss: 'softmax' or 'sigmoid', which the model was trained with: turns logits
+      into probabilities.
+    on_error: 'stop' or 'skip' where an image cannot be read.
+
   Attributes:
     image: shape and dtype of an image as the model gets it.
+
+  Raises:
+    UserError: an option or the data.
   """
 
-  def __init__(
-    self,
-    predict: Callable[..., Mapping[str, jax.Array]],
-    mesh: jax.sharding.Mesh,
-    *,
-    data: Mapping[str, Any],
-    ops: str,
-    count: int = 36,
-    columns: int = 9,
-    seed: int = 0,
-    loss: str = 'softmax',
-    on_error: str = 'stop',
-  ):
-    """Opens the data.
+  predict: Callable[..., Mapping[str, jax.Array]]
+  mesh: jax.sharding.Mesh
+  _: dataclasses.KW_ONLY
+  data: Mapping[str, Any]
+  ops: str
+  count: int = 36
+  columns: int = 9
+  seed: int = 0
+  loss: str = 'softmax'
+  on_error: str = 'stop'
 
-    Args:
-      predict: `(params, batch) -> {'logits': [B, Y], ...}`, jittable.
-      mesh: the devices; the batch is sharded over its data and fsdp axes.
-      data: the source, as in the input section of a config.
-      ops: the host ops, as in the input section of a config. Their results are
-        shown, so pixels should still be uint8.
-      count: how many images; all of them where the split has fewer.
-      columns: images in a row.
-      seed: chooses the images; the same every time.
-      loss: 'softmax' or 'sigmoid', which the model was trained with: turns
-        logits into probabilities.
-      on_error: 'stop' or 'skip' where an image cannot be read.
-
-    Raises:
-      UserError: an option or the data.
-    """
-    if count < 1 or columns < 1 or loss not in ('softmax', 'sigmoid'):
+  def __post_init__(self):
+    known = self.loss in ('softmax', 'sigmoid')
+    if self.count < 1 or self.columns < 1 or not known:
       raise UserError(
-        f'predictions: count={count} and columns={columns} must be at least 1, '
-        f"loss={loss!r} 'softmax' or 'sigmoid'"
+        f'predictions: count={self.count} and columns={self.columns} must be at'
+        f" least 1, loss={self.loss!r} 'softmax' or 'sigmoid'"
       )
-    self._reader = records.Reader(data, ops, on_error=on_error, num_compared=4)
+    self._reader = records.Reader(
+      self.data, self.ops, on_error=self.on_error, num_compared=4
+    )
     if not {'image', 'label'} <= self._reader.spec.keys():
       raise UserError(
-        f'predictions: needs images and labels; the examples of {dict(data)} '
-        f'have {sorted(self._reader.spec)}'
+        'predictions: needs images and labels; the examples of '
+        f'{dict(self.data)} have {sorted(self._reader.spec)}'
       )
     self.image = self._reader.spec['image']
-    self._predict, self._mesh, self._loss = predict, mesh, loss
-    self._count, self._columns, self._seed = count, columns, seed
 
   def draw(self, params: Any, path: str | os.PathLike[str]) -> pathlib.Path:
     """Writes the picture as a PNG file, atomically, and returns its path.
@@ -90,21 +90,21 @@ class Picture:
         _Cell(example, probability_Y, names)
         for example, probability_Y in zip(examples, probability_NY, strict=True)
       ]
-      _draw(cells, self._columns, len(self._reader.source), path)
+      _draw(cells, self.columns, len(self._reader.source), path)
     return path
 
   def _examples(self) -> list[records.Example]:
     """Returns a random sample of the readable examples."""
     examples = []
-    order = np.random.default_rng(self._seed).permutation(
+    order = np.random.default_rng(self.seed).permutation(
       len(self._reader.source)
     )
     for index in order.tolist():
-      rng = np.random.default_rng([self._seed, index])
+      rng = np.random.default_rng([self.seed, index])
       example = self._reader.read_or_blank(index, rng)
       if example['mask']:
         examples.append(example)
-      if len(examples) == self._count:
+      if len(examples) == self.count:
         break
     return examples
 
@@ -112,9 +112,9 @@ class Picture:
     self, params: Any, examples: Sequence[records.Example]
   ) -> np.ndarray:
     """Returns `[N, Y]` for N examples, on every process."""
-    padding = _rows.padded(len(examples), self._mesh) - len(examples)
+    padding = _rows.padded(len(examples), self.mesh) - len(examples)
     rows = [*examples, *[examples[0] | {'mask': np.False_}] * padding]
-    split = mesh_lib.batch_sharding(self._mesh)
+    split = mesh_lib.batch_sharding(self.mesh)
     batch = {
       key: np.stack([row[key] for row in rows])
       for key in rows[0]
@@ -125,9 +125,9 @@ class Picture:
       params,
       # All rows from every process, which keeps those of its devices.
       jax.device_put(batch, split),
-      self._mesh,
-      predict=self._predict,
-      loss=self._loss,
+      self.mesh,
+      predict=self.predict,
+      loss=self.loss,
     )
     return jax.device_get(found['probability'])[: len(examples)]
 
