@@ -112,11 +112,9 @@ class Checkpointer:
 
     Args:
       step: number of steps taken; also the position in the data.
-      state: a tree of arrays.
       config: of the run, as JSON can hold it; `restore` compares it.
       metrics: for `keep_best` and for the reader.
       logged: `MetricWriter.logged`, by which lost rows are noticed.
-      wait: whether to return only when everything is on the disk.
 
     Raises:
       RunError: this checkpoint, or the one before it, which was still being

@@ -32,13 +32,10 @@ def silence() -> None:
 
 
 def join_writers(seconds: float) -> None:
-  """Waits for the threads that write parts of a checkpoint that has failed.
+  """Waits for the threads of a failed checkpoint, at most `seconds`.
 
   When one part of a checkpoint fails, orbax (0.12.8) no longer waits for the
   others, which write on and make folders again that were removed.
-
-  Args:
-    seconds: the longest wait for all of them.
   """
   deadline = time.monotonic() + seconds
   for thread in threading.enumerate():

@@ -31,8 +31,6 @@ def read_state(
   """Returns `{name: leaf}` for the leaves of a checkpoint that are asked for.
 
   Args:
-    directory: of the checkpoints.
-    meta: of the one to read.
     named: `{name: jax.ShapeDtypeStruct}`, a subset of the leaves in `meta`;
       one without a sharding is returned as a numpy array.
 
@@ -89,7 +87,6 @@ def load_params(
     directory: the one that was given to `manager.Checkpointer`.
     step: which checkpoint, or several of which the first good one is taken;
       None is the newest good one.
-    ema: whether to return the averaged parameters.
     on_log: is given one line of text for every damaged checkpoint.
 
   Raises:

@@ -19,11 +19,8 @@ def check(
   """Raises UserError if the checkpoint holds another model or optimizer.
 
   Args:
-    meta: of the checkpoint.
-    abstract_state: the state that the config means.
     config: the whole config after a round trip through JSON; its section
       `model` must be that of the checkpoint.
-    directory: for the message.
   """
   lines = _cut(_model_differences(meta['config'], config), 'model settings')
   saved = {

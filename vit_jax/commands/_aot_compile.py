@@ -73,14 +73,10 @@ def compile_step(
   that the config's ops make them.
 
   Args:
-    config: sections as for `train.train`.
-    topology: what the devices are.
-    devices: from `topology.devices(topology)`.
     schedules: a folder into which libtpu writes schedules, see
       `topology.schedules`. It is emptied. Without it, kernels written by hand
       have no time, and neither has a step that uses them.
     image_size: of the images before the ops, where those leave it open.
-    hlo: a file for the text of the compiled program.
 
   Raises:
     UserError: a config that cannot be run on these devices.

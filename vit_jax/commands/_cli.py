@@ -88,11 +88,7 @@ def run_distributed(
 
 
 def command_lines(without: str | None = None) -> list[str]:
-  """Returns a line for each command: its name and what it does.
-
-  Args:
-    without: a command to leave out.
-  """
+  """Returns a line for each command: its name and what it does."""
   lines = []
   for name in lookup.names('commands'):
     if name != without:
@@ -111,8 +107,6 @@ def parser(
   Arguments that do not fit raise UserError.
 
   Args:
-    command: its name, a file of this folder.
-    doc: its docstring, shown by `--help`.
     failure: what exit code 1 means.
     more_codes: further lines of exit codes.
   """
@@ -145,13 +139,7 @@ def parser(
 
 @contextlib.contextmanager
 def progress(what: str, total: int, done: int = 0) -> Iterator[Callable]:
-  """Yields a function that counts one item of a bar, drawn on terminals only.
-
-  Args:
-    what: printed before the bar.
-    total: number of items.
-    done: items that are already finished.
-  """
+  """Yields a function that counts an item of a bar, drawn on terminals only."""
   if not sys.stderr.isatty():
     yield lambda: None
     return

@@ -33,8 +33,6 @@ def parse(
   """Returns the config and the parsed arguments of a program.
 
   Args:
-    parser: knows the program's own arguments; `--config` is added to it.
-    argv: the arguments; None reads those of the process.
     required: whether `--config` must be among them; without it the config is
       None.
 

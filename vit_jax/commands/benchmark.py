@@ -101,17 +101,14 @@ def measure_input(
 def measure_step(config: Mapping[str, Any], *, steps: int) -> dict[str, Any]:
   """Returns the speed of the training step of a config on these devices.
 
-  `step_seconds` is the median over `steps` steps from one step's end to the
-  next one's, `step_seconds_p10` and `_p90` their spread.
+  `step_seconds` is the median over `steps` steps, after a few of warm-up,
+  from one step's end to the next one's, `step_seconds_p10` and `_p90` their
+  spread.
   `input_stall_fraction` is the share of the time in which the loop waited for
   a batch, `dispatch_seconds` the median time in which a step is handed to the
   devices (on a CPU this may hold part of the step). `mfu` is absent where the
   peak of the device is not known. `peak_memory_bytes` is of one device, or on a
   CPU of the process.
-
-  Args:
-    config: as `train` has it.
-    steps: how many are timed, after a few that are not.
   """
   import jax
   import numpy as np

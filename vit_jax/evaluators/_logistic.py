@@ -41,15 +41,6 @@ def sgd(
   weights of deviation 0.01; in epoch e the rate is learning_rate * batch_size /
   256 * (1 + cos(pi e / epochs)) / 2. The last batch of an epoch may be smaller.
   The bits depend on the seed and not on the number of devices.
-
-  Args:
-    train: features and labels.
-    mesh: the devices; the features are sharded over them.
-    num_classes: C.
-    seed: of the first weights and of the order.
-    learning_rates: for a batch of 256.
-    epochs: passes over the features.
-    batch_size: rows of a step, at most all of them.
   """
   num_rows, width = train.x.shape
   x_MD = _features.put_rows(train.x, mesh)
@@ -101,13 +92,6 @@ def lbfgs(
   scikit-learn's `LogisticRegression(C=1 / l2)` on the devices and in float32:
   it has the same minimum, and stops likewise when no derivative of the mean
   loss exceeds 1e-4, or after `max_iterations`. The bias is not penalised.
-
-  Args:
-    train: features and labels.
-    mesh: the devices; the features are sharded over them.
-    num_classes: C.
-    l2: CLIP's lambda.
-    max_iterations: of L-BFGS.
   """
   block, rows = _put(train, mesh, num_classes)
   return _lbfgs(
@@ -156,10 +140,8 @@ def _sum_over_blocks(function, argument, rows, block: int, mesh):
 
   Args:
     function: returns a tree of sums over the rows that it is given.
-    argument: to differentiate by.
     rows: arrays `[M, ...]` from `_put`.
     block: rows of a block on each device.
-    mesh: the devices.
   """
   parts = _rows.padded(1, mesh)
 

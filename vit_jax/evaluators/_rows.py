@@ -35,16 +35,11 @@ class Rows:
     num_threads: int | None = None,
     name: str | None = None,
   ):
-    """Opens the data.
+    """Opens the data; see `pipeline.EvalInput`.
 
     Args:
-      mesh: the devices; each batch is sharded over its data and fsdp axes.
-      data: the source, as in the input section of a config.
-      ops: the host ops, as in the input section of a config.
       batch_size: global batch; rounded up to a multiple of the devices that
         share a batch. It does not change the result.
-      on_error: 'stop' or 'skip' where an example cannot be read.
-      num_threads: see `pipeline.TrainInput`.
       name: of the split in messages; None is the data section.
 
     Raises:

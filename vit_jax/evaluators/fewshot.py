@@ -180,8 +180,6 @@ def _num_correct(classifier, x_MD: jax.Array, label_N: np.ndarray, mesh) -> int:
   Args:
     classifier: weights [D + 1, C], mean [D] and standard deviation [D].
     x_MD: rows as `_features.put_rows` gives them.
-    label_N: of the rows.
-    mesh: of the rows.
   """
   answer_M = _answer(x_MD, *classifier, out_sharding=mesh_lib.replicated(mesh))
   answer_N = jax.device_get(answer_M)[: len(label_N)]

@@ -124,16 +124,7 @@ def _vote(
   """Returns the class of each query for each k, `[len(k), Q]`.
 
   Every device finds the nearest of its own training images; only those travel.
-
-  Args:
-    train_MD: training images, of norm 1.
-    label_M: of them.
-    known_M: False for padding.
-    query_QD: of any norm.
-    k: ascending.
-    temperature: of the votes.
-    num_classes: C.
-    mesh: of the rows.
+  Training images have norm 1, `known_M` is False for padding, and k ascends.
   """
   by_rows = mesh_lib.batch_sharding(mesh).spec
   # Under plain jit XLA 0.10 gathers all similarities before it sorts them.

@@ -42,14 +42,7 @@ def best(
   class_names: Sequence[str] | None,
   top_k: int,
 ) -> list[Prediction]:
-  """Returns the `top_k` likeliest classes (or all, if fewer), the best first.
-
-  Args:
-    logits_Y: of one image.
-    loss: 'softmax' or 'sigmoid': what the logits were trained with.
-    class_names: of all Y classes, or None.
-    top_k: at least 1.
-  """
+  """Returns the `top_k` likeliest classes, or all if fewer, the best first."""
   if not isinstance(top_k, int) or top_k < 1:
     raise UserError(f'top_k is at least 1; got {top_k!r}')
   if loss == 'softmax':

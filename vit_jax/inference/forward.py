@@ -45,7 +45,6 @@ class Forward:
     Args:
       weights: with the preprocessing; it may be missing until images come.
       batch_size: rounded up to the devices.
-      mesh: from `mesh.make_mesh`.
       on_log: is given a line of text where images are resized by default.
 
     Raises:

@@ -75,10 +75,6 @@ def resized_ops(ops: str, size: tuple[int, int]) -> str:
   `'decode|resize_small(256)|central_crop(224)'` becomes, for (384, 384),
   `'decode|resize_small(439)|central_crop(384)'`: the ratio of the crop stays.
   Ops without any size are followed by a resize.
-
-  Args:
-    ops: in the op language.
-    size: (height, width).
   """
   segments = ops_language.segments(ops)
   sized = [i for i, s in enumerate(segments) if _size_of(s) is not None]

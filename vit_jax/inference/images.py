@@ -187,7 +187,6 @@ def find(
   images; hidden files and folders are left out.
 
   Args:
-    paths: of files and folders.
     on_log: is given a line of text for each folder with files that are left
       out because of their suffix.
 

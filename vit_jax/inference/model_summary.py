@@ -52,10 +52,6 @@ def layers(module: nn.Module, image_shape: tuple[int, int, int]) -> list[Layer]:
 
   Layers whose names differ in numbers and that are alike otherwise are one
   entry: the blocks of an encoder appear once.
-
-  Args:
-    module: as in `abstract_params`.
-    image_shape: likewise.
   """
   params, outputs = _trace(module, image_shape)
   shapes: dict[str, dict[str, tuple[int, ...]]] = {}

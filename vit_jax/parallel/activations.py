@@ -34,7 +34,6 @@ def use(mesh: Mesh, *, split_tokens: bool = False) -> Iterator[None]:
   """Makes `constrain` mean this mesh; to be entered while tracing.
 
   Args:
-    mesh: with the axes `data`, `fsdp` and `tensor`.
     split_tokens: whether `tensor` splits tokens where it splits nothing else.
   """
   token = _current.set((mesh, split_tokens))
@@ -100,12 +99,8 @@ def on_each_device(
   """Returns `fn(*whole, *arrays)`, on each device for its own examples.
 
   For what the compiler cannot split, where `splits_batch_only`. Outside of
-  `use` all is computed at once.
-
-  Args:
-    fn: returns arrays `[B, ...]`.
-    arrays: `[B, ...]`.
-    whole: what every device needs all of.
+  `use` all is computed at once. Results are `[B, ...]`, like `arrays`; `whole`
+  is what every device needs all of.
   """
   if _current.get() is None or _current.get()[0].size == 1:
     return fn(*whole, *arrays)

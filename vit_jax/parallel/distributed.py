@@ -58,9 +58,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def initialize(args: argparse.Namespace) -> str | None:
   """Connects this process to the others, before anything asks for devices.
 
-  Args:
-    args: has the flags of `add_flags`.
-
   Returns:
     Where the numbers came from, such as 'SLURM'; None for a single process.
 

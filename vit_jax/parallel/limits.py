@@ -65,7 +65,6 @@ def check(
   Args:
     abstract_state: a tree with a branch `params`; leaves have a sharding, as
       `train_state.create` returns it.
-    mesh: from `mesh.make_mesh`.
     options: the limits, and the rules that the shardings came from.
 
   Raises:

@@ -30,10 +30,6 @@ def skip_absent_tpu(
   Nothing is changed where jax is imported already, where JAX_PLATFORMS is set
   (also to nothing, by which jax tries all), where there is a sign of a TPU or
   no libtpu, and where a plugin other than CUDA's might have devices of its own.
-
-  Args:
-    environ: of this process, which its children inherit.
-    root: of the file system.
   """
   if environ is os.environ and 'jax' in sys.modules:
     return False
@@ -52,10 +48,6 @@ def runs_on_cpu(
   """Returns whether jax will compute on the CPU; False if that is unknown.
 
   JAX_PLATFORMS decides where it is set; else the devices of this machine do.
-
-  Args:
-    environ: of this process.
-    root: of the file system.
   """
   chosen = environ.get('JAX_PLATFORMS') or _find(environ, pathlib.Path(root))
   return chosen is not None and chosen.split(',')[0].strip() == 'cpu'

@@ -11,12 +11,7 @@ from vit_jax.errors import UserError
 
 
 def problem(steps: Any, total_steps: int | None) -> str | None:
-  """Returns what is wrong with 'START:STOP'; None if nothing is.
-
-  Args:
-    steps: of a config or a command line.
-    total_steps: of the run, which must reach START; None is not known.
-  """
+  """Returns what is wrong with 'START:STOP'; None if nothing is."""
   if steps is None:
     return None
   match = re.fullmatch(r'([0-9]+):([0-9]+)', str(steps))

@@ -46,7 +46,6 @@ def write_config(
   came from is replaced.
 
   Args:
-    workdir: folder of the run; made if missing.
     config: a ConfigDict or nested mapping; what JSON does not know becomes its
       `repr`.
     restored_step: the step that this run continues from, or None.

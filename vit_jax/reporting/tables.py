@@ -26,8 +26,6 @@ def print_table(
     rows: of as many texts each; an empty row ends a section.
     header: names of the columns; the table has no header without them.
     left: numbers of the columns that are aligned to the left.
-    title: printed above the table.
-    file: None is stdout.
   """
   import rich.box
   import rich.console

@@ -63,11 +63,6 @@ def total_steps(
 ) -> int:
   """Returns the length of a run in updates.
 
-  Args:
-    steps: `config.total_steps`.
-    epochs: `config.total_epochs`; one of both is given.
-    steps_per_epoch: of the training data.
-
   Raises:
     UserError: both or none, or no duration.
   """

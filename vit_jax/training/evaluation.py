@@ -50,13 +50,7 @@ def make_jobs(
   model: Mapping[str, Any],
   has_ema: bool,
 ) -> list[Job]:
-  """Builds the evaluators of a config.
-
-  Args:
-    evals: `config.evals`, see `train.train`; a section that is None is off.
-    run: whose predictions are evaluated.
-    model: `config.model`, for its number of classes.
-    has_ema: whether the run averages its weights.
+  """Builds the evaluators of `config.evals`; a section that is None is off.
 
   Raises:
     UserError: a section that does not fit its evaluator, the model or the run.
@@ -108,12 +102,7 @@ def build(
 ) -> Any:
   """Returns the evaluator of a section without schedule and weights.
 
-  Args:
-    section: `name` and the keyword arguments.
-    forward: an `objectives._forward.Forward`.
-    mesh: the devices.
-    batch_size: where the evaluator takes one and the section has none.
-    where: the place in the config, for messages.
+  `batch_size` is for an evaluator that takes one where the section has none.
 
   Raises:
     UserError: a section that does not fit its evaluator.
@@ -152,10 +141,6 @@ def lower_is_better(
 
   The evaluator's `lower_is_better` decides; of one that has none, the words of
   the metric's name do: loss, error, ece, mse and the like.
-
-  Args:
-    evals: `config.evals`.
-    metric: as in the results of an evaluation.
   """
   prefix, _, name = metric.partition('/')
   name = name.partition('/')[0]  # Without a class.
@@ -294,9 +279,7 @@ def one_line(step: int, results: Mapping[str, float]) -> str:
 def print_results(results: Mapping[str, float], title: str) -> None:
   """Prints a line for each evaluator, and tables of classes if there are any.
 
-  Args:
-    results: metrics by name; `val/top1/cat` is one of a class.
-    title: of the table.
+  `val/top1/cat` is a metric of one class.
   """
   tables: dict[str, dict[str, dict[str, float]]] = {'': {}}
   for name, value in results.items():

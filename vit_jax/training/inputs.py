@@ -22,9 +22,6 @@ def all_problems(config: Mapping[str, Any]) -> Iterator[None]:
 
   Only after an error are all inputs opened again, to read a few images of each.
 
-  Args:
-    config: the sections of a config.
-
   Raises:
     DataError: for one, or a DevicesError, that was raised inside.
   """
@@ -68,12 +65,7 @@ def check_images(
 ) -> None:
   """Raises DataError where a model cannot take the images of an evaluation.
 
-  Args:
-    predict: of the run.
-    weights: shapes of what `predict` computes with.
-    batch: what the model is trained on.
-    image: shape and dtype of one image of the evaluation.
-    where: its place in the config.
+  `weights`, `batch` (of the training) and `image` (a single one) are shapes.
   """
   trained = batch['image']
   size = trained.shape[1:]
@@ -91,12 +83,7 @@ def check_images(
 
 
 def describe(config: Mapping[str, Any], num_examples: Mapping[str, int]) -> str:
-  """Returns a line that names the data of training and evaluations.
-
-  Args:
-    config: the sections of a config.
-    num_examples: of the inputs of known size, by their place.
-  """
+  """Returns a line that names the data of training and evaluations."""
   parts: dict[str, list[str]] = {}
   for where, _, data in _inputs(config):
     kind, _, name = where.removeprefix('config.').partition('.')

@@ -46,7 +46,6 @@ class Check:
       on_nonfinite: `'stop'`, at the first metric that is not finite, or
         `'skip'`.
       input: its batch is read again, on the host, where the run has to end.
-      total_steps: the last step of the run.
       max_consecutive_skips: updates in a row that may be skipped.
 
     Raises:

@@ -67,10 +67,6 @@ class Plan:
 def make(config: Mapping[str, Any], *, profile: str | None = None) -> Plan:
   """Returns the plan of a config with all keys of `train.train`.
 
-  Args:
-    config: the keyword arguments of `train.train`.
-    profile: 'START:STOP', see `profiling`.
-
   Raises:
     UserError: sections that do not fit what they name, or one another.
   """

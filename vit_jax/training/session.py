@@ -111,13 +111,7 @@ class Session:
 def open_workdir(
   stack: contextlib.ExitStack, plan: plan_lib.Plan, path: pathlib.Path
 ) -> Workdir:
-  """Locks the workdir, describes the run and restores its newest checkpoint.
-
-  Args:
-    stack: closes what is opened.
-    plan: of the run.
-    path: of the workdir; made if missing.
-  """
+  """Locks the workdir, describes the run and restores its newest checkpoint."""
   progress = progress_lib.Progress(plan.run.total_steps)
   confirm_lock = stack.enter_context(
     workdir_lock.hold(path, on_log=progress.log)
@@ -143,14 +137,7 @@ def start(
   workdir: Workdir,
   profile: str | None,
 ) -> Session:
-  """Opens metrics, data and signals; initializes a state if none was restored.
-
-  Args:
-    stack: closes what is opened.
-    plan: of the run.
-    workdir: from `open_workdir`.
-    profile: 'START:STOP', see `profiling`.
-  """
+  """Opens metrics, data and signals; initializes a state unless restored."""
   run, config, log = plan.run, plan.config, workdir.progress.log
   step = workdir.step
   writer = stack.enter_context(

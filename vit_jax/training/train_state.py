@@ -110,14 +110,8 @@ def create(
   bits on every mesh. No device ever holds more than its part of the state.
 
   Args:
-    objective: see `init_branches`.
-    optimizer: the optax chain.
     batch_spec: shapes and dtypes of a batch as `objective.init` sees it.
-    mesh: from `mesh.make_mesh`.
-    seed: of the run.
     ema: whether to keep an average of the parameters; it starts as a copy.
-    rules: see `rules.state_shardings`.
-    min_size: see `rules.state_shardings`.
 
   Returns:
     A TrainState of `jax.ShapeDtypeStruct` with shardings, and a jitted function

@@ -40,13 +40,7 @@ def tiles(
 ) -> tuple[Any, list[Any]]:
   """Returns a figure and axes without ticks for each tile, row by row.
 
-  Args:
-    count: of tiles.
-    columns: tiles in a row, or fewer.
-    width: of a tile in inches.
-    height: likewise.
-    title: of the figure.
-    num_lines: of the caption below each tile, see `caption`.
+  Sides of a tile are in inches; below it is room for a `caption`.
   """
   columns = min(columns, count)
   rows = math.ceil(count / columns)
@@ -69,11 +63,8 @@ def caption(
   """Writes words below a tile, from its left or to its right side.
 
   Args:
-    axes: of the tile.
     words: shown as they are: a class may be called $100$, which is no formula.
-    line: from 0.
     right: whether the words end at the right side.
-    **style: of the text.
   """
   style = dict(size=8.5, color=PALE, parse_math=False) | style
   return axes.annotate(

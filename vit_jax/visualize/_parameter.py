@@ -13,8 +13,6 @@ def fetch(params: Any, name: str, hint: str) -> np.ndarray:
   """Returns the parameter of this name; all processes call it.
 
   Args:
-    params: a tree of arrays, on the devices or not.
-    name: as in `encoder/block_03/mlp/up/kernel`.
     hint: why a model may lack it, for the message.
 
   Raises:

@@ -55,10 +55,7 @@ class Picture:
 def read(workdir: str | os.PathLike[str]) -> dict[str, Curve]:
   """Returns the steps and values of every metric of a run, by name.
 
-  A value that was not finite is NaN.
-
-  Args:
-    workdir: of the run; or its file metrics.jsonl.
+  The folder may also be its metrics.jsonl. A value that was not finite is NaN.
 
   Raises:
     UserError: there is none, or it is damaged.
