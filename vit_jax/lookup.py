@@ -140,13 +140,12 @@ def build(
   target = find(folder, name, export, trusted=trusted)
   if 'trusted' in inspect.signature(target).parameters:
     kwargs['trusted'] = trusted
-  check_keys(
-    target,
-    section,
-    f'{where} ({folder}/{name})',
-    given=kwargs,
-    num_args=len(args),
-  )
+  return call(target, section, f'{where} ({folder}/{name})', *args, **kwargs)
+
+
+def call(target, section, where: str, *args, **kwargs) -> Any:
+  """Calls `target` with a config section after checking the section's keys."""
+  check_keys(target, section, where, given=kwargs, num_args=len(args))
   return target(*args, **kwargs, **section)
 
 

@@ -123,7 +123,7 @@ def test_all_problems_are_in_one_message(photos, tmp_path, monkeypatch):
 
 def test_one_cause_in_many_places_is_named_once(tmp_path):
   config = finetune.get_config('data=/no/folder,num_classes=2').to_dict()
-  (problem,) = inputs.problems(config)
+  (problem,) = inputs._lines(inputs._problems(config))
   assert problem.startswith(
     'config.input, config.evals.val, config.pictures.predictions: no folder '
     '/no/folder; '
@@ -142,7 +142,7 @@ def test_only_a_classification_has_to_have_the_classes_of_the_model():
     input=dict(data=dict(train_data, num_classes=2), ops=''),
     evals=evals,
   )
-  (problem,) = inputs.problems(config)
+  (problem,) = inputs._lines(inputs._problems(config))
   assert problem.startswith('config.evals.val: config.model.num_classes=2, but')
 
 
@@ -163,7 +163,7 @@ def test_images_that_the_model_cannot_take_end_before_the_first_step(
 
 
 def test_other_errors_do_not_open_the_data_again(photos, monkeypatch):
-  monkeypatch.setattr(inputs, 'problems', lambda _: pytest.fail('opened'))
+  monkeypatch.setattr(inputs, '_problems', lambda _: pytest.fail('opened'))
   with pytest.raises(UserError, match='other'):
     with inputs.all_problems({}):
       raise UserError('other')

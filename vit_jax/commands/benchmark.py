@@ -85,11 +85,11 @@ def measure_input(
   config: Mapping[str, Any], *, seconds: float, steps: int | None = None
 ) -> dict[str, Any]:
   """Returns the speed of the input of a config; see `throughput.measure`."""
+  from vit_jax import lookup
   from vit_jax.data import pipeline, throughput
-  from vit_jax.training import run as run_lib
 
   section = config['input']
-  train_input = run_lib.call(
+  train_input = lookup.call(
     pipeline.TrainInput, section, 'config.input', seed=config.get('seed', 0)
   )
   measured = throughput.measure(

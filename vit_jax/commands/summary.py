@@ -73,27 +73,32 @@ def _parser() -> argparse.ArgumentParser:
 def _of_config(config: Mapping[str, Any], args) -> dict[str, Any]:
   import jax
 
-  from vit_jax import lookup
+  from vit_jax import lookup, trees
   from vit_jax.inference import model_summary
   from vit_jax.optim import chain
   from vit_jax.pretrained import like
-  from vit_jax.training import durations, run, train
+  from vit_jax.training import durations, train
 
   lookup.check_keys(train.train, config, 'config', num_args=1)
   config = like.complete(config)
   module = lookup.build('models', config['model'], 'Model', trusted=True)
-  image_shape = _given_shape(args) or _config_shape(config, args.channels)
+  if args.image_size is None:
+    image_shape = _config_shape(config, args.channels)
+  else:
+    image_shape = (*args.image_size, args.channels or 3)
   params = model_summary.abstract_params(module, image_shape)
   section = durations.in_steps(
     config['optimizer'], _STEPS_PER_EPOCH, 'config.optimizer'
   )
   where = 'config.optimizer'
-  tx, _ = run.call(chain.make, section, where, params, total_steps=_TOTAL_STEPS)
+  tx, _ = lookup.call(
+    chain.make, section, where, params, total_steps=_TOTAL_STEPS
+  )
   trained = chain.trained_names(params, section.get('freeze', ()))
   memory = {
     'params': model_summary.bytes_of(params),
     'gradients': model_summary.bytes_of(
-      [x for name, x in _flat(params).items() if trained[name]]
+      [x for name, x in trees.flatten(params).items() if trained[name]]
     ),
     'optimizer state': model_summary.bytes_of(jax.eval_shape(tx.init, params)),
   }
@@ -148,12 +153,6 @@ def _summary(module, section, image_shape, memory) -> dict[str, Any]:
   )
 
 
-def _given_shape(args) -> tuple[int, int, int] | None:
-  if args.image_size is None:
-    return None
-  return (*args.image_size, args.channels or 3)
-
-
 def _config_shape(
   config: Mapping[str, Any], channels: int | None
 ) -> tuple[int, int, int]:
@@ -161,13 +160,13 @@ def _config_shape(
 
   It follows from the host ops where they resize; else an example is read.
   """
+  from vit_jax import lookup
   from vit_jax.data import dummy_input, pipeline
-  from vit_jax.training import run
 
   shape = dummy_input.image_shape(config['input']['ops'], trusted=True)
   if shape is None:
     try:
-      train_input = run.call(
+      train_input = lookup.call(
         pipeline.TrainInput, config['input'], 'config.input', seed=0
       )
     except UserError as e:
@@ -175,12 +174,6 @@ def _config_shape(
       raise
     shape = train_input.element_spec()['image'].shape[-3:]
   return (*shape[:2], channels or shape[2])
-
-
-def _flat(tree: Any) -> dict[str, Any]:
-  from vit_jax import trees
-
-  return trees.flatten(tree)
 
 
 def _print(summary: Mapping[str, Any]) -> None:

@@ -39,9 +39,6 @@ class Job:
     """The prefixes of its metrics, one for each of its weights."""
     return prefixes(self.name, self.weights)
 
-  def is_due(self, step: int) -> bool:
-    return bool(self.every_steps) and step % self.every_steps == 0
-
 
 def make_jobs(
   evals: Mapping[str, Mapping[str, Any]],
@@ -154,21 +151,6 @@ def lower_is_better(
         return name in names
       break
   return not _LOWER_IS_BETTER.isdisjoint(name.split('_'))
-
-
-def best_mode(
-  checkpoint: Mapping[str, Any], evals: Mapping[str, Mapping[str, Any] | None]
-) -> dict[str, str]:
-  """Returns the `keep_best_mode` that a section leaves out, where it is 'min'.
-
-  Args:
-    checkpoint: `config.checkpoint`.
-    evals: `config.evals`.
-  """
-  metric = checkpoint.get('keep_best')
-  if not isinstance(metric, str) or 'keep_best_mode' in checkpoint:
-    return {}
-  return {'keep_best_mode': 'min'} if lower_is_better(evals, metric) else {}
 
 
 def sections(

@@ -37,15 +37,6 @@ def all_problems(config: Mapping[str, Any]) -> Iterator[None]:
     raise DataError('\n'.join(lines)) from e
 
 
-def problems(config: Mapping[str, Any]) -> list[str]:
-  """Returns the problems with the inputs of a config, one text for each.
-
-  Args:
-    config: the sections of a config.
-  """
-  return _lines(_problems(config))
-
-
 def check_num_classes(wanted: Any, found: int | None, where: str = '') -> None:
   """Raises DataError where model and data disagree about the classes."""
   if wanted is not None and found is not None and wanted != found:

@@ -40,18 +40,19 @@ class Plan:
 
   def logs(self, step: int) -> bool:
     """Whether the metrics of a step are logged."""
-    is_last = step == self.run.total_steps
-    return is_last or _divides(self.log_every_steps, step)
+    return self._is_due(self.log_every_steps, step)
 
   def saves(self, step: int) -> bool:
     """Whether the state is saved after a step."""
-    is_last = step == self.run.total_steps
-    return is_last or _divides(self.save_every_steps, step)
+    return self._is_due(self.save_every_steps, step)
 
   def due(self, step: int) -> list[evaluation.Job]:
     """Returns the evaluations after a step."""
+    return [job for job in self.jobs if self._is_due(job.every_steps, step)]
+
+  def _is_due(self, every_steps: int | None, step: int) -> bool:
     is_last = step == self.run.total_steps
-    return [job for job in self.jobs if is_last or job.is_due(step)]
+    return is_last or (bool(every_steps) and step % every_steps == 0)
 
   def log(self, log: Callable[[str], None]) -> None:
     """Logs what a user wants to see before the first step."""
@@ -84,9 +85,11 @@ def make(config: Mapping[str, Any], *, profile: str | None = None) -> Plan:
   checkpoint = durations.in_steps(
     config['checkpoint'] or {}, run.input.steps_per_epoch, 'config.checkpoint'
   )
-  if mode := evaluation.best_mode(checkpoint, config['evals'] or {}):
-    checkpoint |= mode
-    config['checkpoint'] = {**config['checkpoint'], **mode}
+  best = checkpoint.get('keep_best')
+  if isinstance(best, str) and 'keep_best_mode' not in checkpoint:
+    if evaluation.lower_is_better(config['evals'] or {}, best):
+      checkpoint['keep_best_mode'] = 'min'
+      config['checkpoint'] = {**config['checkpoint'], 'keep_best_mode': 'min'}
   save_every_steps = checkpoint.pop('every_steps', None)
   plan = Plan(
     config=config,
@@ -178,7 +181,3 @@ def _log_cadence(log_every_steps: int | None, total_steps: int) -> int | None:
   if log_every_steps is None:
     return None
   return min(log_every_steps, max(1, total_steps // _MIN_ROWS))
-
-
-def _divides(every_steps: int | None, step: int) -> bool:
-  return bool(every_steps) and step % every_steps == 0

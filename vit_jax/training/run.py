@@ -121,9 +121,9 @@ def build(
   for name, section in sections.items():
     if not isinstance(section, lookup.SECTION):
       raise UserError(f'config.{name} is a section with keys; got {section!r}')
-  device_mesh = call(mesh_lib.make_mesh, mesh or {}, 'config.mesh')
+  device_mesh = lookup.call(mesh_lib.make_mesh, mesh or {}, 'config.mesh')
   batch_sharding = mesh_lib.batch_sharding(device_mesh)
-  train_input = call(
+  train_input = lookup.call(
     pipeline.TrainInput,
     input,
     'config.input',
@@ -133,7 +133,9 @@ def build(
     process_index=None,
     process_count=None,
   )
-  check_num_classes(model, train_input, 'config.input')
+  inputs.check_num_classes(
+    model.get('num_classes'), train_input.num_classes, 'config.input: '
+  )
   steps_per_epoch = train_input.steps_per_epoch
   total = durations.total_steps(total_steps, total_epochs, steps_per_epoch)
 
@@ -165,14 +167,14 @@ def build(
     jax.random.key(0),
   )
   gradients.check_extra(branches['extra'], micro_batches)
-  tx, schedule = call(
+  tx, schedule = lookup.call(
     optimizer_lib.make,
     durations.in_steps(optimizer, steps_per_epoch, 'config.optimizer'),
     'config.optimizer',
     branches['params'],
     total_steps=total,
   )
-  options = call(limits.Options, sharding or {}, 'config.sharding')
+  options = lookup.call(limits.Options, sharding or {}, 'config.sharding')
   abstract_state, init = train_state.create(
     objective,
     tx,
@@ -185,7 +187,7 @@ def build(
   )
   report = limits.check(abstract_state, device_mesh, options)
   if ema is not None:
-    ema = call(
+    ema = lookup.call(
       train_state.ema_decay,
       durations.in_steps(ema, steps_per_epoch, 'config.ema'),
       'config.ema',
@@ -280,16 +282,3 @@ def _check_fields(objective: Any, batch: Mapping[str, Any]) -> None:
       f'and the examples have {sorted(batch)}: check the keys of the data '
       'section and the ops'
     )
-
-
-def check_num_classes(model: Mapping[str, Any], data: Any, where: str) -> None:
-  """Raises DataError where model and data disagree about the classes."""
-  inputs.check_num_classes(
-    model.get('num_classes'), data.num_classes, f'{where}: '
-  )
-
-
-def call(target, section, where, *args, **kwargs):
-  """Calls `target` with a config section after checking the section's keys."""
-  lookup.check_keys(target, section, where, given=kwargs, num_args=len(args))
-  return target(*args, **kwargs, **section)

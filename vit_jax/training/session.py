@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from vit_jax import lookup
 from vit_jax.checkpoints import manager, workdir_lock
 from vit_jax.data import pipeline, watchdog
 from vit_jax.errors import RunError
@@ -99,10 +100,6 @@ class Session:
       logged=self.writer.logged,
     )
 
-  def wait(self) -> None:
-    """Returns when every checkpoint is on the disk."""
-    self.workdir.checkpointer.wait()
-
   def _good_step(self) -> int | None:
     self.workdir.checkpointer.wait()
     return self.workdir.checkpointer.latest_good
@@ -116,7 +113,7 @@ def open_workdir(
   confirm_lock = stack.enter_context(
     workdir_lock.hold(path, on_log=progress.log)
   )
-  checkpointer = run_lib.call(
+  checkpointer = lookup.call(
     manager.Checkpointer,
     plan.checkpoint,
     'config.checkpoint',
@@ -192,13 +189,7 @@ def start(
 def make_clock(
   run: run_lib.Run, step: int, *, peak_flops: float | None
 ) -> clock_lib.Clock:
-  """Returns the clock of a run, which reports MFU where the peak is known.
-
-  Args:
-    run: whose steps it times.
-    step: number of steps taken.
-    peak_flops: of one device, see `flops.peak_flops`.
-  """
+  """Returns the clock of a run, which reports MFU where the peak is known."""
   known = peak_flops is not None
   return clock_lib.Clock(
     run.input.batch_size,

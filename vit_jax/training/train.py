@@ -156,7 +156,7 @@ def train(
           # Now that all is saved: a picture that fails costs no training.
           evaluation.draw(plan.pictures, run, state, step, path, writer)
       if exit_code and not is_last:
-        session.wait()
+        opened.checkpointer.wait()
         progress.log(
           f'saved step {step} and stopped; the same command continues'
         )
@@ -172,7 +172,7 @@ def train(
         f'{skipped} of {step} updates were skipped: a loss or a gradient was '
         'not finite'
       )
-    session.wait()
+    opened.checkpointer.wait()
   if jax.process_index() == 0:
     evaluation.print_results(results, f'step {step:,}')
     for name in run.input.skipped_names:
