@@ -44,7 +44,7 @@ _CASES = [
 def test_schedule_equals_the_oracle_at_every_update(
   schedule, warmup, cooldown, end
 ):
-  rate = schedules.make(
+  rate = schedules.Rate(
     schedule,
     learning_rate=0.3,
     total_steps=40,
@@ -75,7 +75,7 @@ def test_schedule_equals_the_oracle_at_every_update(
   ],
 )
 def test_schedule_has_the_published_values(schedule, end, values):
-  rate = schedules.make(
+  rate = schedules.Rate(
     schedule,
     learning_rate=0.03,
     total_steps=10_000,
@@ -100,7 +100,7 @@ def test_schedule_has_the_published_values(schedule, end, values):
   ],
 )
 def test_schedule_has_big_visions_values(schedule, options, values):
-  rate = schedules.make(
+  rate = schedules.Rate(
     schedule, learning_rate=1.0, total_steps=100, warmup_steps=10, **options
   )
   for k, value in values.items():
@@ -108,13 +108,13 @@ def test_schedule_has_big_visions_values(schedule, options, values):
 
 
 def test_rsqrt_has_big_visions_timescale_by_default():
-  rate = schedules.make('rsqrt', learning_rate=1.0, total_steps=100_000)
+  rate = schedules.Rate('rsqrt', learning_rate=1.0, total_steps=100_000)
   np.testing.assert_allclose(rate(30_000), 0.5, rtol=1e-6)
 
 
 @pytest.mark.parametrize('schedule', schedules.NAMES)
 def test_run_of_no_steps_needs_no_fitting_durations(schedule):
-  rate = schedules.make(
+  rate = schedules.Rate(
     schedule,
     learning_rate=0.1,
     total_steps=0,
@@ -153,18 +153,18 @@ def test_run_of_no_steps_needs_no_fitting_durations(schedule):
 def test_impossible_schedule_is_an_error_that_says_why(changes, message):
   args = dict(schedule='cosine', learning_rate=1.0, total_steps=100) | changes
   with pytest.raises(UserError, match=message):
-    schedules.make(**args)
+    schedules.Rate(**args)
 
 
 def test_all_mistakes_are_reported_at_once():
   with pytest.raises(UserError, match=r'schedule.*warmup_steps.*learning_rate'):
-    schedules.make('step', learning_rate=-1, total_steps=10, warmup_steps=-1)
+    schedules.Rate('step', learning_rate=-1, total_steps=10, warmup_steps=-1)
 
 
 def test_deit_holds_the_published_rate_in_each_epoch():
   # timm 0.3.2 with DeiT's arguments; epochs 0 and 1 are both the warm-up's
   # first.
-  rate = schedules.make(
+  rate = schedules.Rate(
     'deit',
     learning_rate=1e-3,
     total_steps=300 * 1251,
@@ -192,4 +192,4 @@ def test_deit_holds_the_published_rate_in_each_epoch():
 def test_stairs_that_do_not_fit_are_an_error(kwargs, message):
   options = dict(learning_rate=0.1, total_steps=20) | kwargs
   with pytest.raises(UserError, match=message):
-    schedules.make(**options)
+    schedules.Rate(**options)

@@ -14,7 +14,6 @@ Hugging Face, or a published name. The evaluations are those of the run, or
 import json
 import math
 import pathlib
-import sys
 from collections.abc import Sequence
 
 from vit_jax.commands import _cli, _config_file
@@ -123,7 +122,3 @@ def _write(args, results) -> None:
   except OSError as e:
     raise UserError(f'cannot write --output={args.output}: {e}') from e
   show(f'results: {path}')
-
-
-if __name__ == '__main__':
-  sys.exit(main())

@@ -75,7 +75,7 @@ def make(
       ViT-G); 'muon' (kernels of attention, MLP and convolutional stem; Adam for
       the others).
     schedule: with warmup_steps, cooldown_steps, end_learning_rate,
-      timescale_steps and stair_steps: see `schedules.make`.
+      timescale_steps and stair_steps: see `schedules.Rate`.
     b1, b2, eps: of Adam, LAMB and Muon's Adam, default 0.9, 0.999, 1e-8; b1
       and b2 of Lion, default 0.9, 0.99; b2 (the largest decay) and eps of
       Adafactor, default 0.999, 1e-30.
@@ -110,7 +110,7 @@ def make(
     UserError: a value out of range, a key without effect, or rules that do not
       fit the parameters.
   """
-  rate = schedules.make(
+  rate = schedules.Rate(
     schedule,
     learning_rate=learning_rate,
     total_steps=total_steps,

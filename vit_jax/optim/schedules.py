@@ -1,8 +1,8 @@
 """Schedules: learning rates and other numbers as functions of the update."""
 
+import dataclasses
 import functools
 import math
-import numbers
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,21 +14,13 @@ from vit_jax.errors import UserError
 
 NAMES = ('cosine', 'linear', 'rsqrt', 'constant', 'deit')
 
+_TIMESCALE_STEPS = 10_000  # big_vision's.
 _DEIT_START = 1e-6  # Of the warm-up of DeiT and DeiT-III.
 
 
-def make(
-  schedule: str,
-  *,
-  learning_rate: float,
-  total_steps: int,
-  warmup_steps: int = 0,
-  cooldown_steps: int = 0,
-  end_learning_rate: float | None = None,
-  timescale_steps: int | None = None,
-  stair_steps: int | None = None,
-) -> Callable[[jax.Array], jax.Array]:
-  """Returns `rate(k)`, float32, for update number k = 1 .. total_steps.
+@dataclasses.dataclass(frozen=True)
+class Rate:
+  """The learning rate: `rate(k)`, float32, for update k = 1 .. total_steps.
 
   With W = warmup_steps, T = total_steps, p = clip((k - W) / (T - W), 0, 1),
   base = learning_rate and end = end_learning_rate:
@@ -57,54 +49,116 @@ def make(
     cooldown_steps: not into the warm-up.
     end_learning_rate: where cosine and linear (default 0) and every cool-down
       (default 0) end, in [0, learning_rate].
-    timescale_steps: of rsqrt, default 10,000 (big_vision).
+    timescale_steps: of rsqrt, default 10,000.
     stair_steps: of 'deit', and needed there: updates that have one rate.
 
   Raises:
     UserError: a value out of range, or one that has no effect; all of them in
       one message.
   """
-  problems = _problems(
-    schedule,
-    learning_rate,
-    total_steps,
-    warmup_steps,
-    cooldown_steps,
-    end_learning_rate,
-    timescale_steps,
-  )
-  problems += _stair_problems(schedule, stair_steps, learning_rate)
-  if problems:
-    raise UserError('optimizer: ' + '; '.join(problems))
-  base, end = learning_rate, end_learning_rate or 0.0
-  timescale_steps = 10_000 if timescale_steps is None else timescale_steps
 
-  def rate(k: jax.Array | int) -> jax.Array:
+  schedule: str
+  _: dataclasses.KW_ONLY
+  learning_rate: float
+  total_steps: int
+  warmup_steps: int = 0
+  cooldown_steps: int = 0
+  end_learning_rate: float | None = None
+  timescale_steps: int | None = None
+  stair_steps: int | None = None
+
+  def __post_init__(self):
+    if problems := [*self._problems(), *self._stair_problems()]:
+      raise UserError('optimizer: ' + '; '.join(problems))
+
+  def __call__(self, k: jax.Array | int) -> jax.Array:
     k = jnp.asarray(k, jnp.float32)
-    if schedule == 'deit':
-      epoch = jnp.maximum(jnp.floor((k - 1) / stair_steps) - 1, 0)
-      return _deit(
-        stair_steps * epoch, base, end, warmup_steps, max(total_steps, 1)
-      )
-    decay_steps = max(total_steps - warmup_steps, 1)
-    progress = jnp.clip((k - warmup_steps) / decay_steps, 0.0, 1.0)
-    if schedule == 'cosine':
+    base, end = self.learning_rate, self.end_learning_rate or 0.0
+    warmup, total = self.warmup_steps, self.total_steps
+    if self.schedule == 'deit':
+      epoch = jnp.maximum(jnp.floor((k - 1) / self.stair_steps) - 1, 0)
+      return _deit(self.stair_steps * epoch, base, end, warmup, max(total, 1))
+    progress = jnp.clip((k - warmup) / max(total - warmup, 1), 0.0, 1.0)
+    if self.schedule == 'cosine':
       value = end + (base - end) * 0.5 * (1 + jnp.cos(math.pi * progress))
-    elif schedule == 'linear':
+    elif self.schedule == 'linear':
       value = end + (base - end) * (1 - progress)
-    elif schedule == 'rsqrt':
-      decayed = jnp.maximum(k - warmup_steps, 0) / timescale_steps
+    elif self.schedule == 'rsqrt':
+      timescale = self.timescale_steps or _TIMESCALE_STEPS
+      decayed = jnp.maximum(k - warmup, 0) / timescale
       value = base / jnp.sqrt(1 + decayed)
     else:
       value = jnp.full_like(k, base)
-    if warmup_steps:
-      value = value * jnp.minimum(1.0, k / warmup_steps)
-    if cooldown_steps:
-      left = jnp.clip((total_steps - k) / cooldown_steps, 0.0, 1.0)
+    if warmup:
+      value = value * jnp.minimum(1.0, k / warmup)
+    if self.cooldown_steps:
+      left = jnp.clip((total - k) / self.cooldown_steps, 0.0, 1.0)
       value = end + (value - end) * left
     return value
 
-  return rate
+  def _problems(self) -> list[str]:
+    schedule, learning_rate = self.schedule, self.learning_rate
+    total_steps, warmup_steps = self.total_steps, self.warmup_steps
+    cooldown_steps, timescale_steps = self.cooldown_steps, self.timescale_steps
+    problems = []
+    if schedule not in NAMES:
+      problems.append(f'schedule={schedule!r}; expected one of {list(NAMES)}')
+    for key in ('total_steps', 'warmup_steps', 'cooldown_steps'):
+      steps = getattr(self, key)
+      if not is_number(steps) or steps < 0 or steps != int(steps):
+        problems.append(f'{key}={steps!r} must be a whole number >= 0')
+    if not is_number(learning_rate) or learning_rate <= 0:
+      problems.append(f'learning_rate={learning_rate!r} must be a number > 0')
+    if problems:
+      return problems  # What follows compares these numbers.
+    if 0 < total_steps <= warmup_steps:
+      problems.append(
+        f'warmup_steps={warmup_steps} must be less than the {total_steps} '
+        'steps of the run: the learning rate would never reach its peak'
+      )
+    elif schedule == 'deit' and cooldown_steps:
+      problems.append("cooldown_steps has no effect with schedule='deit'")
+    elif 0 < total_steps < warmup_steps + cooldown_steps:
+      problems.append(
+        f'warmup_steps={warmup_steps} and cooldown_steps={cooldown_steps} '
+        f'overlap in a run of {total_steps} steps'
+      )
+    if (end := self.end_learning_rate) is not None:
+      if not is_number(end) or not 0 <= end <= learning_rate:
+        problems.append(
+          f'end_learning_rate={end!r} must lie between 0 and '
+          f'learning_rate={learning_rate!r}'
+        )
+      if schedule in ('rsqrt', 'constant') and not cooldown_steps:
+        problems.append(
+          f'end_learning_rate has no effect with schedule={schedule!r} and no '
+          'cooldown_steps: remove it or add a cool-down'
+        )
+    if timescale_steps is not None:
+      if schedule != 'rsqrt':
+        problems.append(
+          f'timescale_steps has no effect with schedule={schedule!r}: remove it'
+        )
+      elif not is_number(timescale_steps) or timescale_steps <= 0:
+        problems.append(f'timescale_steps={timescale_steps!r} must be positive')
+    return problems
+
+  def _stair_problems(self) -> list[str]:
+    if self.schedule != 'deit':
+      if self.stair_steps is None:
+        return []
+      return [
+        f'stair_steps has no effect with schedule={self.schedule!r}: remove it'
+      ]
+    problems, steps = [], self.stair_steps
+    if not isinstance(steps, int) or steps < 1:
+      problems.append(
+        "schedule='deit' needs stair_steps or stair_epochs, the updates that "
+        f'have one rate; got stair_steps={steps!r}'
+      )
+    if is_number(self.learning_rate) and self.learning_rate <= _DEIT_START:
+      problems.append(f"schedule='deit' rises from {_DEIT_START} to its peak")
+    return problems
 
 
 def between(
@@ -182,88 +236,9 @@ def _deit(t, base, end, warmup_steps: int, total_steps: int) -> jax.Array:
   return jnp.where(t < warmup_steps, rising, value)
 
 
-def _stair_problems(schedule, stair_steps, learning_rate) -> list[str]:
-  if schedule != 'deit':
-    if stair_steps is None:
-      return []
-    return [f'stair_steps has no effect with schedule={schedule!r}: remove it']
-  problems = []
-  if not isinstance(stair_steps, int) or stair_steps < 1:
-    problems.append(
-      f"schedule='deit' needs stair_steps or stair_epochs, the updates that "
-      f'have one rate; got stair_steps={stair_steps!r}'
-    )
-  if is_number(learning_rate) and learning_rate <= _DEIT_START:
-    problems.append(f"schedule='deit' rises from {_DEIT_START} to its peak")
-  return problems
-
-
-def _problems(
-  schedule,
-  learning_rate,
-  total_steps,
-  warmup_steps,
-  cooldown_steps,
-  end_learning_rate,
-  timescale_steps,
-) -> list[str]:
-  """Returns what is wrong with the arguments of `make`."""
-  problems = []
-  if schedule not in NAMES:
-    problems.append(f'schedule={schedule!r}; expected one of {list(NAMES)}')
-  durations = dict(
-    total_steps=total_steps,
-    warmup_steps=warmup_steps,
-    cooldown_steps=cooldown_steps,
-  )
-  for key, steps in durations.items():
-    if not is_number(steps) or steps < 0 or steps != int(steps):
-      problems.append(f'{key}={steps!r} must be a whole number >= 0')
-  if not is_number(learning_rate) or learning_rate <= 0:
-    problems.append(f'learning_rate={learning_rate!r} must be a number > 0')
-  if problems:
-    return problems  # What follows compares these numbers.
-  if 0 < total_steps <= warmup_steps:
-    problems.append(
-      f'warmup_steps={warmup_steps} must be less than the {total_steps} steps '
-      'of the run: the learning rate would never reach its peak'
-    )
-  elif schedule == 'deit' and cooldown_steps:
-    problems.append("cooldown_steps has no effect with schedule='deit'")
-  elif 0 < total_steps < warmup_steps + cooldown_steps:
-    problems.append(
-      f'warmup_steps={warmup_steps} and cooldown_steps={cooldown_steps} '
-      f'overlap in a run of {total_steps} steps'
-    )
-  if end_learning_rate is not None:
-    end = end_learning_rate
-    if not is_number(end) or not 0 <= end <= learning_rate:
-      problems.append(
-        f'end_learning_rate={end!r} must lie between 0 and '
-        f'learning_rate={learning_rate!r}'
-      )
-    if schedule in ('rsqrt', 'constant') and not cooldown_steps:
-      problems.append(
-        f'end_learning_rate has no effect with schedule={schedule!r} and no '
-        'cooldown_steps: remove it or add a cool-down'
-      )
-  if timescale_steps is not None:
-    if schedule != 'rsqrt':
-      problems.append(
-        f'timescale_steps has no effect with schedule={schedule!r}: remove it'
-      )
-    elif not is_number(timescale_steps) or timescale_steps <= 0:
-      problems.append(f'timescale_steps={timescale_steps!r} must be positive')
-  return problems
-
-
 def is_number(value: Any) -> bool:
   """Returns whether a value of a config is a finite real number, not a bool."""
-  return (
-    isinstance(value, numbers.Real)
-    and not isinstance(value, bool)
-    and math.isfinite(value)
-  )
+  return lookup.expected(float, value) is None
 
 
 def in_range(value: Any, *, gt=None, ge=None, lt=None, le=None) -> bool:

@@ -54,14 +54,13 @@ def constrain(x: jax.Array, dims: str) -> jax.Array:
   of_tensor = [dim for dim in dims if dim in _TENSOR_DIMS]
   if not of_tensor and split_tokens:
     of_tensor = ['L']
-  # Axes over which `jax.shard_map` has split the arrays already.
-  around = jax.sharding.get_abstract_mesh()
-  done = () if around.empty else around.manual_axes
-  axes = {'B': _free(_BATCH_AXES, done)}
+  left = _axes_left(mesh)
+  axes = {'B': _axes(_BATCH_AXES, left)}
   if of_tensor:
-    axes[of_tensor[0]] = _free(('tensor',), done)
+    axes[of_tensor[0]] = _axes(('tensor',), left)
   spec = P(*(axes.get(dim) for dim in dims))
-  sharding = spec if done else NamedSharding(mesh, spec)
+  inside = len(left) < len(mesh.shape)  # Of `jax.shard_map`, with its mesh.
+  sharding = spec if inside else NamedSharding(mesh, spec)
   return jax.lax.with_sharding_constraint(x, sharding)
 
 
@@ -106,7 +105,7 @@ def on_each_device(
     return fn(*whole, *arrays)
   mesh, _ = _current.get()
   left = _axes_left(mesh)
-  spec = P(tuple(axis for axis in _BATCH_AXES if axis in left) or None)
+  spec = P(_axes(_BATCH_AXES, left))
   inside = len(left) < len(mesh.shape)  # The mesh is then known, and partly
   return jax.shard_map(  # split already.
     fn,
@@ -125,5 +124,5 @@ def _axes_left(mesh: Mesh) -> list[str]:
   return [axis for axis in mesh.axis_names if axis not in done]
 
 
-def _free(axes: tuple[str, ...], done) -> tuple[str, ...] | None:
-  return tuple(axis for axis in axes if axis not in done) or None
+def _axes(wanted: tuple[str, ...], left) -> tuple[str, ...] | None:
+  return tuple(axis for axis in wanted if axis in left) or None

@@ -10,25 +10,10 @@ from typing import Any
 class Clock:
   """Measures the training speed over the time since the last report.
 
-  ```python
-  clock = Clock(batch_size, step=restored_step)
-  for step in range(restored_step + 1, total_steps + 1):
-    with clock.waiting():
-      batch = next(batches)
-    state, metrics = train_step(state, batch)
-    if step == restored_step + 1:
-      jax.block_until_ready(metrics)
-      seconds = clock.start(step)  # Compilation and everything before it.
-    if time_to_log:
-      metrics = fetch(metrics)  # Waits for the device.
-      metrics |= clock.report(step)
-    if time_to_evaluate:
-      with clock.pause():
-        evaluate(state)
-  ```
-
-  A step that the device has not finished belongs to the report after it, so a
-  report follows the fetching of its step's metrics, and so should a pause.
+  `train.train` shows its use: `start` after the first step, `waiting` around
+  the input, `pause` around evaluations. A step that the device has not finished
+  belongs to the report after it, so a report follows the fetching of its step's
+  metrics, and so should a pause.
   """
 
   def __init__(

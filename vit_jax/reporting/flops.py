@@ -34,12 +34,6 @@ def count(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
   dearest branch counts, and under `shard_map` all devices together. Zeros count
   as well: the padding of a convolution, and what a mask hides in attention.
 
-  ```python
-  image = jax.ShapeDtypeStruct((1, 224, 224, 3), 'float32')
-  forward = lambda params, image: model.apply(params, image)['logits']
-  per_image = flops.count(forward, params, image)
-  ```
-
   Raises:
     ValueError: a `while` loop of unknown length holds matrix products.
   """

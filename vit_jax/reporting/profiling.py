@@ -7,11 +7,9 @@ from typing import Any
 
 import jax
 
-from vit_jax.errors import UserError
 
-
-def problem(steps: Any, total_steps: int | None) -> str | None:
-  """Returns what is wrong with 'START:STOP'; None if nothing is."""
+def problem(steps: Any, total_steps: int) -> str | None:
+  """Returns what is wrong with 'START:STOP' of a config; None if nothing is."""
   if steps is None:
     return None
   match = re.fullmatch(r'([0-9]+):([0-9]+)', str(steps))
@@ -20,7 +18,7 @@ def problem(steps: Any, total_steps: int | None) -> str | None:
       f'profile={steps!r}: expected START:STOP, the first and the last step to '
       "trace, such as '10:12'"
     )
-  if total_steps is not None and int(match[1]) > total_steps:
+  if int(match[1]) > total_steps:
     return (
       f'profile={steps!r} begins after the last step of the run, which is '
       f'{total_steps}'
@@ -30,13 +28,6 @@ def problem(steps: Any, total_steps: int | None) -> str | None:
 
 class Trace:
   """A context manager that traces the steps START to STOP of a loop.
-
-  ```python
-  with Trace(workdir / 'profile', '10:12') as trace:
-    for step in range(1, total_steps + 1):
-      trace.before(step, state)
-      state = train_step(state)
-  ```
 
   Process 0 traces itself and its devices. To look at it: TensorBoard with the
   plugin `xprof`, or `xprof --logdir=<workdir>/profile`.
@@ -54,20 +45,15 @@ class Trace:
 
     Args:
       directory: where the trace goes.
-      steps: 'START:STOP', the first and the last step, or None for no trace.
+      steps: a text in which `problem` finds nothing wrong, or None.
       restored_step: the loop begins after this one.
       on_log: called with a line where START is not after it.
-
-    Raises:
-      UserError: another text.
     """
     self._directory = os.fspath(directory)
     self._first = self._last = None
     self._is_tracing = False
     if steps is None:
       return
-    if found := problem(steps, None):
-      raise UserError(found)
     first, last = map(int, steps.split(':'))
     if first <= restored_step:
       on_log(

@@ -19,15 +19,7 @@ from vit_jax.printable import printable_lines, show
 
 
 class Progress:
-  """A context manager that shows how far a run is and leaves the screen tidy.
-
-  ```python
-  with Progress(total_steps) as progress:
-    progress.update(step)  # After every step; cheap.
-    progress.update(step, metrics, eta_seconds=clock.eta_seconds(...))
-    progress.log('checkpoint saved')
-  ```
-  """
+  """A context that shows how far a run is and leaves the screen tidy."""
 
   def __init__(
     self,

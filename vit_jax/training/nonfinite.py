@@ -4,6 +4,7 @@
 out; here the fetched metrics of each step are checked on the host.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -29,36 +30,31 @@ _CHANGES = (
 )
 
 
+@dataclasses.dataclass
 class Check:
-  """Follows the metrics of a run and says when and why it has to end."""
+  """Follows the metrics of a run and says when and why it has to end.
 
-  def __init__(
-    self,
-    on_nonfinite: str,
-    *,
-    input: pipeline.TrainInput,
-    total_steps: int,
-    max_consecutive_skips: int = MAX_CONSECUTIVE_SKIPS,
-  ):
-    """Keeps the limits.
+  Args:
+    on_nonfinite: `'stop'`, at the first metric that is not finite, or `'skip'`.
+    input: its batch is read again, on the host, where the run has to end.
+    max_consecutive_skips: updates in a row that may be skipped.
 
-    Args:
-      on_nonfinite: `'stop'`, at the first metric that is not finite, or
-        `'skip'`.
-      input: its batch is read again, on the host, where the run has to end.
-      max_consecutive_skips: updates in a row that may be skipped.
+  Raises:
+    UserError: a limit below 1.
+  """
 
-    Raises:
-      UserError: a limit below 1.
-    """
-    if max_consecutive_skips < 1:
+  on_nonfinite: str
+  _: dataclasses.KW_ONLY
+  input: pipeline.TrainInput
+  total_steps: int
+  max_consecutive_skips: int = MAX_CONSECUTIVE_SKIPS
+
+  def __post_init__(self):
+    if self.max_consecutive_skips < 1:
       raise UserError(
-        f'max_consecutive_skips={max_consecutive_skips}: expected 1 or more'
+        f'max_consecutive_skips={self.max_consecutive_skips}: expected 1 or '
+        'more'
       )
-    self._stops = on_nonfinite == 'stop'
-    self._input = input
-    self._total_steps = total_steps
-    self._max_consecutive_skips = max_consecutive_skips
     self._in_a_row = 0  # How many of the newest steps were skipped.
     self.skipped_updates = 0  # Of the whole run so far.
 
@@ -81,18 +77,18 @@ class Check:
         is none; called only where the run has to end.
     """
     bad = {k: float(v) for k, v in metrics.items() if not math.isfinite(v)}
-    if self._stops:
+    if self.on_nonfinite == 'stop':
       return self._stopped(step, bad, find_good()) if bad else None
     self.skipped_updates = int(metrics['train/skipped_updates'])
     # For these `train_step` skips an update.
     skipped = not bad.keys().isdisjoint({'train/loss', 'train/grad_norm'})
     self._in_a_row = self._in_a_row + 1 if skipped else 0
-    if self._in_a_row >= self._max_consecutive_skips:
+    if self._in_a_row >= self.max_consecutive_skips:
       found = (
         f'the last {self._in_a_row} updates were skipped '
-        f'(max_consecutive_skips={self._max_consecutive_skips})'
+        f'(max_consecutive_skips={self.max_consecutive_skips})'
       )
-    elif step == self._total_steps == self.skipped_updates:
+    elif step == self.total_steps == self.skipped_updates:
       found = f'all {step} updates of the run were skipped'
     else:
       return None
@@ -139,7 +135,7 @@ class Check:
       shown = '; '.join(names[:_MAX_NAMED])
       if len(names) > _MAX_NAMED:
         shown += f'; and {len(names) - _MAX_NAMED} more'
-      other = f', or {last}' if self._stops else '.'
+      other = f', or {last}' if self.on_nonfinite == 'stop' else '.'
       return (
         f'The cause is the data: {shown}. Repair or remove these examples'
         f'{other}'
@@ -155,7 +151,7 @@ class Check:
 
   def _bad_examples(self, step: int) -> list[str]:
     """Returns what is wrong with the examples of a step, of this process."""
-    batches = self._input.batches(step - 1)
+    batches = self.input.batches(step - 1)
     try:
       batch = dict(next(batches))
     finally:
@@ -166,12 +162,12 @@ class Check:
       rows = values.reshape(len(values), -1)
       if values.dtype.kind == 'f':
         found.append((~np.isfinite(rows), f'{key} with NaN or infinity'))
-      elif key == 'label' and self._input.num_classes:
-        unknown = (rows < 0) | (rows >= self._input.num_classes)
+      elif key == 'label' and self.input.num_classes:
+        unknown = (rows < 0) | (rows >= self.input.num_classes)
         found.append(
-          (unknown, f'label outside 0..{self._input.num_classes - 1}')
+          (unknown, f'label outside 0..{self.input.num_classes - 1}')
         )
-    describe = self._input.source.describe
+    describe = self.input.source.describe
     return [
       f'{printable(describe(int(index)))}: {what}'
       for bad, what in found
