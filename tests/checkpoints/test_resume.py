@@ -156,13 +156,13 @@ def test_other_settings_may_differ_and_are_listed():
   optimizer = {'learning_rate': 5e-4, 'schedule': {'name': 'linear'}}
   config = dict(CONFIG, optimizer=optimizer, seed=1)
   check(config=config)
-  assert resume.other_differences(meta_of(), config) == [
+  assert resume.differences(meta_of()['config'], config) == [
     'optimizer.learning_rate: 0.001 in the checkpoint, 0.0005 in the config',
     "optimizer.schedule.name: 'cosine' in the checkpoint, 'linear' in the "
     'config',
     'seed: not set in the checkpoint, 1 in the config',
   ]
-  assert resume.other_differences(meta_of(), CONFIG) == []
+  assert resume.differences(meta_of()['config'], CONFIG) == []
 
 
 def test_not_a_number_is_no_difference():

@@ -190,7 +190,7 @@ class Checkpointer:
     if named is None:
       return None
     self._ours.add(step)
-    for line in resume.other_differences(meta, config):
+    for line in resume.differences(meta['config'], config):
       self._log(f'changed since the checkpoint of step {step}: {line}')
     state = trees.map_named(lambda name, _: named[name], abstract_state)
     return state, meta

@@ -54,29 +54,13 @@ def check(
     )
 
 
-def other_differences(
-  meta: Mapping[str, Any], config: Mapping[str, Any]
-) -> list[str]:
+def differences(saved: Any, current: Any, name: str = '') -> list[str]:
   """Returns one line for every setting that is not as in the checkpoint."""
-  return _differences(meta['config'], config)
-
-
-def _model_differences(saved, config) -> list[str]:
-  # A run may continue with other values of what costs and computes the same.
-  cost = lookup.model_fields(config.get('model') or {}, 'cost', trusted=True)
-  saved, current = (
-    {k: v for k, v in (c.get('model') or {}).items() if k not in cost}
-    for c in (saved, config)
-  )
-  return _differences(saved, current, 'model')
-
-
-def _differences(saved: Any, current: Any, name: str = '') -> list[str]:
   if isinstance(saved, dict) and isinstance(current, dict):
     return [
       line
       for key in dict.fromkeys([*saved, *current])
-      for line in _differences(
+      for line in differences(
         saved.get(key, _NOT_SET),
         current.get(key, _NOT_SET),
         f'{name}.{key}' if name else key,
@@ -86,6 +70,16 @@ def _differences(saved: Any, current: Any, name: str = '') -> list[str]:
   if repr(saved) == repr(current):
     return []
   return [f'{name}: {saved!r} in the checkpoint, {current!r} in the config']
+
+
+def _model_differences(saved, config) -> list[str]:
+  # A run may continue with other values of what costs and computes the same.
+  cost = lookup.model_fields(config.get('model') or {}, 'cost', trusted=True)
+  saved, current = (
+    {k: v for k, v in (c.get('model') or {}).items() if k not in cost}
+    for c in (saved, config)
+  )
+  return differences(saved, current, 'model')
 
 
 class _NotSet:

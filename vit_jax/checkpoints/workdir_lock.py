@@ -73,16 +73,18 @@ class Lock:
 
   def refresh(self) -> None:
     """Shows runs on other machines that this one is alive."""
-    owner = _read(self._path)
-    if owner is not None and owner.get('token') == self._token:
+    if self._is_ours():
       os.utime(self._path)  # Takes no space: a full disk does not matter.
 
   def release(self) -> None:
     """Removes the lock if it is still ours."""
-    owner = _read(self._path)
-    if owner is not None and owner.get('token') == self._token:
+    if self._is_ours():
       self._path.unlink(missing_ok=True)
     _held.discard(self._token)
+
+  def _is_ours(self) -> bool:
+    owner = _read(self._path)
+    return owner is not None and owner.get('token') == self._token
 
 
 @contextlib.contextmanager

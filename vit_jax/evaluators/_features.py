@@ -175,7 +175,7 @@ def put_rows(
     mesh: whose axes data and fsdp share M.
     block: M is the next number of which each device has a multiple of these.
   """
-  parts = _rows.padded(1, mesh) * block
+  parts = mesh_lib.padded(1, mesh) * block
   num_rows = math.ceil(len(x_N) / parts) * parts
 
   def rows(index):

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from vit_jax import losses
-from vit_jax.evaluators import _features, _rows
+from vit_jax.evaluators import _features
 from vit_jax.parallel import mesh as mesh_lib
 
 Heads = dict[str, jax.Array]
@@ -126,7 +126,7 @@ def _put(
 
   The rows are features, labels and whether a row is no padding.
   """
-  per_device = math.ceil(len(features.x) / _rows.padded(1, mesh))
+  per_device = math.ceil(len(features.x) / mesh_lib.padded(1, mesh))
   num_blocks = math.ceil(per_device * num_classes / _MAX_LOGITS)
   block = math.ceil(per_device / num_blocks)
   columns = features.x, features.label, np.ones(len(features.x), bool)
@@ -143,7 +143,7 @@ def _sum_over_blocks(function, argument, rows, block: int, mesh):
     rows: arrays `[M, ...]` from `_put`.
     block: rows of a block on each device.
   """
-  parts = _rows.padded(1, mesh)
+  parts = mesh_lib.padded(1, mesh)
 
   def blocks(x_M):
     """Returns `[K, block on every device, ...]`, as sharded as before."""

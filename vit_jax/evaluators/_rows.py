@@ -1,8 +1,8 @@
 """A function of a model's outputs for every example of a split, on the host."""
 
+import dataclasses
 import functools
 import logging
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -15,47 +15,44 @@ from vit_jax.parallel import mesh as mesh_lib
 _log = logging.getLogger(__name__)
 
 
+@dataclasses.dataclass(eq=False)
 class Rows:
   """A split whose examples count exactly once each, in order.
+
+  Args:
+    batch_size: global batch; rounded up to a multiple of the devices that share
+      a batch. It does not change the result.
+    name: of the split in messages; None is the data section.
+    Others: see `pipeline.EvalInput`.
 
   Attributes:
     input: the `pipeline.EvalInput`.
     num_skipped: after a `map`, how many examples could not be read; None
       unless on_error='skip'.
+
+  Raises:
+    UserError: an option or the data.
   """
 
-  def __init__(
-    self,
-    mesh: jax.sharding.Mesh,
-    *,
-    data: Mapping[str, Any],
-    ops: str,
-    batch_size: int,
-    on_error: str = 'stop',
-    num_threads: int | None = None,
-    name: str | None = None,
-  ):
-    """Opens the data; see `pipeline.EvalInput`.
+  mesh: jax.sharding.Mesh
+  _: dataclasses.KW_ONLY
+  data: Mapping[str, Any]
+  ops: str
+  batch_size: int
+  on_error: str = 'stop'
+  num_threads: int | None = None
+  name: str | None = None
 
-    Args:
-      batch_size: global batch; rounded up to a multiple of the devices that
-        share a batch. It does not change the result.
-      name: of the split in messages; None is the data section.
-
-    Raises:
-      UserError: an option or the data.
-    """
+  def __post_init__(self):
     self.input = pipeline.EvalInput(
-      data=data,
-      ops=ops,
-      batch_size=padded(batch_size, mesh),
-      on_error=on_error,
-      num_threads=num_threads,
-      sharding=mesh_lib.batch_sharding(mesh),
+      data=self.data,
+      ops=self.ops,
+      batch_size=mesh_lib.padded(self.batch_size, self.mesh),
+      on_error=self.on_error,
+      num_threads=self.num_threads,
+      sharding=mesh_lib.batch_sharding(self.mesh),
     )
     self.num_skipped: int | None = None
-    self._mesh, self._skips = mesh, on_error == 'skip'
-    self._name = dict(data) if name is None else name
 
   def map(
     self, function: Callable[..., Mapping[str, Any]], params: Any, **options
@@ -73,23 +70,23 @@ class Rows:
       params: of the model, on the devices.
       **options: static, hashable.
     """
-    split = mesh_lib.batch_sharding(self._mesh)
+    split = mesh_lib.batch_sharding(self.mesh)
     batches = pipeline.prefetch_to_device(iter(self.input), split)
     results = (
-      call(function, params, batch, self._mesh, **options) for batch in batches
+      call(function, params, batch, self.mesh, **options) for batch in batches
     )
     num_read = 0
     for rows in fetch_one_behind(results):
       mask = rows.pop('mask')
       num_read += int(mask.sum())
       yield {key: value[mask] for key, value in rows.items()}
-    if self._skips:
+    if self.on_error == 'skip':
       self.num_skipped = self.input.num_examples - num_read
     if self.input.skipped:
       _log.warning(
         'skipped %d examples of %s that cannot be read, among them:\n  %s',
         self.input.skipped,
-        self._name,
+        dict(self.data) if self.name is None else self.name,
         '\n  '.join(self.input.skipped_names),
       )
 
@@ -109,12 +106,6 @@ def call(
     options=tuple(sorted(options.items())),
     out_sharding=mesh_lib.replicated(mesh),
   )
-
-
-def padded(num_rows: int, mesh: jax.sharding.Mesh) -> int:
-  """Returns the next multiple of the devices that share a batch."""
-  parts = mesh.shape['data'] * mesh.shape['fsdp']
-  return math.ceil(num_rows / parts) * parts
 
 
 def fetch_one_behind(results: Iterable[Any]) -> Iterator[Any]:

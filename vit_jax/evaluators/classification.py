@@ -6,8 +6,9 @@ depend on the batch size or on the number of devices.
 """
 
 import collections
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -20,58 +21,54 @@ from vit_jax.evaluators import _rows
 NUM_BINS = 15  # Guo et al. 2017, table 1.
 
 
+@dataclasses.dataclass(eq=False)
 class Evaluator:
-  """Scores a model's logits against the labels of a split."""
+  """Scores a model's logits against the labels of a split.
 
-  lower_is_better = ('loss', 'expected_calibration_error')
+  Args:
+    predict: `(params, batch) -> {'logits': [B, Y], ...}`, jittable.
+    mesh: the devices.
+    data: the source, as in the input section of a config.
+    ops: the host ops, as in the input section of a config.
+    batch_size: of the forward pass; it does not change the result.
+    loss: 'softmax' or 'sigmoid': what the model was trained with. It affects
+      the loss and the confidence (see `run`), not the accuracies.
+    per_class: adds a top-1 for every class, and their mean.
+    on_error: 'stop' or 'skip' where an image cannot be read.
+    num_threads: see `pipeline.TrainInput`.
 
-  def __init__(
-    self,
-    predict: Callable[..., Mapping[str, jax.Array]],
-    mesh: jax.sharding.Mesh,
-    *,
-    data: Mapping[str, Any],
-    ops: str,
-    batch_size: int,
-    loss: str = 'softmax',
-    per_class: bool = False,
-    on_error: str = 'stop',
-    num_threads: int | None = None,
-  ):
-    """Opens the data.
+  Raises:
+    UserError: an option or the data.
+  """
 
-    Args:
-      predict: `(params, batch) -> {'logits': [B, Y], ...}`, jittable.
-      mesh: the devices.
-      data: the source, as in the input section of a config.
-      ops: the host ops, as in the input section of a config.
-      batch_size: of the forward pass; it does not change the result.
-      loss: 'softmax' or 'sigmoid': what the model was trained with. It affects
-        the loss and the confidence (see `run`), not the accuracies.
-      per_class: adds a top-1 for every class, and their mean.
-      on_error: 'stop' or 'skip' where an image cannot be read.
-      num_threads: see `pipeline.TrainInput`.
+  predict: Callable[..., Mapping[str, jax.Array]]
+  mesh: jax.sharding.Mesh
+  _: dataclasses.KW_ONLY
+  data: Mapping[str, Any]
+  ops: str
+  batch_size: int
+  loss: str = 'softmax'
+  per_class: bool = False
+  on_error: str = 'stop'
+  num_threads: int | None = None
 
-    Raises:
-      UserError: an option or the data.
-    """
-    losses.cross_entropy(loss)
+  lower_is_better: ClassVar = ('loss', 'expected_calibration_error')
+
+  def __post_init__(self):
+    losses.cross_entropy(self.loss)
     self._split = _rows.Rows(
-      mesh,
-      data=data,
-      ops=ops,
-      batch_size=batch_size,
-      on_error=on_error,
-      num_threads=num_threads,
+      self.mesh,
+      data=self.data,
+      ops=self.ops,
+      batch_size=self.batch_size,
+      on_error=self.on_error,
+      num_threads=self.num_threads,
     )
     data_input = self._split.input
     if 'label' not in data_input.element_spec():
-      raise UserError(f'the examples of {dict(data)} have no label')
+      raise UserError(f'the examples of {dict(self.data)} have no label')
     self.inputs = {'data': data_input}
     self.num_classes = data_input.num_classes
-    self._class_names = data_input.class_names
-    self._predict, self._loss = predict, loss
-    self._per_class, self._data = per_class, dict(data)
 
   def run(self, params: Any) -> dict[str, float]:
     """Returns what the model achieves on the whole split.
@@ -98,15 +95,15 @@ class Evaluator:
     Raises:
       UserError: labels that do not fit the model, or no labelled example.
     """
-    sums = _Sums(self._per_class)
+    sums = _Sums(self.per_class)
     for rows in self._split.map(
-      _score, params, predict=self._predict, loss=self._loss
+      _score, params, predict=self.predict, loss=self.loss
     ):
       self._check_labels(rows)
       sums.add(rows)
     if not sums.num_examples:
-      raise UserError(f'no example of {self._data} has a label')
-    result = sums.result(self._class_names)
+      raise UserError(f'no example of {dict(self.data)} has a label')
+    result = sums.result(self._split.input.class_names)
     if self._split.num_skipped is not None:
       result['num_skipped'] = self._split.num_skipped
     if sums.num_read > sums.num_examples:
@@ -117,14 +114,14 @@ class Evaluator:
     unknown = rows['label'][rows['unknown']]
     if unknown.size:
       raise UserError(
-        f'{self._data} has the labels {sorted(set(unknown.tolist()))[:5]}, but '
-        f'the model has {rows["num_classes"][0]} classes: set '
+        f'{dict(self.data)} has the labels {sorted(set(unknown.tolist()))[:5]},'
+        f' but the model has {rows["num_classes"][0]} classes: set '
         'model.num_classes or choose another dataset'
       )
-    if self._per_class and rows['label'].ndim == 2:
+    if self.per_class and rows['label'].ndim == 2:
       raise UserError(
-        f'per_class=True needs one label for each example; {self._data} has '
-        'multi-hot labels'
+        f'per_class=True needs one label for each example; {dict(self.data)}'
+        ' has multi-hot labels'
       )
 
 

@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import itertools
-import math
 import os
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -52,8 +51,7 @@ class Forward:
     """
     if not isinstance(batch_size, int) or batch_size < 1:
       raise UserError(f'batch_size is at least 1; got {batch_size!r}')
-    parts = mesh.shape['data'] * mesh.shape['fsdp']
-    self.batch_size = math.ceil(batch_size / parts) * parts
+    self.batch_size = mesh_lib.padded(batch_size, mesh)
     self.module = build_model(weights)
     named = weights.params
     if weights.model.get('scan'):

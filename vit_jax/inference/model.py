@@ -56,12 +56,8 @@ def load(
     ema=ema,
     **options,
   )
-  given = {'ops': ops, 'device_ops': device_ops}
-  given = {key: value for key, value in given.items() if value is not None}
   weights = dataclasses.replace(
-    weights,
-    preprocess=weights.preprocess | given,
-    trusted=weights.trusted | given.keys(),
+    weights.with_preprocess(ops=ops, device_ops=device_ops),
     class_names=classes.names_of(weights, class_names),
     source=dict(weights.source, loss=classes.loss_of(weights, loss)),
   )

@@ -1,5 +1,6 @@
 """The optimizer of a config as a chain of optax transforms."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -155,11 +156,11 @@ def make(
   if weight_decay or name == 'lamb':
     rules = DECAY_KERNELS if weight_decay_mults is None else weight_decay_mults
     mults = _multipliers('weight_decay_mults', rules, names, ge=0)
+    add = functools.partial(_add_decay, mults)
     if isinstance(weight_decay, lookup.SECTION):
-      chain.append(_add_scheduled_decay(decay, mults))
+      chain.append(_at_each_update(lambda k, u, p: add(decay(k), u, p)))
     elif weight_decay:
-      decays = {n: weight_decay * mults[n] for n in names}
-      chain.append(_add_decay(decays))
+      chain.append(optax.stateless(functools.partial(add, weight_decay)))
     if name == 'lamb':
       chain.append(transforms.trust_ratio([n for n in names if mults[n]]))
   if learning_rate_mults:
@@ -180,43 +181,25 @@ def make(
   return tx, rate
 
 
-def _add_decay(decays: dict[str, float]) -> optax.GradientTransformation:
-  """Adds `decay * parameter`, each parameter with its own decay."""
+def _add_decay(
+  mults: dict[str, float], decay: float | jax.Array, updates: Any, params: Any
+) -> Any:
+  """Returns `update + decay * mult * parameter` for each parameter."""
 
   def add(name, update, parameter):
-    decay = decays[name]
-    return update + decay * parameter if decay else update
+    mult = mults[name]
+    return update + decay * mult * parameter if mult else update
 
-  return optax.stateless(lambda u, p: trees.map_named(add, u, p))
-
-
-def _add_scheduled_decay(
-  decay: Callable[[jax.Array], jax.Array], mults: dict[str, float]
-) -> optax.GradientTransformation:
-  """Adds `decay(k) * mult * parameter` at update k."""
-
-  def add(k, updates, params):
-    now = decay(k)
-
-    def one(name, update, parameter):
-      mult = mults[name]
-      return update + now * mult * parameter if mult else update
-
-    return trees.map_named(one, updates, params)
-
-  return _at_each_update(add)
+  return trees.map_named(add, updates, params)
 
 
 def _hold(held: dict[str, int]) -> optax.GradientTransformation:
   """Makes updates 0 for the first so many of each parameter."""
 
-  def zero(k, updates, params):
-    del params
-
-    def one(name, update):
-      if not held[name]:
-        return update
-      return jnp.where(k <= held[name], jnp.zeros_like(update), update)
+  def zero(k, updates, _):
+    def one(name, x):
+      n = held[name]
+      return jnp.where(k <= n, jnp.zeros_like(x), x) if n else x
 
     return trees.map_named(one, updates)
 

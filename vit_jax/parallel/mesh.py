@@ -115,6 +115,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, P())
 
 
+def padded(num_rows: int, mesh: Mesh) -> int:
+  """Returns the next multiple of the devices that share a batch."""
+  parts = mesh.shape['data'] * mesh.shape['fsdp']
+  return math.ceil(num_rows / parts) * parts
+
+
 def check_batch_size(
   batch_size: int,
   mesh: Mesh,

@@ -45,6 +45,15 @@ class Weights:
     params = blocks.unstack(trees.flatten(self.params))
     object.__setattr__(self, 'params', params)
 
+  def with_preprocess(self, **options: str | None) -> 'Weights':
+    """Returns a copy with the user's ops, which are trusted; None is no ops."""
+    given = {key: x for key, x in options.items() if x is not None}
+    return dataclasses.replace(
+      self,
+      preprocess=self.preprocess | given,
+      trusted=self.trusted | given.keys(),
+    )
+
   def __repr__(self) -> str:
     """Returns the model, its size and where it is from, without the arrays."""
     num_params = sum(math.prod(array.shape) for array in self.params.values())

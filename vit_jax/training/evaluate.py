@@ -98,7 +98,7 @@ def evaluate(
         ours = found.source['step']
         agreed = int(multihost_utils.broadcast_one_to_all(np.int32(ours)))
         found = found if ours == agreed else read(wanted, agreed)
-      found = _with(found, ops=ops, device_ops=device_ops)
+      found = found.with_preprocess(ops=ops, device_ops=device_ops)
       others = [x for x in loaded.values() if x.weights.model == found.model]
       # One forward pass compiles each evaluator once.
       forward = others[0].forward if others else _make_forward(found, mesh)
@@ -183,16 +183,6 @@ def _chosen(
         f'no evaluation {name!r}{hint}; there are: {", ".join(evals)}'
       )
   return {name: evals[name] for name in names}
-
-
-def _with(weights: Weights, **preprocess) -> Weights:
-  """Returns the weights with the user's ops, which are trusted."""
-  given = {key: x for key, x in preprocess.items() if x is not None}
-  return dataclasses.replace(
-    weights,
-    preprocess=weights.preprocess | given,
-    trusted=weights.trusted | given.keys(),
-  )
 
 
 @dataclasses.dataclass

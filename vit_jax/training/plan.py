@@ -108,7 +108,11 @@ def make(config: Mapping[str, Any], *, profile: str | None = None) -> Plan:
   )
   if found := problems(plan, profile):
     raise UserError('; '.join(found))
-  cadence = _log_cadence(plan.log_every_steps, run.total_steps)
+  if plan.log_every_steps is None:
+    return plan
+  # Of the config alone, so that a run that continues logs the same steps.
+  most = max(1, run.total_steps // _MIN_ROWS)
+  cadence = min(plan.log_every_steps, most)
   return dataclasses.replace(plan, log_every_steps=cadence)
 
 
@@ -171,13 +175,3 @@ def _describe(run: run_lib.Run) -> str:
     f'{run.total_steps:,} steps of {run.input.batch_size:,} images '
     f'({epochs:.3g} epochs)'
   )
-
-
-def _log_cadence(log_every_steps: int | None, total_steps: int) -> int | None:
-  """Returns the cadence that gives a short run `_MIN_ROWS` rows as well.
-
-  It depends on the config alone, so a run that continues logs the same steps.
-  """
-  if log_every_steps is None:
-    return None
-  return min(log_every_steps, max(1, total_steps // _MIN_ROWS))

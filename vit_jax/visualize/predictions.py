@@ -112,7 +112,7 @@ class Picture:
     self, params: Any, examples: Sequence[records.Example]
   ) -> np.ndarray:
     """Returns `[N, Y]` for N examples, on every process."""
-    padding = _rows.padded(len(examples), self.mesh) - len(examples)
+    padding = mesh_lib.padded(len(examples), self.mesh) - len(examples)
     rows = [*examples, *[examples[0] | {'mask': np.False_}] * padding]
     split = mesh_lib.batch_sharding(self.mesh)
     batch = {
