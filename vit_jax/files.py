@@ -101,7 +101,7 @@ def parse_json(
       ' downloaded, delete it and try again'
     ) from e
   level = [value]
-  for _ in range(max_nesting):
+  for _ in range(max_nesting + 1):  # The last one for what is no container.
     level = [child for parent in level for child in _children(parent)]
     if not level:
       return value

@@ -74,6 +74,7 @@ def test_held_parameters_stay_for_so_many_updates_decay_included():
       assert np.array_equal(found[name], leaf) == is_held, (number, name)
       if not name.startswith('head/'):
         np.testing.assert_array_equal(found[name], want[name])
+  _make(hold_steps=[('head/.*', 0)])  # A length that a recipe may set to 0.
 
 
 def test_a_held_update_that_is_no_number_changes_nothing():
@@ -104,6 +105,7 @@ def test_lamb_scales_to_the_norm_of_kernels_without_weight_decay_too(decay):
   'options, message',
   [
     (dict(hold_steps=[('hed/.*', 2)]), "(?s)hold.*'hed/.*' decides no param"),
+    (dict(hold_steps=[('head/.*', -1)]), 'not a pair .regex, number of steps'),
     (dict(hold_steps=[('head/.*', 0.5)]), 'not a pair .regex, number of steps'),
     (
       dict(weight_decay=dict(name='cosine', start=0.1)),

@@ -112,6 +112,18 @@ def test_rsqrt_has_big_visions_timescale_by_default():
   np.testing.assert_allclose(rate(30_000), 0.5, rtol=1e-6)
 
 
+def test_the_cooldown_may_begin_where_the_warmup_ends():
+  rate = schedules.make(
+    'constant',
+    learning_rate=1.0,
+    total_steps=5,
+    warmup_steps=2,
+    cooldown_steps=3,
+  )
+  rates = [rate(k) for k in range(1, 6)]
+  np.testing.assert_allclose(rates, [1 / 2, 1, 2 / 3, 1 / 3, 0], atol=1e-7)
+
+
 @pytest.mark.parametrize('schedule', schedules.NAMES)
 def test_run_of_no_steps_needs_no_fitting_durations(schedule):
   rate = schedules.Rate(

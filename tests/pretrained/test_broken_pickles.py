@@ -109,12 +109,12 @@ def doublings(number):
   return b'\x80\x02)q\x00' + b'h\x00h\x00\x86q\x00' * number
 
 
-def write_pickle(path, opcodes, zipped=True):
+def write_pickle(path, opcodes, zipped=True, name='data.pkl'):
   if not zipped:
     path.write_bytes(opcodes)
     return
   with zipfile.ZipFile(path, 'w') as archive:
-    archive.writestr('archive/data.pkl', opcodes)
+    archive.writestr(f'archive/{name}', opcodes)
     archive.writestr('archive/version', '3\n')
     archive.writestr('archive/byteorder', 'little')
 
@@ -197,6 +197,30 @@ def test_the_limits_of_a_pickle_are_named(tmp_path):
       _opcodes.check_archive(archive, max_objects=15)
     with pytest.raises(ValueError, match='limit is max_bytes=9'):
       _opcodes.check_archive(archive, max_bytes=9)
+
+
+@pytest.mark.parametrize(
+  ('opcodes', 'name'),
+  [
+    (b'\x80\x02' + b'N0' * 20 + b'N.', 'data.pkl'),  # Many, one at a time.
+    # A list of 20 that is in a pair twice: it grew after it got its number.
+    (b'\x80\x02]q\x00(' + b'N' * 20 + b'eh\x00h\x00\x86.', 'data.pkl'),
+    (b'\x80\x02(' + b'N' * 40 + b't.', 'DATA.PKL'),  # torch reads it as well.
+  ],
+)
+def test_every_opcode_of_every_pickle_is_counted(opcodes, name, tmp_path):
+  path = tmp_path / 'x.pth'
+  write_pickle(path, opcodes, name=name)
+  with zipfile.ZipFile(path) as archive:
+    _opcodes.check_archive(archive, max_objects=50)
+    with pytest.raises(ValueError, match='than max_objects=35'):
+      _opcodes.check_archive(archive, max_objects=35)
+
+
+def test_an_empty_tensor_is_named():
+  torch = pytest.importorskip('torch')
+  with pytest.raises(UserError, match=r'cannot use x: .* shape \(0, 3\) and 0'):
+    _pickle.to_numpy(torch.zeros(0, 3), 'x')
 
 
 def test_tensors_in_the_same_memory_do_not_add_up_to_many_files(tmp_path):

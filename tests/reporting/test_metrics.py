@@ -53,8 +53,10 @@ def events(workdir):
       if event.HasField('session_log'):
         found.append((event.step, 'start', event.session_log.status))
       for value in event.summary.value:
-        image = value.image.encoded_image_string
-        found.append((event.step, value.tag, image or value.simple_value))
+        image, shown = value.image, value.simple_value
+        if png := image.encoded_image_string:
+          shown = (image.height, image.width, png)
+        found.append((event.step, value.tag, shown))
   return found
 
 
@@ -217,7 +219,7 @@ def test_tensorboard_gets_every_metric_at_its_step_and_the_picture(tmp_path):
     (1, 'train/loss', 0.5),
     (2, 'train/loss', 0.25),
     (2, 'val/top1', 0.75),
-    (2, 'predictions', png),
+    (2, 'predictions', (20, 30, png)),
   ]
 
 
@@ -226,8 +228,10 @@ def test_numbers_of_any_size_and_letters_of_any_kind_reach_tensorboard(
 ):
   row = {'größe': 1e300, 'b': -2, 'c': 0.1}
   with MetricWriter(tmp_path) as writer:
+    writer.write(128, {'b': 1.0})  # The first step of two bytes.
     writer.write(2**40, row)
   assert events(tmp_path)[1:] == [
+    (128, 'b', 1.0),
     (2**40, 'größe', float('inf')),  # float32 ends at 3e38.
     (2**40, 'b', -2.0),
     (2**40, 'c', np.float32(0.1)),
@@ -339,7 +343,7 @@ def test_a_config_in_another_order_is_the_same_one(tmp_path):
     ([], 'those of steps 2 to 8'),
     ([2, 4], 'those after step 4, up to step 8'),
     ([6, 8], 'those before step 6, from step 2'),
-    ([2, 8], 'some between steps 2 and 8'),
+    ([2, 6, 8], 'some between steps 2 and 8'),
     ([2, 4, 6, 8], None),
   ],
 )

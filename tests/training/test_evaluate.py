@@ -154,7 +154,9 @@ def test_a_mistyped_evaluation_is_named(run):
   [
     dict(name='payload.evil'),
     dict(data=dict(name='payload.evil', split='x')),
-    dict(ops='payload.evil'),
+    dict(data=dict(name='mixture', sources=dict(a=dict(name='payload.evil')))),
+    dict(data=[dict(name='payload.evil')]),
+    dict(ops='payload.evil.op'),
   ],
 )
 def test_files_of_a_run_name_no_code(run, changes, tmp_path, monkeypatch):

@@ -45,6 +45,11 @@ def test_an_evaluation_alone_needs_neither_a_batch_nor_a_best_metric():
     _check(**settings_that_train_refuses)
 
 
+def test_the_best_metric_is_one_of_any_weights_of_an_evaluation():
+  _check(keep_best='val/top1')
+  _check(keep_best='val_ema/top1/cat')
+
+
 def test_all_problems_are_in_one_message():
   with pytest.raises(UserError) as e:
     _check(

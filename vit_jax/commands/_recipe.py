@@ -63,8 +63,6 @@ def load(path_and_arg: str) -> ml_collections.ConfigDict:
 
 def _find(path: str) -> pathlib.Path | None:
   """Returns the file of a recipe: a path, or else one of the package's."""
-  if '\0' in path:
-    return None
   file = pathlib.Path(path)
   if file.is_file():
     return file

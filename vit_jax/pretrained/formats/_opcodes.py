@@ -108,8 +108,6 @@ def _check(pickle: io.BytesIO, max_objects: int) -> None:
         raise _too_many(max_objects)
     if i > max_objects:
       raise _too_many(max_objects)
-  if sum(size for [size] in stack) > max_objects:
-    raise _too_many(max_objects)
 
 
 def _take(stack, opcode: pickletools.OpcodeInfo) -> list[list[int]]:
