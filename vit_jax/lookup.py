@@ -122,6 +122,7 @@ def build(
   *args,
   where: str | None = None,
   trusted: bool = False,
+  offered: Mapping[str, Any] | None = None,
   **kwargs,
 ) -> Any:
   """Calls what a config section names with the section's other keys.
@@ -130,7 +131,7 @@ def build(
   `vit_jax.models.vit.Model(variant='B/16')`. `args` and `kwargs` come from the
   caller and may not appear in the section; `where` is its place in the config,
   for messages. `trusted` says that the user wrote the section, see `find`; a
-  target that looks up names itself takes it as an argument.
+  target whose signature has it gets it, and likewise what is `offered`.
   """
   where = where or f'the {folder} section'
   if not isinstance(section, SECTION) or 'name' not in section:
@@ -138,8 +139,9 @@ def build(
   section = dict(section)
   name = section.pop('name')
   target = find(folder, name, export, trusted=trusted)
-  if 'trusted' in inspect.signature(target).parameters:
-    kwargs['trusted'] = trusted
+  taken = inspect.signature(target).parameters
+  offered = dict(offered or {}, trusted=trusted)
+  kwargs |= {key: x for key, x in offered.items() if key in taken}
   return call(target, section, f'{where} ({folder}/{name})', *args, **kwargs)
 
 

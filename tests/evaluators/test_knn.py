@@ -108,12 +108,7 @@ def test_cold_votes_do_not_overflow(evaluate):
   # float32, the former is larger.
   train = _on_circle(0, 1), [1, 0]
   result = evaluate(
-    'knn',
-    train,
-    (_on_circle(0), [1]),
-    num_classes=2,
-    k=(2,),
-    temperature=0.001,
+    'knn', train, (_on_circle(0), [1]), num_classes=2, k=(2,), temperature=0.001
   )
   assert result['2nn'] == 1.0
 

@@ -36,11 +36,7 @@ def _mesh(devices):
 def test_lbfgs_finds_the_minimum_that_scikit_learn_finds(l2):
   train, test = _data(301, 500)
   found = _logistic.lbfgs(
-    _features_of(train),
-    _mesh(8),
-    num_classes=4,
-    l2=l2,
-    max_iterations=1000,
+    _features_of(train), _mesh(8), num_classes=4, l2=l2, max_iterations=1000
   )
   expected = linear_model.LogisticRegression(C=1 / l2, tol=1e-8, max_iter=1000)
   expected.fit(np.float64(train[0]), train[1])

@@ -176,12 +176,7 @@ def test_two_processes_write_once_what_one_process_writes(
 def test_a_killed_process_ends_the_others_and_the_run_continues(folder, whole):
   rows, state, _ = whole
   code, output, ended = _launch(
-    folder,
-    'killed',
-    2,
-    2,
-    KILL_AFTER='80',
-    KILL_WITH=str(int(signal.SIGKILL)),
+    folder, 'killed', 2, 2, KILL_AFTER='80', KILL_WITH=str(int(signal.SIGKILL))
   )
   assert ended[1][0] == -signal.SIGKILL, output
   assert code == 128 + signal.SIGKILL

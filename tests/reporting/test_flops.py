@@ -149,10 +149,7 @@ def vit_flops(image, patch, width, depth, mlp_dim, classes=1000):
 @pytest.mark.parametrize('scan', [False, True])
 @pytest.mark.parametrize(
   ('variant', 'sizes', 'gmacs'),
-  [
-    ('S/16', (384, 12, 1536), 4.61),
-    ('B/16', (768, 12, 3072), 17.58),
-  ],
+  [('S/16', (384, 12, 1536), 4.61), ('B/16', (768, 12, 3072), 17.58)],
 )
 def test_published_vits_have_their_flops(variant, sizes, gmacs, scan):
   model = vit.Model(variant, num_classes=1000, pooling='token', scan=scan)

@@ -15,7 +15,7 @@ def _check(
     num_examples=20, batch_size=batch_size, repeats=repeats
   )
   run = types.SimpleNamespace(total_steps=total_steps, input=data)
-  job = types.SimpleNamespace(prefixes=['val', 'val_ema'])
+  job = types.SimpleNamespace(weights=dict(val='params', val_ema='ema'))
   plan = plan_lib.Plan(
     config={},
     run=run,

@@ -262,8 +262,8 @@ def test_utilisation_of_multi_crop_is_of_one_view_of_each_image(monkeypatch):
     dict(image=jax.ShapeDtypeStruct((BATCH_SIZE, 16, 16, 3), 'uint8')),
   )
   clock = session.make_clock(run, 0, peak_flops=PEAK)
-  assert clock._flops_per_step == 3 * forward > 0
-  assert clock._peak_flops == PEAK * jax.device_count()
+  assert clock.flops_per_step == 3 * forward > 0
+  assert clock.peak_flops == PEAK * jax.device_count()
 
 
 def test_an_objective_says_what_a_step_costs(monkeypatch):

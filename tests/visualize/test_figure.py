@@ -8,12 +8,7 @@ import pytest
 from matplotlib import image as matplotlib_image
 
 from vit_jax.parallel import mesh as mesh_lib
-from vit_jax.visualize import (
-  _figure,
-  filters,
-  position_similarity,
-  predictions,
-)
+from vit_jax.visualize import _figure, filters, position_similarity, predictions
 
 NAMES = ['a', 'a very long name of a class that fits nowhere', '$100$']
 

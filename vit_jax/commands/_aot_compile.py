@@ -20,34 +20,21 @@ from vit_jax.training import run as run_lib, train
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """The compiler's figures for a training step. Bytes are of one jax device.
-
-  Attributes:
-    num_params: of the model.
-    mesh: axes and sizes.
-    batch_size: global.
-    images_per_chip: of it.
-    compile_seconds: it took.
-    hbm_bytes: the device's memory.
-    peak_memory_bytes: the most in use at once; if that does not fit, the bytes
-      asked for, None if the compiler does not say how many.
-    argument_bytes, temporary_bytes: state and batch; everything else.
-    out_of_memory: the compiler refused.
-    seconds: estimated, by phase; empty if it does not fit.
-    images_per_second_per_chip, mfu: at that time; estimates, not bounds.
-    estimate: more of the same, None if it does not fit.
-  """
+  """The compiler's figures for a training step. Bytes are of one jax device."""
 
   num_params: int
   mesh: dict[str, int]
-  batch_size: int
+  batch_size: int  # Global.
   images_per_chip: float
   compile_seconds: float
-  hbm_bytes: int
+  hbm_bytes: int  # That the device has.
+  # The most in use at once; if that does not fit, the bytes asked for, None if
+  # the compiler does not say how many.
   peak_memory_bytes: int | None
-  argument_bytes: int | None = None
-  temporary_bytes: int | None = None
-  out_of_memory: bool = False
+  argument_bytes: int | None = None  # State and batch.
+  temporary_bytes: int | None = None  # Everything else.
+  out_of_memory: bool = False  # The compiler refused.
+  # Estimates, not bounds, by phase and in all; none if it does not fit.
   seconds: dict[str, float] = dataclasses.field(default_factory=dict)
   images_per_second_per_chip: float | None = None
   mfu: float | None = None

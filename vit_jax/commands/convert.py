@@ -72,9 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     help='a run, a file, a folder of timm or Hugging Face, or a published name',
   )
   parser.add_argument(
-    'target',
-    metavar='TARGET',
-    help='a file; a folder for timm and huggingface',
+    'target', metavar='TARGET', help='a file; a folder for timm and huggingface'
   )
   parser.add_argument(
     '--format',

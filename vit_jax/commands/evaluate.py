@@ -37,9 +37,7 @@ def _main(argv: Sequence[str]) -> None:
     help="such as runs/pets, model.safetensors or 'augreg-B/16'",
   )
   parser.add_argument(
-    '--evals',
-    metavar='NAME,NAME',
-    help='which evaluations (default: all)',
+    '--evals', metavar='NAME,NAME', help='which evaluations (default: all)'
   )
   parser.add_argument(
     '--output', metavar='FILE', help='also write the results, as JSON'

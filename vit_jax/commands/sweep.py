@@ -72,21 +72,15 @@ def sweep(
 ) -> dict[str, dict[str, float]]:
   """Trains with every combination of values; prints and returns the results.
 
+  The run with `{'optimizer.learning_rate': 0.01}` is in the folder
+  `optimizer.learning_rate=0.01` of the workdir. The results of `train.train`
+  are sorted by the metric, the best first (see `evaluation.lower_is_better`),
+  and of equals by the `loss` of the same evaluation; {} for a run that failed.
+
   Args:
-    workdir: the run with `{'optimizer.learning_rate': 0.01}` lives in
-      `<workdir>/optimizer.learning_rate=0.01`.
-    config: of all runs, but for the values.
     values: for each key of the config, with dots, its values; strings are read
       as on the command line.
-    metric: that sorts the results, the best first: the highest, or the lowest
-      of a loss or an error (`evaluation.lower_is_better`). None is the `top1`
-      of the main evaluation, see `main_evaluation`.
-      Of equal results the one with the lower `loss` of the same evaluation, if
-      it reports one, is first.
-
-  Returns:
-    The results of `train.train` by the name of the folder, the best first;
-    empty for a run that failed.
+    metric: None is the `top1` of the main evaluation, see `main_evaluation`.
 
   Raises:
     UserError: values that do not fit the config, before anything is trained; a

@@ -10,11 +10,7 @@ import optax
 
 from vit_jax import lookup, trees
 from vit_jax.errors import UserError
-from vit_jax.optim import (
-  layer_decay as layer_decay_lib,
-  schedules,
-  transforms,
-)
+from vit_jax.optim import layer_decay as layer_decay_lib, schedules, transforms
 
 Rules = Sequence[tuple[str, float]]
 

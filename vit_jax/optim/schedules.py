@@ -193,20 +193,17 @@ def between(
     _check_range(value, where, most)
     return lambda k: jnp.float32(value)
   lookup.check_keys(_between, value, where, num_args=1)
-  start, end = value['start'], value['end']
-  _check_range(start, f'{where}.start', most)
-  _check_range(end, f'{where}.end', most)
+  for key in ('start', 'end'):
+    _check_range(value[key], f'{where}.{key}', most)
   over_steps = value.get('over_steps')
   if over_steps is not None and over_steps < 1:
     raise UserError(f'{where}.over_steps={over_steps}: expected 1 or more')
-  over_steps = over_steps or max(total_steps, 1)
   if value['name'] not in ('cosine', 'linear'):
     raise UserError(
       f"{where}.name={value['name']!r}: expected 'cosine' or 'linear'"
     )
-  return functools.partial(
-    _between, name=value['name'], start=start, end=end, over_steps=over_steps
-  )
+  over_steps = over_steps or max(total_steps, 1)
+  return functools.partial(_between, **{**value, 'over_steps': over_steps})
 
 
 def _between(

@@ -66,9 +66,7 @@ def constrain(x: jax.Array, dims: str) -> jax.Array:
 
 def platform() -> str | None:
   """Returns that of the mesh's devices, 'tpu' for instance, None if unknown."""
-  if _current.get() is None:
-    return None
-  return _current.get()[0].devices.flat[0].platform
+  return getattr(_device(), 'platform', None)
 
 
 def is_on_cpu() -> bool:
@@ -78,9 +76,7 @@ def is_on_cpu() -> bool:
 
 def device_kind() -> str | None:
   """Returns that of the mesh's devices, as 'TPU v5 lite', None if unknown."""
-  if _current.get() is None:
-    return None
-  return _current.get()[0].devices.flat[0].device_kind
+  return getattr(_device(), 'device_kind', None)
 
 
 def splits_batch_only(num_examples: int) -> bool:
@@ -115,6 +111,10 @@ def on_each_device(
     out_specs=spec,
     check_vma=False,
   )(*whole, *arrays)
+
+
+def _device() -> jax.Device | None:
+  return _current.get() and _current.get()[0].devices.flat[0]
 
 
 def _axes_left(mesh: Mesh) -> list[str]:

@@ -25,9 +25,7 @@ def for_mesh(mesh: jax.sharding.Mesh) -> dict[str, str] | None:
   return options
 
 
-_WHOLE_GATHERS = {
-  'xla_jf_spmd_threshold_for_windowed_einsum_mib': '1000000',
-}
+_WHOLE_GATHERS = {'xla_jf_spmd_threshold_for_windowed_einsum_mib': '1000000'}
 # MaxText calls them CF_FOR_ALL_GATHER.
 _GATHERS_AHEAD = {
   'xla_tpu_enable_async_collective_fusion': 'true',

@@ -2,11 +2,13 @@
 
 import collections
 import contextlib
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 
+@dataclasses.dataclass
 class Clock:
   """Measures the training speed over the time since the last report.
 
@@ -14,35 +16,28 @@ class Clock:
   the input, `pause` around evaluations. A step that the device has not finished
   belongs to the report after it, so a report follows the fetching of its step's
   metrics, and so should a pause.
+
+  Args:
+    batch_size: images per step, over all processes.
+    step: the last step that is done; 0, or the restored one.
+    flops_per_step: of the model for a global batch, see `flops.count`.
+    peak_flops: FLOP/s of all devices together. Without both of these no
+      utilisation is reported.
+    now: a clock in seconds.
   """
 
-  def __init__(
-    self,
-    batch_size: int,
-    *,
-    step: int = 0,
-    flops_per_step: float | None = None,
-    peak_flops: float | None = None,
-    now: Callable[[], float] = time.monotonic,
-  ):
-    """Starts the clock.
+  batch_size: int
+  _: dataclasses.KW_ONLY
+  step: int = 0
+  flops_per_step: float | None = None
+  peak_flops: float | None = None
+  now: Callable[[], float] = time.monotonic
 
-    Args:
-      batch_size: images per step, over all processes.
-      step: the last step that is done; 0, or the restored one.
-      flops_per_step: of the model for a global batch, see `flops.count`.
-      peak_flops: FLOP/s of all devices together. Without both of these no
-        utilisation is reported.
-      now: a clock in seconds.
-    """
-    self._batch_size = batch_size
-    self._flops_per_step = flops_per_step
-    self._peak_flops = peak_flops
-    self._now = now
+  def __post_init__(self):
     self._pauses = 0  # How many pauses are open, one within another.
     self._recent = collections.deque(maxlen=5)  # (seconds, steps) of reports
     self._trained_seconds = self._paused_seconds = 0.0  # Since the start.
-    self._begin(step)
+    self._begin(self.step)
 
   def start(self, step: int) -> float:
     """Forgets the time until now, in which `step` was done; returns it.
@@ -50,7 +45,7 @@ class Clock:
     To be called once, after the first step: before it are set-up and
     compilation, which do not count as training.
     """
-    seconds = self._now() - self._time
+    seconds = self.now() - self._time
     self._trained_seconds = self._paused_seconds = 0.0
     self._begin(step)
     return seconds
@@ -58,23 +53,23 @@ class Clock:
   @contextlib.contextmanager
   def pause(self) -> Iterator[None]:
     """Leaves out the time within: evaluations, checkpoints, pictures."""
-    begin = self._now()
+    begin = self.now()
     self._pauses += 1
     try:
       yield
     finally:
       self._pauses -= 1
       if not self._pauses:
-        self._pause += self._now() - begin
+        self._pause += self.now() - begin
 
   @contextlib.contextmanager
   def waiting(self) -> Iterator[None]:
     """Counts the time within as waiting for the input."""
-    begin = self._now()
+    begin = self.now()
     try:
       yield
     finally:
-      self._wait += self._now() - begin
+      self._wait += self.now() - begin
 
   def report(self, step: int) -> dict[str, float]:
     """Returns the speed of the steps since the last report.
@@ -83,17 +78,17 @@ class Clock:
     time, what the loop waited for its next batch) and, where the peak is known,
     `train/mfu` in 0..1. Empty where no step was done since.
     """
-    steps = step - self._step
-    seconds = self._now() - self._time - self._pause
+    steps = step - self.step
+    seconds = self.now() - self._time - self._pause
     if steps <= 0 or seconds <= 0:
       return {}
     metrics = {
-      'train/images_per_second': steps * self._batch_size / seconds,
+      'train/images_per_second': steps * self.batch_size / seconds,
       'train/input_stall_fraction': min(1.0, self._wait / seconds),
     }
-    if self._flops_per_step and self._peak_flops:
-      achieved = steps * self._flops_per_step / seconds
-      metrics['train/mfu'] = achieved / self._peak_flops
+    if self.flops_per_step and self.peak_flops:
+      achieved = steps * self.flops_per_step / seconds
+      metrics['train/mfu'] = achieved / self.peak_flops
     self._recent.append((seconds, steps))
     self._trained_seconds += seconds
     self._paused_seconds += self._pause
@@ -113,7 +108,7 @@ class Clock:
     return (total_steps - step) * seconds / steps * share
 
   def _begin(self, step: int) -> None:
-    self._step, self._time = step, self._now()
+    self.step, self._time = step, self.now()
     self._pause = self._wait = 0.0
 
 

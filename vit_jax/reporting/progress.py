@@ -156,9 +156,7 @@ class Progress:
     import rich.text
 
     bar = rich.progress_bar.ProgressBar(
-      total=max(self._total, 1),
-      completed=self._step,
-      complete_style='green',
+      total=max(self._total, 1), completed=self._step, complete_style='green'
     )
     first = rich.table.Table.grid(padding=(0, 1), expand=True)
     first.add_column(no_wrap=True)

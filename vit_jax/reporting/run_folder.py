@@ -35,9 +35,7 @@ def local_folder(workdir: str | os.PathLike[str]) -> pathlib.Path:
 
 
 def write_config(
-  workdir: str | os.PathLike[str],
-  config: Any,
-  restored_step: int | None = None,
+  workdir: str | os.PathLike[str], config: Any, restored_step: int | None = None
 ) -> None:
   """Writes `<workdir>/config.json` atomically, on process 0 only.
 

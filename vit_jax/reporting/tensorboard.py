@@ -43,8 +43,7 @@ class EventFile:
   def write_scalars(self, step: int, row: Mapping[str, float | int]) -> None:
     """Adds one point to each named curve."""
     self._write_summary(
-      step,
-      (_bytes(1, tag.encode()) + _float(2, v) for tag, v in row.items()),
+      step, (_bytes(1, tag.encode()) + _float(2, v) for tag, v in row.items())
     )
     if time.monotonic() - self._flushed > _FLUSH_SECONDS:
       self.flush()

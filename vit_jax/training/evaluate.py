@@ -115,9 +115,8 @@ def evaluate(
       # Those of `vit_jax.load`; the run's own evaluations have a default.
       kinds = {name: False if own else None}
     else:
-      kinds = evaluation.weights_of(kinds, f'config.evals.{name}', has_ema=True)
-      prefixes = evaluation.prefixes(name, kinds)
-      kinds = {p: k == 'ema' for p, k in zip(prefixes, kinds, strict=True)}
+      kinds = evaluation.weights_of(name, kinds, has_ema=True)
+      kinds = {prefix: kind == 'ema' for prefix, kind in kinds.items()}
     for prefix, wanted in kinds.items():
       found = load(wanted)
       source = source or dict(found.weights.source)
@@ -289,7 +288,6 @@ def _device_ops(weights: Weights) -> Callable[[Any], Any]:
       "such as 'normalize(-1, 1)' (--device_ops on the command line)"
     )
   ops = device_ops_language.parse(
-    weights.preprocess['device_ops'],
-    trusted='device_ops' in weights.trusted,
+    weights.preprocess['device_ops'], trusted='device_ops' in weights.trusted
   )
   return lambda batch: ops(batch, None, train=False)

@@ -32,12 +32,7 @@ class Job:
   name: str
   evaluator: Any
   every_steps: int | None  # None is only at the end of the run.
-  weights: tuple[str, ...]
-
-  @property
-  def prefixes(self) -> tuple[str, ...]:
-    """The prefixes of its metrics, one for each of its weights."""
-    return prefixes(self.name, self.weights)
+  weights: dict[str, str]  # 'params' or 'ema' by the prefix of its metrics.
 
 
 def make_jobs(
@@ -61,7 +56,7 @@ def make_jobs(
     problem = durations.cadence_problem(f'{where}.every_steps', every_steps)
     if problem:
       raise UserError(problem)
-    weights = weights_of(weights, where, has_ema=has_ema)
+    weights = weights_of(name, weights, has_ema=has_ema)
     evaluator = build(
       section,
       run.predict,
@@ -78,7 +73,7 @@ def make_jobs(
         image = jax.ShapeDtypeStruct(image.shape[1:], image.dtype)
         _check_image(image, run, where)
     jobs.append(Job(name, evaluator, every_steps, weights))
-  names = [prefix for job in jobs for prefix in job.prefixes]
+  names = [prefix for job in jobs for prefix in job.weights]
   # Training's own metrics are train/...
   twice = {name for name in names if names.count(name) > 1 or name == 'train'}
   if twice:
@@ -194,7 +189,7 @@ def evaluate(
   """Returns `{'val/top1': ...}`; for a job's second weights `val_ema/top1`."""
   results = {}
   for job in jobs:
-    for weights, prefix in zip(job.weights, job.prefixes, strict=True):
+    for prefix, weights in job.weights.items():
       computed_with = run.weights(state, ema=weights == 'ema')
       try:
         with progress.status(f'evaluating {prefix}'):
@@ -279,13 +274,11 @@ def print_results(results: Mapping[str, float], title: str) -> None:
     print_metrics(title, {x: classes[x] for x in worst[:_MAX_CLASSES]})
 
 
-def prefixes(name: str, weights: Sequence[str]) -> tuple[str, ...]:
-  """Returns `('val', 'val_ema')` for 'val' with both weights, params first."""
-  return (name, *(f'{name}_{other}' for other in weights[1:]))
+def weights_of(name: str, weights: Any, *, has_ema: bool) -> dict[str, str]:
+  """Returns the weights that an evaluation uses, by the prefix of its metrics.
 
-
-def weights_of(weights: Any, where: str, *, has_ema: bool) -> tuple[str, ...]:
-  """Returns the weights that an evaluation uses, the first one first."""
+  For 'val' with both that is `{'val': 'params', 'val_ema': 'ema'}`.
+  """
   given = weights
   weights = (weights,) if isinstance(weights, str) else weights
   fits = isinstance(weights, list | tuple) and all(
@@ -293,7 +286,7 @@ def weights_of(weights: Any, where: str, *, has_ema: bool) -> tuple[str, ...]:
   )
   if not fits or not weights or len(set(weights)) < len(weights):
     raise UserError(
-      f"{where}.weights={given!r}: expected 'params', 'ema' (with config.ema "
-      'set), or a list of both'
+      f"config.evals.{name}.weights={given!r}: expected 'params', 'ema' (with "
+      'config.ema set), or a list of both'
     )
-  return tuple(weights)
+  return {f'{name}_{x}' if i else name: x for i, x in enumerate(weights)}

@@ -2,7 +2,7 @@
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -125,43 +125,31 @@ def problems(plan: Plan, profile: str | None = None) -> list[str]:
   ):
     if problem := durations.cadence_problem(f'config.{key}', steps):
       found.append(problem)
-  if run.total_steps:
-    found += _batch_problems(run)
-    found += _best_problems(plan.checkpoint.get('keep_best'), plan.jobs)
+  images, size = run.input.num_examples, run.input.batch_size
+  most = images * run.input.repeats
+  if run.total_steps and size > most:
+    fits = 2 ** (most.bit_length() - 1) if most else 0
+    found.append(
+      f'config.input.batch_size={size:,} is more than the {images:,} training '
+      f'images: set --config.input.batch_size={fits} or less'
+    )
+  best = plan.checkpoint.get('keep_best')
+  known = [prefix for job in plan.jobs for prefix in job.weights]
+  # `Checkpointer` refuses what is no text.
+  known_best = not isinstance(best, str) or best.partition('/')[0] in known
+  if run.total_steps and not known_best:
+    begin = ', '.join(f'{prefix}/' for prefix in known)
+    found.append(
+      f'config.checkpoint.keep_best={best!r}: '
+      + (
+        f'no evaluation measures it; metrics of this config begin with {begin}'
+        if known
+        else 'config.evals has no evaluation that could measure it'
+      )
+    )
   if problem := profiling.problem(profile, run.total_steps):
     found.append(problem)
   return found
-
-
-def _batch_problems(run: run_lib.Run) -> list[str]:
-  """Returns that a batch is more than all images, each `repeats` times."""
-  images, size = run.input.num_examples, run.input.batch_size
-  most = images * run.input.repeats
-  if size <= most:
-    return []
-  fits = 2 ** (most.bit_length() - 1) if most else 0
-  return [
-    f'config.input.batch_size={size:,} is more than the {images:,} training '
-    f'images: set --config.input.batch_size={fits} or less'
-  ]
-
-
-def _best_problems(keep_best: Any, jobs: Sequence[evaluation.Job]) -> list[str]:
-  """Returns that no evaluation can have the metric; its name is not checked."""
-  known = [prefix for job in jobs for prefix in job.prefixes]
-  if not isinstance(keep_best, str):  # None; `Checkpointer` refuses others.
-    return []
-  if keep_best.partition('/')[0] in known:
-    return []
-  if not known:
-    return [
-      f'config.checkpoint.keep_best={keep_best!r}: config.evals has no '
-      'evaluation that could measure it'
-    ]
-  return [
-    f'config.checkpoint.keep_best={keep_best!r}: no evaluation measures it; '
-    f'metrics of this config begin with {", ".join(f"{x}/" for x in known)}'
-  ]
 
 
 def _describe(run: run_lib.Run) -> str:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -142,7 +141,15 @@ def build(
   module = lookup.build(
     'models', model, 'Model', where='config.model', trusted=True
   )
-  objective = _objective(objective, module, steps_per_epoch, total)
+  objective = lookup.build(
+    'objectives',
+    durations.in_steps(objective, steps_per_epoch, 'config.objective'),
+    'Objective',
+    module,
+    where='config.objective',
+    trusted=True,
+    offered=dict(total_steps=total),
+  )
   gradients.check_objective(objective, micro_batches)
   mesh_lib.check_batch_size(
     train_input.batch_size, device_mesh, micro_batches=micro_batches
@@ -234,10 +241,7 @@ def build(
     step=jax.jit(
       train_on_mesh,
       donate_argnums=0,
-      out_shardings=(
-        jax.tree.map(lambda x: x.sharding, abstract_state),
-        None,
-      ),
+      out_shardings=(jax.tree.map(lambda x: x.sharding, abstract_state), None),
       compiler_options=compiler_options.for_mesh(device_mesh),
     ),
     predict=_forward.Forward(
@@ -246,30 +250,6 @@ def build(
       lambda batch: ops(batch, jax.random.key(0), train=False),
       context=context,
     ),
-  )
-
-
-def _objective(
-  section: Mapping[str, Any], module: Any, steps_per_epoch: float, total: int
-) -> Any:
-  """Builds the objective; one that has the argument is given `total_steps`."""
-  where = 'config.objective'
-  section = durations.in_steps(section, steps_per_epoch, where)
-  given = {}
-  if isinstance(section.get('name'), str):
-    target = lookup.find(
-      'objectives', section['name'], 'Objective', trusted=True
-    )
-    if 'total_steps' in inspect.signature(target).parameters:
-      given['total_steps'] = total
-  return lookup.build(
-    'objectives',
-    section,
-    'Objective',
-    module,
-    where=where,
-    trusted=True,
-    **given,
   )
 
 

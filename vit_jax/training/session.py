@@ -83,10 +83,7 @@ class Session:
       raise RunError(problem)
 
   def save(
-    self,
-    step: int,
-    state: train_state.TrainState,
-    results: Mapping[str, float],
+    self, step: int, state: train_state.TrainState, results: Mapping[str, float]
   ) -> None:
     """Saves the state in the background, with the results of its evaluation."""
     self.workdir.confirm_lock()

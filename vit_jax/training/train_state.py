@@ -144,10 +144,7 @@ def create(
 
 
 def ema_decay(
-  *,
-  decay: float | Mapping[str, Any],
-  total_steps: int,
-  warmup: bool = False,
+  *, decay: float | Mapping[str, Any], total_steps: int, warmup: bool = False
 ) -> Callable[[jax.Array], jax.Array]:
   """Returns the decay of the average as a function of the update, from 1.
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from vit_jax import trees
 from vit_jax.errors import UserError
+from vit_jax.parallel import mesh as mesh_lib
 
 
 def fetch(params: Any, name: str, hint: str) -> np.ndarray:
@@ -26,8 +27,6 @@ def fetch(params: Any, name: str, hint: str) -> np.ndarray:
     )
   leaf = named[name]
   if isinstance(leaf, jax.Array) and not leaf.is_fully_replicated:
-    whole = jax.sharding.NamedSharding(
-      leaf.sharding.mesh, jax.sharding.PartitionSpec()
-    )
+    whole = mesh_lib.replicated(leaf.sharding.mesh)
     leaf = jax.jit(lambda x: x, out_shardings=whole)(leaf)
   return np.asarray(jax.device_get(leaf))

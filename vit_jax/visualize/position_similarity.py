@@ -71,10 +71,7 @@ def similarity(table_HWD: np.ndarray) -> np.ndarray:
 
 
 def draw(
-  table_HWD: np.ndarray,
-  path: str | os.PathLike[str],
-  *,
-  max_tiles: int = 14,
+  table_HWD: np.ndarray, path: str | os.PathLike[str], *, max_tiles: int = 14
 ) -> pathlib.Path:
   """Writes the picture as a PNG file, atomically, and returns its path.
 
