@@ -36,9 +36,9 @@ def test_batch_size_that_does_not_divide_names_the_nearest_that_do():
   mesh = mesh_lib.make_mesh(data=2, fsdp=4)
   mesh_lib.check_batch_size(16, mesh)
   with pytest.raises(UserError) as error:
-    mesh_lib.check_batch_size(20, mesh, 'input.batch_size')
+    mesh_lib.check_batch_size(20, mesh)
   assert str(error.value) == (
-    'input.batch_size=20 does not divide over the 8 parts of the batch (mesh '
+    'batch_size=20 does not divide over the 8 parts of the batch (mesh '
     'data=2 x fsdp=4 on 8 devices): use 16 or 24, or another mesh'
   )
   with pytest.raises(UserError, match='use 8, or another mesh'):

@@ -157,10 +157,11 @@ def test_a_file_gets_no_bar(monkeypatch):
   assert '\x1b' not in file.getvalue()
 
 
-def test_other_processes_show_nothing():
+def test_other_processes_show_nothing(monkeypatch):
+  monkeypatch.setattr('jax.process_index', lambda: 1)
   for live in (False, True):
     file = io.StringIO()
-    with Progress(10, file=file, live=live, enabled=False) as progress:
+    with Progress(10, file=file, live=live) as progress:
       progress.update(10, METRICS)
       progress.log('hello')
     assert file.getvalue() == ''

@@ -122,11 +122,7 @@ def padded(num_rows: int, mesh: Mesh) -> int:
 
 
 def check_batch_size(
-  batch_size: int,
-  mesh: Mesh,
-  what: str = 'batch_size',
-  *,
-  micro_batches: int = 1,
+  batch_size: int, mesh: Mesh, *, micro_batches: int = 1
 ) -> None:
   """Raises UserError unless the rows of a batch divide over the mesh."""
   data, fsdp = mesh.shape['data'], mesh.shape['fsdp']
@@ -137,7 +133,7 @@ def check_batch_size(
   below = batch_size // parts * parts
   sizes = f'{below} or {below + parts}' if below > 0 else f'{parts}'
   raise UserError(
-    f'{what}={batch_size} does not divide over the {parts} parts of the batch '
-    f'(mesh data={data} x fsdp={fsdp}{micro} on {mesh.size} devices): use '
-    f'{sizes}, or another mesh'
+    f'batch_size={batch_size} does not divide over the {parts} parts of the '
+    f'batch (mesh data={data} x fsdp={fsdp}{micro} on {mesh.size} devices): '
+    f'use {sizes}, or another mesh'
   )

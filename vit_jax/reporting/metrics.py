@@ -36,7 +36,6 @@ class MetricWriter:
     *,
     logged: Mapping[str, int] | None = None,
     on_log: Callable[[str], Any] = print,
-    enabled: bool | None = None,
   ):
     """Opens the files of a run; they are made if they are missing.
 
@@ -48,13 +47,12 @@ class MetricWriter:
         all rows are removed.
       logged: `MetricWriter.logged` at `restored_step`, where it is known.
       on_log: receives a line of text if rows of `logged` are no longer there.
-      enabled: whether this process writes; None is process 0.
 
     Raises:
       UserError: the folder cannot be written, or a row that must be kept
         cannot be read.
     """
-    self._enabled = jax.process_index() == 0 if enabled is None else enabled
+    self._enabled = jax.process_index() == 0
     if not self._enabled:
       return
     self._workdir = run_folder.make_writable(workdir)

@@ -28,7 +28,6 @@ class Progress:
     every_seconds: float = 10.0,
     file: TextIO | None = None,
     live: bool | None = None,
-    enabled: bool | None = None,
     now: Callable[[], float] = time.monotonic,
   ):
     """Prepares; the bar begins with `with`, messages may come before.
@@ -38,14 +37,13 @@ class Progress:
       every_seconds: time between two plain lines.
       file: where to write; None is stdout.
       live: a bar (True) or plain lines (False); None is a bar on a terminal.
-      enabled: whether this process shows anything; None is process 0.
       now: a clock in seconds.
     """
     self._total, self._step = total_steps, 0
     self._every_seconds, self._now = every_seconds, now
     self._file = sys.stdout if file is None else file
     self._wants_live = _is_terminal(self._file) if live is None else live
-    self._enabled = jax.process_index() == 0 if enabled is None else enabled
+    self._enabled = jax.process_index() == 0
     self._live = None
     self._metrics: dict[str, Any] = {}
     self._eta_seconds: float | None = None
