@@ -112,6 +112,10 @@ def test_lamb_scales_to_the_norm_of_kernels_without_weight_decay_too(decay):
       "optimizer.weight_decay: missing key 'end'",
     ),
     (
+      dict(weight_decay=dict(name='linear', start=0.1, end=1, over_steps=0)),
+      'optimizer.weight_decay.over_steps=0: expected 1 or more',
+    ),
+    (
       dict(weight_decay=dict(name='rsqrt', start=0.1, end=1)),
       "name='rsqrt': expected 'cosine' or 'linear'",
     ),

@@ -112,6 +112,14 @@ def test_rsqrt_has_big_visions_timescale_by_default():
   np.testing.assert_allclose(rate(30_000), 0.5, rtol=1e-6)
 
 
+@pytest.mark.parametrize('name', ['cosine', 'linear'])
+def test_a_schedule_has_its_ends_to_the_bit(name):
+  value = dict(name=name, start=0.04, end=0.1)
+  at = schedules.between(value, total_steps=10, where='weight_decay')
+  assert at(1) == np.float32(0.04)
+  assert at(11) == at(99) == np.float32(0.1)  # 0.04 + (0.1 - 0.04) is less.
+
+
 def test_the_cooldown_may_begin_where_the_warmup_ends():
   rate = schedules.make(
     'constant',

@@ -301,6 +301,12 @@ def test_an_object_store_is_refused_instead_of_becoming_a_folder():
     MetricWriter('gs://bucket/run')
 
 
+@pytest.mark.parametrize('path', ['', ' ', 'runs/a\0b'])
+def test_what_is_no_path_is_refused(path):
+  with pytest.raises(UserError, match='expected the path of a folder'):
+    write_config(path, {})
+
+
 def test_a_full_disk_ends_the_run_with_what_is_safe(tmp_path):
   writer = MetricWriter(tmp_path)
   writer._file = open('/dev/full', 'wb')
