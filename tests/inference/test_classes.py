@@ -84,6 +84,7 @@ def test_names_come_from_the_user_the_weights_or_imagenet(tmp_path):
   # A thousand classes of someone's own are something else.
   assert classes.names_of(_weights(1000), None) is None
   assert classes.names_of(_weights(1000), 'imagenet')[0] == 'tench'
+  assert classes.names_of(_weights(21843, name='augreg-S/16'), None) is None
   assert classes.names_of(_weights(None, names=['a']), None) is None
 
 

@@ -289,12 +289,13 @@ def test_outputs_of_chosen_blocks_are_those_of_the_blocks(scan):
   if scan:
     params = _stack(dict(params), 3)
   encoder = _encoder(scan=scan)
-  _, outputs = encoder.apply({'params': params}, x, blocks=(-1, 0))
+  _, outputs = encoder.apply({'params': params}, x, blocks=(-1, -3))
   assert outputs.shape == (2, 2, 5, 16) and outputs.dtype == jnp.float32
   np.testing.assert_allclose(outputs[:, 0], each[2], atol=1e-5)
   np.testing.assert_allclose(outputs[:, 1], each[0], atol=1e-5)
-  with pytest.raises(UserError, match='no block 3'):
-    encoder.apply({'params': params}, x, blocks=(3,))
+  for number in (3, -4):
+    with pytest.raises(UserError, match=f'no block {number}'):
+      encoder.apply({'params': params}, x, blocks=(number,))
 
 
 def test_outputs_of_blocks_cost_nothing_unless_asked_for():

@@ -54,6 +54,14 @@ def _oracle(params, tokens):
   return np.stack(pooled)
 
 
+def test_the_mean_of_no_token_is_zero_and_not_nan():
+  mask = np.array([[False] * L, [True, True, False, False, False]])
+  tokens = np.random.default_rng(0).normal(size=(B, L, D)).astype(np.float32)
+  mean = _pooling.masked_mean(jnp.asarray(tokens), jnp.asarray(mask))
+  np.testing.assert_array_equal(mean[0], np.zeros(D))
+  np.testing.assert_allclose(mean[1], tokens[1, :2].mean(axis=0), rtol=1e-5)
+
+
 def test_map_pooling_is_attention_of_a_probe_plus_an_mlp():
   module, params, tokens = _pool()
   features = module.apply({'params': params}, tokens)
