@@ -1,3 +1,6 @@
+import functools
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -107,6 +110,17 @@ def test_init_returns_branches_of_the_state(found, words):
 
   with pytest.raises(UserError, match=words):
     train_state.init_branches(Wrong(), jax.random.key(0), BATCH)
+
+
+def test_an_objective_may_apply_its_model_to_the_batch_of_init():
+  class Direct:
+    def init(self, rng, batch):
+      return {'params': nn.Dense(3).init(rng, batch['x'])['params']}
+
+  spec = {'x': jax.ShapeDtypeStruct((4, 2), jnp.float32)}
+  init = functools.partial(train_state.init_branches, Direct())
+  found = jax.eval_shape(lambda rng: init(rng, spec), jax.random.key(0))
+  assert found['params']['kernel'].shape == (2, 3)
 
 
 def test_rules_reach_the_state():

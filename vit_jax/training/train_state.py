@@ -56,12 +56,14 @@ def init_branches(
     objective: has `init(rng, batch)`, which returns a mapping with `params`
       and, where it needs them, `extra` and `frozen`.
     rng: key of the parameters.
-    batch: arrays or their shapes, after the device ops.
+    batch: arrays or their shapes, after the device ops. The objective gets
+      zeros: the compiler drops the forward pass that only makes parameters.
 
   Raises:
     UserError: something else than such a mapping.
   """
-  found = objective.init(rng, batch)
+  zeros = {k: jnp.zeros(x.shape, x.dtype) for k, x in batch.items()}
+  found = objective.init(rng, zeros)
   where = f'{type(objective).__module__}: init()'
   if not isinstance(found, Mapping):
     raise UserError(
@@ -120,9 +122,7 @@ def create(
 
   def init() -> TrainState:
     rng = jax.random.fold_in(jax.random.key(seed), np.uint32(INIT_STEP))
-    # Zeros: only shapes matter, and the compiler drops the forward pass.
-    batch = {k: jnp.zeros(x.shape, x.dtype) for k, x in batch_spec.items()}
-    branches = init_branches(objective, rng, batch)
+    branches = init_branches(objective, rng, batch_spec)
     params = branches['params']
     return TrainState(
       step=jnp.zeros((), jnp.int32),
