@@ -231,3 +231,11 @@ def test_what_is_no_module_of_the_users_is_refused_with_the_choices(
   monkeypatch.syspath_prepend(tmp_path)
   with pytest.raises(UserError, match=f"named '{name}'.* has: .*supervised"):
     lookup.find('objectives', name, 'Objective', trusted=True)
+
+
+def test_fields_of_a_model_that_are_no_table_are_named(tmp_path, monkeypatch):
+  (tmp_path / 'flat_fields.py').write_text("FIELDS = ('width',)\n")
+  monkeypatch.syspath_prepend(tmp_path)
+  section = dict(name='flat_fields')
+  with pytest.raises(UserError, match=r"dict of fields by kind.*'width'"):
+    lookup.model_fields(section, 'cost', trusted=True)

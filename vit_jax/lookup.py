@@ -112,6 +112,11 @@ def model_fields(
     table = find('models', section.get('name'), 'FIELDS', trusted=trusted)
   except UserError:
     return ()
+  if not isinstance(table, Mapping):
+    raise UserError(
+      f'FIELDS of models/{section["name"]} is a dict of fields by kind, as in '
+      f'models/_vit_tables.py, or left out; got {table!r}'
+    )
   return tuple(field for kind in kinds for field in table.get(kind, ()))
 
 
