@@ -79,6 +79,9 @@ def test_a_checkpoint_is_named_by_its_number_or_by_best_or_newest():
   parser = _cli.parser('predict', 'Predicts.')
   _cli.add_weights_options(parser)
 
+  options = _cli.weights_options(parser.parse_args(['--part=backbone']))
+  assert options['part'] == 'backbone'
+
   def step(*argv):
     return _cli.weights_options(parser.parse_args(argv))['step']
 

@@ -1,5 +1,7 @@
 """Weights out of training runs."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -260,3 +262,19 @@ def test_sizes_that_the_arrays_do_not_have_are_one_error(
   with pytest.raises(UserError, match=r'step 1 of .* not hold exactly') as e:
     run_format.read(tmp_path)
   assert words in str(e.value)
+
+
+def test_a_run_of_more_than_its_model_names_the_part_that_fits(
+  make_weights, tmp_path
+):
+  weights = make_weights()
+  params = dict(
+    backbone=weights.params, head=dict(last=dict(kernel=np.zeros((2, 3))))
+  )
+  save(dataclasses.replace(weights, params=params), tmp_path)
+  with pytest.raises(UserError, match=r"more than .* part='backbone'"):
+    run_format.read(tmp_path)
+  found = run_format.read(tmp_path, part='backbone')
+  assert first(found) == first(weights)
+  with pytest.raises(UserError, match='missing: head/bias'):
+    run_format.read(tmp_path, part='head')

@@ -185,6 +185,12 @@ def add_weights_options(parser: argparse.ArgumentParser) -> None:
     'one, which a line names where there are several)',
   )
   group.add_argument(
+    '--part',
+    metavar='FOLDER',
+    help='of a run: the folder of its parameters to read, such as encoder '
+    '(default: all of them)',
+  )
+  group.add_argument(
     '--weights_dir',
     metavar='FOLDER',
     help='of downloaded weights (default: $VIT_JAX_WEIGHTS or '
@@ -206,7 +212,7 @@ def weights_options(args: argparse.Namespace) -> dict[str, Any]:
 
   Messages (downloads, damage) go to stderr: stdout is for results.
   """
-  keys = ('model', 'step', 'ema', 'entry', 'weights_dir', 'evaluation')
+  keys = ('model', 'step', 'ema', 'entry', 'weights_dir', 'evaluation', 'part')
   options = {key: getattr(args, key) for key in keys}
   options['format'] = args.source_format
   return options | dict(on_log=functools.partial(show, file=sys.stderr))

@@ -31,7 +31,7 @@ def _main(argv: Sequence[str]) -> None:
   config, args = _config_file.parse(_parser(), argv, required=False)
   if (config is None) == (args.weights is None):
     raise UserError('give one of --config or --weights')
-  options = ('model', 'step', 'ema', 'entry', 'weights_dir')
+  options = ('model', 'step', 'ema', 'entry', 'weights_dir', 'part')
   unused = [f'--{key}' for key in options if getattr(args, key) is not None]
   if config is not None and unused:
     raise UserError(f'{", ".join(unused)} has no effect without --weights')

@@ -46,7 +46,7 @@ def read(
   ema: bool | None = None,
   model: Mapping[str, Any] | None = None,
   evaluation: str | None = None,
-  part: str = '',
+  part: str | None = None,
   on_log: Callable[[str], Any] = print,
 ) -> Weights:
   """Returns the weights of a checkpoint; the run itself may be going on.
@@ -107,11 +107,20 @@ def read(
     section, 'cost', 'layout', trusted='model' in overrides.trusted(model)
   )
   section = {k: v for k, v in section.items() if k not in dropped}
-  named = blocks.unstack(trees.below(params, part, os.fspath(path)))
+  named = blocks.unstack(trees.below(params, part or '', os.fspath(path)))
   named, section = overrides.apply(named, section, model)
   where = f'step {meta["step"]} of {os.fspath(path)}'
   trusted = overrides.trusted(model)
-  model_section.check(named, section, where, trusted='model' in trusted)
+  try:
+    model_section.check(named, section, where, trusted='model' in trusted)
+  except UserError as e:
+    fitting = [] if part else _parts(named, section)
+    if not fitting:
+      raise
+    raise UserError(
+      f'{where} holds more than the parameters of its model, which are in '
+      f'{" and in ".join(fitting)}: give part={fitting[0]!r}'
+    ) from e
   source = dict(format='run', path=os.fspath(path), step=meta['step'], ema=ema)
   if 'loss' in config['objective']:
     source['loss'] = config['objective']['loss']
@@ -205,6 +214,15 @@ def _order(
   best_first = sorted(values, key=lambda s: (values[s], s), reverse=True)
   rest = [s for s in newest_first if s not in values]
   return [*best_first, *rest], metric
+
+
+def _parts(named: Mapping[str, Any], section: Mapping[str, Any]) -> list[str]:
+  """Returns the folders whose arrays are those of a model of this package."""
+  parts = sorted({name.split('/')[0] for name in named if '/' in name})
+  found = {part: trees.below(named, part, '') for part in parts}
+  return [
+    part for part in parts if not model_section.problems(found[part], section)
+  ]
 
 
 def _kept_average(directory: epath.Path, order: Sequence[int]) -> bool:
