@@ -159,7 +159,7 @@ def test_a_module_without_a_dot_is_not_imported_either(make, marker, tmp_path):
     PAYLOAD.format(marker=str(marker))
   )
   path = str(make('safetensors', 'name', 'undotted'))
-  with pytest.raises(UserError, match="no models named 'undotted'"):
+  with pytest.raises(UserError, match=r"'name': 'undotted'.*--model"):
     like.complete(dict(model=dict(like=path)))
   argument = f'dataset=folder:/data,num_classes=5,resolution=16,model={path}'
   with pytest.raises(ValueError, match="names the code 'undotted'"):

@@ -85,11 +85,9 @@ def check_model_name(section: Mapping[str, Any], *, trusted: bool) -> None:
   name = section.get('name')
   if trusted or not isinstance(name, str) or name in lookup.names('models'):
     return
-  if '.' not in name:
-    lookup.find('models', name, 'Model')  # Raises: no module of the user's.
-  else:
-    raise UserError(
-      f'the file names {name!r} as the code of its model, and nothing that a'
-      ' file names is imported. If you trust that module, name it yourself:'
-      f' model={ {"name": name}!r} (on the command line --model)'
-    )
+  raise UserError(
+    f'the file names {name!r} as the code of its model, which is not in this'
+    f' package ({", ".join(lookup.names("models"))}), and nothing that a file'
+    ' names is imported. If you trust that module, name it yourself:'
+    f' model={ {"name": name}!r} (on the command line --model)'
+  )
