@@ -160,6 +160,7 @@ def test_text_is_asked_for_when_something_else_comes():
 
 def test_a_dotted_name_that_leads_nowhere_is_explained(user_ops):
   assert "no data/ops named 'nowhere.ops'" in error('nowhere.ops.solarize')
+  assert 'is written module.function' in error('their_project.solarize')
   assert "does not define 'solarize'" in error('their_project.ops.solarize')
   assert "'nothing' is not a function" in error('their_project.ops.nothing')
   assert 'no_op did not return an op' in error('their_project.ops.no_op')

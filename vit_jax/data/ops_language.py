@@ -186,7 +186,12 @@ def find_dotted(name: str) -> Callable[..., Any]:
     UserError: the module cannot be found or has no such function.
   """
   module_name, _, function = name.rpartition('.')
-  factory = lookup.find(_FOLDER, module_name, function, trusted=True)
+  try:
+    factory = lookup.find(_FOLDER, module_name, function, trusted=True)
+  except UserError as e:
+    raise UserError(
+      f'op {name!r}: an op of your own is written module.function; {e}'
+    ) from e
   if not callable(factory):
     raise UserError(f'op {name!r}: {function!r} is not a function')
   return factory
