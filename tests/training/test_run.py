@@ -154,13 +154,14 @@ def test_pictures_are_of_the_average(tmp_path):
 
   class Writer:
     def write_image(self, step, name, path):
-      drawn.append((step, name))
+      drawn.append((step, name, path))
 
   for average in (None, 'average'):
     state = train_state.TrainState(0, 'raw', None, ema_params=average)
     evaluation.draw({'x': Picture()}, run, state, 5, tmp_path, Writer())
   path = tmp_path / 'x.png'
-  assert drawn == [('raw', path), (5, 'x'), ('average', path), (5, 'x')]
+  written = (5, 'x', path)
+  assert drawn == [('raw', path), written, ('average', path), written]
 
 
 _KEYS = '''

@@ -234,7 +234,8 @@ def draw(
   """Draws with the averaged weights, if any, into PNG and event files."""
   weights = run.weights(state, ema=state.ema_params is not None)
   for name, picture in pictures.items():
-    path = picture.draw(weights, workdir / f'{name}.png')
+    path = workdir / f'{name}.png'
+    picture.draw(weights, path)
     writer.write_image(step, name, path)
 
 
