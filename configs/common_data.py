@@ -63,7 +63,7 @@ def images(data: str, split: str, data_dir: str | None = None) -> ConfigDict:
 def splits(
   data: str, *, tfds: tuple[str, str, str | None] = ('train', 'test', None)
 ) -> tuple[str, str, str | None]:
-  """Returns the splits for training, validation and test; None is no split.
+  """Returns the training, validation and test splits; None if absent.
 
   Of a path they follow from its folders: val/ is validation, test/ is where
   there is no val/, and without both the last tenth of train/ is held out, at

@@ -65,7 +65,7 @@ def main() -> None:
 
 def _run(*arguments: str) -> None:
   """Shows and runs a training command."""
-  command = ['python', '-m', 'vit_jax.main', *arguments]
+  command = ['python', '-m', 'vit_jax', 'train', *arguments]
   print('$ ' + ' \\\n    '.join(map(shlex.quote, command)), flush=True)
   done = subprocess.run([sys.executable, *command[1:]], check=False)
   if done.returncode:

@@ -4,7 +4,7 @@
   python scripts/compare_gpu.py --variants=B/16:128,L/16:64 --steps=50
 
 A step is forward, backward and AdamW on images that are on the device already:
-ours is the one of vit_jax.main (uint8 images, normalised in it), timm's is
+ours is the one of vit_jax train (uint8 images, normalised in it), timm's is
 compiled, under autocast, with fused AdamW. Each side is a process of its own;
 they take turns. Prints a table in Markdown and, last, one JSON object. MFU
 counts three forward passes of matrix products, the same for both, against the

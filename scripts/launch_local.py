@@ -3,7 +3,7 @@
     python scripts/launch_local.py --processes=4 -- \
       --config=configs/quickstart.py --workdir=runs/four
 
-What follows `--` goes to `python -m vit_jax.main`. It is for trying out, on
+What follows `--` goes to `python -m vit_jax train`. It is for trying out, on
 CPUs, what a pod will do. Ctrl-C or SIGTERM lets the run save and end.
 
 Exit code: that of the first process that failed (128 + n where signal n ended
@@ -30,9 +30,9 @@ def main(argv: list[str] | None = None) -> int:
     '--devices', type=int, default=1, help='CPU devices of each process'
   )
   parser.add_argument(
-    '--heartbeat_seconds', type=int, default=20, help='see vit_jax.main'
+    '--heartbeat_seconds', type=int, default=20, help='see vit_jax train'
   )
-  parser.add_argument('arguments', nargs='*', help='of vit_jax.main')
+  parser.add_argument('arguments', nargs='*', help='of vit_jax train')
   args = parser.parse_args(argv)
   return run(
     args.processes, args.devices, args.heartbeat_seconds, args.arguments
@@ -49,7 +49,7 @@ def run(
   with socket.socket() as s:
     s.bind(('localhost', 0))
     port = s.getsockname()[1]
-  command = [sys.executable, '-u', '-m', 'vit_jax.main', *arguments]
+  command = [sys.executable, '-u', '-m', 'vit_jax', 'train', *arguments]
   command += [
     f'--coordinator=localhost:{port}',
     f'--num_processes={num_processes}',

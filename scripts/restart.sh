@@ -1,7 +1,7 @@
 #!/bin/sh
 # Runs a command again and again until it is done:
 #
-#   scripts/restart.sh python -m vit_jax.main --config=... --workdir=...
+#   scripts/restart.sh python -m vit_jax train --config=... --workdir=...
 #
 # It goes by the exit code: 0 (done), 2 (a mistake that only you can fix) and
 # 130 (Ctrl-C) end it; 42 (preempted after saving) starts the command again at

@@ -20,7 +20,7 @@
 # Processes find each other by srun's environment. `wait` lets this shell,
 # which gets the signal too, live until they have saved.
 trap : TERM
-srun --kill-on-bad-exit=0 "${PYTHON:-python}" -m vit_jax.main "$@" &
+srun --kill-on-bad-exit=0 "${PYTHON:-python}" -m vit_jax train "$@" &
 srun=$!
 wait "$srun"
 code=$?

@@ -53,7 +53,7 @@ case $action in
   start)
     [ $# -ge 1 ] || usage
     on all "cd vit_jax && PID_FILE=run.pid nohup scripts/restart.sh python3 -m \
-vit_jax.main $(quoted "$@")> run.log 2>&1 < /dev/null &"
+vit_jax train $(quoted "$@")> run.log 2>&1 < /dev/null &"
     ;;
   log) on "${1:-0}" "tail -n 50 -f vit_jax/run.log" ;;
   status) on all "hostname; kill -0 \$(cat vit_jax/run.pid) && echo running" ;;

@@ -89,7 +89,7 @@ def parse_json(
     max_nesting: how many lists and objects may be inside each other.
 
   Raises:
-    UserError: it is no JSON, or is nested deeper than that.
+    UserError: it is not JSON, or is nested deeper than that.
   """
   try:
     value = json.loads(text)

@@ -73,7 +73,7 @@ def map_named(fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:
 
 
 def regex_problem(pattern: Any) -> str | None:
-  """Returns why a pattern of a config is no regular expression, or None."""
+  """Returns why a pattern of a config is not a regular expression, or None."""
   if not isinstance(pattern, str):
     return f'{pattern!r} is not a regular expression: expected a text'
   try:

@@ -219,7 +219,7 @@ def test_a_file_that_cannot_be_read_to_its_end_is_damage(
   shutil.copytree(two_steps, tmp_path, dirs_exist_ok=True)
   path = tmp_path / '2' / name
   path.unlink()
-  what = 'is no regular file'
+  what = 'is not a regular file'
   if kind == 'huge':
     path.touch()
     os.truncate(path, 2**34)

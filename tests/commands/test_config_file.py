@@ -146,6 +146,15 @@ def test_a_missing_file_suggests_the_recipe_that_is_meant(
     _parse(f'--config={path}')
 
 
+@pytest.mark.parametrize('path', ['quikstart.py', 'configs/quickstart'])
+def test_a_mistyped_name_suggests_a_recipe_of_the_package(
+  tmp_path, monkeypatch, path
+):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(UserError, match=r'did you mean quickstart\.py\?'):
+    _parse(f'--config={path}')
+
+
 @pytest.mark.parametrize('path', ['quickstart.py', 'configs/quickstart.py'])
 def test_a_recipe_of_the_package_is_found_from_any_folder(
   tmp_path, monkeypatch, path

@@ -146,7 +146,7 @@ def test_a_folder_that_does_not_exist_is_said_so(tmp_path, capsys):
   assert 'TFDS' not in error
   (tmp_path / 'a.csv').touch()
   assert preflight.main([f'{tmp_path}/a.csv']) == 2
-  assert 'a.csv is no folder' in capsys.readouterr().err
+  assert 'a.csv is not a folder' in capsys.readouterr().err
 
 
 def test_one_broken_image_is_singular(folder, capsys):

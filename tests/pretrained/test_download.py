@@ -194,9 +194,9 @@ def test_the_name_of_a_file_is_the_last_part_of_its_address(url, name):
   ['../x.npz', '/x.npz', 'a/../../x.npz', '', 'a\\b', 'a\0b', 'a\x1b[2J'],
 )
 def test_no_file_is_written_outside_the_folder(name):
-  with pytest.raises(UserError, match='no name for a file'):
+  with pytest.raises(UserError, match='is not a file name'):
     Remote('https://x.org/x.npz', name=name)
-  with pytest.raises(UserError, match='no name for a file'):
+  with pytest.raises(UserError, match='is not a file name'):
     Remote('https://x.org/%2e%2e')
 
 

@@ -86,7 +86,7 @@ def test_a_repository_with_several_files_of_weights(hub, tensors, tmp_path):
   # An index comes from outside.
   index = path / 'model.safetensors.index.json'
   for text, message in (
-    ('{"weight_map": {"a": "../../x.safetensors"}}', 'no name for a file'),
+    ('{"weight_map": {"a": "../../x.safetensors"}}', 'is not a file name'),
     ('{"weight_map": {"a": []}}', 'lists no files'),
     ('[]', 'lists no files'),
   ):

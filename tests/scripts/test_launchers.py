@@ -100,7 +100,7 @@ def test_sigterm_between_two_commands_starts_no_other(fake, tmp_path):
 def test_without_a_command_it_prints_its_usage():
   done = _restart()
   assert done.returncode == 2
-  assert 'scripts/restart.sh python -m vit_jax.main' in done.stderr
+  assert 'scripts/restart.sh python -m vit_jax train' in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_a_slurm_job_goes_back_into_the_queue(
   done = subprocess.run(['bash', SCRIPTS / 'slurm.sh', '--config=c.py'])
   assert done.returncode == code
   called = (tmp_path / 'srun').read_text()
-  assert called.endswith('python -m vit_jax.main --config=c.py\n')
+  assert called.endswith('python -m vit_jax train --config=c.py\n')
   assert (tmp_path / 'scontrol').exists() == requeued
   if requeued:
     assert (tmp_path / 'scontrol').read_text() == 'requeue 77\n'
@@ -132,7 +132,7 @@ def test_a_pod_gets_the_arguments_as_they_were_given(fake, tmp_path):
   *head, last = (tmp_path / 'gcloud').read_text().splitlines()
   assert head == 'compute tpus tpu-vm ssh pod --zone=z --worker=all'.split()
   # What the shells of the hosts would run.
-  fake('nohup', 'shift 4; for a in "$@"; do echo "$a"; done >&3')
+  fake('nohup', 'shift 5; for a in "$@"; do echo "$a"; done >&3')
   (tmp_path / 'vit_jax').mkdir()
   script = last.removeprefix('--command=').replace('> run.log', '3>args >log')
   subprocess.run(['sh', '-c', f'{script} wait'], check=True)

@@ -111,7 +111,9 @@ def test_weights_in_a_file_take_evaluations_of_any_recipe_and_image_size(
   )
   assert found['val/num_examples'] == found['large/num_examples'] == 21
   assert any('position_embedding' in line for line in log)
-  with pytest.raises(UserError, match='only runs have evaluations of their'):
+  with pytest.raises(
+    UserError, match=r'/w\.safetensors is not a run; only runs'
+  ):
     vit_jax.evaluate(path)
   five = dict(VAL, data=dict(VAL['data'], num_classes=5))
   with pytest.raises(UserError, match=r'data has 5 classes .* have 4 classes'):

@@ -43,7 +43,7 @@ def problem(path: epath.Path, *, max_bytes: int = MAX_JSON_BYTES) -> str:
             waiting.append(entry.path)
           seen.add((status.st_dev, status.st_ino))
         elif not stat.S_ISREG(status.st_mode):
-          return f'{printable(entry.path)} is no regular file'
+          return f'{printable(entry.path)} is not a regular file'
         elif os.path.basename(folder) != _ARRAYS and status.st_size > max_bytes:
           return (
             f'{printable(entry.path)} has {status.st_size:,} bytes, and the'

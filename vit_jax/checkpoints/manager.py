@@ -171,7 +171,7 @@ class Checkpointer:
     for step in checkpoint_format.steps(self.directory):
       try:
         meta = checkpoint_format.read_meta(self.directory, step)
-        # Before the arrays are read: another model is no damage.
+        # Before the arrays are read: another model is not damage.
         resume.check(meta, abstract_state, config, self.directory)
         with jax.transfer_guard('allow'):
           named = reader.read_state(self.directory, meta, wanted)

@@ -45,7 +45,7 @@ _held: set[str] = set()  # Tokens of the locks of this process.
 
 
 class _InTheWayError(OSError):
-  """Something that is no lock has the lock's name."""
+  """Something that is not a lock has the lock's name."""
 
 
 class Lock:
@@ -109,7 +109,7 @@ def hold(
 
   Raises:
     UserError: another process that is alive owns the workdir, nothing can be
-      written there, or something that is no lock has the lock's name.
+      written there, or something that is not a lock has its name.
   """
   if jax.process_index() == 0:
     attempts = _attempts(pathlib.Path(workdir), stale_seconds, on_log)
@@ -243,7 +243,7 @@ def _read(path: pathlib.Path) -> dict[str, Any] | None:
   None where there is no lock; a broken record has only the time.
 
   Raises:
-    OSError: the lock cannot be read; `_InTheWayError` if it is no lock at all.
+    OSError: the lock cannot be read; `_InTheWayError` if it is not a lock.
   """
   try:
     with open(path, 'rb', opener=_open_at_once) as f:

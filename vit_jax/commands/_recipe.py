@@ -8,10 +8,13 @@ import traceback
 
 import ml_collections
 
+from vit_jax import suggestions
 from vit_jax.errors import UserError
 from vit_jax.printable import printable
 
 _INSTALLED = pathlib.Path(__file__).parents[1] / 'configs'
+# Folders in the name of a recipe that may also mean one of the package's.
+_SHORT = (pathlib.Path(), pathlib.Path('configs'))
 
 
 def load(path_and_arg: str) -> ml_collections.ConfigDict:
@@ -66,7 +69,7 @@ def _find(path: str) -> pathlib.Path | None:
   file = pathlib.Path(path)
   if file.is_file():
     return file
-  if file.parent in (pathlib.Path(), pathlib.Path('configs')):
+  if file.parent in _SHORT:
     installed = _INSTALLED / file.name
     if installed.is_file():
       return installed
@@ -84,6 +87,10 @@ def _no_file(path: str) -> str:
     if name in _recipes(folder):
       meant = name if folder == _INSTALLED else folder / name
       return f'{problem}did you mean {printable(meant)}?'
+  if file.parent in _SHORT:
+    near = suggestions.close(name, _recipes(_INSTALLED))
+    if near:
+      return f'{problem}did you mean {near}?'
   names = printable(', '.join(_recipes(file.parent)))
   return f'{problem}{printable(file.parent)}/ has: {names or "no recipes"}'
 

@@ -132,7 +132,7 @@ def of_evaluation(text: str) -> str:
   own stay, and those that `parse` will refuse.
 
   Raises:
-    UserError: text that is no list of ops.
+    UserError: text that is not a list of ops.
   """
   kept = []
   limits = _from_files.Limits(

@@ -28,7 +28,7 @@ def declared(source: Any) -> dict[str, str]:
   """Returns the roles that a source declares, by field.
 
   Raises:
-    UserError: `fields` is no dict of names and roles.
+    UserError: `fields` is not a dict of names and roles.
   """
   fields = getattr(source, 'fields', None)
   if fields is None:

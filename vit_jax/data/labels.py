@@ -39,7 +39,7 @@ class Classes:
     number = as_int(label)
     if number is None:
       raise UserError(
-        f'{label!r} is no number and not among the {self.num} classes'
+        f'{label!r} is neither a number nor among the {self.num} classes'
         f' {_some(self.names or ())}'
       )
     if number < 0 or (self.num is not None and number >= self.num):
@@ -114,7 +114,7 @@ def derived(labels: Iterable[Any]) -> Classes:
   Missing labels (None, '') do not count.
 
   Raises:
-    UserError: a mixture of class ids and names, or a number that is no id.
+    UserError: a mixture of class ids and names, or a number that is not an id.
   """
   different = {label for label in labels if label is not None and label != ''}
   numbers = [as_int(label) for label in different]

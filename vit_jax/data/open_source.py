@@ -3,7 +3,7 @@
 Text such as `tar_shards(paths='a-{0..9}.tar')` has the syntax of the ops; the
 arguments are the keys of the data section. As in the recipes, `folder:/path` is
 `image_folder(data_dir='/path')`, `records:/path` the output of prepare, `/path`
-whichever of both exists, and a bare name that is no source is a TFDS dataset.
+whichever of the two exists, and any other bare name a dataset of TFDS.
 """
 
 import os
@@ -93,7 +93,7 @@ def parse(text: str) -> dict[str, Any]:
     path = printable(os.path.expanduser(text))
     if os.path.exists(os.path.expanduser(text)):
       raise UserError(
-        f'{path} is no folder: name the source that reads it, such as '
+        f'{path} is not a folder: name the source that reads it, such as '
         '"table(path=\'/data/a.csv\')"'
       )
     raise UserError(f'there is no folder {path}: check the path')
@@ -112,7 +112,7 @@ def parse(text: str) -> dict[str, Any]:
 
 
 def splits(text: str) -> list[str] | None:
-  """Returns the splits that hold all of a folder, or None if it is no folder.
+  """Returns the splits that hold all of a folder, or None for a file.
 
   A folder of classes alone has the splits that `image_folder` makes.
 

@@ -124,7 +124,7 @@ def _put(
 ) -> tuple[int, list[jax.Array]]:
   """Returns the rows of a block on each device, and all rows on the devices.
 
-  The rows are features, labels and whether a row is no padding.
+  The rows are features, labels and whether a row is real, not padding.
   """
   per_device = math.ceil(len(features.x) / mesh_lib.padded(1, mesh))
   num_blocks = math.ceil(per_device * num_classes / _MAX_LOGITS)

@@ -45,7 +45,7 @@ def Model(  # noqa: N802, it makes a model.
     UserError: an unknown variant or override, or values that do not fit.
   """
   name, slash, patch = str(variant).partition('/')
-  # Nine digits at most: more are no size, and int() refuses thousands of them.
+  # At most nine digits: int() refuses thousands of them.
   size = re.fullmatch('[1-9][0-9]{0,8}', patch)
   if name not in VARIANTS or (slash and not size):
     shown = printable(repr(variant), max_length=80)

@@ -114,7 +114,7 @@ class Rate:
     if 0 < total_steps <= warmup_steps:
       problems.append(
         f'warmup_steps={warmup_steps} must be less than the {total_steps} '
-        'steps of the run: the learning rate would never reach its peak'
+        'steps of the run, or the rate never reaches its peak; lower it'
       )
     elif schedule == 'deit' and cooldown_steps:
       problems.append("cooldown_steps has no effect with schedule='deit'")

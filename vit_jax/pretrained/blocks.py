@@ -34,8 +34,8 @@ def unstack(named: Mapping[str, Any]) -> dict[str, Any]:
     folder, rest = match.groups()
     if not array.shape or array.shape[0] > MAX_DEPTH:
       raise UserError(
-        f'{printable(name, max_length=80)} {array.shape} is no stack of blocks:'
-        f' the first axis is one of at most MAX_DEPTH={MAX_DEPTH} blocks'
+        f'{printable(name, max_length=80)} {array.shape} is not a stack of '
+        f'blocks: the first axis is one of at most MAX_DEPTH={MAX_DEPTH} blocks'
       )
     for i in range(array.shape[0]):
       out[f'{folder}block_{i:02d}/{rest}'] = array[i]

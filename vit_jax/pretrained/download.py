@@ -68,8 +68,8 @@ class Remote:
       or not self.file_name.isprintable()
     ):
       raise UserError(
-        f'{self.url}: {self.file_name!r} is no name for a file below the folder'
-        ' of weights; give the address of a file'
+        f'{self.url}: {self.file_name!r} is not a file name below the folder '
+        'of weights; give the address of a file'
       )
 
   @property

@@ -218,7 +218,7 @@ def _meaning_at(models: Mapping[str, nn.Module], into: str) -> dict[str, Any]:
 def _submodule(module: nn.Module, path: str) -> nn.Module:
   """Follows a path through the fields that are modules, as far as they go.
 
-  `encoder` of a ViT is no field: what is in there is computed as the ViT says.
+  A ViT has no field `encoder`: its parts are computed as the ViT specifies.
   """
   for name in path.split('/') if path else ():
     inner = getattr(module, name, None)

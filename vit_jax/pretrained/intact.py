@@ -32,9 +32,9 @@ def problem(path: pathlib.Path, suffix: str) -> str | None:
   if start.lstrip().lower().startswith((b'<!doctype', b'<html')):
     return f'it is a web page, not a {suffix or "file of weights"}'
   if suffix == '.npz' and not start.startswith(_ZIP):
-    return f'it is no .npz: it begins with {start[:8]!r}'
+    return f'it is not an .npz: it begins with {start[:8]!r}'
   if suffix in _PICKLES and not start.startswith((_ZIP, _PICKLE)):
-    return f'it is no {suffix} of torch: it begins with {start[:8]!r}'
+    return f'it is not a {suffix} of torch: it begins with {start[:8]!r}'
   if suffix in ('.npz', *_PICKLES) and start.startswith(_ZIP):
     # The table of contents is at the end.
     return None if zipfile.is_zipfile(path) else 'its end is missing'
@@ -50,7 +50,7 @@ def _safetensors_problem(path: pathlib.Path) -> str | None:
   with path.open('rb') as file:
     length = int.from_bytes(file.read(_HEADER_BYTES), 'little')
     if length > files.MAX_HEADER_BYTES or file.read(1) != b'{':
-      return 'it is no .safetensors: it has no header'
+      return 'it is not a .safetensors: it has no header'
     file.seek(_HEADER_BYTES)
     content = file.read(length)
   if len(content) < length:
@@ -60,9 +60,9 @@ def _safetensors_problem(path: pathlib.Path) -> str | None:
     entries = [v for k, v in header.items() if k != '__metadata__']
     ends = [int(entry['data_offsets'][1]) for entry in entries]
   except (ValueError, TypeError, KeyError, IndexError, AttributeError):
-    return 'it is no .safetensors: its header cannot be read'
+    return 'it is not a .safetensors: its header cannot be read'
   except RecursionError:
-    return 'it is no .safetensors: its header is nested too deeply'
+    return 'it is not a .safetensors: its header is nested too deeply'
   expected = _HEADER_BYTES + length + max(ends, default=0)
   if size < expected:
     return f'its end is missing: it has {size} of {expected} bytes'

@@ -21,7 +21,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def check(theirs: Mapping[str, np.ndarray], dialect: Dialect) -> None:
-  """Raises UserError if patches, tokens or positions are no such arrays."""
+  """Raises UserError if patches, tokens or positions are not such arrays."""
   token = (3, '(1, tokens, width)')
   expected = dict.fromkeys(dialect.tokens.values(), token)
   if dialect.position_rows == 'none' and dialect.layout == 'torch':

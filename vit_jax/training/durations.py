@@ -17,7 +17,7 @@ def in_steps(
   Sections in it are treated likewise, and lists of pairs (regex, epochs).
 
   Raises:
-    UserError: both forms of one duration are given, or one is no duration.
+    UserError: both forms of one duration are given, or one is not a duration.
   """
   if not isinstance(section, lookup.SECTION):
     raise UserError(f'{where} is a section with keys; got {section!r}')

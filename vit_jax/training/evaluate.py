@@ -17,6 +17,7 @@ from vit_jax.parallel import activations, mesh as mesh_lib, rules as rules_lib
 from vit_jax.pretrained import blocks, catalog, initialize as initialize_lib
 from vit_jax.pretrained.formats import run as run_format
 from vit_jax.pretrained.weights import Weights, build_model
+from vit_jax.printable import printable
 from vit_jax.training import evaluation
 
 _BATCH_SIZE = 128
@@ -67,8 +68,9 @@ def evaluate(
   if own:
     if not is_ours:
       raise UserError(
-        'evals is missing: only runs have evaluations of their own. Name a '
-        'recipe with config.evals, as in --config=configs/evaluate.py'
+        f'{printable(weights)} is not a run; only runs have evaluations of '
+        'their own. Correct the path, or name a recipe with config.evals, as '
+        'in --config=configs/evaluate.py'
       )
     evals = run_format.read_config(weights)['evals']
   evals = _chosen(evaluation.sections(evals, 'config.evals'), names)

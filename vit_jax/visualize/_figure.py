@@ -63,7 +63,7 @@ def caption(
   """Writes words below a tile, from its left or to its right side.
 
   Args:
-    words: shown as they are: a class may be called $100$, which is no formula.
+    words: shown as they are: a class called $100$ is not a formula.
     right: whether the words end at the right side.
   """
   style = dict(size=8.5, color=PALE, parse_math=False) | style

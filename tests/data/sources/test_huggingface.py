@@ -134,7 +134,7 @@ def test_what_is_missing_is_named(path, tmp_path):
   with pytest.raises(UserError, match=r'no folder .*\n.*\n.*save_to_disk'):
     _source(tmp_path)
   (tmp_path / 'both').mkdir()
-  with pytest.raises(UserError, match='is no dataset of save_to_disk'):
+  with pytest.raises(UserError, match='is not a dataset of save_to_disk'):
     _source(tmp_path)
 
 

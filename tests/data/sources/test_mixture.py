@@ -137,7 +137,11 @@ def test_label_vectors_follow_the_names(tmp_path):
 def test_weights_that_do_not_fit_are_all_named(sources):
   with pytest.raises(UserError) as error:
     mixture.Source('train', sources=sources, weights=dict(a=-1, c=1))
-  for words in ("no weight for 'b'", "a weight for 'c'", 'a=-1 is no number'):
+  for words in (
+    "no weight for 'b'",
+    "a weight for 'c'",
+    'a=-1 is not a number',
+  ):
     assert words in str(error.value)
   with pytest.raises(UserError, match='all are 0'):
     mixture.Source('train', sources=sources, weights=dict(a=0, b=0))

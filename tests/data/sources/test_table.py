@@ -133,7 +133,7 @@ def test_labels_that_training_lacks_are_named_with_their_lines(write, tmp_path):
     table.Source('val', path=f'{tmp_path}/{{split}}.csv')
   message = str(error.value)
   assert '2 labels are unknown' in message
-  assert "val.csv, line 3: 'cow' is no number" in message
+  assert "val.csv, line 3: 'cow' is neither a number" in message
   with pytest.raises(UserError, match=r'label 3 is outside 0 \.\. 1'):
     table.Source('all', path=write('b.csv', _csv(0, 3)), num_classes=2)
 

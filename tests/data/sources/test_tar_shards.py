@@ -158,7 +158,7 @@ def test_a_missing_label_image_or_class_is_named_when_it_is_read(tmp_path):
   data = dict(name='tar_shards', split='all', paths=path, num_classes=3)
   source = tar_shards.Source('all', paths=path, num_classes=3)
   for i, words in enumerate(
-    ['the label is missing', 'no image', r'outside 0 \.\. 2', "'cat' is no num"]
+    ['the label is missing', 'no image', r'outside 0 \.\. 2', 'neither a num']
   ):
     with pytest.raises(UserError, match=words):
       source[i + 1]
@@ -301,7 +301,7 @@ class TestIndex:
     with pytest.raises(UserError) as error:
       _source(folder)
     for k in (0, 2):
-      assert f'train-{k}.tar is no tar' in str(error.value)
+      assert f'train-{k}.tar is not a tar' in str(error.value)
 
   def test_long_and_foreign_names_are_kept(self, tmp_path):
     name = 'ä' * 90 + '/' + 'ö' * 90

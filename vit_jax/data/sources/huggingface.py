@@ -156,7 +156,7 @@ def _naming(path: str) -> Iterator[None]:
     raise
   except Exception as e:  # Of pyarrow, json, fsspec and the library itself.
     reason = printable(f'{type(e).__name__}: {e}', max_length=300)
-    raise UserError(f'{path} is no dataset of save_to_disk: {reason}') from e
+    raise UserError(f'{path} is not a dataset of save_to_disk: {reason}') from e
 
 
 def _learn(columns: columns_lib.Columns, name: str, dataset) -> None:

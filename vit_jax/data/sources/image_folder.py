@@ -127,7 +127,7 @@ class Source:
 
 
 def _split_folder(root: pathlib.Path, split: str) -> pathlib.Path:
-  # Unlike pathlib's, this is no error where a folder cannot be entered.
+  # Unlike pathlib's, this is not an error where a folder cannot be entered.
   if not os.path.isdir(root):
     raise UserError(f'no folder {root}; expected {_LAYOUT}')
   folder = root / split

@@ -52,8 +52,8 @@ class Source:
     folder = pathlib.Path(data_dir).expanduser()
     if not os.path.isdir(folder):
       raise UserError(
-        f'{folder} is no folder; unpack the outer file alone:\n  mkdir DIR\n  '
-        f'tar -xf {folder} -C DIR --strip-components=1\nand say data_dir=DIR'
+        f'{folder} is not a folder; unpack the outer file alone:\n  mkdir DIR\n'
+        f'  tar -xf {folder} -C DIR --strip-components=1\nand set data_dir=DIR'
       )
     try:
       entries = sorted(os.listdir(folder))

@@ -135,7 +135,7 @@ def _shares(
   problems = [f'no weight for {n!r}' for n in sources if n not in weights]
   problems += [f'a weight for {n!r}' for n in weights if n not in sources]
   problems += [
-    f'{name}={weight!r} is no number of at least 0'
+    f'{name}={weight!r} is not a number of at least 0'
     for name, weight in weights.items()
     if isinstance(weight, bool)
     or not isinstance(weight, int | float)

@@ -61,7 +61,7 @@ class Source:
         of them in JSON means several labels. None for no label.
       split_key: the column with the split of a row.
       separator: between several labels in a cell, such as `';'`.
-        With it every label becomes a vector; an empty cell is no label at all.
+        With it every label becomes a vector; an empty cell means no label.
       data_dir: where relative paths start; None is the folder of the table.
       num_classes: how many classes there are; or
       class_names: their names, a list or a file of them. Without either the

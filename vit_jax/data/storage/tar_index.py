@@ -134,7 +134,7 @@ def _make(path: str, stamp: tuple[int, int]) -> Index:
       members = _members(tar)
       _check_end(path, tar.offset, stamp[0])
   except (tarfile.TarError, OSError, EOFError) as e:
-    raise UserError(f'{path} is no tar, or a broken one: {e}') from e
+    raise UserError(f'{path} is not a tar, or a broken one: {e}') from e
   return Index(
     path,
     stamp,

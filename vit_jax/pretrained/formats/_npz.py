@@ -127,7 +127,7 @@ def write(
 
 def _array_name(member: zipfile.ZipInfo) -> str:
   if not member.filename.endswith('.npy'):
-    raise ValueError(f'{member.filename!r} in it is no array')
+    raise ValueError(f'{member.filename!r} in it is not an array')
   return member.filename.removesuffix('.npy')
 
 

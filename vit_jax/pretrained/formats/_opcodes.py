@@ -15,7 +15,7 @@ MAX_PICKLE_BYTES = 16 * 2**20  # Without the tensors, which are beside it.
 # A ViT of 40 blocks with its optimizer and its average needs 0.1 million.
 MAX_OBJECTS = 2**20
 _ZIP = b'PK\x03\x04'
-# Pickles before the tensors of a file that is no zip: a magic number, the
+# Pickles before the tensors of a file that is not a zip: a magic number, the
 # version, the machine, the content, the keys of the storages.
 _NUM_LEGACY = 5
 _PUT = ('PUT', 'BINPUT', 'LONG_BINPUT')
@@ -64,7 +64,7 @@ def check_legacy(
   max_bytes: int = MAX_PICKLE_BYTES,
   max_objects: int = MAX_OBJECTS,
 ) -> None:
-  """Checks the pickles at the start of a file of torch that is no archive.
+  """Checks the pickles at the start of a file of torch that is not an archive.
 
   Args:
     path: of the file.

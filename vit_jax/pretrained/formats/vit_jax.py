@@ -28,7 +28,7 @@ from vit_jax.printable import printable
 SUFFIXES = ('.safetensors',)
 _KEY = 'vit_jax'
 _VERSION = 1
-# Before the arrays of `Weights.source`, which are no parameters.
+# Before the arrays of `Weights.source`, which are not parameters.
 _ASIDE = 'source:'
 
 

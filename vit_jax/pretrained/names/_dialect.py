@@ -31,7 +31,7 @@ class Dialect:
       the array that they are as long as.
     mask_token: the array for masked patches of training, where their model has
       one in any case.
-    unused: regexes for whole names of arrays that are no part of the model.
+    unused: regexes for whole names of arrays that are not part of the model.
     model: the file of `names/` that the dialect belongs to.
   """
 

@@ -29,7 +29,7 @@ def facts(stored: Stored, dialect: Dialect, unused: list[str]) -> Facts:
   Args:
     stored: with the configs.
     dialect: of its names.
-    unused: names in it that are no part of the encoder.
+    unused: names in it that are not part of the encoder.
 
   Raises:
     UserError: a model that models/vit.py is not.
@@ -62,7 +62,7 @@ def resize_method(
   Args:
     stored: with the configs and arguments.
     dialect: of its names.
-    unused: names in it that are no part of the encoder.
+    unused: names in it that are not part of the encoder.
     registers: whether the model has any.
   """
   if 'dinov2' in dialect.name and registers:

@@ -115,7 +115,7 @@ STYLES = {
 
 
 def detect(names: Iterable[str]) -> Style | None:
-  """Returns how a file names its leaves; None if it is no ViT of Google's.
+  """Returns how a file names its leaves; None if it is not a ViT of Google's.
 
   Where both are possible, `class_row` is False: only shapes show it.
 

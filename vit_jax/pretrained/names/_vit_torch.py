@@ -198,7 +198,7 @@ _UNSUPPORTED = (
 def detect(arrays: Mapping[str, np.ndarray]) -> tuple[Dialect, str] | None:
   """Returns the dialect of a state dict and the prefix of its names.
 
-  None if it is no ViT.
+  None if it is not a ViT.
 
   Raises:
     UserError: a model with parts that our ViT does not have, or two models at
