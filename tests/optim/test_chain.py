@@ -3,59 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
+from tests.optim import descent
 from vit_jax import trees
 from vit_jax.errors import UserError
 from vit_jax.models import vit
 from vit_jax.optim import chain
-
-SHAPES = {
-  'encoder': {
-    'mlp': {'kernel': (4, 3), 'bias': (3,)},
-    'norm': {'scale': (4,), 'bias': (4,)},
-  },
-  'head': {'kernel': (3, 2), 'bias': (2,)},
-}
-
-
-def _params(seed=0):
-  rng = np.random.default_rng(seed)
-  return jax.tree.map(
-    lambda shape: jnp.asarray(rng.normal(size=shape), jnp.float32),
-    SHAPES,
-    is_leaf=lambda x: isinstance(x, tuple),
-  )
-
-
-def _gradients(num):
-  """Some of their norms are over 5 and some under."""
-  return [
-    jax.tree.map(lambda x, i=i: x * (0.2 + 0.3 * (i % 4)), _params(i + 1))
-    for i in range(num)
-  ]
-
-
-def _run(tx, params, gradients):
-  """Returns the parameters after all updates and the optimizer state."""
-
-  @jax.jit
-  def step(params, state, grads):
-    updates, state = tx.update(grads, state, params)
-    return optax.apply_updates(params, updates), state
-
-  state = tx.init(params)
-  for grads in gradients:
-    params, state = step(params, state, grads)
-  return params, state
-
-
-def _make(**kwargs):
-  options = dict(
-    learning_rate=0.1, total_steps=20, schedule='constant', grad_clip_norm=None
-  )
-  return chain.make(_params(), **(options | kwargs))
 
 
 def _assert_close(actual, expected, **tolerance):
@@ -111,7 +65,7 @@ def _numpy_run(params, gradients, *, rate, clip, decay, mults, adam, sgd):
 def test_updates_equal_numpy_with_clip_decay_multipliers_and_warmup(
   kwargs, oracle
 ):
-  tx, _ = _make(
+  tx, _ = descent.make(
     schedule='linear',
     warmup_steps=5,
     weight_decay=0.3,
@@ -119,8 +73,8 @@ def test_updates_equal_numpy_with_clip_decay_multipliers_and_warmup(
     learning_rate_mults=[('head/.*', 0.5)],
     **kwargs,
   )
-  params, gradients = _params(), _gradients(12)
-  actual, _ = _run(tx, params, gradients)
+  params, gradients = descent.params(), descent.gradients(12)
+  actual = descent.run(tx, params, gradients)[0][-1]
   expected = _numpy_run(
     params,
     gradients,
@@ -139,13 +93,13 @@ def test_twenty_steps_equal_torch(name):
   rate, decay, clip = 0.05, 0.2, 3.0
   options = dict(learning_rate=rate, grad_clip_norm=clip)
   if name == 'adamw':
-    tx, _ = _make(
+    tx, _ = descent.make(
       weight_decay=decay, weight_decay_mults=[('.*', 1.0)], **options
     )
   else:
-    tx, _ = _make(name='sgd', nesterov=name == 'nesterov', **options)
-  params, gradients = _params(), _gradients(20)
-  actual, _ = _run(tx, params, gradients)
+    tx, _ = descent.make(name='sgd', nesterov=name == 'nesterov', **options)
+  params, gradients = descent.params(), descent.gradients(20)
+  actual = descent.run(tx, params, gradients)[0][-1]
 
   leaves = [
     torch.nn.Parameter(torch.tensor(np.array(x)))
@@ -170,10 +124,10 @@ def test_twenty_steps_equal_torch(name):
 
 
 def test_update_number_k_uses_the_rate_of_the_schedule_at_k():
-  tx, schedule = _make(
+  tx, schedule = descent.make(
     name='sgd', momentum=0.0, schedule='cosine', warmup_steps=3
   )
-  params = _params()
+  params = descent.params()
   ones = jax.tree.map(jnp.ones_like, params)
   state = tx.init(params)
   for k in range(1, 21):
@@ -185,7 +139,9 @@ def test_update_number_k_uses_the_rate_of_the_schedule_at_k():
 
 
 def test_clipping_scales_only_gradients_over_the_norm():
-  tx, _ = _make(name='sgd', momentum=0.0, learning_rate=1.0, grad_clip_norm=1.0)
+  tx, _ = descent.make(
+    name='sgd', momentum=0.0, learning_rate=1.0, grad_clip_norm=1.0
+  )
   params = {'kernel': jnp.zeros(2)}
   for grads, expected in (
     ([3.0, 4.0], [-0.6, -0.8]),
@@ -198,8 +154,8 @@ def test_clipping_scales_only_gradients_over_the_norm():
 
 
 def test_weight_decay_spares_all_but_kernels():
-  tx, _ = _make(weight_decay=0.5)
-  params = _params()
+  tx, _ = descent.make(weight_decay=0.5)
+  params = descent.params()
   zeros = jax.tree.map(jnp.zeros_like, params)
   updates, _ = tx.update(zeros, tx.init(params), params)
   for name, update in trees.flatten(updates).items():
@@ -233,11 +189,11 @@ def test_a_model_without_kernels_needs_no_rules():
 
 
 def test_weight_decay_multipliers_are_per_parameter():
-  tx, _ = _make(
+  tx, _ = descent.make(
     weight_decay=0.5,
     weight_decay_mults=[('head/.*', 3.0), ('.*/kernel', 1.0), ('.*', 0.0)],
   )
-  params = _params()
+  params = descent.params()
   zeros = jax.tree.map(jnp.zeros_like, params)
   updates, _ = tx.update(zeros, tx.init(params), params)
   for path, mult in (
@@ -256,9 +212,9 @@ FROZEN = ['encoder/norm/.*', 'head/kernel']
 
 
 def test_frozen_parameters_stay_and_have_no_state():
-  tx, _ = _make(freeze=FROZEN, weight_decay=0.1, grad_clip_norm=1.0)
-  params = _params()
-  new, state = _run(tx, params, _gradients(3))
+  tx, _ = descent.make(freeze=FROZEN, weight_decay=0.1, grad_clip_norm=1.0)
+  params = descent.params()
+  (*_, new), state = descent.run(tx, params, descent.gradients(3))
   frozen = {'encoder/norm/scale', 'encoder/norm/bias', 'head/kernel'}
   for name, x in trees.flatten(new).items():
     same = np.array_equal(x, trees.flatten(params)[name])
@@ -269,10 +225,10 @@ def test_frozen_parameters_stay_and_have_no_state():
 
 
 def test_frozen_gradients_take_no_part_in_the_clipped_norm():
-  tx, _ = _make(freeze=FROZEN, grad_clip_norm=1.0, name='sgd')
-  alone, _ = _make(grad_clip_norm=1.0, name='sgd')
-  params = _params()
-  grads = _gradients(1)[0]
+  tx, _ = descent.make(freeze=FROZEN, grad_clip_norm=1.0, name='sgd')
+  alone, _ = descent.make(grad_clip_norm=1.0, name='sgd')
+  params = descent.params()
+  grads = descent.gradients(1)[0]
   kept = {
     'encoder': {'mlp': grads['encoder']['mlp']},
     'head': {'bias': grads['head']['bias']},
@@ -288,10 +244,10 @@ def test_frozen_gradients_take_no_part_in_the_clipped_norm():
 
 def test_frozen_update_equals_the_unfrozen_one_elsewhere():
   options = dict(weight_decay=0.1, learning_rate_mults=[('head/.*', 2.0)])
-  frozen, _ = _make(freeze=FROZEN, **options)
-  free, _ = _make(**options)
-  params, gradients = _params(), _gradients(3)
-  a, b = _run(frozen, params, gradients)[0], _run(free, params, gradients)[0]
+  frozen, _ = descent.make(freeze=FROZEN, **options)
+  free, _ = descent.make(**options)
+  params, gradients = descent.params(), descent.gradients(3)
+  a, b = (descent.run(tx, params, gradients)[0][-1] for tx in (frozen, free))
   for path in ('encoder/mlp/kernel', 'encoder/mlp/bias', 'head/bias'):
     np.testing.assert_array_equal(
       trees.flatten(a)[path], trees.flatten(b)[path]
@@ -303,8 +259,8 @@ def test_frozen_update_equals_the_unfrozen_one_elsewhere():
 )
 @pytest.mark.parametrize('mu_dtype', [None, 'float32', 'bfloat16'])
 def test_only_the_first_moment_has_the_chosen_dtype(name, moments, mu_dtype):
-  tx, _ = _make(name=name, mu_dtype=mu_dtype)
-  state = _run(tx, _params(), _gradients(2))[1]
+  tx, _ = descent.make(name=name, mu_dtype=mu_dtype)
+  state = descent.run(tx, descent.params(), descent.gradients(2))[1]
   leaves = trees.flatten(state).items()
   for moment in moments:
     dtypes = {x.dtype for n, x in leaves if f'/{moment}/' in n}
@@ -313,7 +269,7 @@ def test_only_the_first_moment_has_the_chosen_dtype(name, moments, mu_dtype):
 
 
 def test_bfloat16_momentum_decays_by_the_momentum_itself():
-  tx, _ = _make(name='sgd', learning_rate=1.0, mu_dtype='bfloat16')
+  tx, _ = descent.make(name='sgd', learning_rate=1.0, mu_dtype='bfloat16')
   params = {'kernel': jnp.zeros(1)}
   state = tx.init(params)
   _, state = tx.update({'kernel': jnp.ones(1)}, state, params)
@@ -324,9 +280,11 @@ def test_bfloat16_momentum_decays_by_the_momentum_itself():
 
 def test_bfloat16_moments_stay_close_to_float32():
   # 8 bits of mantissa: each stored moment is off by up to 2 ** -9.
-  params, gradients = _params(), _gradients(20)
-  low = _run(_make(mu_dtype='bfloat16')[0], params, gradients)[0]
-  high = _run(_make()[0], params, gradients)[0]
+  params, gradients = descent.params(), descent.gradients(20)
+  low, high = (
+    descent.run(descent.make(mu_dtype=x)[0], params, gradients)[0][-1]
+    for x in ('bfloat16', None)
+  )
   _assert_close(low, high, atol=0.02)
   assert not np.array_equal(low['head']['kernel'], high['head']['kernel'])
 
@@ -335,16 +293,16 @@ def test_it_is_built_from_shapes_alone():
   options = dict(
     learning_rate=0.1, total_steps=10, freeze=FROZEN, weight_decay=0.1
   )
-  tx, _ = chain.make(jax.eval_shape(_params), **options)
-  same, _ = chain.make(_params(), **options)
-  params, gradients = _params(), _gradients(3)
-  found = _run(tx, params, gradients)[0]
-  _assert_close(found, _run(same, params, gradients)[0], atol=0)
+  tx, _ = chain.make(jax.eval_shape(descent.params), **options)
+  same, _ = chain.make(descent.params(), **options)
+  params, gradients = descent.params(), descent.gradients(3)
+  found = descent.run(tx, params, gradients)[0][-1]
+  _assert_close(found, descent.run(same, params, gradients)[0][-1], atol=0)
 
 
 def test_evaluation_alone_needs_no_fitting_warmup():
   _, schedule = chain.make(
-    _params(), learning_rate=0.1, total_steps=0, warmup_steps=10_000
+    descent.params(), learning_rate=0.1, total_steps=0, warmup_steps=10_000
   )
   assert np.isfinite(schedule(0))
 
@@ -391,9 +349,9 @@ def test_evaluation_alone_needs_no_fitting_warmup():
 )
 def test_impossible_optimizer_is_an_error_that_says_why(kwargs, message):
   with pytest.raises(UserError, match=message):
-    _make(**kwargs)
+    descent.make(**kwargs)
 
 
 def test_all_mistakes_of_the_moments_are_reported_at_once():
   with pytest.raises(UserError, match=r'momentum.*b1.*grad_clip_norm'):
-    _make(momentum=0.9, b1=2.0, grad_clip_norm=-1)
+    descent.make(momentum=0.9, b1=2.0, grad_clip_norm=-1)

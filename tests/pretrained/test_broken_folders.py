@@ -5,17 +5,9 @@ import os
 
 import pytest
 
-NESTED = '[' * 100_000
-CASES = {}
+from tests.pretrained.broken import NESTED, collect
 
-
-def case(name, kind, breaks, *args):
-  CASES[f'{kind}: {name}'] = (kind, lambda path: breaks(path, *args))
-
-
-def broken(name, kind):
-  """Returns a decorator that adds a function to `CASES`."""
-  return lambda breaks: case(name, kind, breaks)
+CASES, case, _ = collect()
 
 
 def with_config(path, changes, file='config.json'):

@@ -6,6 +6,7 @@ import zipfile
 
 import pytest
 
+from tests.pretrained.broken import collect
 from vit_jax.errors import UserError
 from vit_jax.pretrained.formats import (
   _npz,
@@ -14,16 +15,7 @@ from vit_jax.pretrained.formats import (
   _state_dict_files,
 )
 
-CASES = {}
-
-
-def case(name, kind, breaks, *args):
-  CASES[f'{kind}: {name}'] = (kind, lambda path: breaks(path, *args))
-
-
-def broken(name, kind):
-  """Returns a decorator that adds a function to `CASES`."""
-  return lambda breaks: case(name, kind, breaks)
+CASES, case, broken = collect()
 
 
 def save(path, change):

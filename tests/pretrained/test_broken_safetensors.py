@@ -7,20 +7,11 @@ import pytest
 import safetensors
 import safetensors.numpy
 
+from tests.pretrained.broken import NESTED, collect
 from vit_jax.errors import UserError
 from vit_jax.pretrained.formats import _safetensors
 
-NESTED = '[' * 100_000
-CASES = {}
-
-
-def case(name, kind, breaks, *args):
-  CASES[f'{kind}: {name}'] = (kind, lambda path: breaks(path, *args))
-
-
-def broken(name, kind):
-  """Returns a decorator that adds a function to `CASES`."""
-  return lambda breaks: case(name, kind, breaks)
+CASES, case, broken = collect()
 
 
 def header_of(path):
