@@ -262,13 +262,20 @@ def test_lack_of_memory_is_not_taken_for_damage(tmp_path, monkeypatch):
   save(tmp_path, 1, 2)
   before = listing(tmp_path)
 
-  def fail(*args, **kwargs):
-    raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: out of memory')
-
   checkpointer = manager.Checkpointer(tmp_path)
-  monkeypatch.setattr(ocp.PyTreeCheckpointHandler, 'restore', fail)
-  with pytest.raises(RunError, match=r'2, which may well be good.*of memory'):
-    checkpointer.restore(abstract(host_state()), config=CONFIG)
+  for error in (
+    jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: out of memory'),
+    MemoryError('out of memory'),
+    PermissionError('no right to it, or out of memory'),
+    ValueError('PERMISSION_DENIED: of a bucket out of memory'),
+  ):
+
+    def fail(*args, error=error, **kwargs):
+      raise error
+
+    monkeypatch.setattr(ocp.PyTreeCheckpointHandler, 'restore', fail)
+    with pytest.raises(RunError, match=r'2, which may well be good.*of memory'):
+      checkpointer.restore(abstract(host_state()), config=CONFIG)
   checkpointer.close()
   assert listing(tmp_path) == before
 
@@ -349,6 +356,9 @@ def test_latest_good_is_the_last_step_that_is_on_the_disk(tmp_path):
   assert checkpointer.latest_good in (1, 2)
   checkpointer.wait()
   assert checkpointer.latest_good == 2
+  (tmp_path / '2').rename(tmp_path / 'being written')
+  assert checkpointer.latest_good == 1
+  (tmp_path / 'being written').rename(tmp_path / '2')
   checkpointer.close()
   again = manager.Checkpointer(tmp_path)
   assert again.latest_good is None  # Not verified yet.

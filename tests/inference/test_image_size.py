@@ -96,6 +96,7 @@ def test_sizes_in_ops_change_in_proportion(ops, size, expected):
     (20, ['image_size=20', 'patches of 8x8', 'nearest sizes are 16 and 24']),
     ((16, 3), ['image_size=(16, 3)', 'sizes are (16, 8)']),
     (0, ['image_size=0', 'a number of pixels']),
+    (24.5, ['image_size=24.5', 'a number of pixels']),
     ((8, 8, 8), ['image_size=(8, 8, 8)']),
   ],
 )
@@ -107,6 +108,7 @@ def test_sizes_that_the_patches_do_not_divide_are_named(file, size, words):
 
 
 def test_ops_of_the_user_stay_as_they_are(file):
-  model = vit_jax.load(file, image_size=24, ops='decode|resize(24)')
-  assert model.weights.preprocess['ops'] == 'decode|resize(24)'
+  ops = 'decode|resize((24, 24))'  # A resized one would have 24 alone.
+  model = vit_jax.load(file, image_size=24, ops=ops)
+  assert model.weights.preprocess['ops'] == ops
   assert model.params['position_embedding'].shape[:2] == (3, 3)

@@ -105,6 +105,7 @@ def test_top1_is_of_the_batch():
   wrong = (best + 1) % 3
   label = np.where([True, True, True, False], best, wrong).astype(np.int32)
   assert _loss(label)[1]['top1'] == 0.75
+  assert _loss(np.zeros((4, 3), np.float32))[1]['top1'] == 0  # Not 0 / 0.
   assert _loss(label, label_smoothing=0.9)[1]['top1'] == 0.75
   # Rows that list no class are not in the mean.
   rows = np.eye(3, dtype=np.float32)[label]

@@ -237,6 +237,7 @@ def test_broken_names_of_classes_are_named(text, run):
     dict(input=dict(device_ops=3)),
     dict(evals=[1]),
     dict(evals=dict(val=3)),
+    dict(evals=dict(val=dict(ops=3))),
     dict(objective=dict(loss=['softmax'])),
   ],
 )

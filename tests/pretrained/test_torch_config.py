@@ -85,11 +85,17 @@ def test_ranges_are_means_and_deviations():
 
 
 @pytest.mark.parametrize(
-  'ops', ['decode|random_crop(32)', 'decode|central_crop(9)|resize(32)']
+  'preprocess',
+  [
+    dict(ops='decode|random_crop(32)'),
+    dict(ops='decode|central_crop(9)|resize(32)'),
+    dict(device_ops='normalize(0, 1, max_value=65535)'),
+    dict(device_ops='normalize(0, 1)|normalize(-1, 1)'),
+  ],
 )
-def test_ops_that_config_files_do_not_know_are_an_error(ops):
+def test_ops_that_config_files_do_not_know_are_an_error(preprocess):
   with pytest.raises(UserError, match='cannot express'):
-    evaluation_lib.from_ops(dict(ops=ops))
+    evaluation_lib.from_ops(preprocess)
 
 
 @pytest.mark.parametrize('preprocess', PREPROCESS)

@@ -65,6 +65,12 @@ def test_weights_in_several_files_are_put_together(tmp_path):
   path = tmp_path / 'model.safetensors.index.json'
   path.write_text(json.dumps({'weight_map': index}))
   assert_is_arrays(_state_dict_files.read(tmp_path), arrays)
+  outside = {'a': f'../{tmp_path.name}/{index["a"]}'}  # It is there.
+  (tmp_path / 'model.bin.index.json').write_text(
+    json.dumps({'weight_map': outside})
+  )
+  with pytest.raises(UserError, match='names of files beside it'):
+    _state_dict_files.read(tmp_path / 'model.bin.index.json')
   (tmp_path / index['b']).unlink()
   with pytest.raises(UserError, match=r'cannot read .*model-b.safetensors'):
     _state_dict_files.read(tmp_path)

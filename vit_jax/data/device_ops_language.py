@@ -140,9 +140,8 @@ def of_evaluation(text: str) -> str:
   )
   for segment in ops_language.segments(text):
     op = None
-    if '.' not in segment.name:
-      with contextlib.suppress(UserError):
-        op = ops_language.build(segment.text, _find, limits=limits)[0][1]
+    with contextlib.suppress(UserError):  # Of an op that `limits` refuse.
+      op = ops_language.build(segment.text, _find, limits=limits)[0][1]
     if not getattr(op, 'training_only', False):
       kept.append(segment.text)
   return '|'.join(kept)

@@ -214,6 +214,7 @@ def test_impossible_mixing_is_explained(text, message):
     ('mixup(1)', 8, r'mixup\(1\): the images are uint8: normalize must come'),
     ('normalize(0, 1)|mixup(1, group_size=3)', 8, 'does not divide the batch'),
     ('normalize(0, 1)|mixup(1)', 7, 'a group has 7 rows; .* an even number'),
+    ('normalize(0, 1)|mixup(1, partner="roll")', 1, 'a group has 1 rows'),
     ('normalize(0, 1)|cutmix', 8, r'cutmix: .* not say .* add num_classes='),
   ],
 )
