@@ -121,7 +121,7 @@ def test_a_schedule_has_its_ends_to_the_bit(name):
 
 
 def test_the_cooldown_may_begin_where_the_warmup_ends():
-  rate = schedules.make(
+  rate = schedules.Rate(
     'constant',
     learning_rate=1.0,
     total_steps=5,
