@@ -137,7 +137,7 @@ def evaluate(
         'data': {'name': 'image_folder', 'data_dir': '/data/i1k',
                  'split': 'val'}}})
 
-  Nothing is trained and nothing is written; a run may be going on.
+  Nothing is trained and nothing is written; the run may still be training.
 
   Args:
     weights: as for `load`.

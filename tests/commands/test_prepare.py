@@ -343,7 +343,7 @@ class TestCommand:
       (['tabel(path="x")'], "did you mean 'table'"),
       (['table(pth="x")'], "did you mean 'path'"),
       (['table("x")'], 'is not one source with keys'),
-      (['table(path="x", split="a")'], 'say --split'),
+      (['table(path="x", split="a")'], 'use --split'),
       (['digit'], 'digit'),
       (['digits', '--split=train[:5]'], 'whole splits'),
       (['digits', '--resize_small=0'], 'resize_small is at least 1'),

@@ -156,7 +156,7 @@ def test_a_download_has_a_limit_of_time(server, fetch, npz, tmp_path):
   with pytest.raises(UserError) as e:
     fetch(Remote(f'{url}/drip/x.npz'), download_seconds=0.3)
   # A busy machine may need all of it to get an answer.
-  assert re.search('the time was over after|no answer within', str(e.value))
+  assert re.search('timed out after|no answer within', str(e.value))
   assert '(download_seconds=0.3)' in str(e.value)
   assert list((tmp_path / 'weights').iterdir()) == []
 

@@ -133,7 +133,7 @@ def test_the_grid_of_a_table(
   name = settings.get('position', OLD)
   arrays[name] = np.zeros((1, rows, 24), np.float32)
   if grid is None:
-    with pytest.raises(UserError, match=r'say grid=\(rows, columns\)'):
+    with pytest.raises(UserError, match=r'set grid=\(rows, columns\)'):
       npz.read(save(arrays))
     return
   params = npz.read(save(arrays)).params

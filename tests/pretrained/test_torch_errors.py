@@ -159,7 +159,7 @@ def test_of_two_models_one_must_be_chosen(arrays, read):
 def test_a_grid_that_is_not_square_must_be_said(arrays, read):
   arrays['pos_embed'] = zeros(1, 15, 24)
   with pytest.raises(
-    UserError, match=r'those of 0 squares.*say grid=\(rows, columns\)'
+    UserError, match=r'those of 0 squares.*set grid=\(rows, columns\)'
   ):
     read(arrays)
   with pytest.raises(UserError, match='not those of 4x4 patches'):
@@ -173,7 +173,7 @@ def test_a_grid_that_is_not_square_must_be_said(arrays, read):
 
 
 def test_heads_that_cannot_be_known_must_be_said(arrays, read):
-  with pytest.raises(UserError, match=r"say model={'num_heads': \.\.\.}"):
+  with pytest.raises(UserError, match=r"set model={'num_heads': \.\.\.}"):
     read(arrays, model=None)
 
 

@@ -110,7 +110,7 @@ def test_the_weights_are_found_among_what_a_checkpoint_holds(tmp_path, torch):
     _state_dict_files.read(path), {k: v + 1 for k, v in ARRAYS.items()}
   )
   torch.save({'net': first, 'other': second}, path)
-  with pytest.raises(UserError, match=r"say entry= .* \['net', 'other'\]"):
+  with pytest.raises(UserError, match=r"set entry= .* \['net', 'other'\]"):
     _state_dict_files.read(path)
 
 

@@ -155,7 +155,7 @@ class Checkpointer:
 
     Args:
       abstract_state: a tree of `jax.ShapeDtypeStruct` with the shardings that
-        the state shall have, on any mesh; without one a leaf comes as numpy.
+        the state should have, on any mesh; without one a leaf comes as numpy.
       config: of this run; its model section must be that of the checkpoint.
 
     Raises:

@@ -6,11 +6,11 @@ examples:
     --sweep.mesh.fsdp=1,16 --sweep.model.remat=none,full
 
 Shows whether the training step fits into memory, its collectives, and the time
-that the compiler of TPUs estimates for it, without waiting for other chips: no
-bound and no promise, but a way to compare variants. The compiler comes
-with pip install 'vit_jax[aot]'. Topologies have the names of Cloud TPU (v3, v4,
-v5e, v5p, v6e, tpu7x); --slices is for several slices of one. Change values of
-the config as for training, with --config.section.key=value.
+that the TPU compiler estimates for it, without waiting for other chips: a way
+to compare variants, not a bound on the real time. The compiler comes with pip
+install 'vit_jax[aot]'. Topologies have the names of Cloud TPU (v3, v4, v5e,
+v5p, v6e, tpu7x); --slices is for several slices of one. Change values of the
+config as for training, with --config.section.key=value.
 
 --sweep compiles all combinations of the values of --sweep.key=v1,v2,... and
 ranks them. A key is one of the config, or per_chip_batch. Without keys it tries

@@ -159,7 +159,7 @@ def _compare(before: Any, after: Any) -> str:
 
 
 def _unsaid(before: Any, after: Any) -> list[str]:
-  """Returns what the target does not tell those who read it."""
+  """Returns what a reader of the target will not find in it."""
   from vit_jax import lookup
   from vit_jax.inference import classes
   from vit_jax.pretrained import model_section
@@ -190,6 +190,6 @@ def _unsaid(before: Any, after: Any) -> list[str]:
   old, new = (classes.loss_of(w, None) for w in (before, after))
   if old != new:
     lines.append(
-      f'the target does not tell the loss: load it with loss={old!r}'
+      f'the target does not contain the loss: load it with loss={old!r}'
     )
   return lines

@@ -8,7 +8,7 @@ examples:
 
 Weights are whatever vit_jax.load takes: a run, a file, a folder of timm or
 Hugging Face, or a published name. The evaluations are those of the run, or
-`config.evals` of a recipe. A run may be going on: nothing of it is changed.
+`config.evals` of a recipe. A run may still be training; it is not changed.
 """
 
 import json

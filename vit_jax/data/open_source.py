@@ -107,7 +107,7 @@ def parse(text: str) -> dict[str, Any]:
     )
   section = dict(found[0].kwargs) | {'name': found[0].name}
   if 'split' in section:
-    raise UserError(f'{text!r}: say --split instead of the key split')
+    raise UserError(f'{text!r}: use --split instead of the key split')
   return section
 
 

@@ -171,7 +171,7 @@ def between(
   """Returns a number, or the schedule of one, as a function of the update.
 
   A schedule is `dict(name='cosine', start=0.996, end=1.0)`, or 'linear', with
-  `over_steps` if it shall reach its end before the run does. Update k = 1, 2,
+  `over_steps` if it should reach its end before the run does. Update k = 1, 2,
   ... has, with p = min((k - 1) / over_steps, 1):
 
     cosine: end + (start - end) * (1 + cos(pi p)) / 2

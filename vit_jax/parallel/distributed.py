@@ -112,7 +112,7 @@ def find(
   Args:
     flags: `coordinator`, `num_processes` and `process_id`, or None for each.
     environ: of the process, after jax was imported.
-    platforms: those that jax shall use, separated by commas; None is any.
+    platforms: those that jax should use, separated by commas; None is any.
 
   Returns:
     Its name, and those of the three flags that it decides; JAX finds the

@@ -255,7 +255,7 @@ def _read_head(array, dialect, pooling):
   if used is None or any(np.any(part) for part in parts.values()):
     raise UserError(
       f'{dialect.head} reads {" and ".join(reads)} together, which'
-      ' models/vit.py does not do: say num_classes=None to read the encoder'
+      ' models/vit.py does not do: set num_classes=None to read the encoder'
       ' alone'
     )
   return used

@@ -68,7 +68,7 @@ def find_grid(
   rows = {'all': {0, tokens}, 'class': {1}, 'none': {0}}
   rows = rows[dialect.position_rows]
   found = f'{dialect.position} has {length} rows, which'
-  say = 'say grid=(rows, columns)'
+  say = 'set grid=(rows, columns)'
   if grid is not None:
     if length - grid[0] * grid[1] not in rows:
       raise UserError(

@@ -73,7 +73,7 @@ def copy(
         target.write(chunk)
         if time.monotonic() > deadline:
           raise FailedError(
-            f'the time was over after {target.tell():,} bytes'
+            f'timed out after {target.tell():,} bytes'
             + (f' of {expected:,}' if expected is not None else '')
           )
         if max_bytes is not None and target.tell() > max_bytes:

@@ -103,7 +103,7 @@ def test_several_labels_become_a_vector(path):
 
 
 def test_integers_need_num_classes_and_minus_one_is_a_missing_label(path):
-  with pytest.raises(UserError, match=r"'number' is .*: say num_classes="):
+  with pytest.raises(UserError, match=r"'number' is .*: set num_classes="):
     _source(path, label_key='number')
   source = _source(path, label_key='number', num_classes=9)
   assert (source[3]['label'], source.num_classes) == (3, 9)

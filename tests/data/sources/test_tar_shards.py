@@ -139,7 +139,7 @@ def test_class_names_come_from_a_file_too(tmp_path):
 
 
 def test_without_classes_it_says_what_to_give(folder):
-  with pytest.raises(UserError, match='say num_classes= or class_names='):
+  with pytest.raises(UserError, match='set num_classes= or class_names='):
     _source(folder, num_classes=None)
 
 

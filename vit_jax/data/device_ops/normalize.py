@@ -91,7 +91,7 @@ def _image_op(
     if max_value is None and image.dtype != jnp.uint8:
       raise UserError(
         f'the images are {image.dtype}, not uint8: are they normalized '
-        'already? Otherwise say max_value='
+        'already? Otherwise set max_value='
       )
     return fn(image.astype(jnp.float32) / (max_value or 255))
 

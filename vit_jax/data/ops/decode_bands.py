@@ -23,7 +23,7 @@ def decode_bands(
   """Decodes `image`: the bytes of a .npy or TIFF file become `[H, W, bands]`.
 
   For satellite and microscope images. Numbers stay as they are in the file,
-  uint8, uint16, int16 or float32: say the range in the device op, such as
+  uint8, uint16, int16 or float32: give the range in the device op, such as
   `normalize(mean=..., std=..., max_value=10_000)`. Resizing and cropping take
   them all. Other files go to `decode`.
 

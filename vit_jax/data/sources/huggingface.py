@@ -51,7 +51,7 @@ class Source:
       label_key: a column of the type `ClassLabel`, or of integers with
         `num_classes`; a list in each row means several labels, and the label
         becomes float32 `[num_classes]`. None for no label.
-      num_classes: where the column does not tell.
+      num_classes: needed if the column does not have it.
       columns: other columns as fields of examples, see `data/columns.py`;
         of a ClassLabel the texts are its names.
 
@@ -190,7 +190,7 @@ def _classes(
   if not integers or classes is None:
     raise UserError(
       f'the column {key!r} is {feature}: '
-      + ('say num_classes=' if integers else 'expected class ids')
+      + ('set num_classes=' if integers else 'expected class ids')
       + f"; or name the classes with dataset.class_encode_column('{key}')"
     )
   return classes, inner is not feature

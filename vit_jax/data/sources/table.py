@@ -124,7 +124,7 @@ class Source:
   def _rows(self, split: str) -> list[_Row]:
     """Returns the rows of a split."""
     if self._split_key is not None and '{split}' in self._path:
-      raise UserError(f'{self._path}: say {{split}} or split_key, not both')
+      raise UserError(f'{self._path}: give {{split}} or split_key, not both')
     files = paths_lib.expand(
       self._path, split if self._split_key is None else paths_lib.ALL
     )
@@ -234,7 +234,7 @@ def _read_csv(
       raise UserError(
         f'{path}, line {reader.line_num}: {len(names) + len(row[None])} cells '
         f'in {len(names)} columns; a cell with a {_DELIMITERS[suffix]!r} in it '
-        'stands in quotes'
+        'must be in quotes'
       )
     rows.append((reader.line_num, row))
   return rows

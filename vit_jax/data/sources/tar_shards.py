@@ -78,8 +78,8 @@ class Source:
     classes = labels_lib.classes(num_classes, class_names)
     if classes is None and label_key is not None:
       raise UserError(
-        f'{patterns[0]}: say num_classes= or class_names=, which the tars do '
-        'not tell (or label_key=None for no labels)'
+        f'{patterns[0]}: set num_classes= or class_names=, which the tars do '
+        'not have (or label_key=None for no labels)'
       )
     self._classes = classes or labels_lib.Classes(None, None)
     self.num_classes, self.class_names = self._classes.num, self._classes.names
@@ -107,7 +107,7 @@ class Source:
     if image == _ABSENT and label == _ABSENT:
       raise UserError(
         'no image: an extension is what follows the first dot of the name; '
-        'rename it, or say image_key='
+        'rename it, or set image_key='
       )
     if image == _ABSENT:
       raise UserError('there is no image with this label')

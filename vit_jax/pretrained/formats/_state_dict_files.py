@@ -183,7 +183,7 @@ def _entry(content, entry: str | None, path) -> dict[str, Any]:
   if strange:
     raise UserError(
       f'{path} holds no state dict: the name of an array is'
-      f' {printable(reprlib.repr(strange[0]), max_length=80)}; say entry= to'
+      f' {printable(reprlib.repr(strange[0]), max_length=80)}; set entry= to'
       ' choose another part of the file'
     )
   return found
@@ -242,7 +242,7 @@ def _choose(content, entry: str | None, path) -> dict[str, Any]:
   if usual:
     return dict(usual[0])
   raise UserError(
-    f'{path}: say entry= (--entry= on the command line) to choose where the'
+    f'{path}: set entry= (--entry= on the command line) to choose where the'
     ' weights are; there are'
     f' {_some(content)}'
   )

@@ -118,7 +118,7 @@ def num_heads(
       return sizes['num_heads']
   if width % 64:
     raise UserError(
-      f'nothing tells the number of heads of this model of width {width}: say'
-      " model={'num_heads': ...}"
+      f'the number of heads of this model of width {width} is not known: set '
+      "model={'num_heads': ...}"
     )
   return width // 64
