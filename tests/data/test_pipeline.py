@@ -13,29 +13,18 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
+from tests.data.tiny_inputs import (
+  DATA,
+  NUM,
+  OPS,
+  all_rows,
+  make_eval,
+  make_train,
+  take,
+)
 from vit_jax.data import pipeline
 from vit_jax.data.sources import synthetic
 from vit_jax.errors import UserError
-
-_NUM = 20
-_DATA = dict(name='synthetic', split='train', num_examples=_NUM, image_size=8)
-_OPS = 'random_crop(6)|flip_lr'
-
-
-def _train(**kwargs):
-  defaults = dict(data=_DATA, ops=_OPS, batch_size=8, seed=0)
-  return pipeline.TrainInput(**(defaults | kwargs))
-
-
-def _eval(**kwargs):
-  return pipeline.EvalInput(**(dict(data=_DATA, ops='', batch_size=8) | kwargs))
-
-
-def _take(train_input, num, start_step=0):
-  batches = train_input.batches(start_step)
-  taken = list(itertools.islice(batches, num))
-  batches.close()
-  return taken
 
 
 def _assert_equal(ours, theirs):
@@ -46,46 +35,42 @@ def _assert_equal(ours, theirs):
       np.testing.assert_array_equal(one[name], other[name], err_msg=name)
 
 
-def _rows(batches, name='index'):
-  return np.concatenate([batch[name] for batch in batches])
-
-
 class TestOrder:
   def test_each_epoch_is_another_permutation_of_the_records(self):
-    index = _rows(_take(_train(), 10)).reshape(4, _NUM)  # 10 x 8 rows
+    index = all_rows(take(make_train(), 10)).reshape(4, NUM)  # 10 x 8 rows
     for epoch in index:
-      np.testing.assert_array_equal(np.sort(epoch), np.arange(_NUM))
+      np.testing.assert_array_equal(np.sort(epoch), np.arange(NUM))
     for one, other in itertools.combinations(index, 2):
       assert (one != other).any()
 
   def test_a_row_holds_the_record_that_its_index_names(self):
-    source = synthetic.Source('train', num_examples=_NUM, image_size=8)
-    (batch,) = _take(_train(ops=''), 1)
+    source = synthetic.Source('train', num_examples=NUM, image_size=8)
+    (batch,) = take(make_train(ops=''), 1)
     for row, index in enumerate(batch['index']):
       np.testing.assert_array_equal(batch['image'][row], source[index]['image'])
       assert batch['label'][row] == source[index]['label']
 
   def test_another_seed_gives_another_order_and_other_crops(self):
-    one, other = _take(_train(), 5), _take(_train(seed=1), 5)
-    assert (_rows(one) != _rows(other)).any()
+    one, other = take(make_train(), 5), take(make_train(seed=1), 5)
+    assert (all_rows(one) != all_rows(other)).any()
     first_image = [
-      _rows(taken, 'image')[list(_rows(taken)).index(0)]
+      all_rows(taken, 'image')[list(all_rows(taken)).index(0)]
       for taken in (one, other)
     ]
     assert (first_image[0] != first_image[1]).any()
 
   @pytest.mark.parametrize('num_threads', [1, 3, 16])
   def test_batches_do_not_depend_on_the_number_of_threads(self, num_threads):
-    reference = _take(_train(num_threads=0), 7)
-    _assert_equal(_take(_train(num_threads=num_threads), 7), reference)
+    reference = take(make_train(num_threads=0), 7)
+    _assert_equal(take(make_train(num_threads=num_threads), 7), reference)
 
   def test_a_stream_that_starts_late_continues_with_the_same_batches(self):
-    whole = _take(_train(), 12)
-    _assert_equal(_take(_train(), 3, start_step=9), whole[9:])
-    _assert_equal(_take(_train(), 12, start_step=0), whole)
+    whole = take(make_train(), 12)
+    _assert_equal(take(make_train(), 3, start_step=9), whole[9:])
+    _assert_equal(take(make_train(), 12, start_step=0), whole)
 
   def test_a_late_start_reads_nothing_that_came_before(self, monkeypatch):
-    train_input = _train(num_threads=0)
+    train_input = make_train(num_threads=0)
     read = synthetic.Source.__getitem__
     threads = []  # those of earlier tests may still finish their work
 
@@ -94,43 +79,43 @@ class TestOrder:
       return read(self, index)
 
     monkeypatch.setattr(synthetic.Source, '__getitem__', getitem)
-    _take(train_input, 1, start_step=10**9)
+    take(train_input, 1, start_step=10**9)
     assert threads.count(threading.get_ident()) == 8
 
   def test_a_start_before_the_first_step_is_an_error(self):
     with pytest.raises(UserError, match='start_step is at least 0; got -1'):
-      _train().batches(-1)
+      make_train().batches(-1)
 
   def test_a_batch_may_be_larger_than_the_dataset(self):
-    (batch,) = _take(_train(batch_size=3 * _NUM), 1)
-    np.testing.assert_array_equal(np.bincount(batch['index']), [3] * _NUM)
+    (batch,) = take(make_train(batch_size=3 * NUM), 1)
+    np.testing.assert_array_equal(np.bincount(batch['index']), [3] * NUM)
 
   def test_a_single_record_is_a_dataset(self):
-    data = _DATA | dict(num_examples=1)
-    (batch,) = _take(_train(data=data), 1)
+    data = DATA | dict(num_examples=1)
+    (batch,) = take(make_train(data=data), 1)
     np.testing.assert_array_equal(batch['index'], [0] * 8)
 
   def test_a_record_is_augmented_anew_each_epoch(self):
-    taken = _take(_train(), 40)
-    index, images = _rows(taken), _rows(taken, 'image')
-    for record in range(_NUM):
+    taken = take(make_train(), 40)
+    index, images = all_rows(taken), all_rows(taken, 'image')
+    for record in range(NUM):
       seen = images[index == record]
       assert len(seen) == 16
       # 3 x 3 crops and 2 directions
       assert 5 < len(np.unique(seen, axis=0)) <= 16
 
   def test_rows_of_one_batch_are_augmented_independently(self):
-    data = _DATA | dict(num_examples=1)
-    (batch,) = _take(_train(data=data, batch_size=32), 1)
+    data = DATA | dict(num_examples=1)
+    (batch,) = take(make_train(data=data, batch_size=32), 1)
     assert len(np.unique(batch['image'], axis=0)) > 8
 
 
 class TestProcesses:
   @pytest.mark.parametrize('count', [2, 4])
   def test_processes_together_hold_the_rows_of_one_in_order(self, count):
-    reference = _take(_train(), 6)
+    reference = take(make_train(), 6)
     parts = [
-      _take(_train(process_index=p, process_count=count), 6, start_step=0)
+      take(make_train(process_index=p, process_count=count), 6, start_step=0)
       for p in range(count)
     ]
     for batch, *rows in zip(reference, *parts, strict=True):
@@ -140,14 +125,14 @@ class TestProcesses:
         np.testing.assert_array_equal(together, batch[name])
 
   def test_another_number_of_processes_continues_the_same_stream(self):
-    reference = _take(_train(), 8)
-    part = _take(_train(process_index=1, process_count=2), 3, start_step=5)
+    reference = take(make_train(), 8)
+    part = take(make_train(process_index=1, process_count=2), 3, start_step=5)
     np.testing.assert_array_equal(
-      _rows(part, 'image'), np.concatenate([b['image'][4:] for b in
+      all_rows(part, 'image'), np.concatenate([b['image'][4:] for b in
       reference[5:]])
     )  # fmt: skip
 
-  @pytest.mark.parametrize('make', [_train, _eval])
+  @pytest.mark.parametrize('make', [make_train, make_eval])
   def test_a_batch_that_does_not_divide_is_an_error(self, make):
     with pytest.raises(UserError, match='batch_size=8 is not divisible by 3'):
       make(process_index=0, process_count=3)
@@ -158,11 +143,11 @@ class TestEvaluation:
   @pytest.mark.parametrize('batch_size', [4, 8, 20, 36])
   def test_every_example_counts_exactly_once(self, batch_size, count):
     inputs = [
-      _eval(batch_size=batch_size, process_index=p, process_count=count)
+      make_eval(batch_size=batch_size, process_index=p, process_count=count)
       for p in range(count)
     ]
     parts = [list(one) for one in inputs]
-    num_batches = -(-_NUM // batch_size)
+    num_batches = -(-NUM // batch_size)
     assert [len(p) for p in parts] == [num_batches] * count
     assert inputs[0].num_batches == num_batches
     seen = []
@@ -170,21 +155,21 @@ class TestEvaluation:
       mask = np.concatenate([row['mask'] for row in rows])
       assert mask.dtype == bool and mask.shape == (batch_size,)
       seen += list(np.concatenate([row['index'] for row in rows])[mask])
-    assert seen == list(range(_NUM))
+    assert seen == list(range(NUM))
 
   def test_filled_rows_are_blank_with_mask_false_and_index_minus_one(self):
-    *_, last = _eval()
+    *_, last = make_eval()
     np.testing.assert_array_equal(last['mask'], [True] * 4 + [False] * 4)
     np.testing.assert_array_equal(last['index'], [16, 17, 18, 19] + 4 * [-1])
     assert not last['image'][4:].any()
     assert last['image'][:4].any()
 
   def test_a_second_pass_gives_the_same_batches(self):
-    one = _eval(ops=_OPS)
+    one = make_eval(ops=OPS)
     _assert_equal(list(one), list(one))
 
   def test_a_pass_that_is_left_early_disturbs_no_other(self):
-    one = _eval()
+    one = make_eval()
     next(iter(one))
     assert len(list(one)) == 3
 
@@ -228,7 +213,7 @@ def test_two_real_processes_make_the_global_batch_of_one():
     )
     for process in range(2)
   ]
-  (batch,) = _take(_train(ops=''), 1, start_step=3)
+  (batch,) = take(make_train(ops=''), 1, start_step=3)
   try:
     for process, worker in enumerate(workers):
       out, err = worker.communicate(timeout=120)
@@ -242,7 +227,7 @@ def test_two_real_processes_make_the_global_batch_of_one():
 
 class TestDevice:
   def test_a_global_array_holds_the_rows_and_leaves_the_index_behind(self):
-    (batch,) = _take(_train(), 1)
+    (batch,) = take(make_train(), 1)
     with jax.transfer_guard('disallow'):
       arrays = pipeline.to_global(batch, _sharding())
     assert set(arrays) == {'image', 'label'}
@@ -251,15 +236,15 @@ class TestDevice:
       np.testing.assert_array_equal(jax.device_get(array), batch[name])
 
   def test_rows_that_do_not_divide_among_devices_are_an_error(self):
-    (batch,) = _take(_train(batch_size=6), 1)
+    (batch,) = take(make_train(batch_size=6), 1)
     with pytest.raises(UserError, match='batch of 6 rows does not divide amo'):
       pipeline.to_global(batch, _sharding())
 
   @pytest.mark.parametrize('size', [1, 2, 5])
   def test_prefetched_batches_are_the_batches(self, size):
-    batches = list(_eval())
+    batches = list(make_eval())
     with jax.transfer_guard('disallow'):
-      ahead = list(pipeline.prefetch_to_device(_eval(), _sharding(), size))
+      ahead = list(pipeline.prefetch_to_device(make_eval(), _sharding(), size))
     assert len(ahead) == len(batches) == 3
     for ours, theirs in zip(ahead, batches, strict=True):
       for name in ours:
@@ -293,7 +278,7 @@ class TestDevice:
       next(ahead)
 
   def test_a_broken_record_reaches_the_consumer(self, broken):
-    examples = _eval()
+    examples = make_eval()
     broken.update({12})  # after the input was opened
     ahead = pipeline.prefetch_to_device(examples, _sharding())
     next(ahead)
@@ -303,10 +288,10 @@ class TestDevice:
   @pytest.mark.parametrize('leave', ['close', 'delete', 'exhaust', 'error'])
   def test_no_thread_survives_its_consumer(self, leave, broken):
     before = set(threading.enumerate())
-    batches = iter(_eval(num_threads=3))
+    batches = iter(make_eval(num_threads=3))
     if leave != 'exhaust':
       broken.update({12} if leave == 'error' else {})
-      batches = _train(num_threads=3).batches()
+      batches = make_train(num_threads=3).batches()
     ahead = pipeline.prefetch_to_device(batches, _sharding())
     next(ahead)
     if leave != 'error':  # which may have ended them already

@@ -4,11 +4,8 @@ import jax
 import numpy as np
 import pytest
 
+from tests.models import draws
 from vit_jax.models._activations import ACTIVATIONS
-
-
-def _normal(*shape, seed=0, dtype=np.float32):
-  return np.random.default_rng(seed).normal(size=shape).astype(dtype)
 
 
 @pytest.mark.parametrize(
@@ -27,7 +24,7 @@ def test_activations_have_their_values_at_one(name, at_one):
 
 @pytest.mark.parametrize('name', ACTIVATIONS)
 def test_activations_keep_only_their_input_for_the_backward_pass(name):
-  x = _normal(3, 5)
+  x = draws.normal(3, 5)
   _, backward = jax.vjp(ACTIVATIONS[name], x)
   kept = [leaf for leaf in jax.tree.leaves(backward) if leaf.shape == x.shape]
   assert len(kept) == 1

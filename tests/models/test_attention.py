@@ -5,29 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.models import draws
 from vit_jax import trees
 from vit_jax.errors import UserError
 from vit_jax.models import _attention
 
 
-def _normal(*shape, seed=0, dtype=np.float32):
-  return np.random.default_rng(seed).normal(size=shape).astype(dtype)
-
-
-def _noisy(params, seed=1):
-  """Returns parameters of which none is zero or one."""
-  rng = np.random.default_rng(seed)
-  return jax.tree.map(
-    lambda p: p + 0.1 * rng.normal(size=p.shape).astype(np.float32), params
-  )
-
-
 def test_every_attention_with_a_cpu_implementation_gives_the_same():
-  x = _normal(2, 9, 16)
+  x = draws.normal(2, 9, 16)
   outputs = {}
   for name in set(_attention.ATTENTIONS) - {'cudnn'}:
     module = _attention.Attention(num_heads=2, implementation=name)
-    params = _noisy(module.init(jax.random.key(0), x))
+    params = draws.params(module, x)
 
     def loss(params, x, module=module):
       return (module.apply(params, x) ** 2).sum()
@@ -54,7 +43,7 @@ def test_a_named_implementation_is_handed_to_jax(name, monkeypatch):
 
   monkeypatch.setattr(jax.nn, 'dot_product_attention', attend)
   module = _attention.Attention(num_heads=2, implementation=name)
-  jax.eval_shape(module.init, jax.random.key(0), _normal(2, 9, 16))
+  jax.eval_shape(module.init, jax.random.key(0), draws.normal(2, 9, 16))
   assert seen == [name]
 
 
@@ -70,7 +59,7 @@ def test_softmax_of_bfloat16_attention_is_in_float32():
 
 @pytest.mark.parametrize('name', _attention.ATTENTIONS)
 def test_sown_weights_are_distributions_and_free_unless_asked_for(name):
-  x, context = _normal(2, 4, 16), _normal(2, 7, 16, seed=1)
+  x, context = draws.normal(2, 4, 16), draws.normal(2, 7, 16, seed=1)
   module = _attention.Attention(num_heads=2, implementation=name)
   params = _attention.Attention(num_heads=2).init(jax.random.key(0), x, context)
   assert set(params) == {'params'}
@@ -85,11 +74,11 @@ def test_sown_weights_are_distributions_and_free_unless_asked_for(name):
 
 
 def test_attention_dropout_keeps_the_expected_output():
-  x = _normal(1, 6, 8)
+  x = draws.normal(1, 6, 8)
   module = _attention.Attention(
     num_heads=2, dropout_rate=0.5, implementation='xla'
   )
-  params = module.init(jax.random.key(0), x)
+  params = draws.params(module, x)
   plain = module.apply(params, x)
   np.testing.assert_array_equal(plain, module.apply(params, x, train=False))
 
@@ -104,9 +93,9 @@ def test_attention_dropout_keeps_the_expected_output():
 
 
 def test_qk_norm_makes_logits_independent_of_the_size_of_queries():
-  x = _normal(2, 5, 16)
+  x = draws.normal(2, 5, 16)
   module = _attention.Attention(num_heads=2, qk_norm=True, qkv_bias=False)
-  params = module.init(jax.random.key(0), x)['params']
+  params = draws.params(module, x)['params']
   assert set(trees.flatten(params)) == {
     'query/kernel',
     'query_norm/scale',
@@ -125,14 +114,14 @@ def test_qk_norm_makes_logits_independent_of_the_size_of_queries():
 def _masks():
   """Returns a mask [2, 1, 1, 6] and a bias [1, 2, 6, 6] for two heads."""
   mask = np.array([[True] * 4 + [False] * 2, [True] * 6])
-  return mask[:, None, None], _normal(1, 2, 6, 6, seed=3)
+  return mask[:, None, None], draws.normal(1, 2, 6, 6, seed=3)
 
 
 @pytest.mark.parametrize('name', ['einsum', 'xla'])
 def test_mask_and_bias_change_the_softmax_and_nothing_else(name):
-  x = _normal(2, 6, 8)
+  x = draws.normal(2, 6, 8)
   module = _attention.Attention(num_heads=2, implementation=name)
-  params = _noisy(module.init(jax.random.key(0), x))
+  params = draws.params(module, x)
   mask, bias = _masks()
   out = module.apply(params, x, mask=mask, bias=bias)
   p = jax.tree.map(np.float64, params['params'])
@@ -148,9 +137,9 @@ def test_mask_and_bias_change_the_softmax_and_nothing_else(name):
 
 
 def test_masked_tokens_change_no_other_token():
-  x = _normal(2, 6, 8)
+  x = draws.normal(2, 6, 8)
   module = _attention.Attention(num_heads=2)
-  params = _noisy(module.init(jax.random.key(0), x))
+  params = draws.params(module, x)
   mask = np.array([True] * 4 + [False] * 2)[None, None, None]
   out = module.apply(params, x, mask=mask)[:, :4]
   np.testing.assert_allclose(out, module.apply(params, x[:, :4]), atol=1e-6)
@@ -161,9 +150,9 @@ def test_masked_tokens_change_no_other_token():
 
 
 def test_a_token_that_may_read_nothing_is_finite():
-  x = _normal(1, 3, 8)
+  x = draws.normal(1, 3, 8)
   module = _attention.Attention(num_heads=2)
-  params = module.init(jax.random.key(0), x)
+  params = draws.params(module, x)
   mask = np.zeros((1, 1, 3, 3), bool)
 
   def loss(params):
@@ -184,6 +173,6 @@ def test_a_token_that_may_read_nothing_is_finite():
 def test_masks_and_biases_of_another_shape_are_named(options, words):
   module = _attention.Attention(num_heads=2)
   with pytest.raises(UserError) as error:
-    module.init(jax.random.key(0), _normal(2, 6, 8), **options)
+    module.init(jax.random.key(0), draws.normal(2, 6, 8), **options)
   for word in words:
     assert word in str(error.value)

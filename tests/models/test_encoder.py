@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.models import draws
 from vit_jax import trees
 from vit_jax.errors import UserError
 from vit_jax.models import _dropout
@@ -13,18 +14,6 @@ from vit_jax.models._norm import layer_norm
 from vit_jax.parallel import activations
 
 BLOCK = dict(num_heads=2, mlp_dim=24, norm_epsilon=1e-6)
-
-
-def _normal(*shape, seed=0, dtype=np.float32):
-  return np.random.default_rng(seed).normal(size=shape).astype(dtype)
-
-
-def _noisy(params, seed=1):
-  """Returns parameters of which none is zero or one."""
-  rng = np.random.default_rng(seed)
-  return jax.tree.map(
-    lambda p: p + 0.1 * rng.normal(size=p.shape).astype(np.float32), params
-  )
 
 
 def _stack(params, depth):
@@ -38,8 +27,8 @@ def _encoder(depth=3, *, block=None, **options):
 
 
 def _params():
-  x = _normal(2, 5, 16)
-  return _noisy(_encoder().init(jax.random.key(0), x)['params']), x
+  x = draws.normal(2, 5, 16)
+  return draws.params(_encoder(), x)['params'], x
 
 
 def test_a_scan_and_a_loop_give_the_same_values_and_gradients():
@@ -63,8 +52,9 @@ def test_a_scan_and_a_loop_give_the_same_values_and_gradients():
 
 
 def test_scanned_blocks_start_from_different_values():
-  x = _normal(2, 5, 16)
-  params = _encoder(scan=True).init(jax.random.key(0), x)['params']
+  x = draws.normal(2, 5, 16)
+  init = jax.jit(_encoder(scan=True).init)
+  params = init(jax.random.key(0), x)['params']
   kernel = params['blocks']['mlp']['up']['kernel']
   assert kernel.shape == (3, 16, 24)
   assert np.abs(kernel[0] - kernel[1]).min() > 0
@@ -211,9 +201,9 @@ def test_weights_are_sown_by_every_block(scan):
 
 
 def test_a_block_that_always_drops_is_the_identity_in_training_only():
-  x = _normal(2, 5, 16)
+  x = draws.normal(2, 5, 16)
   block = Block(**BLOCK)
-  params = block.init(jax.random.key(0), x)
+  params = draws.params(block, x)
   rngs = {'dropout': jax.random.key(1)}
   almost_one = np.float32(1 - 1e-6)
   out = block.apply(params, x, almost_one, True, rngs=rngs)
@@ -224,11 +214,11 @@ def test_a_block_that_always_drops_is_the_identity_in_training_only():
 
 
 def test_layer_scale_multiplies_each_branch():
-  x = _normal(2, 5, 16)
+  x = draws.normal(2, 5, 16)
   plain = Block(**BLOCK)
-  params = _noisy(plain.init(jax.random.key(0), x))['params']
+  params = draws.params(plain, x)['params']
   scaled = Block(**BLOCK, layer_scale=0.5)
-  init = scaled.init(jax.random.key(0), x)['params']
+  init = jax.jit(scaled.init)(jax.random.key(0), x)['params']
   np.testing.assert_array_equal(init['scale_attention'], np.full(16, 0.5))
   np.testing.assert_array_equal(init['scale_mlp'], np.full(16, 0.5))
   zero, one = np.zeros(16, np.float32), np.ones(16, np.float32)
@@ -250,7 +240,7 @@ def test_layer_scale_multiplies_each_branch():
 @pytest.mark.parametrize('scan', [False, True])
 def test_every_block_gets_the_mask_and_the_bias(scan, remat):
   params, x = _params()
-  bias = _normal(1, 2, 5, 5, seed=3)
+  bias = draws.normal(1, 2, 5, 5, seed=3)
   mask = np.array([True] * 4 + [False])[None, None, None]
   expected = x
   for i in range(3):

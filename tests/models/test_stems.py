@@ -5,28 +5,18 @@ import jax
 import numpy as np
 import pytest
 
+from tests.models import draws
 from vit_jax import lookup, trees
 from vit_jax.errors import UserError
 from vit_jax.models import _stems
 from vit_jax.models.vit import VARIANTS, Model, ViT
 
 
-def _normal(*shape, seed=0, dtype=np.float32):
-  return np.random.default_rng(seed).normal(size=shape).astype(dtype)
-
-
-def _noisy(params, seed=1):
-  """Returns parameters of which none is zero or one."""
-  rng = np.random.default_rng(seed)
-  return jax.tree.map(
-    lambda p: p + 0.1 * rng.normal(size=p.shape).astype(np.float32), params
-  )
-
-
 def test_patch_embedding_is_the_convolution_with_stride_of_its_window():
-  image = _normal(2, 12, 20, 5)  # rectangular images and patches, 5 channels
+  # Rectangular images and patches, 5 channels.
+  image = draws.normal(2, 12, 20, 5)
   module = _stems.PatchEmbedding((3, 10), width=7)
-  params = _noisy(module.init(jax.random.key(0), image)['params'])
+  params = draws.params(module, image)['params']
   expected = jax.lax.conv_general_dilated(
     image,
     params['kernel'],
@@ -41,9 +31,9 @@ def test_patch_embedding_is_the_convolution_with_stride_of_its_window():
 
 
 def test_conv_stem_is_convolutions_with_norms_and_activations():
-  image = _normal(2, 8, 12, 5)
+  image = draws.normal(2, 8, 12, 5)
   module = _stems.ConvStem(patch_size=(4, 4), width=6)
-  params = _noisy(module.init(jax.random.key(0), image)['params'])
+  params = draws.params(module, image)['params']
   params, x = jax.tree.map(np.float64, params), image.astype(np.float64)
   for i, channels in enumerate((3, 6)):
     kernel = params[f'convolution_{i}']['kernel']
@@ -79,10 +69,10 @@ class Flat(nn.Module):
 
 
 def test_a_stem_is_a_module_that_is_passed_in():
-  image = _normal(2, 16, 16, 3)
+  image = draws.normal(2, 16, 16, 3)
   stem = Flat((8, 8), 32)
   model = Model('mu/8', stem=stem)
-  params = model.init(jax.random.key(0), image)['params']
+  params = draws.params(model, image)['params']
   names = set(trees.flatten(params['patch_embedding']))
   assert names == {'Dense_0/kernel', 'Dense_0/bias'}
   outputs = model.apply({'params': params}, image)
@@ -122,7 +112,7 @@ def test_a_stem_of_the_users_own_is_found_only_where_it_is_trusted(
   monkeypatch.syspath_prepend(tmp_path)
   section = dict(name='vit', variant='mu/8', stem='my_parts.flat')
   model = lookup.build('models', section, 'Model', trusted=True)
-  params = model.init(jax.random.key(0), _normal(1, 16, 16, 3))['params']
+  params = draws.params(model, draws.normal(1, 16, 16, 3))['params']
   assert 'patch_embedding' not in params
   assert model.stem.width == 32
   with pytest.raises(UserError, match='a name out of a file is not imported'):
