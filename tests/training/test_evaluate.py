@@ -8,18 +8,13 @@ import sys
 import pytest
 
 import vit_jax
+from tests.training import tiny_runs
 from vit_jax.errors import UserError
 from vit_jax.parallel import mesh as mesh_lib
 from vit_jax.pretrained.formats import vit_jax as ours
 from vit_jax.training import evaluation, train
 
-DATA = dict(name='synthetic', image_size=16, num_classes=4)
-VAL = dict(
-  name='classification',
-  data=dict(DATA, split='test', num_examples=21),
-  ops='',
-  batch_size=16,
-)
+VAL = dict(name='classification', data=tiny_runs.TEST, ops='', batch_size=16)
 # The evaluation of a trainer that waits for its next step meanwhile.
 NOSY = """
 import os, pathlib, time
@@ -43,22 +38,12 @@ class Evaluator:
 
 
 def config(**changes):
-  return (
-    dict(
-      model=dict(name='vit', variant='mu/8', num_classes=4),
-      objective=dict(name='supervised'),
-      input=dict(
-        data=dict(DATA, split='train', num_examples=40),
-        ops='',
-        device_ops='normalize(-1, 1)',
-        batch_size=16,
-      ),
-      optimizer=dict(name='adamw', learning_rate=1e-2, warmup_steps=1),
-      ema=dict(decay=0.5),
-      evals=dict(val=dict(VAL, weights=('params', 'ema'))),
-      total_steps=3,
-    )
-    | changes
+  optimizer = dict(name='adamw', learning_rate=1e-2, warmup_steps=1)
+  return tiny_runs.plain(
+    optimizer=optimizer,
+    ema=dict(decay=0.5),
+    evals=dict(val=dict(VAL, weights=('params', 'ema'))),
+    **dict(total_steps=3) | changes,
   )
 
 
@@ -221,11 +206,9 @@ def test_a_live_run_goes_on_while_it_is_evaluated(tmp_path, monkeypatch):
   train.train(tmp_path / 'run', **watched)
 
   def rows(name):
-    lines = (tmp_path / name / 'metrics.jsonl').read_text().splitlines()
     kept = ('step', 'train/loss', 'val/loss', 'val_ema/top1')
-    return [
-      {k: x for k, x in json.loads(r).items() if k in kept} for r in lines
-    ]
+    found = tiny_runs.rows(tmp_path / name)
+    return [{k: x for k, x in row.items() if k in kept} for row in found]
 
   assert rows('run') == rows('alone') and len(rows('run')) == 6
   with open(tmp_path / 'results.json') as file:

@@ -126,7 +126,7 @@ def metrics(loss=1.0, grad_norm=1.0, skipped=0):
   }
 
 
-def test_where_the_data_is_finite_settings_are_to_blame(make_check):
+def test_settings_are_to_blame_for_finite_data(make_check):
   check = make_check('stop')
   text = check.problem(120, metrics(math.nan, math.inf), lambda: 100)
   assert text.startswith('step 120: train/loss is nan, train/grad_norm is inf.')

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.training import tiny_runs
 from vit_jax import lookup, trees
 from vit_jax.data import pipeline
 from vit_jax.errors import UserError
@@ -19,8 +20,6 @@ from vit_jax.reporting import flops
 from vit_jax.training import evaluation, session, train, train_state
 
 MODEL = dict(name='vit', variant='mu/8', num_classes=4, head_zero_init=False)
-DATA = dict(name='synthetic', image_size=16, num_classes=4)
-TEST = dict(DATA, split='test', num_examples=21)
 BATCH_SIZE = 16
 PEAK = 1e12
 # The flip is of training only.
@@ -35,21 +34,10 @@ def apply(params, images, output='logits'):
 
 
 def config(**changes):
-  return (
-    dict(
-      model=MODEL,
-      objective=dict(name='supervised'),
-      input=dict(
-        data=dict(DATA, split='train', num_examples=40),
-        ops='',
-        device_ops=DEVICE_OPS,
-        batch_size=BATCH_SIZE,
-      ),
-      optimizer=dict(name='sgd', learning_rate=1.0, schedule='constant'),
-      total_steps=2,
-    )
-    | changes
-  )
+  section = tiny_runs.plain()['input'] | dict(device_ops=DEVICE_OPS)
+  optimizer = dict(name='sgd', learning_rate=1.0, schedule='constant')
+  sections = dict(model=MODEL, input=section, optimizer=optimizer)
+  return tiny_runs.plain(**sections | changes)
 
 
 def test_predictions_are_those_of_the_model_on_images_as_they_are():
@@ -86,7 +74,10 @@ def tuned(tmp_path_factory):
     init_from=[dict(weights=str(folder / 'w.safetensors'))],
     evals=dict(
       val=dict(
-        name='classification', data=TEST, ops='', weights=('params', 'ema')
+        name='classification',
+        data=tiny_runs.TEST,
+        ops='',
+        weights=('params', 'ema'),
       )
     ),
     log_every_steps=1,
@@ -116,7 +107,7 @@ def _log_softmax(logits):
 
 def test_both_weights_are_evaluated_under_their_own_names(tuned):
   folder, _, rows = tuned
-  source = lookup.build('data/sources', TEST, 'Source')
+  source = lookup.build('data/sources', tiny_runs.TEST, 'Source')
   images = np.stack([source[i]['image'] for i in range(21)])
   labels = np.asarray([source[i]['label'] for i in range(21)])
   losses = []

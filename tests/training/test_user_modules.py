@@ -6,12 +6,10 @@ import jax
 import numpy as np
 import pytest
 
+from tests.training import tiny_runs
 from vit_jax import lookup
 from vit_jax.errors import UserError
 from vit_jax.training import evaluation, train
-
-DATA = dict(name='synthetic', image_size=16, num_classes=4)
-TEST = dict(DATA, split='test', num_examples=21)
 
 METRICS = """
 import jax
@@ -105,45 +103,31 @@ def mine(tmp_path, monkeypatch):
     del sys.modules[name]
 
 
-def config(**changes):
-  return (
-    dict(
-      model=dict(name='vit', variant='mu/8', num_classes=4),
-      objective=dict(name='supervised'),
-      input=dict(
-        data=dict(DATA, split='train', num_examples=40),
-        ops='',
-        device_ops='normalize(-1, 1)',
-        batch_size=16,
-      ),
-      optimizer=dict(name='adamw', learning_rate=1e-3),
-      total_steps=2,
-    )
-    | changes
-  )
-
-
 def test_an_evaluator_of_logits_needs_no_private_lines(mine, tmp_path):
   evals = dict(
-    mine=dict(name='mine.brier', data=TEST, ops=''),
+    mine=dict(name='mine.brier', data=tiny_runs.TEST, ops=''),
     plain=dict(name='mine.plain', answer=42),
   )
-  result = train.train(tmp_path / 'run', **config(evals=evals, total_steps=0))
+  result = train.train(
+    tmp_path / 'run', **tiny_runs.plain(evals=evals, total_steps=0)
+  )
   # The head starts at zero: 1/4 for each class, of which one is right.
   assert result['mine/brier'] == pytest.approx(0.75**2 + 3 * 0.25**2)
   assert result['mine/num_examples'] == 21 and result['plain/answer'] == 42
   assert evaluation.lower_is_better(evals, 'mine/brier')
 
 
-def test_what_an_evaluator_declares_is_checked_before_training(mine, tmp_path):
+def test_declarations_of_an_evaluator_are_checked_before_training(
+  mine, tmp_path
+):
   def start(**section):
     section = section or dict(name='mine.plain', answer=1)
-    train.train(tmp_path / 'run', **config(evals=dict(mine=section)))
+    train.train(tmp_path / 'run', **tiny_runs.plain(evals=dict(mine=section)))
 
   with pytest.raises(UserError, match=r'evals\.mine: .*num_classes=4.* 5 clas'):
-    start(name='mine.brier', data=dict(TEST, num_classes=5), ops='')
+    start(name='mine.brier', data=dict(tiny_runs.TEST, num_classes=5), ops='')
   with pytest.raises(UserError, match=r'evals\.mine: the model is trained on'):
-    start(name='mine.brier', data=dict(TEST, image_size=13), ops='')
+    start(name='mine.brier', data=dict(tiny_runs.TEST, image_size=13), ops='')
   kind = lookup.find('evaluators', 'mine.plain', 'Evaluator', trusted=True)
   kind.inputs = ['/data']
   with pytest.raises(UserError, match=r'evals\.mine: the attribute inputs'):
@@ -152,9 +136,10 @@ def test_what_an_evaluator_declares_is_checked_before_training(mine, tmp_path):
 
 def test_a_picture_reaches_attention_and_gradients(mine, tmp_path):
   model = dict(name='vit', variant='mu/8', num_classes=4, head_zero_init=False)
-  picture = dict(name='mine.attention', data=TEST, ops='')
+  picture = dict(name='mine.attention', data=tiny_runs.TEST, ops='')
   train.train(
-    tmp_path / 'run', **config(model=model, pictures=dict(explained=picture))
+    tmp_path / 'run',
+    **tiny_runs.plain(model=model, pictures=dict(explained=picture)),
   )
   assert (tmp_path / 'run/explained.png').exists()
   with np.load(tmp_path / 'run/explained.npz') as found:
@@ -172,7 +157,7 @@ def test_a_picture_reaches_attention_and_gradients(mine, tmp_path):
 @pytest.mark.parametrize('scan', [False, True])
 def test_intermediate_values_do_not_change_the_outputs(scan):
   run = train.build(
-    config(
+    tiny_runs.plain(
       model=dict(
         name='vit',
         variant='mu/8',
