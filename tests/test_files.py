@@ -84,7 +84,7 @@ def test_limits_are_named_and_can_be_set(tmp_path):
 
 
 @pytest.mark.parametrize('kind', ['a pipe', 'a device', 'a folder', 'missing'])
-def test_what_is_no_regular_file_is_not_opened(kind, tmp_path):
+def test_only_regular_files_are_opened(kind, tmp_path):
   path = tmp_path / 'x'
   if kind == 'a pipe':
     os.mkfifo(path)  # Opening it would wait for ever.

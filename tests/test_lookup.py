@@ -99,7 +99,7 @@ def test_unknown_and_missing_keys_are_reported_at_once():
   )
 
 
-def test_what_flax_adds_to_a_module_is_no_key():
+def test_attributes_added_by_flax_are_no_keys():
   class Model(nn.Module):
     depth: int
 
@@ -115,7 +115,7 @@ def test_a_config_dict_is_a_section():
   assert len(lookup.build('data/sources', section, 'Source')) > 1000
 
 
-def test_what_is_no_section_is_named():
+def test_a_value_that_is_no_section_is_named():
   with pytest.raises(UserError, match=r"x is a section .*'weight'\]; got 3"):
     lookup.check_keys(_objective, 3, 'x', num_args=1)
 
@@ -174,7 +174,7 @@ def test_a_target_of_any_keys_still_checks_those_that_it_names():
 
 
 @pytest.mark.parametrize('name', ['../../etc/passwd', '.', 'a..b', 3, None])
-def test_what_cannot_be_a_name_is_refused(name):
+def test_impossible_names_are_refused(name):
   with pytest.raises(UserError, match='no models named'):
     lookup.find('models', name, 'Model', trusted=True)
 
@@ -224,7 +224,7 @@ def test_a_file_of_the_folder_comes_before_one_of_the_users(
 
 # Of Python, a bare folder, and a mistyped name.
 @pytest.mark.parametrize('name', ['random', 'my_empty_folder', 'supervisd'])
-def test_what_is_no_module_of_the_users_is_refused_with_the_choices(
+def test_an_absent_module_is_refused_with_the_choices(
   name, tmp_path, monkeypatch
 ):
   (tmp_path / 'my_empty_folder').mkdir()

@@ -169,7 +169,7 @@ def test_a_module_without_a_dot_is_not_imported_either(make, marker, tmp_path):
 
 @pytest.mark.parametrize('carrier', _WRITE)
 @pytest.mark.parametrize(('key', 'text'), [TEXTS[0], *TEXTS[2:]])
-def test_what_the_user_names_is_used(carrier, key, text, make, marker, photo):
+def test_names_by_the_user_are_used(carrier, key, text, make, marker, photo):
   path = make(carrier, key, text)
   if key == 'ops':
     text += '|resize(16)'
@@ -319,7 +319,7 @@ def test_weights_made_in_python_are_not_trusted_by_default(
     ('device_ops', 'normalize(mean=0.5, std=1e300)', 'max_number=65,536'),
   ],
 )
-def test_what_a_file_asks_for_is_limited(key, text, limit, tiny_weights, photo):
+def test_requests_of_a_file_are_limited(key, text, limit, tiny_weights, photo):
   weights = tiny_weights()
   preprocess = weights.preprocess | {key: text}
   weights = dataclasses.replace(weights, preprocess=preprocess)

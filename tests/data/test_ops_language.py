@@ -168,7 +168,7 @@ def test_a_dotted_name_that_leads_nowhere_is_explained(user_ops):
   assert 'their_project.ops.picky(3): size must be even' in message
 
 
-def test_what_goes_wrong_on_an_example_names_the_op(user_ops):
+def test_an_error_on_an_example_names_the_op(user_ops):
   rng = np.random.default_rng(0)
   with pytest.raises(UserError, match=r"^flip_lr: the example has no 'image'"):
     ops_language.parse('flip_lr', trusted=True)({'label': 3}, rng)

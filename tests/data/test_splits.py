@@ -100,7 +100,7 @@ def test_parts_count_from_one():
 @pytest.mark.parametrize(
   'text', ['', 'train[', 'train[5]', 'train[a:b]', 'train[:5%]+test', None]
 )
-def test_what_is_not_a_split_is_an_error_with_examples(text):
+def test_an_impossible_split_is_an_error_with_examples(text):
   with pytest.raises(UserError, match=r'is not understood.*train\[:90%\]'):
     splits.parse(text)
 

@@ -83,7 +83,7 @@ def test_workers_read_the_same_batches(kwargs):
       np.testing.assert_array_equal(theirs[key], value)
 
 
-def test_what_workers_skip_is_counted_and_named():
+def test_records_that_workers_skip_are_counted_and_named():
   # Number 12 leads to 13 and 14 in one chunk, which are broken too.
   broken = (12, 13, 14)
   one = _input('raise', broken, num_workers=2, on_error='skip')

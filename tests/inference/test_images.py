@@ -63,7 +63,7 @@ def test_a_decoder_of_the_users_own_gets_the_bytes(tmp_path, monkeypatch):
   sys.modules.pop('raw_ops')
 
 
-def test_what_is_no_image_is_refused(tmp_path):
+def test_other_values_than_images_are_refused(tmp_path):
   read = images.Reader('', 3).read
   deep = PIL.Image.fromarray(np.zeros((4, 4), np.float32))
   for image, words in (
@@ -88,7 +88,7 @@ def test_many_bands_pass_as_they_are():
   assert images.Reader('', 7).read(bands) is bands
 
 
-def test_what_is_one_image_and_what_are_several():
+def test_one_image_and_several_are_distinguished():
   image = np.zeros((4, 4, 3), np.uint8)
   for one in (image, image[..., 0], 'a.png', b'..', PIL.Image.new('L', (2, 2))):
     assert images.as_list(one) == ([one], True)

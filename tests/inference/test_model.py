@@ -230,7 +230,7 @@ def test_only_what_is_asked_for_is_returned(tiny_weights, images):
   assert set(found) == {'features', 'logits'}
 
 
-def test_what_is_saved_answers_as_before(tiny_weights, images, tmp_path):
+def test_a_saved_model_answers_as_before(tiny_weights, images, tmp_path):
   model = Model(tiny_weights(pooling='mean'))
   before = model(images)['logits']
   for name, format in (
@@ -249,7 +249,7 @@ def test_what_is_saved_answers_as_before(tiny_weights, images, tmp_path):
     np.testing.assert_allclose(logits, before, **_close, err_msg=name)
 
 
-def test_what_the_user_says_wins_and_is_saved(tiny_weights, tmp_path):
+def test_options_of_the_user_win_and_are_saved(tiny_weights, tmp_path):
   ours.write(tiny_weights(), tmp_path / 'a.safetensors')
   model = vit_jax.load(
     tmp_path / 'a.safetensors',

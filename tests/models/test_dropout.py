@@ -69,7 +69,7 @@ def test_a_mask_does_not_depend_on_devices():
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
-def test_what_is_kept_is_scaled(dtype):
+def test_kept_values_are_scaled(dtype):
   x = jnp.full(SHAPE, 3, dtype)
   y = dropped(x, 0.25)
   assert y.dtype == x.dtype

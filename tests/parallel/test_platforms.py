@@ -77,7 +77,7 @@ def test_gpus_and_other_plugins_are_still_found(
     {'JAX_FORCE_TPU_INIT': '1'},
   ],
 )
-def test_what_the_user_or_the_cloud_says_comes_first(libtpu, root, environ):
+def test_settings_by_user_or_cloud_come_first(libtpu, root, environ):
   before = dict(environ)
   assert not platforms.skip_absent_tpu(environ, root=str(root))
   assert environ == before
@@ -146,7 +146,7 @@ sys.exit(_cli.run(show, []))
     ({}, set(), 'dev/accel0', False),
   ],
 )
-def test_whether_a_run_is_on_the_cpu_is_known_before_jax(
+def test_a_run_on_the_cpu_is_known_before_jax(
   root, monkeypatch, environ, plugins, device, expected
 ):
   monkeypatch.setattr(platforms, '_plugins', lambda: plugins)

@@ -105,7 +105,7 @@ def test_other_models_are_named(name, what, tmp_path):
       _vit_google.detect([name, 'embedding/kernel'])
 
 
-def test_what_may_be_beside_the_weights():
+def test_other_files_may_be_beside_the_weights():
   def is_beside(name, prefix):
     patterns = Style(prefix=prefix).dialect().unused
     return any(re.fullmatch(pattern, name) for pattern in patterns)

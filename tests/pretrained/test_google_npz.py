@@ -155,7 +155,7 @@ def test_the_model_that_is_read_computes_what_google_does(case, outputs):
   )
 
 
-def test_what_is_read_is_written_back_bit_by_bit(case):
+def test_weights_read_are_written_back_bit_by_bit(case):
   _, arrays, path = case
   npz.write(npz.read(path), path.with_name('out.npz'))
   with np.load(path) as before, np.load(path.with_name('out.npz')) as after:

@@ -44,7 +44,7 @@ def test_a_model_comes_back_as_it_was(model, dialect, make_weights, tmp_path):
   assert found.model | weights.model == found.model
 
 
-def test_what_readers_would_guess_wrong_is_in_the_comment(
+def test_facts_that_readers_would_guess_wrong_are_in_the_comment(
   make_weights, tmp_path
 ):
   weights = make_weights(
@@ -161,7 +161,7 @@ def test_models_that_googles_code_has_not_are_refused(
 @pytest.mark.parametrize(
   'section', [dict(activation='gelu'), dict(norm_epsilon=1e-12)]
 )
-def test_what_only_the_note_says_is_written_if_asked_for(
+def test_facts_of_the_note_alone_are_written_if_asked_for(
   section, format, make_weights, tmp_path
 ):
   weights, path = make_weights(**section), tmp_path / 'x.npz'

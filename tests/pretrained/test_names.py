@@ -163,7 +163,7 @@ def test_a_path_comes_before_a_name(load, make_weights, tmp_path, monkeypatch):
     ('vit_giant_patch14_reg4_dinov2', ['gated MLPs']),
   ],
 )
-def test_what_cannot_be_resolved(name, words, load, hub):
+def test_names_that_cannot_be_resolved(name, words, load, hub):
   with pytest.raises(UserError) as e:
     load(name)
   for word in words:
@@ -200,10 +200,10 @@ def test_default_tags_are_timm_s():
   'name',
   ['vit_x.npz', 'vit_small.pth', 'resnet50', 'vit_x', 'google/vit', 'a.b'],
 )
-def test_what_is_no_name_of_timm(name):
+def test_names_that_are_not_of_timm(name):
   assert timm_catalog.resolve(name) is None
 
 
 @pytest.mark.parametrize('name', ['beit_base.npz', 'runs/eva_1', 'eva'])
-def test_what_is_refused_as_a_name_of_timm_looks_like_one(name):
+def test_a_refused_name_of_timm_looks_like_one(name):
   assert timm_catalog.refusal(name) is None

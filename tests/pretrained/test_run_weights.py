@@ -120,7 +120,7 @@ def test_one_checkpoint_can_be_named_in_several_ways(run):
     run_format.read(workdir, step=3)
 
 
-def test_what_is_a_run(run, tmp_path):
+def test_folders_that_are_runs(run, tmp_path):
   workdir, _ = run
   assert run_format.matches(workdir)
   assert run_format.matches(str(workdir / 'checkpoints' / '2'))

@@ -214,7 +214,7 @@ def test_a_head_of_two_features_is_read_only_if_one_counts(
     ('huggingface', dict(pooling='mean', layer_scale=1.0), 'no registers'),
   ],
 )
-def test_what_a_format_cannot_express_is_an_error(
+def test_options_that_a_format_cannot_express_are_errors(
   format, section, words, make_weights, tmp_path
 ):
   with pytest.raises(UserError, match=words):

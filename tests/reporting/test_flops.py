@@ -50,7 +50,7 @@ def test_a_convolution_counts_the_window_of_its_group(conv, image, expected):
   assert flops.count(conv.apply, variables, spec(*image)) == expected
 
 
-def test_what_only_wraps_changes_nothing():
+def test_wrappers_change_nothing():
   def f(x, w):
     return jax.nn.relu(x @ w)  # relu is a custom_jvp
 

@@ -149,7 +149,7 @@ def test_a_run_draws_its_own_curves(panels, tmp_path):
   assert list(lines(panels[0])['few'].get_ydata()) == [0.7, 0.7]
 
 
-def test_what_cannot_be_drawn_is_reported(tmp_path):
+def test_curves_that_cannot_be_drawn_are_reported(tmp_path):
   with pytest.raises(UserError, match=r'no metrics of a run in .*nowhere'):
     curves.draw({'x': tmp_path / 'nowhere'}, tmp_path / 'x.png')
   folder = run(tmp_path / 'run')

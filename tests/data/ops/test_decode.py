@@ -173,7 +173,7 @@ def test_bytes_of_any_kind_are_decoded_and_other_things_are_named():
     decode('cat.jpg')
 
 
-def test_what_is_no_image_is_named():
+def test_bytes_that_are_no_image_are_named():
   with pytest.raises(UserError, match='0 bytes: the file is empty'):
     decode(b'')
   with pytest.raises(UserError, match=r"no known format begins with b'<html"):

@@ -74,7 +74,7 @@ def test_two_dimensions_are_one_band():
   assert _decode(_tiff(_image((5, 6)))).shape == (5, 6, 1)
 
 
-def test_what_is_no_image_of_bands_is_named():
+def test_bytes_that_are_no_image_of_bands_are_named():
   whole = _npy(_image((5, 6, 4)))
   png = io.BytesIO()
   Image.new('L', (4, 3)).save(png, 'PNG')

@@ -32,7 +32,7 @@ def test_an_id_outside_the_classes_is_named(label):
     onehot(label)
 
 
-def test_what_is_no_id_is_refused():
+def test_impossible_ids_are_refused():
   with pytest.raises(UserError, match='must hold class ids; got float64'):
     onehot([0.0, 1.0])
   with pytest.raises(UserError, match=r"no 'label'; it has \['image'\]"):

@@ -128,7 +128,7 @@ def test_splits_and_slices(path):
     _source(path, 'val')
 
 
-def test_what_is_missing_is_named(path, tmp_path):
+def test_a_missing_column_or_folder_is_named(path, tmp_path):
   with pytest.raises(UserError, match="no column 'img'; it has: image, file"):
     _source(path, image_key='img')
   with pytest.raises(UserError, match=r'no folder .*\n.*\n.*save_to_disk'):

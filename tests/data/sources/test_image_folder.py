@@ -217,7 +217,7 @@ def test_classes_without_splits_hold_out_a_part_of_each(flat):
   assert halves[0] | halves[1] == train
 
 
-def test_what_is_held_out_depends_on_the_names_and_the_seed_alone(flat):
+def test_held_out_images_depend_on_names_and_seed_alone(flat):
   first = _paths('val', flat)
   assert _paths('val', flat) == first != _paths('val', flat, split_seed=1)
   names = sorted(path[len(str(flat)) :] for path in first)

@@ -104,7 +104,7 @@ def test_the_outer_file_says_how_to_unpack_it(folder):
     imagenet21k.Source('full', data_dir=str(path))
 
 
-def test_what_does_not_fit_is_named(folder):
+def test_missing_and_broken_archives_are_named(folder):
   with pytest.raises(UserError, match="has the split 'full'; got 'train'"):
     _source(folder, 'train')
   with pytest.raises(UserError, match=r'holds no n########\.tar; it has: w21'):

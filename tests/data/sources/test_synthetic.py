@@ -53,6 +53,6 @@ def test_the_nearest_class_mean_of_train_classifies_test():
   assert (distance.argmin(axis=1) == test_labels).all()
 
 
-def test_what_is_below_1_is_named():
+def test_sizes_below_1_are_named():
   with pytest.raises(UserError, match='channels=0, num_classes=-1'):
     synthetic.Source('train', channels=0, num_classes=-1)

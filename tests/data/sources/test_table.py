@@ -219,7 +219,7 @@ def test_a_date_is_no_class_id(write):
   assert table.Source('all', path=path, num_classes=30_000_000)
 
 
-def test_what_is_no_table_is_named(write, tmp_path):
+def test_a_file_that_is_no_table_is_named(write, tmp_path):
   with pytest.raises(UserError, match=r'no\.csv'):
     table.Source('all', path=f'{tmp_path}/no.csv')
   with pytest.raises(UserError, match=r'is a file \.csv, \.tsv, \.jsonl'):

@@ -224,7 +224,7 @@ def test_tfrecord_comes_with_the_command_that_converts_it(tfrecord_dir):
 
 
 @pytest.mark.parametrize('where', ['beside', 'copy'])
-def test_what_was_converted_is_read(tfrecord_dir, data_dir, where):
+def test_converted_records_are_read(tfrecord_dir, data_dir, where):
   """`tfds convert_format` adds files; the code before made a copy."""
   folder = pathlib.Path(tfrecord_dir) / 'tiny_animals' / '1.0.0'
   original = pathlib.Path(data_dir) / 'tiny_animals' / '1.0.0'
