@@ -84,6 +84,12 @@ def test_ranges_are_means_and_deviations():
   assert (evaluation.mean, evaluation.std) == (0, 1)
 
 
+def test_means_and_deviations_are_as_many():
+  unequal = evaluation_lib.Evaluation(mean=[0.1, 0.2], std=[1, 1, 1])
+  with pytest.raises(UserError, match='give as many of one as of the other'):
+    evaluation_lib.to_ops(unequal)
+
+
 @pytest.mark.parametrize(
   'preprocess',
   [

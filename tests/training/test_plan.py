@@ -5,7 +5,7 @@ import types
 import pytest
 
 from vit_jax.errors import UserError
-from vit_jax.training import plan as plan_lib
+from vit_jax.training import evaluation, plan as plan_lib
 
 
 def _check(
@@ -48,6 +48,11 @@ def test_an_evaluation_alone_needs_neither_a_batch_nor_a_best_metric():
 def test_the_best_metric_is_one_of_any_weights_of_an_evaluation():
   _check(keep_best='val/top1')
   _check(keep_best='val_ema/top1/cat')
+
+
+def test_a_class_does_not_decide_whether_less_of_its_metric_is_better():
+  assert evaluation.lower_is_better({}, 'val/loss/cat')
+  assert not evaluation.lower_is_better({}, 'val/top1/loss')
 
 
 def test_all_problems_are_in_one_message():
