@@ -221,6 +221,14 @@ def test_multi_hot_labels_of_another_width_are_an_error(evaluate):
     evaluate(np.eye(5), np.eye(5, dtype=np.float32), model=small)
 
 
+def test_a_model_without_logits_is_an_error(evaluate):
+  def features(params, batch):
+    return {'features': params * batch['image'][:, 0, 0, :]}
+
+  with pytest.raises(UserError, match=r"\['features'\] have no 'logits'"):
+    evaluate(*_random(8, 3), model=features)
+
+
 def test_data_without_a_label_is_an_error(evaluate):
   with pytest.raises(UserError, match=r'no example of .* has a label'):
     evaluate(np.eye(3), np.zeros((3, 3), np.float32))

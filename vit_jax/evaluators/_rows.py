@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from vit_jax.data import pipeline
+from vit_jax.errors import UserError
 from vit_jax.parallel import mesh as mesh_lib
 
 _log = logging.getLogger(__name__)
@@ -106,6 +107,21 @@ def call(
     options=tuple(sorted(options.items())),
     out_sharding=mesh_lib.replicated(mesh),
   )
+
+
+def logits_of(outputs: Mapping[str, jax.Array]) -> jax.Array:
+  """Returns the logits, float32 `[B, Y]`.
+
+  Raises:
+    UserError: outputs without logits.
+  """
+  if 'logits' not in outputs:
+    raise UserError(
+      f"the outputs {sorted(outputs)} have no 'logits': set model.num_classes, "
+      "return them from the objective's predict, or evaluate the features (knn,"
+      ' linear_probe)'
+    )
+  return outputs['logits'].astype(np.float32)
 
 
 def fetch_one_behind(results: Iterable[Any]) -> Iterator[Any]:

@@ -189,7 +189,7 @@ def _class_table(
 
 def _score(params, batch, *, predict, loss):
   """Returns the numbers of each row that the sums are taken of."""
-  logits_BY = predict(params, batch)['logits'].astype(jnp.float32)
+  logits_BY = _rows.logits_of(predict(params, batch))
   label, num_classes = batch['label'], logits_BY.shape[-1]
   targets_BY = losses.targets(label, num_classes)
   correct_B, labelled_B = losses.topk_correct(logits_BY, targets_BY)

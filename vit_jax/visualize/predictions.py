@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.data import records
@@ -155,7 +154,7 @@ class _Cell:
 
 
 def _probability(params, batch, *, predict, loss):
-  logits_BY = predict(params, batch)['logits'].astype(jnp.float32)
+  logits_BY = _rows.logits_of(predict(params, batch))
   fn = jax.nn.softmax if loss == 'softmax' else jax.nn.sigmoid
   return {'probability': fn(logits_BY)}
 
