@@ -9,8 +9,9 @@ import pytest
 from vit_jax import trees
 from vit_jax.checkpoints import manager
 from vit_jax.errors import UserError
-from vit_jax.pretrained import blocks
+from vit_jax.pretrained import blocks, catalog
 from vit_jax.pretrained.formats import run as run_format
+from vit_jax.training import evaluate
 
 
 @pytest.fixture
@@ -279,3 +280,10 @@ def test_a_run_of_more_than_its_model_names_the_part_that_fits(
   assert first(found) == first(weights)
   with pytest.raises(UserError, match='missing: head/bias'):
     run_format.read(tmp_path, part='head')
+
+
+def test_a_run_without_a_checkpoint_is_named(tmp_path):
+  (tmp_path / 'metrics.jsonl').touch()
+  for read in (catalog.load, evaluate.evaluate):
+    with pytest.raises(UserError, match='has no checkpoint yet'):
+      read(tmp_path)

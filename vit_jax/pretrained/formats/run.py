@@ -27,7 +27,9 @@ _OPS = {'ops': json_fields.TEXT, 'device_ops': json_fields.TEXT}
 
 def matches(path: str | os.PathLike) -> bool:
   """Whether `read` can read this path; an address is not looked up."""
-  return '://' in os.fspath(path) or _find(path) is not None
+  if '://' in os.fspath(path) or _find(path) is not None:
+    return True
+  return _has_begun(path)
 
 
 def is_run(path: str | os.PathLike) -> bool:
@@ -76,10 +78,7 @@ def read(
     UserError: no good checkpoint, no average in it, no best one, no such
       evaluation, or a model with batch statistics.
   """
-  found = _find(path)
-  if found is None:
-    raise UserError(f'{os.fspath(path)} is not a run and has no checkpoints')
-  directory, only = found
+  directory, only = _checkpoints(path)
   step = only if step is None else step
   order, metric = _order(directory, step)
   if ema is None:
@@ -143,9 +142,8 @@ def read_config(path: str | os.PathLike) -> dict[str, Any]:
   Raises:
     UserError: no run, or no `config.json` in it.
   """
-  found = _find(path)
-  file = None if found is None else found[0].parent / 'config.json'
-  if file is None or not file.exists():
+  file = _checkpoints(path)[0].parent / 'config.json'
+  if not file.exists():
     raise UserError(f'{os.fspath(path)} is not a run with a config.json')
   config = files.parse_json(file.read_text(), str(file))
   return _checked_config({'config': config}, os.fspath(path))
@@ -174,6 +172,22 @@ def _find(path: str | os.PathLike) -> tuple[epath.Path, int | None] | None:
     if int(path.name) in checkpoint_format.steps(path.parent):
       return path.parent, int(path.name)
   return None
+
+
+def _checkpoints(path: str | os.PathLike) -> tuple[epath.Path, int | None]:
+  """Returns what `_find` does, or raises UserError."""
+  if found := _find(path):
+    return found
+  if _has_begun(path):
+    raise UserError(
+      f'{os.fspath(path)} has no checkpoint yet; wait until the run saves one'
+    )
+  raise UserError(f'{os.fspath(path)} is not a run and has no checkpoints')
+
+
+def _has_begun(path: str | os.PathLike) -> bool:
+  """Whether a folder is that of a run, which may have no checkpoint yet."""
+  return (checkpoint_format.absolute(path) / 'metrics.jsonl').exists()
 
 
 def _order(
