@@ -17,22 +17,14 @@ from vit_jax.reporting import flops
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-  """A layer that has parameters, or several that are alike.
+  """A layer that has parameters, or several that are alike."""
 
-  Attributes:
-    name: as in the parameters' names; `*` for the numbers of repeats.
-    repeats: how many there are.
-    output: shape for one image, `[1, ...]`; None for bare parameters, such as
-      a class token.
-    shapes: of the parameters of one of them, by their last names.
-    num_params: of all repeats.
-  """
-
-  name: str
+  name: str  # As in the parameters' names; `*` for the numbers of repeats.
   repeats: int
+  # For one image, [1, ...]; None for bare parameters, such as a class token.
   output: tuple[int, ...] | None
-  shapes: dict[str, tuple[int, ...]]
-  num_params: int
+  shapes: dict[str, tuple[int, ...]]  # Of one of them, by their last names.
+  num_params: int  # Of all repeats.
 
 
 def abstract_params(

@@ -263,9 +263,17 @@ def _make_forward(
   weights: Weights, mesh: jax.sharding.Mesh
 ) -> _forward.Forward:
   module = build_model(weights)
+  if 'device_ops' not in weights.preprocess:
+    raise UserError(
+      'the weights do not say how images were normalised. Give device_ops, '
+      "such as 'normalize(-1, 1)' (--device_ops on the command line)"
+    )
+  ops = device_ops_language.parse(
+    weights.preprocess['device_ops'], trusted='device_ops' in weights.trusted
+  )
   return _forward.Forward(
     lambda weights, batch: module.apply(weights, batch['image'], train=False),
-    _device_ops(weights),
+    lambda batch: ops(batch, None, train=False),
     context=lambda: activations.use(mesh, split_tokens=False),
   )
 
@@ -281,15 +289,3 @@ def _ops(weights: Weights, where: str) -> str:
   text = weights.preprocess['ops']
   ops_language.parse(text, trusted='ops' in weights.trusted)
   return text
-
-
-def _device_ops(weights: Weights) -> Callable[[Any], Any]:
-  if 'device_ops' not in weights.preprocess:
-    raise UserError(
-      'the weights do not say how images were normalised. Give device_ops, '
-      "such as 'normalize(-1, 1)' (--device_ops on the command line)"
-    )
-  ops = device_ops_language.parse(
-    weights.preprocess['device_ops'], trusted='device_ops' in weights.trusted
-  )
-  return lambda batch: ops(batch, None, train=False)

@@ -31,11 +31,9 @@ def make_train_step(
   function of the state and the batch alone.
 
   Args:
-    objective: has `loss(params, state, batch, rng)`.
     tx: the optimizer; its update number k uses `schedule(k)`.
     schedule: learning rate of update number k, from 1.
     device_ops: `(batch, rng, *, train) -> batch` on uint8 images.
-    seed: of the run.
     trained: which parameters learn, see `chain.trained_names`; None is all.
       The backward pass of the others is not computed.
     ema_decay: from `train_state.ema_decay`; None keeps no average.
