@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -137,22 +136,12 @@ def test_the_traceback_is_there_for_who_asks(recipe, tmp_path):
 
 
 def test_the_command_works_from_elsewhere_with_a_relative_workdir(
-  recipe, tmp_path
+  capsys, recipe, tmp_path, monkeypatch
 ):
-  root = pathlib.Path(__file__).parents[2]
-  environment = dict(os.environ, PYTHONPATH=str(root))
-  done = subprocess.run(
-    [sys.executable, '-m', 'vit_jax.main', f'--config={recipe}']
-    + ['--workdir=runs/here'],
-    cwd=tmp_path,
-    env=environment,
-    capture_output=True,
-    text=True,
-    timeout=120,
-  )
-  assert done.returncode == 0, done.stderr
+  monkeypatch.chdir(tmp_path)
+  assert main_lib.main([f'--config={recipe}', '--workdir=runs/here']) == 0
   assert (tmp_path / 'runs/here/metrics.jsonl').exists()
-  assert 'Traceback' not in done.stderr
+  assert 'Traceback' not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('module', ['train', 'sweep'])

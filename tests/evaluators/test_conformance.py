@@ -38,9 +38,8 @@ CASES += [
   for name in lookup.names('evaluators')
   if name not in {name for name, *_ in CASES}
 ]
-each_case = pytest.mark.parametrize(
-  'case', CASES, ids=lambda case: f'{case[0]}-{"-".join(case[1] or ())}'
-)
+IDS = [f'{name}-{"-".join(options or ())}' for name, options, _ in CASES]
+each_case = pytest.mark.parametrize('case', CASES, ids=IDS)
 
 
 def predict(params, batch):
@@ -95,9 +94,15 @@ def _evaluator(case, *, devices=8, num_test=45, batch_size=16):
   return run
 
 
-@each_case
-def test_the_numbers_are_named_finite_floats(case):
-  result = _evaluator(case)()
+@pytest.fixture(scope='module', params=CASES, ids=IDS)
+def first(request):
+  """Returns what runs an evaluator, and what it returns."""
+  run = _evaluator(request.param)
+  return run, run()
+
+
+def test_the_numbers_are_named_finite_floats(first):
+  _, result = first
   assert result['num_examples'] == 45
   for name, value in result.items():
     assert type(name) is str and type(value) is float
@@ -117,10 +122,9 @@ def test_one_and_eight_devices_agree_for_any_batch_size(case):
     assert eight[name] == pytest.approx(value, rel=tolerance), name
 
 
-@each_case
-def test_a_second_run_gives_the_same_bits(case):
-  run = _evaluator(case)
-  assert run() == run()
+def test_a_second_run_gives_the_same_bits(first):
+  run, result = first
+  assert run() == result
 
 
 @each_case

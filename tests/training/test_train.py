@@ -1,10 +1,10 @@
 """The loop as a user runs it: it ends, it continues, it says what is wrong."""
 
 import functools
-import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +14,7 @@ import orbax.checkpoint as ocp
 import PIL.Image
 import pytest
 
+from tests.training import tiny_runs
 from vit_jax import errors, trees
 from vit_jax.evaluators import classification
 from vit_jax.reporting import progress
@@ -22,70 +23,11 @@ from vit_jax.training import train
 _ROOT = pathlib.Path(__file__).parents[2]
 
 
-def _config(**changes):
-  """A run of 12 tiny steps that uses everything that could drift apart."""
-  data = dict(name='synthetic', image_size=16, num_classes=4)
-  test = dict(data, split='test', num_examples=21)
-  config = dict(
-    model=dict(
-      name='vit',
-      variant='mu/8',
-      num_classes=4,
-      dropout_rate=0.1,
-      stochastic_depth_rate=0.1,
-    ),
-    objective=dict(name='supervised', label_smoothing=0.1),
-    input=dict(
-      data=dict(data, split='train', num_examples=40),
-      ops='random_crop(16, padding=2)|flip_lr',
-      device_ops='normalize(-1, 1)',
-      batch_size=16,
-    ),
-    optimizer=dict(
-      name='adamw',
-      learning_rate=3e-3,
-      warmup_steps=2,
-      weight_decay=0.1,
-      grad_clip_norm=1.0,
-      mu_dtype='bfloat16',
-    ),
-    total_steps=12,
-    ema=dict(decay=0.9),
-    evals=dict(
-      val=dict(
-        name='classification',
-        data=test,
-        ops='',
-        every_steps=4,
-        weights=('params', 'ema'),
-      )
-    ),
-    checkpoint=dict(every_steps=3),
-    log_every_steps=1,
-  )
-  return {**config, **changes}
-
-
-def _rows(workdir):
-  lines = (pathlib.Path(workdir) / 'metrics.jsonl').read_text().splitlines()
-  return [json.loads(line) for line in lines]
-
-
-_TIMING = ('second', 'stall', 'mfu')
-
-
-def _untimed(rows):
-  return [
-    {k: v for k, v in row.items() if not any(word in k for word in _TIMING)}
-    for row in rows
-  ]
-
-
-def _write_recipe(folder, **changes):
+def _write_recipe(folder, config):
   path = folder / 'recipe.py'
-  config = f'ml_collections.ConfigDict({_config(**changes)})'
   path.write_text(
-    f'import ml_collections\ndef get_config():\n  return {config}\n'
+    'import ml_collections\n'
+    f'def get_config():\n  return ml_collections.ConfigDict({config})\n'
   )
   return path
 
@@ -122,12 +64,28 @@ def _state(workdir):
 
 
 def _assert_same_run(one, other):
-  assert _untimed(_rows(one)) == _untimed(_rows(other))
+  assert tiny_runs.rows(one, timing=False) == tiny_runs.rows(
+    other, timing=False
+  )
   (step, ours), (other_step, theirs) = _state(one), _state(other)
   assert step == other_step == 12
   assert ours.keys() == theirs.keys()
   for name, leaf in ours.items():
     assert leaf.tobytes() == theirs[name].tobytes(), name
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+  """Returns the folder of a finished run, and its results."""
+  workdir = tmp_path_factory.mktemp('finished') / 'run'
+  return workdir, train.train(workdir, **tiny_runs.eventful())
+
+
+@pytest.fixture
+def again(finished, tmp_path):
+  """Returns a copy of the finished run, and its results."""
+  workdir, results = finished
+  return shutil.copytree(workdir, tmp_path / 'run'), results
 
 
 def test_every_step_has_one_row_with_its_own_numbers(
@@ -140,14 +98,14 @@ def test_every_step_has_one_row_with_its_own_numbers(
     return status(self, text)
 
   monkeypatch.setattr(progress.Progress, 'status', spy)
-  results = train.train(tmp_path, **_config())
+  results = train.train(tmp_path, **tiny_runs.eventful())
   lines = capsys.readouterr().out.splitlines()
   assert 'compiling the training step' in lines
   assert shown[:3] == ['compiling', 'evaluating val', 'evaluating val_ema']
   # The last line of the progress has the last evaluation, as the table below.
   last = next(line for line in reversed(lines) if 'step 12/12' in line)
   assert f'val/top1 {results["val/top1"]:.4g}  ETA' in last
-  rows = _rows(tmp_path)
+  rows = tiny_runs.rows(tmp_path)
   assert [row['step'] for row in rows] == list(range(1, 13))
   assert [row['step'] for row in rows if 'val/top1' in row] == [4, 8, 12]
   assert rows[-1]['val/top1'] == results['val/top1']
@@ -179,35 +137,40 @@ class Source(synthetic.Source):
 
 @pytest.mark.parametrize('devices', [1, 8])
 def test_a_killed_run_continues_with_the_same_bits(
-  tmp_path, monkeypatch, devices
+  tmp_path, monkeypatch, devices, request
 ):
   _write_source(tmp_path, 'killer', _KILLER)
-  config = _config()
-  config['input']['data']['name'] = 'mine.killer'
-  recipe = _write_recipe(tmp_path, **config)
+  config = tiny_runs.eventful('mine.killer')
+  recipe = _write_recipe(tmp_path, config)
   # Step 8 of 12 or so: after the checkpoint of step 6, amid the next steps.
   monkeypatch.setenv('KILL_AFTER', '150')
   monkeypatch.setenv('KILL_WITH', str(int(signal.SIGKILL)))
   killed = _command(recipe, tmp_path / 'killed', devices=devices)
   output = killed.communicate(timeout=120)[0]
   assert killed.returncode == -signal.SIGKILL, output
-  assert 0 < len(_rows(tmp_path / 'killed')) < 12
+  assert 0 < len(tiny_runs.rows(tmp_path / 'killed')) < 12
 
   monkeypatch.delenv('KILL_AFTER')
-  for workdir in ('killed', 'whole'):
+
+  def finish(workdir):
     run = _command(recipe, tmp_path / workdir, devices=devices)
     output = run.communicate(timeout=120)[0]
     assert run.returncode == 0, output
-    if workdir == 'killed':
-      assert 'continuing from step' in output
-  _assert_same_run(tmp_path / 'killed', tmp_path / 'whole')
+    return output
+
+  assert 'continuing from step' in finish('killed')
+  if devices == 8:  # As many as here.
+    whole, _ = request.getfixturevalue('finished')
+  else:
+    finish('whole')
+    whole = tmp_path / 'whole'
+  _assert_same_run(tmp_path / 'killed', whole)
 
 
 def test_sigterm_saves_and_exits_with_42(tmp_path, monkeypatch):
   _write_source(tmp_path, 'killer', _KILLER)
-  config = _config(checkpoint={})
-  config['input']['data']['name'] = 'mine.killer'
-  recipe = _write_recipe(tmp_path, **config)
+  config = tiny_runs.eventful('mine.killer', checkpoint={})
+  recipe = _write_recipe(tmp_path, config)
   monkeypatch.setenv('KILL_AFTER', '120')
   monkeypatch.setenv('KILL_WITH', str(int(signal.SIGTERM)))
   stopped = _command(recipe, tmp_path / 'run')
@@ -216,7 +179,7 @@ def test_sigterm_saves_and_exits_with_42(tmp_path, monkeypatch):
   step, state = _state(tmp_path / 'run')
   assert 0 < step < 12
   assert state['step'] == step
-  assert [row['step'] for row in _rows(tmp_path / 'run')] == list(
+  assert [row['step'] for row in tiny_runs.rows(tmp_path / 'run')] == list(
     range(1, step + 1)
   )
 
@@ -235,24 +198,25 @@ def test_a_signal_ends_an_evaluation_at_once_where_nothing_is_to_be_saved(
   monkeypatch.setattr(classification.Evaluator, 'run', run)
   before = signal.getsignal(signal.SIGTERM)
   optimizer = dict(name='adamw', learning_rate=0.1)
-  train.train(tmp_path, **_config(total_steps=total_steps, optimizer=optimizer))
+  train.train(
+    tmp_path, **tiny_runs.eventful(total_steps=total_steps, optimizer=optimizer)
+  )
   assert {handler == before for handler in handlers} == {total_steps == 0}
 
 
 def test_a_finished_run_says_so_and_evaluates_nothing_twice(
-  tmp_path, capsys, monkeypatch
+  again, capsys, monkeypatch
 ):
-  results = train.train(tmp_path, **_config())
-  before = _rows(tmp_path)
+  workdir, results = again
+  before = tiny_runs.rows(workdir)
   monkeypatch.setattr(
     train.evaluation, 'evaluate', lambda *_: pytest.fail('evaluated again')
   )
-  capsys.readouterr()
-  assert train.train(tmp_path, **_config()) == pytest.approx(results)
+  assert train.train(workdir, **tiny_runs.eventful()) == pytest.approx(results)
   output = capsys.readouterr().out
   assert 'this run is finished: step 12 of 12' in output
   assert 'raise total_steps or total_epochs' in output
-  assert _rows(tmp_path) == before
+  assert tiny_runs.rows(workdir) == before
 
 
 def test_a_slow_first_step_is_shown_once_and_with_its_metrics(
@@ -261,7 +225,7 @@ def test_a_slow_first_step_is_shown_once_and_with_its_metrics(
   # As where compiling takes longer than the time between two lines.
   always = functools.partial(progress.Progress, every_seconds=0)
   monkeypatch.setattr(progress, 'Progress', always)
-  train.train(tmp_path, **_config(evals=None))
+  train.train(tmp_path, **tiny_runs.eventful(evals=None))
   output = capsys.readouterr().out
   assert 'starting from scratch' in output
   lines = [x for x in output.splitlines() if re.match(r'step [1-9]', x)]
@@ -269,46 +233,51 @@ def test_a_slow_first_step_is_shown_once_and_with_its_metrics(
   assert all('loss' in line for line in lines)
 
 
-def test_zero_steps_evaluate_what_is_there(tmp_path):
-  fresh = train.train(tmp_path / 'fresh', **_config(total_steps=0))
-  assert _rows(tmp_path / 'fresh') == [{'step': 0, **fresh}]
-  results = train.train(tmp_path / 'run', **_config())
-  rows = _rows(tmp_path / 'run')
-  again = train.train(tmp_path / 'run', **_config(total_steps=0))
-  assert again == pytest.approx(results, abs=1e-6)
-  assert [row['step'] for row in _rows(tmp_path / 'run')] == list(range(1, 13))
-  assert _rows(tmp_path / 'run')[-1]['train/loss'] == rows[-1]['train/loss']
+def test_zero_steps_evaluate_what_is_there(tmp_path, again):
+  fresh = train.train(tmp_path / 'fresh', **tiny_runs.eventful(total_steps=0))
+  assert tiny_runs.rows(tmp_path / 'fresh') == [{'step': 0, **fresh}]
+  workdir, results = again
+  rows = tiny_runs.rows(workdir)
+  found = train.train(workdir, **tiny_runs.eventful(total_steps=0))
+  assert found == pytest.approx(results, abs=1e-6)
+  assert [row['step'] for row in tiny_runs.rows(workdir)] == list(range(1, 13))
+  assert tiny_runs.rows(workdir)[-1]['train/loss'] == rows[-1]['train/loss']
 
 
 def test_a_longer_run_goes_on_where_the_shorter_one_ended(tmp_path):
   constant = dict(name='sgd', learning_rate=0.1, schedule='constant')
-  short = _config(total_steps=6, optimizer=constant)
+  short = tiny_runs.eventful(total_steps=6, optimizer=constant)
   train.train(tmp_path / 'run', **short)
-  train.train(tmp_path / 'run', **_config(optimizer=constant))
-  train.train(tmp_path / 'whole', **_config(optimizer=constant))
+  train.train(tmp_path / 'run', **tiny_runs.eventful(optimizer=constant))
+  train.train(tmp_path / 'whole', **tiny_runs.eventful(optimizer=constant))
   keep = [
     [{k: r[k] for k in ('step', 'train/loss', 'train/top1')} for r in rows]
-    for rows in (_rows(tmp_path / 'run'), _rows(tmp_path / 'whole'))
+    for rows in (
+      tiny_runs.rows(tmp_path / 'run'),
+      tiny_runs.rows(tmp_path / 'whole'),
+    )
   ]
   assert keep[0] == keep[1]
 
 
 def test_a_short_run_logs_each_twentieth_of_its_steps(tmp_path):
   constant = dict(name='sgd', learning_rate=0.1, schedule='constant')
-  short = _config(optimizer=constant, evals={}, log_every_steps=50)
+  short = tiny_runs.eventful(optimizer=constant, evals={}, log_every_steps=50)
   train.train(tmp_path, **short | dict(total_steps=46))
-  assert [row['step'] for row in _rows(tmp_path)] == list(range(2, 47, 2))
+  assert [row['step'] for row in tiny_runs.rows(tmp_path)] == list(
+    range(2, 47, 2)
+  )
   # A longer one has its own cadence, from where the shorter one ended.
   train.train(tmp_path, **short | dict(total_steps=60))
-  assert [row['step'] for row in _rows(tmp_path)] == [
+  assert [row['step'] for row in tiny_runs.rows(tmp_path)] == [
     *range(2, 47, 2),
     *range(48, 61, 3),
   ]
 
 
 def test_another_model_in_the_same_workdir_is_refused(tmp_path):
-  train.train(tmp_path, **_config(total_steps=3))
-  config = _config()
+  train.train(tmp_path, **tiny_runs.eventful(total_steps=3))
+  config = tiny_runs.eventful()
   config['model']['variant'] = 'mu/4'
   with pytest.raises(errors.UserError, match="'mu/8' in the checkpoint"):
     train.train(tmp_path, **config)
@@ -323,7 +292,7 @@ def test_broken_images_can_be_skipped_and_are_reported(tmp_path, capsys):
         image = np.full((16, 16, 3), 40 * i % 255 + label, np.uint8)
         PIL.Image.fromarray(image).save(folder / f'{i}.png')
   (tmp_path / 'data/train/cat/3.png').write_bytes(b'not a picture')
-  config = _config(evals={}, total_steps=3)
+  config = tiny_runs.eventful(evals={}, total_steps=3)
   config['model']['num_classes'] = 2
   config['input'] |= dict(
     data=dict(
@@ -336,4 +305,4 @@ def test_broken_images_can_be_skipped_and_are_reported(tmp_path, capsys):
   config['input']['on_error'] = 'skip'
   train.train(tmp_path / 'skips', **config)
   assert 'cat/3.png' in capsys.readouterr().out
-  assert _rows(tmp_path / 'skips')[-1]['train/skipped_examples'] == 1
+  assert tiny_runs.rows(tmp_path / 'skips')[-1]['train/skipped_examples'] == 1

@@ -139,7 +139,9 @@ def test_a_picture_reaches_attention_and_gradients(mine, tmp_path):
   picture = dict(name='mine.attention', data=tiny_runs.TEST, ops='')
   train.train(
     tmp_path / 'run',
-    **tiny_runs.plain(model=model, pictures=dict(explained=picture)),
+    **tiny_runs.plain(
+      model=model, pictures=dict(explained=picture), total_steps=0
+    ),
   )
   assert (tmp_path / 'run/explained.png').exists()
   with np.load(tmp_path / 'run/explained.npz') as found:
