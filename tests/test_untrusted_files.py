@@ -161,6 +161,9 @@ def test_a_module_without_a_dot_is_not_imported_either(make, marker, tmp_path):
   path = str(make('safetensors', 'name', 'undotted'))
   with pytest.raises(UserError, match=r"'name': 'undotted'.*--model"):
     like.complete(dict(model=dict(like=path)))
+  # Who gives another key of the section has not named the module.
+  with pytest.raises(UserError, match='that a file names is imported'):
+    vit_jax.load(path, model=dict(num_classes=None))
   argument = f'dataset=folder:/data,num_classes=5,resolution=16,model={path}'
   with pytest.raises(ValueError, match="names the code 'undotted'"):
     finetune.get_config(argument)

@@ -9,7 +9,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from vit_jax import trees
-from vit_jax.checkpoints import format as checkpoint_format, manager
+from vit_jax.checkpoints import best, format as checkpoint_format, manager
 from vit_jax.errors import RunError, UserError
 from vit_jax.parallel import mesh as mesh_lib, rules as rules_lib
 from vit_jax.training.train_state import TrainState
@@ -308,6 +308,13 @@ def test_other_settings_may_change_and_are_reported(tmp_path):
     'the checkpoint, 0.0005 in the config',
   ]
   assert restore(tmp_path)[2] == []
+
+
+def test_only_a_finite_metric_is_the_best():
+  policy = best.BestCheckpoint('val/top1', 1)
+  for step, value in enumerate([0.5, float('inf'), float('nan')]):
+    policy.note(step, {'val/top1': value})
+  assert policy.values == {0: 0.5}
 
 
 def test_the_latest_the_best_and_every_nth_checkpoint_are_kept(tmp_path):
