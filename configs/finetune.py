@@ -50,8 +50,8 @@ images, 0.001 at batch 4, is on it). On a CPU, resolution=224, freeze and
 --config.model.dtype=float32 save most of the time.
 
 Expected for augreg-B/32, by its authors, over 5 seeds: ImageNet 83.27, CIFAR-10
-98.55, CIFAR-100 91.35, Pets 93.78, Flowers 99.43 % top-1. Ours evaluates the
-average of the weights besides. Not run here at this size; README.md has a
+98.55, CIFAR-100 91.35, Pets 93.78, Flowers 99.43 % top-1. Ours also
+evaluates the average of the weights. Not run here at this size; README.md has a
 smaller one that was.
 """
 

@@ -18,9 +18,9 @@ is ImageNet-21k, prepared as vit_i21k.py says (data=/path and
 data_dir=/path work here too); a million steps are over 1,100 epochs of it, so
 set --config.total_steps and think of augmentation.
 
-Hardware: 256 TPU chips or more. Parameters, moments and batch are split over
+Hardware: 256 TPU chips or more. Parameters, moments and batch are sharded over
 fsdp=16 neighbours (32 for G/14 on chips with 16 GB), blocks are scanned and
-computed again in the backward pass. Before renting,
+recomputed in the backward pass. Before renting,
 
   python -m vit_jax aot --config=configs/vit_g14.py:variant=G/14,fsdp=32 \
       --topology=v5e-256

@@ -2,15 +2,15 @@ r"""ViT-H/14 on ImageNet-21k, 90 epochs, with the state sharded over the chips.
 
 "An Image is Worth 16x16 Words" (Dosovitskiy et al. 2020, arXiv:2010.11929).
 Its authors released an H/14 trained on ImageNet-21k but no settings for it:
-here are those for L/16 on this data, see vit_l16_i21k.py, and clipping to norm
-1 besides, as they did on ImageNet-1k. Run it with
+here are those for L/16 on this data, see vit_l16_i21k.py, plus clipping to norm
+1, as they did on ImageNet-1k. Run it with
 
   python -m vit_jax train --config=configs/vit_h14_i21k.py \
       --workdir=runs/vit_h14_i21k
 
 Data: see vit_i21k.py; data=/path and data_dir=/path work here too.
 
-Hardware: 256 TPU chips. The parameters, their moments and the batch are split
+Hardware: 256 TPU chips. The parameters, their moments and the batch are sharded
 over fsdp=16 neighbours, and there are as many such groups as chips allow;
 fsdp=8 and others are options. Blocks are scanned, and only the outputs of
 matrix products are kept for the backward pass. Before renting,

@@ -38,7 +38,7 @@ _FAST_MEMORY = 100 * 2**20
 def fits(shape: tuple[int, int, int], dtype: Any, num_heads: int) -> bool:
   """Returns whether `attention` supports these shapes on these devices.
 
-  TPUs from v5e on, in bfloat16, with heads that are not split over devices.
+  TPUs from v5e on, in bfloat16, with heads that are not sharded over devices.
   The devices must be known while tracing, from `activations.use`.
 
   Args:

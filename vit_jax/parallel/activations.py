@@ -44,7 +44,7 @@ def use(mesh: Mesh, *, split_tokens: bool = False) -> Iterator[None]:
 
 
 def constrain(x: jax.Array, dims: str) -> jax.Array:
-  """Returns `x`, split over the mesh as the letters of its dimensions say."""
+  """Returns `x`, sharded over the mesh by the letters of its dimensions."""
   assert len(dims) == x.ndim, (dims, x.shape)
   if _current.get() is None:
     return x

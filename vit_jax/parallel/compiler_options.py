@@ -8,9 +8,9 @@ _V5E = 'TPU v5 lite'  # Its `device_kind`.
 def for_mesh(mesh: jax.sharding.Mesh) -> dict[str, str] | None:
   """Returns what a training step should be compiled with on this mesh.
 
-  For `jax.jit(compiler_options=)`. None for devices that are no TPUs.
+  For `jax.jit(compiler_options=)`. None for devices that are not TPUs.
 
-  Where parameters are split, XLA otherwise decides for products in steps that
+  Where parameters are sharded, XLA otherwise decides for products in steps that
   send parts around a ring: 102 messages and 1.5 times the time for an S/16 on
   8 chips of v5e. v5e gathers parameters ahead of their use by default,
   the others only with the second set.

@@ -23,9 +23,9 @@ class Options:
   Attributes:
     rules: of parameters, see `rules.state_shardings`; None is
       `rules.PARAMETER_RULES`.
-    min_size: leaves with fewer elements are not split over `fsdp`.
+    min_size: leaves with fewer elements are not sharded over `fsdp`.
     max_unsplit: the largest share of the state, in bytes, that may stay whole
-      on every device although a rule would split it: dimensions that the mesh
+      on every device although a rule would shard it: dimensions that the mesh
       does not divide. ViT-G/14 on 256 devices along `fsdp` would keep 17 GB on
       each, since 256 does not divide its width of 1664.
     min_rows: the fewest rows that a split may leave of a dimension. A TPU
@@ -105,7 +105,7 @@ def check(
 
 
 def _rows(leaf: jax.ShapeDtypeStruct) -> list[tuple[tuple[str, ...], int]]:
-  """Returns `(axes, rows on a device)` for every dimension that is split."""
+  """Returns `(axes, rows on a device)` for every sharded dimension."""
   shard = leaf.sharding.shard_shape(leaf.shape)
   out = []
   for dim, axes in enumerate(leaf.sharding.spec):

@@ -27,8 +27,8 @@ def make_mesh(
 
   Args:
     data: copies of the state, each with its own part of the batch.
-    fsdp: parts into which the state is split, each with its part of the batch.
-    tensor: parts into which attention heads and MLPs are split.
+    fsdp: shards of the state, each with its part of the batch.
+    tensor: shards of attention heads and MLPs.
     slices: groups of devices with a slow network between them, which only
       `data` crosses: each slice holds whole copies of the state. None is the
       slices that TPUs say they are of, and 1 for other devices. Where devices

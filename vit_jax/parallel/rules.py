@@ -59,13 +59,13 @@ def state_shardings(
   Args:
     abstract_state: a tree whose branch `params` holds the parameters; leaves
       need a shape. A leaf elsewhere whose name ends in the name of a
-      parameter and that has its shape (optimizer moments, averages) is split
+      parameter and that has its shape (optimizer moments, averages) is sharded
       like that parameter. Leaves under `frozen` follow the rules by their own
       names, all others the rule `'fsdp'`.
     mesh: from `make_mesh`.
     rules: pairs of regex and rule (see the top of this file) that cover every
       parameter; None means `PARAMETER_RULES`.
-    min_size: a leaf with fewer elements is not split over `fsdp`.
+    min_size: a leaf with fewer elements is not sharded over `fsdp`.
 
   Raises:
     UserError: rules that are malformed, match nothing, leave a parameter out or
@@ -85,7 +85,7 @@ class Report:
     total_bytes: of the state, each leaf counted once.
     device_bytes: what one device holds.
     unsplit: `(name, shape, bytes on a device, axes)` of every leaf that its
-      rule would split over `axes` (sizes above 1) but that they do not divide,
+      rule would shard over `axes` (sizes above 1) but that they do not divide,
       largest first.
   """
 

@@ -59,14 +59,14 @@ def value_and_grad(
   what a micro-batch holds does not depend on the mesh. Each draws from a key of
   its own. Devices along the axis `data` add up their gradients in float32 and
   exchange them once, at the end, and draw from different keys; gradients that
-  are split over `fsdp` are exchanged there for every micro-batch, since no
+  are sharded over `fsdp` are exchanged there for every micro-batch, since no
   device could hold them whole.
 
   Args:
     loss_fn: `(params, state, batch, rng) -> (loss, (metrics, extra))`, means
       over the batch.
     micro_batches: k, which divides the rows of every device.
-    mesh: with the axis `data`, over which batches are split first; None is one
+    mesh: with the axis `data`, over which batches are sharded first; None: one
       device.
   """
   grad_fn = jax.value_and_grad(loss_fn, has_aux=True)

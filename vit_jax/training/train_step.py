@@ -42,7 +42,7 @@ def make_train_step(
       they were and counts it in `state.skipped_updates`.
     micro_batches: into how many parts the batch is cut after the device ops,
       see `gradients`.
-    mesh: over which the batch is split, for more than one micro-batch.
+    mesh: over which the batch is sharded, for more than one micro-batch.
 
   Metrics (float32 scalars): what the objective reports, `loss`, `grad_norm`
   (global norm over the parameters that learn, before clipping) and
