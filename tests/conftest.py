@@ -70,6 +70,14 @@ def get_config(arg=''):
 """
 
 
+@pytest.fixture(autouse=True)
+def forget_modules_of_users():
+  """Unloads the package `mine`, which tests write into folders of their own."""
+  yield
+  for name in [x for x in sys.modules if x.partition('.')[0] == 'mine']:
+    del sys.modules[name]
+
+
 @pytest.fixture
 def recipe(tmp_path):
   """The path of a recipe: two steps of a tiny ViT on made-up images."""

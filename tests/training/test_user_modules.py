@@ -1,7 +1,5 @@
 """Evaluators and pictures in a user's own module, named in a config."""
 
-import sys
-
 import jax
 import numpy as np
 import pytest
@@ -98,9 +96,6 @@ def mine(tmp_path, monkeypatch):
   for name, text in texts.items():
     (tmp_path / 'mine' / f'{name}.py').write_text(text)
   monkeypatch.syspath_prepend(tmp_path)
-  yield
-  for name in [x for x in sys.modules if x.partition('.')[0] == 'mine']:
-    del sys.modules[name]
 
 
 def test_an_evaluator_of_logits_needs_no_private_lines(mine, tmp_path):
