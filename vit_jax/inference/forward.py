@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,7 +75,7 @@ class Forward:
     if 'ops' in preprocess:
       self._reader = images_lib.Reader(
         preprocess['ops'],
-        model_section.num_channels(named) or 3,
+        model_section.num_channels(named),
         image_size=self._image_size,
         trusted='ops' in weights.trusted,
       )
@@ -139,7 +140,14 @@ class Forward:
     batch = np.zeros((self.batch_size, *good[0].shape), good[0].dtype)
     for i, array in enumerate(good):
       batch[i] = array
-    return self._apply(self.params, jax.device_put(batch, self._sharding))
+    try:
+      return self._apply(self.params, jax.device_put(batch, self._sharding))
+    except flax.errors.ScopeParamShapeError as e:
+      raise UserError(
+        f'the model does not take images {list(batch.shape[1:])} (height, '
+        'width, channels): give ops that make images as in its training, such '
+        f'as {_option("ops", "decode(1)")}; {e}'
+      ) from e
 
   def _read_or_error(self, image: Any) -> np.ndarray | UserError:
     try:

@@ -32,7 +32,7 @@ class Reader:
   def __init__(
     self,
     ops: str,
-    num_channels: int,
+    num_channels: int | None,
     *,
     image_size: tuple[int, int] | None = None,
     trusted: bool = False,
@@ -43,7 +43,8 @@ class Reader:
       ops: host ops as an evaluation has them. Those of `data/ops/label.py` are
         left out: there are no labels.
       num_channels: of the images that the model takes. Images that have 1, 3
-        or 4 become RGB or grey where the model takes that.
+        or 4 become RGB or grey where the model takes that. None is not
+        known: grey and RGB arrays stay as they are.
       image_size: (height, width) that the model takes, or None for any. Photos
         (files and PIL images, not arrays) are resized to it where no op
         changes the size, as in runs on data sets whose images all have it.
@@ -86,6 +87,8 @@ class Reader:
       example = {'image': content}
       if isinstance(content, np.ndarray):
         converts = content.ndim == 2 or content.shape[2] in _MODES
+        if self._num_channels is None:
+          converts = content.ndim == 2 or content.shape[2] == 4
       else:
         # A decoder among the ops is given the bytes: it may be the user's own.
         converts = not self._ops_decode
@@ -106,7 +109,8 @@ class Reader:
     """Returns an image with the channels and, if none did it, the size."""
     if not isinstance(array, np.ndarray) or array.ndim != 3:
       return array  # An error; see _check.
-    if array.shape[2] in _MODES and array.dtype == np.uint8:
+    known = self._num_channels is not None
+    if known and array.shape[2] in _MODES and array.dtype == np.uint8:
       array = self._decode({'image': array}, rng)['image']
     if self._image_size not in (None, array.shape[:2]):
       array = resample(array, self._image_size)
@@ -152,7 +156,7 @@ class Reader:
         'the ops made no array [H, W, C] of it; ops for encoded images begin'
         ' with decode'
       )
-    if array.shape[2] != self._num_channels:
+    if self._num_channels not in (None, array.shape[2]):
       raise UserError(
         f'it has {array.shape[2]} channels ({list(array.shape)}), and the model'
         f' takes {self._num_channels}'
