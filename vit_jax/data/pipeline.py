@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from vit_jax import lookup
-from vit_jax.data import batching, records, repeats as repeats_file
+from vit_jax.data import batching, records
 from vit_jax.errors import UserError
 
 _HOST_ONLY = ('index',)
@@ -23,7 +23,38 @@ _HOST_ONLY = ('index',)
 _MAX_SEED = 2**32
 
 
-class TrainInput:
+class _Input:
+  """A source behind its host ops, and how its rows become batches."""
+
+  def __init__(
+    self, layout: batching.Layout, reader: records.Reader, batch_size: int
+  ):
+    self._layout, self._reader = layout, reader
+    self.source, self.roles = reader.source, reader.roles
+    self.batch_size = batch_size
+    self.num_examples = len(self.source)
+    self.num_classes = self.source.num_classes
+    self.class_names = self.source.class_names
+
+  @property
+  def skipped(self) -> int:
+    """Different records skipped so far by this process, prefetched included."""
+    return self._reader.skipped
+
+  @property
+  def skipped_names(self) -> list[str]:
+    """The first few skipped records, each with its error."""
+    return self._reader.skipped_names
+
+  def element_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns shapes and dtypes of a global batch as the device gets it."""
+    return {
+      name: jax.ShapeDtypeStruct((self.batch_size, *one.shape), one.dtype)
+      for name, one in self._reader.spec.items()
+    }
+
+
+class TrainInput(_Input):
   """An endless stream of shuffled, augmented batches, seekable to any step."""
 
   def __init__(
@@ -63,9 +94,9 @@ class TrainInput:
       sharding: of the rows over the devices; this process then reads the rows
         of its own devices. None is an equal part for each process, in order.
       repeats: rows of each image in a global batch, each augmented differently;
-        3 in DeiT (`repeats.Repeated`). An epoch keeps its number of rows.
+        3 in DeiT (`batching.Repeated`). An epoch keeps its number of rows.
     """
-    self._layout = batching.Layout(
+    layout = batching.Layout(
       batch_size,
       num_threads,
       prefetch,
@@ -83,35 +114,16 @@ class TrainInput:
         f'repeats is an integer from 1 to batch_size={batch_size}; got '
         f'{repeats!r}'
       )
+    reader = records.Reader(data, ops, on_error=on_error, training=True)
+    super().__init__(layout, reader, batch_size)
     self.repeats = repeats
-    self._reader = records.Reader(data, ops, on_error=on_error, training=True)
     self._seed = int(seed)
-    self.source = self._reader.source
-    self.batch_size = batch_size
-    self.num_examples = len(self.source)
-    self.num_classes = self.source.num_classes
-    self.class_names = self.source.class_names
-    self.roles = self._reader.roles
     self.device_ops = device_ops
 
   @property
   def steps_per_epoch(self) -> float:
     """Batches in one pass over the data, rarely a whole number."""
     return self.num_examples / self.batch_size
-
-  @property
-  def skipped(self) -> int:
-    """Different records skipped so far by this process, prefetched included."""
-    return self._reader.skipped
-
-  @property
-  def skipped_names(self) -> list[str]:
-    """The first few skipped records, each with its error."""
-    return self._reader.skipped_names
-
-  def element_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns shapes and dtypes of a global batch as the device gets it."""
-    return _batch_spec(self._reader.spec, self.batch_size)
 
   def batches(self, start_step: int = 0) -> Iterator[batching.Batch]:
     """Yields this process's rows of the batches start_step, start_step + 1...
@@ -128,7 +140,7 @@ class TrainInput:
     )
     if self.repeats > 1:
       stream = stream[: -(-self.num_examples // self.repeats)].repeat()
-      stream = repeats_file.Repeated(stream, self.batch_size, self.repeats)
+      stream = batching.Repeated(stream, self.batch_size, self.repeats)
     else:
       stream = stream.repeat()
     stream = stream.random_map(self._reader.read)
@@ -139,7 +151,7 @@ class TrainInput:
     )
 
 
-class EvalInput:
+class EvalInput(_Input):
   """Batches that hold every example exactly once, in order.
 
   The last batches are filled up; `mask` is False in the rows that do not
@@ -164,7 +176,7 @@ class EvalInput:
     Images must have one size after the ops. With `on_error='skip'` the row of a
     record that cannot be read has mask False, and `skipped` counts the record.
     """
-    self._layout = batching.Layout(
+    layout = batching.Layout(
       batch_size,
       num_threads,
       prefetch,
@@ -173,33 +185,18 @@ class EvalInput:
       process_count,
       sharding,
     )
-    self._reader = records.Reader(data, ops, on_error=on_error, num_compared=4)
-    self.source = self._reader.source
-    self.batch_size = batch_size
-    self.num_examples = len(self.source)
-    self.num_classes = self.source.num_classes
-    self.class_names = self.source.class_names
-    self.roles = self._reader.roles
+    reader = records.Reader(data, ops, on_error=on_error, num_compared=4)
+    super().__init__(layout, reader, batch_size)
 
   @property
   def num_batches(self) -> int:
     """Batches in one pass, the same for every process."""
     return -(-self.num_examples // self.batch_size)
 
-  @property
-  def skipped(self) -> int:
-    """Different records skipped so far by this process."""
-    return self._reader.skipped
-
-  @property
-  def skipped_names(self) -> list[str]:
-    """The first few skipped records, each with its error."""
-    return self._reader.skipped_names
-
   def element_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns shapes and dtypes of a global batch as the device gets it."""
-    mask = jax.ShapeDtypeStruct((), np.bool_)
-    return _batch_spec(self._reader.spec | {'mask': mask}, self.batch_size)
+    """Returns shapes and dtypes of a global batch, with its mask."""
+    mask = jax.ShapeDtypeStruct((self.batch_size,), np.bool_)
+    return super().element_spec() | {'mask': mask}
 
   def __iter__(self) -> Iterator[batching.Batch]:
     rows = self.num_batches * self.batch_size
@@ -290,10 +287,3 @@ def _num_parts(sharding: jax.sharding.Sharding) -> tuple[int, int]:
   slices = sharding.addressable_devices_indices_map((rows,)).values()
   ours = {part.indices(rows) for (part,) in slices}
   return len(ours), rows // sharding.shard_shape((rows,))[0]
-
-
-def _batch_spec(spec, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-  return {
-    name: jax.ShapeDtypeStruct((batch_size, *one.shape), one.dtype)
-    for name, one in spec.items()
-  }

@@ -174,22 +174,20 @@ class Reader:
 
   def _try(self, index: int, rng: np.random.Generator) -> Example | None:
     """Returns an example, or None if the record is broken and skipped."""
-    self._watchdog.begin(index)
-    try:
-      name = self.source.describe(index)
-      return watchdog.call_under_name(name, self._decoded, index, rng)
-    except KeyboardInterrupt:
-      raise
-    # A SystemExit would end the run without a word, and with code 0.
-    except BaseException as e:
-      what = f'{self.source.describe(index)}: {_explain(e)}'
-      if not self._skip or _is_of_process(e):
-        raise UserError(f'{what}\n({self._advice(e)})') from e
-      with self._lock:
-        self._broken[index] = what
-      return None
-    finally:
-      self._watchdog.end()
+    with self._watchdog.reading(index):
+      try:
+        name = self.source.describe(index)
+        return watchdog.call_under_name(name, self._decoded, index, rng)
+      except KeyboardInterrupt:
+        raise
+      # A SystemExit would end the run without a word, and with code 0.
+      except BaseException as e:
+        what = f'{self.source.describe(index)}: {_explain(e)}'
+        if not self._skip or _is_of_process(e):
+          raise UserError(f'{what}\n({self._advice(e)})') from e
+        with self._lock:
+          self._broken[index] = what
+        return None
 
   def _decoded(self, index: int, rng: np.random.Generator) -> Example:
     example = self.source[index]

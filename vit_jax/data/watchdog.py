@@ -78,22 +78,15 @@ class Watchdog:
     self._reads = itertools.count()
     self._reading: dict[int, tuple[int, int]] = {}  # by thread: index, read
 
-  def begin(self, index: int) -> None:
-    """Marks the start of a record in this thread."""
-    self._reading[threading.get_ident()] = (index, next(self._reads))
-
-  def end(self) -> None:
-    """Marks the end of the record in this thread."""
-    self._reading.pop(threading.get_ident(), None)
-
   @contextlib.contextmanager
   def reading(self, index: int) -> Iterator[None]:
     """Marks the start and the end of a record in this thread."""
-    self.begin(index)
+    thread = threading.get_ident()
+    self._reading[thread] = (index, next(self._reads))
     try:
       yield
     finally:
-      self.end()
+      self._reading.pop(thread, None)
 
   def watched(self, batches: Iterator[T]) -> Iterator[T]:
     """Yields the batches; meanwhile a thread warns of records that take long.
