@@ -8,12 +8,7 @@ import pytest
 
 from tests.pretrained.broken import collect
 from vit_jax.errors import UserError
-from vit_jax.pretrained.formats import (
-  _npz,
-  _opcodes,
-  _pickle,
-  _state_dict_files,
-)
+from vit_jax.pretrained.formats import _npz, _pickle, _state_dict_files
 
 CASES, case, broken = collect()
 
@@ -181,14 +176,14 @@ def test_the_limits_of_a_pickle_are_named(tmp_path):
   path = tmp_path / 'x.pth'
   write_pickle(path, doublings(20) + AS_KEY, zipped=False)
   with pytest.raises(ValueError, match='than max_objects=1,048,576'):
-    _opcodes.check_legacy(path)
+    _pickle.check_legacy(path)
   write_pickle(path, doublings(3) + AS_KEY)
   with zipfile.ZipFile(path) as archive:
-    _opcodes.check_archive(archive, max_objects=40)
+    _pickle.check_archive(archive, max_objects=40)
     with pytest.raises(ValueError, match='than max_objects=15'):
-      _opcodes.check_archive(archive, max_objects=15)
+      _pickle.check_archive(archive, max_objects=15)
     with pytest.raises(ValueError, match='limit is max_bytes=9'):
-      _opcodes.check_archive(archive, max_bytes=9)
+      _pickle.check_archive(archive, max_bytes=9)
 
 
 @pytest.mark.parametrize(
@@ -204,9 +199,9 @@ def test_every_opcode_of_every_pickle_is_counted(opcodes, name, tmp_path):
   path = tmp_path / 'x.pth'
   write_pickle(path, opcodes, name=name)
   with zipfile.ZipFile(path) as archive:
-    _opcodes.check_archive(archive, max_objects=50)
+    _pickle.check_archive(archive, max_objects=50)
     with pytest.raises(ValueError, match='than max_objects=35'):
-      _opcodes.check_archive(archive, max_objects=35)
+      _pickle.check_archive(archive, max_objects=35)
 
 
 def test_an_empty_tensor_is_named():

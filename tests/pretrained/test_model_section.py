@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from vit_jax import trees
-from vit_jax.pretrained import model_section, overrides
+from vit_jax.pretrained import model_section
 from vit_jax.pretrained.names import vit
 
 MODELS = {
@@ -54,27 +54,29 @@ def test_a_variant_that_is_given_replaces_sizes(make_weights):
   weights = make_weights()
   named = trees.flatten(weights.params)
   found = weights.model | dict(activation='gelu')
-  _, section = overrides.apply(named, found, dict(variant='S/16'))
+  _, section = model_section.override(named, found, dict(variant='S/16'))
   assert section == dict(
     name='vit', num_classes=5, activation='gelu', variant='S/16'
   )
-  _, section = overrides.apply(named, found, dict(name='mine.vit', width=3))
+  _, section = model_section.override(
+    named, found, dict(name='mine.vit', width=3)
+  )
   assert section == dict(name='mine.vit', width=3)
-  same, section = overrides.apply(named, found, None)
+  same, section = model_section.override(named, found, None)
   assert section == found and same == named
 
 
 def test_heads_and_class_tokens_come_and_go(make_weights):
   weights = make_weights()
   named = trees.flatten(weights.params)
-  fewer, section = overrides.apply(
+  fewer, section = model_section.override(
     named, weights.model, dict(num_classes=None, pooling='map')
   )
   assert set(named) - set(fewer) == {'head/kernel', 'head/bias', 'class_token'}
-  more, _ = overrides.apply(fewer, section, dict(pooling='token'))
+  more, _ = model_section.override(fewer, section, dict(pooling='token'))
   assert set(more) - set(fewer) == {'class_token'}
   assert more['class_token'].shape == (1, 1, 24)
   # A number of classes does not drop what is there.
-  same, _ = overrides.apply(named, weights.model, dict(num_classes=9))
+  same, _ = model_section.override(named, weights.model, dict(num_classes=9))
   assert set(same) == set(named)
   assert jnp.asarray(more['class_token']).sum() == 0

@@ -54,7 +54,8 @@ def load(
       and `names` list them); the name of any AugReg checkpoint; a name of timm
       with or without its tag; 'owner/name' of `_HUB_OWNERS` on the Hub.
     model: keys of the model section that replace those found, such as
-      `{'pooling': 'mean'}` or `{'num_classes': None}`; see `overrides.apply`.
+      `{'pooling': 'mean'}` or `{'num_classes': None}`; see
+      `model_section.override`.
     weights_dir: the folder of downloads; see `download.folder`.
     on_log: called with a line of text for every download.
     download_seconds: after which time to give up a download.

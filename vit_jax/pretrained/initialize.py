@@ -98,7 +98,7 @@ def _fill(
   inside = part
   if not isinstance(weights, Weights):
     # The reader of a run compares the model with its part of the parameters.
-    from_run = run.is_run(weights)
+    from_run = run.matches(weights)
     inside = '' if from_run else part
     weights = catalog.load(
       weights,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from vit_jax.errors import UserError
-from vit_jax.pretrained import blocks, model_section, overrides, tokens
+from vit_jax.pretrained import blocks, model_section, tokens
 from vit_jax.pretrained.names._dialect import Dialect
 
 Arrays = dict[str, np.ndarray]
@@ -37,7 +37,7 @@ def read(
     num_heads: N, where the layout is torch's, which does not show it.
     grid: (h, w) of the position table if it is not square.
     class_names: of the classifier, to be as many as it has classes.
-    model: keys of the model section from the user; see `overrides.apply`.
+    model: keys of the model section that win; see `model_section.override`.
 
   Raises:
     UserError: names, shapes or values that are not exactly those of the model,
@@ -169,12 +169,12 @@ def _section(named, dialect, known, *, labels, reported, model):
   if absent:
     return named, {}, [f'missing: {n}' for n in absent if n not in reported]
   section = names.section(names.infer(named) | known)
-  named, section = overrides.apply(named, section, model)
+  named, section = model_section.override(named, section, model)
   lines = model_section.problems(
     named,
     section,
     labels=labels,
-    trusted=bool(overrides.trusted(model)),
+    trusted=bool(model_section.trusted_keys(model)),
   )
   # Once for a block that is missing as a whole, and for a stack.
   present = {name.split('/')[1] for name in named if '/block_' in name}

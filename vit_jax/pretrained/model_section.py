@@ -1,4 +1,4 @@
-"""Checks of parameters against the `config.model` section they belong to."""
+"""Model sections: checked against their parameters, changed by the user."""
 
 import importlib
 import re
@@ -48,6 +48,57 @@ def to_write(weights: Weights, format: str) -> tuple[types.ModuleType, Any]:
   return names, model
 
 
+def trusted_keys(given: Mapping[str, Any] | None) -> frozenset[str]:
+  """Returns `Weights.trusted` for keys of the model section from the user."""
+  given = given or {}
+  return frozenset({'model'} if 'name' in given or _code(given) else ())
+
+
+def override(
+  named: Mapping[str, np.ndarray],
+  section: Mapping[str, Any],
+  given: Mapping[str, Any] | None,
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+  """Returns parameters and model section with the keys of `given`, which win.
+
+  Where `given` names a variant or another model, the sizes in `section` give
+  way. `num_classes=None` drops the head. A pooling that reads no class token
+  drops the token, and `'token'` gives a model without one the zeros that
+  training would start from.
+
+  Raises:
+    UserError: a section without a name, or one that names code outside this
+      package, such as a stem, where the user does not.
+  """
+  named, given, kept = dict(named), dict(given or {}), dict(section)
+  if 'name' not in section:
+    raise UserError(f'the model section has no name: {section}')
+  code = {k: v for k, v in _code(section).items() if k not in given}
+  if not trusted_keys(given):
+    code.pop('name', None)  # An error where it would be imported.
+  if code:
+    raise UserError(
+      f'the file names {", ".join(code.values())} as code of its model, and'
+      ' nothing that a file names is imported. If you trust that module, name'
+      f' it yourself: model={code!r} (on the command line --model)'
+    )
+  if given.get('name', section['name']) != section['name']:
+    kept = {}
+  elif 'variant' in given:
+    sizes = ('variant', *lookup.model_fields(section, 'size'))
+    kept = {key: value for key, value in kept.items() if key not in sizes}
+  if 'num_classes' in given and given['num_classes'] is None:
+    named = {k: v for k, v in named.items() if not k.startswith('head/')}
+  if given.get('pooling', 'token') != 'token':
+    named.pop('class_token', None)
+  elif 'pooling' in given and 'class_token' not in named:
+    scale = named.get('encoder/block_00/norm_mlp/scale')
+    if scale is not None:  # Or else it is missing: an error later.
+      width = scale.shape[-1]
+      named['class_token'] = np.zeros((1, 1, width), np.float32)
+  return named, kept | given
+
+
 def check(
   named: Mapping[str, np.ndarray],
   section: Mapping[str, Any],
@@ -58,12 +109,6 @@ def check(
   """Raises UserError unless arrays are those of a section from a file of ours.
 
   Models without a file in `names/` are not checked.
-
-  Args:
-    named: arrays by our names, blocks apart.
-    section: a `config.model` section.
-    what: the file, or the part of it, for the message.
-    trusted: as in `problems`.
   """
   if section.get('name') in lookup.names(_FOLDER):
     if lines := problems(named, section, trusted=trusted):
@@ -170,6 +215,16 @@ def depth(named: Mapping[str, Any]) -> int:
   """Returns the number of blocks, counting any that are left out."""
   numbers = [re.match(r'encoder/block_(\d{1,3})/', name) for name in named]
   return max((int(match[1]) for match in numbers if match), default=-1) + 1
+
+
+def _code(section: Mapping[str, Any]) -> dict[str, str]:
+  """Returns the keys of a model section that name a module of the user's."""
+  dotted = re.compile(r'\w+(\.\w+)+')
+  return {
+    key: value
+    for key, value in section.items()
+    if isinstance(value, str) and dotted.fullmatch(value)
+  }
 
 
 def _build(section: Mapping[str, Any], trusted: bool) -> Any:

@@ -63,7 +63,7 @@ def evaluate(
     UserError: weights, sections, options or data that do not fit.
   """
   mesh = mesh_lib.make_mesh() if mesh is None else mesh
-  is_ours = not isinstance(weights, Weights) and run_format.is_run(weights)
+  is_ours = not isinstance(weights, Weights) and run_format.matches(weights)
   own = evals is None
   if own:
     if not is_ours:

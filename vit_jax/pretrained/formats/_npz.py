@@ -80,12 +80,6 @@ def check_archive(
 ) -> list[zipfile.ZipInfo]:
   """Returns the members of a zip file, if they can be read within limits.
 
-  Args:
-    archive: the open file.
-    size: of the file in bytes.
-    max_ratio: see `read`.
-    max_bytes: see `read`.
-
   Raises:
     ValueError: they are encrypted, in another compression than zlib's, twice
       there, or larger than the limits.

@@ -1,7 +1,16 @@
-"""Reading of torch pickles with `weights_only=True`, which runs no code."""
+"""Reading of torch pickles with `weights_only=True`, which runs no code.
+
+A pickle can put an object into another one twice, and that one into the next
+twice, and so on: 60 such steps are 400 bytes, and hashing or printing what
+comes out takes 2^60 steps, in C, where not even Ctrl-C ends them. So the
+opcodes are walked first, with the sizes of the objects in place of them.
+"""
 
 import argparse
+import io
+import os
 import pathlib
+import pickletools
 import re
 import zipfile
 from collections.abc import Mapping
@@ -12,8 +21,20 @@ import numpy as np
 
 from vit_jax import files
 from vit_jax.errors import UserError
-from vit_jax.pretrained.formats import _npz, _opcodes
+from vit_jax.pretrained.formats import _npz
 from vit_jax.printable import printable
+
+MAX_PICKLE_BYTES = 16 * 2**20  # Without the tensors, which are beside it.
+# A ViT of 40 blocks with its optimizer and its average needs 0.1 million.
+MAX_OBJECTS = 2**20
+# Pickles before the tensors of a file that is not a zip: a magic number, the
+# version, the machine, the content, the keys of the storages.
+_NUM_LEGACY = 5
+_PUT = ('PUT', 'BINPUT', 'LONG_BINPUT')
+_GET = ('GET', 'BINGET', 'LONG_BINGET')
+# These change the object below their arguments.
+_CHANGES = ('APPEND', 'APPENDS', 'SETITEM', 'SETITEMS', 'BUILD')
+_MARK = [0]
 
 
 def read(path: pathlib.Path) -> dict[str, Any]:
@@ -32,12 +53,14 @@ def read(path: pathlib.Path) -> dict[str, Any]:
     ) from e
   size = files.check_regular(path)
   try:
-    if _opcodes.is_zip(path):
+    with open(path, 'rb') as file:
+      is_zip = file.read(4) == b'PK\x03\x04'  # As torch decides it.
+    if is_zip:
       with zipfile.ZipFile(path) as archive:
         _npz.check_archive(archive, size)
-        _opcodes.check_archive(archive)
+        check_archive(archive)
     else:  # Not compressed.
-      _opcodes.check_legacy(path)
+      check_legacy(path)
     # Training scripts put their arguments beside the weights.
     with torch.serialization.safe_globals([argparse.Namespace]):
       content = torch.load(path, map_location='cpu', weights_only=True)
@@ -80,6 +103,43 @@ def to_numpy(tensor: Any, where: str) -> np.ndarray:
     ) from e
 
 
+def check_archive(
+  archive: zipfile.ZipFile,
+  *,
+  max_bytes: int = MAX_PICKLE_BYTES,
+  max_objects: int = MAX_OBJECTS,
+) -> None:
+  """Raises ValueError for pickles in a zip of torch that are large or broken.
+
+  Args:
+    archive: the open file.
+    max_bytes: of a pickle.
+    max_objects: that it may build, each counted wherever it occurs.
+  """
+  for member in archive.infolist():
+    # torch ignores the case.
+    if member.filename.lower().endswith('data.pkl'):
+      if member.file_size > max_bytes:
+        raise ValueError(
+          f'its pickle has {member.file_size:,} bytes, and the limit is'
+          f' max_bytes={max_bytes:,}'
+        )
+      _check(io.BytesIO(archive.read(member)), max_objects)
+
+
+def check_legacy(
+  path: str | os.PathLike,
+  *,
+  max_bytes: int = MAX_PICKLE_BYTES,
+  max_objects: int = MAX_OBJECTS,
+) -> None:
+  """Does the same for a file of torch that begins with pickles."""
+  with open(path, 'rb') as file:
+    pickles = io.BytesIO(file.read(max_bytes))
+  for _ in range(_NUM_LEGACY):
+    _check(pickles, max_objects)
+
+
 def _refused(path: pathlib.Path, e: Exception) -> UserError:
   """Returns the error for a pickle, in one line and without torch's advice.
 
@@ -97,4 +157,57 @@ def _refused(path: pathlib.Path, e: Exception) -> UserError:
     f'cannot read {path}: it holds {what}, and of pickles only tensors are'
     ' read, since others can run code; get the weights as .safetensors, or save'
     ' the state dict alone where the file is from'
+  )
+
+
+def _check(pickle: io.BytesIO, max_objects: int) -> None:
+  """Walks one pickle with a stack of sizes: lists of one number.
+
+  They are lists for the reason that what was put into the memo may grow later.
+  """
+  stack: list[list[int]] = []
+  memo: dict[int, list[int]] = {}
+  for i, (opcode, argument, _) in enumerate(pickletools.genops(pickle)):
+    if opcode.name in _PUT:
+      memo[argument] = stack[-1]
+    elif opcode.name in _GET:
+      if argument not in memo:
+        raise ValueError(f'its pickle has no object {argument}')
+      stack.append(memo[argument])
+    elif opcode.name == 'MARK':
+      stack.append(_MARK)
+    else:
+      taken = _take(stack, opcode)
+      size = 1 + sum(size for [size] in taken)
+      if opcode.name in _CHANGES:
+        taken[0][0] = size
+        stack.append(taken[0])
+      else:
+        stack += [[size] for _ in opcode.stack_after]
+      if size > max_objects:
+        raise _too_many(max_objects)
+    if i > max_objects:
+      raise _too_many(max_objects)
+
+
+def _take(stack, opcode: pickletools.OpcodeInfo) -> list[list[int]]:
+  """Removes the arguments of an opcode from the stack, and returns them."""
+  wanted, taken = opcode.stack_before, []
+  if pickletools.markobject in wanted:
+    while stack[-1] is not _MARK:
+      taken.append(stack.pop())
+    stack.pop()
+    wanted = wanted[: wanted.index(pickletools.markobject)]
+  start = len(stack) - len(wanted)
+  if start < 0:
+    raise ValueError('its pickle takes more objects than it has')
+  taken = stack[start:] + taken
+  del stack[start:]
+  return taken
+
+
+def _too_many(max_objects: int) -> ValueError:
+  return ValueError(
+    'its pickle holds more objects, with those that occur repeatedly, than'
+    f' max_objects={max_objects:,}'
   )

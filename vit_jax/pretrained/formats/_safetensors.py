@@ -17,11 +17,6 @@ _DTYPES = frozenset(
 )
 
 
-def read_metadata(path: str | os.PathLike) -> dict[str, str]:
-  """Returns the metadata in the header; see `read_safetensors_header`."""
-  return files.read_safetensors_header(path)[1]
-
-
 def read(
   path: str | os.PathLike,
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from vit_jax import lookup
 from vit_jax.errors import UserError
-from vit_jax.pretrained import mapping, model_section, overrides
+from vit_jax.pretrained import mapping, model_section
 from vit_jax.pretrained.formats import _npz
 from vit_jax.pretrained.weights import Weights
 
@@ -36,7 +36,7 @@ def read(
   Args:
     path: of the file.
     model: keys of the model section that replace those of the file; see
-      `overrides.apply`.
+      `model_section.override`.
     grid: (rows, columns) of the position table if it is not square.
 
   Raises:
@@ -133,7 +133,7 @@ def _weights(path: str, arrays, note, model, grid) -> Weights:
       dialect=dataclasses.asdict(style),
       unmapped=unmapped,
     ),
-    trusted=overrides.trusted(model),
+    trusted=model_section.trusted_keys(model),
   )
 
 

@@ -14,7 +14,7 @@ from vit_jax import files, lookup, trees
 from vit_jax.checkpoints import format as checkpoint_format, reader
 from vit_jax.data import device_ops_language
 from vit_jax.errors import UserError
-from vit_jax.pretrained import blocks, json_fields, model_section, overrides
+from vit_jax.pretrained import blocks, json_fields, model_section
 from vit_jax.pretrained.main_evaluation import main_evaluation
 from vit_jax.pretrained.weights import Weights
 from vit_jax.printable import printable
@@ -26,19 +26,12 @@ _OPS = {'ops': json_fields.TEXT, 'device_ops': json_fields.TEXT}
 
 
 def matches(path: str | os.PathLike) -> bool:
-  """Whether `read` can read this path; an address is not looked up."""
-  if '://' in os.fspath(path) or _find(path) is not None:
-    return True
-  return _has_begun(path)
-
-
-def is_run(path: str | os.PathLike) -> bool:
   """Whether a path is that of a run; an address may be, if of no known file."""
   text = os.fspath(path)
   if '://' in text:
     known = r'^(https?|hf)://|\.(npz|safetensors|pth?|bin)$'
     return not re.search(known, text)
-  return matches(path)
+  return _find(path) is not None or _has_begun(path)
 
 
 def read(
@@ -69,7 +62,7 @@ def read(
       chooses, see `main_evaluation`.
     part: the folder of the parameters that is the model's, where the objective
       trains more than the model: 'backbone' beside a head of its own.
-    model: keys of the model section that win; see `overrides.apply`.
+    model: keys of the model section that win; see `model_section.override`.
     on_log: receives a line of text for every damaged checkpoint, for the best
       checkpoint, and for the evaluation chosen among several that prepare
       images differently.
@@ -102,14 +95,14 @@ def read(
   config = _checked_config(meta, os.fspath(path))
   section = config['model']
   # How the run computed it and stored its parameters.
+  trusted = model_section.trusted_keys(model)
   dropped = lookup.model_fields(
-    section, 'cost', 'layout', trusted='model' in overrides.trusted(model)
+    section, 'cost', 'layout', trusted='model' in trusted
   )
   section = {k: v for k, v in section.items() if k not in dropped}
   named = blocks.unstack(trees.below(params, part or '', os.fspath(path)))
-  named, section = overrides.apply(named, section, model)
+  named, section = model_section.override(named, section, model)
   where = f'step {meta["step"]} of {os.fspath(path)}'
-  trusted = overrides.trusted(model)
   try:
     model_section.check(named, section, where, trusted='model' in trusted)
   except UserError as e:
@@ -135,9 +128,6 @@ def read(
 
 def read_config(path: str | os.PathLike) -> dict[str, Any]:
   """Returns the config of a run, with its sections as dicts.
-
-  Args:
-    path: as in `read`.
 
   Raises:
     UserError: no run, or no `config.json` in it.

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vit_jax.errors import UserError
-from vit_jax.pretrained import mapping, model_section, overrides, tokens
+from vit_jax.pretrained import mapping, model_section, tokens
 from vit_jax.pretrained.formats import _state_dict_files, vit_jax as ours
 from vit_jax.pretrained.weights import Weights
 
@@ -48,7 +48,7 @@ def read(
     path: of a .safetensors or .pth file, or of a folder as timm and Hugging
       Face have them.
     model: keys of the model section that replace those of the files; see
-      `overrides.apply`.
+      `model_section.override`.
     grid: (rows, columns) of the position table if it is not square.
     entry: which state dict of several; see `_state_dict_files.read`.
 
@@ -106,7 +106,7 @@ def _weights(stored, path, model, grid) -> Weights:
       unused=unused,
       unmapped=unmapped,
     ),
-    trusted=overrides.trusted(model),
+    trusted=model_section.trusted_keys(model),
   )
 
 

@@ -16,11 +16,7 @@ import safetensors.numpy
 
 from vit_jax import files
 from vit_jax.errors import UserError
-from vit_jax.pretrained import (
-  json_fields,
-  model_section,
-  overrides,
-)
+from vit_jax.pretrained import json_fields, model_section
 from vit_jax.pretrained.formats import _safetensors
 from vit_jax.pretrained.weights import Weights
 from vit_jax.printable import printable
@@ -41,7 +37,7 @@ def matches(path: str | os.PathLike) -> bool:
   path = _file(path)
   if path.suffix != '.safetensors' or not path.is_file():
     return False
-  return _KEY in _safetensors.read_metadata(path)
+  return _KEY in files.read_safetensors_header(path)[1]
 
 
 def read(
@@ -51,14 +47,14 @@ def read(
 
   Args:
     path: of the file.
-    model: keys of the model section that win; see `overrides.apply`.
+    model: keys of the model section that win; see `model_section.override`.
 
   Raises:
     UserError: it cannot be read, was not written by `write`, or does not hold
       exactly the parameters of its model.
   """
   path = _file(path)
-  metadata = _safetensors.read_metadata(path)
+  _, metadata = files.read_safetensors_header(path)
   if _KEY not in metadata:
     raise UserError(f'{path} was not written by vit_jax')
   said = json_fields.parse_description(
@@ -110,8 +106,8 @@ def _file(path: str | os.PathLike) -> pathlib.Path:
 
 def _weights(said, arrays, model) -> Weights:
   named = {k: x for k, x in arrays.items() if not k.startswith(_ASIDE)}
-  named, section = overrides.apply(named, said['model'], model)
-  trusted = overrides.trusted(model)
+  named, section = model_section.override(named, said['model'], model)
+  trusted = model_section.trusted_keys(model)
   model_section.check(named, section, trusted='model' in trusted)
   preprocess = said['preprocess']
   if preprocess.get('image_size'):

@@ -80,22 +80,25 @@ DINOV2 = dataclasses.replace(
   mask_token='mask_token',
 )
 
+_HUGGINGFACE = {
+  'embeddings.patch_embeddings.projection': 'patch_embedding',
+  'encoder.layer.*.attention.attention.query': _QUERY,
+  'encoder.layer.*.attention.attention.key': _KEY,
+  'encoder.layer.*.attention.attention.value': _VALUE,
+  'encoder.layer.*.attention.output.dense': f'{_BLOCK}/attention/out',
+  'layernorm': 'encoder/norm',
+}
+
 HUGGINGFACE_VIT = Dialect(
   name='huggingface_vit',
   class_token='embeddings.cls_token',
-  registers='',
   position='embeddings.position_embeddings',
-  layers={
-    'embeddings.patch_embeddings.projection': 'patch_embedding',
+  layers=_HUGGINGFACE
+  | {
     'encoder.layer.*.layernorm_before': f'{_BLOCK}/norm_attention',
-    'encoder.layer.*.attention.attention.query': _QUERY,
-    'encoder.layer.*.attention.attention.key': _KEY,
-    'encoder.layer.*.attention.attention.value': _VALUE,
-    'encoder.layer.*.attention.output.dense': f'{_BLOCK}/attention/out',
     'encoder.layer.*.layernorm_after': f'{_BLOCK}/norm_mlp',
     'encoder.layer.*.intermediate.dense': f'{_BLOCK}/mlp/up',
     'encoder.layer.*.output.dense': f'{_BLOCK}/mlp/down',
-    'layernorm': 'encoder/norm',
     'pooler.dense': 'representation',
   },
   leaves={},
@@ -106,36 +109,28 @@ HUGGINGFACE_VIT = Dialect(
   ),
 )
 
-HUGGINGFACE_DINOV2 = Dialect(
+HUGGINGFACE_DINOV2 = dataclasses.replace(
+  HUGGINGFACE_VIT,
   name='huggingface_dinov2',
-  class_token='embeddings.cls_token',
   registers='embeddings.register_tokens',
-  position='embeddings.position_embeddings',
-  layers={
-    'embeddings.patch_embeddings.projection': 'patch_embedding',
+  layers=_HUGGINGFACE
+  | {
     'encoder.layer.*.norm1': f'{_BLOCK}/norm_attention',
-    'encoder.layer.*.attention.attention.query': _QUERY,
-    'encoder.layer.*.attention.attention.key': _KEY,
-    'encoder.layer.*.attention.attention.value': _VALUE,
-    'encoder.layer.*.attention.output.dense': f'{_BLOCK}/attention/out',
     'encoder.layer.*.norm2': f'{_BLOCK}/norm_mlp',
     'encoder.layer.*.mlp.fc1': f'{_BLOCK}/mlp/up',
     'encoder.layer.*.mlp.fc2': f'{_BLOCK}/mlp/down',
-    'layernorm': 'encoder/norm',
   },
   leaves={
     'encoder.layer.*.layer_scale1.lambda1': f'{_BLOCK}/scale_attention',
     'encoder.layer.*.layer_scale2.lambda1': f'{_BLOCK}/scale_mlp',
   },
-  head='classifier',
   head_reads=('token', 'mean'),
   mask_token='embeddings.mask_token',
+  unused=(),
 )
 
 HUGGINGFACE_SIGLIP = Dialect(
   name='huggingface_siglip',
-  class_token='',
-  registers='',
   position='embeddings.position_embedding.weight',
   position_rows='none',
   layers={
