@@ -37,24 +37,7 @@ TIMM = (
   'TranslateXRel',
   'TranslateYRel',
 )
-BIG_VISION = (
-  'AutoContrast',
-  'Equalize',
-  'Invert',
-  'Rotate',
-  'Posterize',
-  'Solarize',
-  'Color',
-  'Contrast',
-  'Brightness',
-  'Sharpness',
-  'ShearX',
-  'ShearY',
-  'TranslateX',
-  'TranslateY',
-  'Cutout',
-  'SolarizeAdd',
-)
+BIG_VISION = tuple(randaug.table(10, 'fixed'))
 # Ops as they are written in a config, and the titles of the pictures.
 TEXTS = {
   'rand_augment': {

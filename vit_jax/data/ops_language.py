@@ -6,9 +6,9 @@ is evaluated. Empty segments are skipped, so that `f'decode|{extra}|flip_lr'`
 works when `extra` is empty.
 
 A name is the function of that name in the file of that name in this folder, or
-a public function of `image.py` or `label.py`. With a dot in it, it is a factory
-of the user's own: `my_project.ops.solarize` is the function `solarize` of the
-module `my_project.ops`.
+a public function of `color.py`, `image.py` or `label.py`. With a dot in it, it
+is a factory of the user's own: `my_project.ops.solarize` is the function
+`solarize` of the module `my_project.ops`.
 
 To import and call what a text names is to run code, so a text is `trusted` only
 where the user wrote it: in a config, on the command line, as an argument in
@@ -38,7 +38,7 @@ Example = dict[str, Any]
 Op = Callable[[Example, np.random.Generator], Example]
 
 _FOLDER = 'data/ops'
-_COLLECTIONS = ('image', 'label')  # Files that hold more than one op.
+_COLLECTIONS = ('color', 'image', 'label')  # Files that hold more than one op.
 
 # The ops that text from a file may name: those that prepare an image for
 # evaluation. None of them takes the name of other code, as multi_crop does.
@@ -109,7 +109,7 @@ def parse(
 
 def names() -> list[str]:
   """Lists the host ops of this package."""
-  files = set(lookup.names(_FOLDER)) - {'language', *_COLLECTIONS}
+  files = set(lookup.names(_FOLDER)) - set(_COLLECTIONS)
   inside = (public_functions(_collection(name)) for name in _COLLECTIONS)
   return sorted(files.union(*inside))
 

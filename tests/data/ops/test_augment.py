@@ -14,7 +14,7 @@ from vit_jax.data.ops import (
   _timm_policy,
   aug_mix,
   auto_augment,
-  color_jitter,
+  color,
 )
 from vit_jax.errors import UserError
 
@@ -174,15 +174,15 @@ def test_aug_mix_draws_uniform_magnitudes_and_translates_less(monkeypatch):
 
 def test_color_jitter_draws_factors_and_their_order(monkeypatch):
   calls = []
-  for name in color_jitter._FUNCTIONS:
+  for name in color._FUNCTIONS:
     monkeypatch.setitem(
-      color_jitter._FUNCTIONS,
+      color._FUNCTIONS,
       name,
       lambda x, factor, name=name: calls.append((name, factor)) or x,
     )
   op = parse('color_jitter(0.4, 1.5, (0.5, 3), 0.1, rate=0.8)')
   rng, changed, orders = np.random.default_rng(0), 0, []
-  factors = {name: [] for name in color_jitter._FUNCTIONS}
+  factors = {name: [] for name in color._FUNCTIONS}
   for _ in range(3000):
     calls.clear()
     op({'image': IMAGE[:1, :1]}, rng)
@@ -192,7 +192,7 @@ def test_color_jitter_draws_factors_and_their_order(monkeypatch):
       for name, factor in calls:
         factors[name].append(factor)
   assert stats.binomtest(changed, 3000, 0.8).pvalue > 1e-3
-  all_orders = list(itertools.permutations(color_jitter._FUNCTIONS))
+  all_orders = list(itertools.permutations(color._FUNCTIONS))
   assert_uniform([orders.count(order) for order in all_orders])
   for name, low, high in (
     ('brightness', 0.6, 1.4),
@@ -220,9 +220,9 @@ def test_color_jitter_has_a_function_for_each_colour():
 
 def test_color_jitter_leaves_out_what_is_not_asked_for(monkeypatch):
   seen = set()
-  for name in color_jitter._FUNCTIONS:
+  for name in color._FUNCTIONS:
     monkeypatch.setitem(
-      color_jitter._FUNCTIONS, name, lambda x, _, name=name: seen.add(name) or x
+      color._FUNCTIONS, name, lambda x, _, name=name: seen.add(name) or x
     )
   run('color_jitter(0.3, saturation=0.3)')
   assert seen == {'brightness', 'saturation'}
@@ -313,8 +313,8 @@ def test_multi_crop_has_dinos_laws_for_each_view(monkeypatch):
     _pillow, 'solarize', lambda x, t: solarized.append((x.size, t)) or x
   )
   monkeypatch.setattr(_pillow, 'grayscale', lambda x: grey.append(x.size) or x)
-  colors = dict.fromkeys(color_jitter._FUNCTIONS, lambda x, _: x)
-  monkeypatch.setattr(color_jitter, '_FUNCTIONS', colors)
+  colors = dict.fromkeys(color._FUNCTIONS, lambda x, _: x)
+  monkeypatch.setattr(color, '_FUNCTIONS', colors)
   op, rng = (
     parse('multi_crop(9, local_size=5)'),
     np.random.default_rng(0),

@@ -12,7 +12,7 @@ from vit_jax.data.ops import (
   _timm_policy,
   aug_mix,
   auto_augment,
-  color_jitter,
+  color,
   rand_augment,
 )
 
@@ -137,7 +137,7 @@ def test_color_jitter_is_torchvisions(name):
     _pillow.to_pillow(IMAGES['L'].astype('u1')),
   ):
     for factor in factors:
-      ours = color_jitter._FUNCTIONS[name](picture, factor)
+      ours = color._FUNCTIONS[name](picture, factor)
       np.testing.assert_array_equal(
         np.asarray(ours), np.asarray(adjust(picture, factor))
       )

@@ -47,12 +47,7 @@ def check_count(num_ops: int, limits: Limits) -> None:
 
 
 def check_segment(segment: Any, limits: Limits) -> None:
-  """Raises UserError for an op that text from a file may not name or size.
-
-  Args:
-    segment: a `ops_language.Segment`.
-    limits: those of the host or of the device.
-  """
+  """Raises UserError for an op that text from a file may not name or size."""
   text = printable(segment.text, max_length=80)
   if segment.name not in limits.names:
     raise UserError(

@@ -37,12 +37,8 @@ def aug_mix(
     mstd0.5  standard deviation of the magnitude; by default it is uniform from
              0 to m
 
-  timm's b1, another way to mix, is not there.
-
-  Args:
-    config: as above.
-    method: see `rand_augment`.
-    fill: see `rand_augment`.
+  timm's b1, another way to mix, is not there. `method` and `fill` are those of
+  `rand_augment`.
   """
   settings = _timm_policy.parse(
     config,

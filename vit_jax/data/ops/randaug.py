@@ -88,47 +88,34 @@ def table(magnitude: float, flavour: str) -> dict[str, functools.partial]:
       image, largest if rng.random() < 0.5 else -largest
     )
 
+  def moved(matrix, largest):
+    return signed(
+      lambda image, x: _pillow.affine(image, matrix(x), _NEAREST, _FILL),
+      largest,
+    )
+
   return {
     'AutoContrast': plain(_pillow.autocontrast),
     'Equalize': plain(_pillow.equalize),
     'Invert': plain(_pillow.invert),
-    'Rotate': signed(_rotate, magnitude / 10 * 30.0),
+    'Rotate': signed(
+      lambda image, degrees: _pillow.rotate(image, degrees, _NEAREST, _FILL),
+      magnitude / 10 * 30.0,
+    ),
     'Posterize': plain(_pillow.posterize, max(1, bits)),
     'Solarize': plain(_pillow.solarize, threshold),
     'Color': plain(_pillow.color, factor),
     'Contrast': plain(_contrast, factor, compat),
     'Brightness': plain(_pillow.brightness, factor),
     'Sharpness': plain(_pillow.sharpness, factor),
-    'ShearX': signed(_shear_x, shear),
-    'ShearY': signed(_shear_y, shear),
-    'TranslateX': signed(_translate_x, pixels),
-    'TranslateY': signed(_translate_y, pixels),
+    # TensorFlow's origin is the centre of the first pixel, not its corner.
+    'ShearX': moved(lambda f: (1, f, _TIE - f / 2, 0, 1, 0), shear),
+    'ShearY': moved(lambda f: (1, 0, 0, f, 1, _TIE - f / 2), shear),
+    'TranslateX': moved(lambda n: (1, 0, n, 0, 1, 0), pixels),
+    'TranslateY': moved(lambda n: (1, 0, 0, 0, 1, n), pixels),
     'Cutout': functools.partial(_cutout, half=int(magnitude / 10 * 40)),
     'SolarizeAdd': plain(_pillow.solarize_add, addition),
   }
-
-
-def _rotate(image: Image.Image, degrees: float) -> Image.Image:
-  return _pillow.rotate(image, degrees, _NEAREST, _FILL)
-
-
-def _shear_x(image: Image.Image, factor: float) -> Image.Image:
-  # TensorFlow's origin is the centre of the first pixel, not its corner.
-  matrix = (1, factor, _TIE - factor / 2, 0, 1, 0)
-  return _pillow.affine(image, matrix, _NEAREST, _FILL)
-
-
-def _shear_y(image: Image.Image, factor: float) -> Image.Image:
-  matrix = (1, 0, 0, factor, 1, _TIE - factor / 2)
-  return _pillow.affine(image, matrix, _NEAREST, _FILL)
-
-
-def _translate_x(image: Image.Image, pixels: float) -> Image.Image:
-  return _pillow.affine(image, (1, 0, pixels, 0, 1, 0), _NEAREST, _FILL)
-
-
-def _translate_y(image: Image.Image, pixels: float) -> Image.Image:
-  return _pillow.affine(image, (1, 0, 0, 0, 1, pixels), _NEAREST, _FILL)
 
 
 def _contrast(image: Image.Image, factor: float, compat: bool) -> Image.Image:
