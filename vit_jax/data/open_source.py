@@ -37,10 +37,6 @@ def open_source(section: Mapping[str, Any], *, where: str | None = None) -> Any:
   is the number of names, or unknown (None), and then nothing compares it with
   the model's. `column_texts` is that of `data/columns.py`, or empty.
 
-  Args:
-    section: name, split and the source's other keys.
-    where: the section's place in the config, for messages.
-
   Raises:
     UserError: a section that does not fit, what the source raises, or a source
       that lacks a method; all of them are listed.

@@ -5,13 +5,15 @@ watchdog logs a warning and, after a time limit, ends the process. A crash of a
 decoder ends the process too; the stack trace then contains the record's name.
 """
 
+import collections
+import concurrent.futures
 import contextlib
 import itertools
 import os
 import sys
 import threading
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 from absl import logging
@@ -23,6 +25,7 @@ T = TypeVar('T')
 
 _LOOK_SECONDS = 30.0  # A record is named after at least two of these.
 _SECONDS_FOR_A_NAME = 5.0
+_AHEAD = 4  # Results per thread that wait for the consumer.
 _most_seconds: float | None = None
 
 
@@ -88,6 +91,20 @@ class Watchdog:
     finally:
       self._reading.pop(thread, None)
 
+  def in_order(
+    self, read: Callable[[int], T], indices: Iterable[int], num_threads: int
+  ) -> Iterator[T]:
+    """Yields `read(index)` of each record in order, read by threads, watched.
+
+    An exception is raised here in its turn, and no further record is started.
+    """
+
+    def one(index: int) -> T:
+      with self.reading(index):
+        return read(index)
+
+    return self.watched(_in_order(one, indices, num_threads))
+
   def watched(self, batches: Iterator[T]) -> Iterator[T]:
     """Yields the batches; meanwhile a thread warns of records that take long.
 
@@ -138,6 +155,22 @@ class Watchdog:
         if ends:
           _end(what)
         logging.warning('%s', what)
+
+
+def _in_order(function, items: Iterable[int], num_threads: int):
+  if num_threads < 1:
+    raise UserError(f'num_threads is at least 1; got {num_threads}')
+  waiting: collections.deque = collections.deque()
+  pool = concurrent.futures.ThreadPoolExecutor(num_threads)
+  try:
+    for item in items:
+      waiting.append(pool.submit(function, item))
+      if len(waiting) > _AHEAD * num_threads:
+        yield waiting.popleft().result()
+    while waiting:
+      yield waiting.popleft().result()
+  finally:
+    pool.shutdown(cancel_futures=True)
 
 
 def _end(what: str) -> None:

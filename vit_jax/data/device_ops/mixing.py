@@ -127,11 +127,6 @@ class Mix:
   ) -> tuple[jax.Array, jax.Array, _boxes.Box]:
     """Returns for each row its own weight, whether it is cut, and the box.
 
-    Args:
-      rng: of this op in this step.
-      num_rows: of the global batch.
-      size: height and width of the images.
-
     Returns:
       float32 `[B]`, in [0, 1], of CutMix that of the pixels that are left;
       bool `[B]`; four int32 `[B]`.

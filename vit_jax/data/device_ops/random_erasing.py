@@ -90,12 +90,7 @@ def random_erasing(
 def _draw_boxes(draws, size: tuple[int, int], number, area, log_aspect):
   """Returns boxes, and which of them fit into the image.
 
-  Args:
-    draws: uniform in [0, 1), `[boxes, 2 * _MAX_TRIES + 2]`.
-    size: of the image.
-    number: of boxes that share the area.
-    area: smallest and largest, as fractions of the image.
-    log_aspect: of the smallest and largest height / width.
+  `draws` are uniform in [0, 1), `[boxes, 2 * _MAX_TRIES + 2]`.
   """
   height, width = size
   pixels = area[0] + (area[1] - area[0]) * draws[:, :_MAX_TRIES]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vit_jax.data import thread_map, watchdog
+from vit_jax.data import watchdog
 from vit_jax.data.ops_language import Op
 from vit_jax.data.storage import shards
 from vit_jax.errors import UserError
@@ -49,25 +49,15 @@ class ScanResult(NamedTuple):
 def scan(
   source: Any, ops: Op, num_threads: int, advance: Callable[[], None]
 ) -> ScanResult:
-  """Reads every example of a source and puts it through the ops.
-
-  Args:
-    source: of the examples.
-    ops: applied to every example, at least a decoder.
-    num_threads: for reading and decoding.
-    advance: called after each example.
-  """
+  """Reads every example of a source and puts it through the ops."""
   num = len(source)
   digests, sizes = np.zeros(num, np.uint64), np.zeros([num, 2], np.int64)
   labels, formats, total = [], collections.Counter(), 0
   broken = {}
   reads = watchdog.Watchdog(source.describe)
-
-  def read(i: int) -> _Record:
-    with reads.reading(i):
-      return _record(source, i, ops)
-
-  records = reads.watched(thread_map.in_order(read, range(num), num_threads))
+  records = reads.in_order(
+    lambda i: _record(source, i, ops), range(num), num_threads
+  )
   for i, record in enumerate(records):
     digests[i], sizes[i] = record.digest, record.size
     labels.append(tuple(shards.class_ids(record.label)))

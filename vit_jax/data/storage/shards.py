@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from vit_jax import files
-from vit_jax.data import layout, paths, thread_map, watchdog
+from vit_jax.data import layout, paths, watchdog
 from vit_jax.data.sources import array_record
 from vit_jax.errors import RunError, UserError
 
@@ -62,7 +62,6 @@ class Writer:
       )
     self._source, self._folder, self._transform = source, folder, transform
     self._skip, self._num_threads = skip, num_threads
-    self._watchdog = watchdog.Watchdog(source.describe)
     num = len(source)
     size = examples_per_shard
     if size is None:
@@ -94,10 +93,6 @@ class Writer:
 
   def write(self, k: int, advance: Callable[[], None]) -> dict[str, Any]:
     """Writes shard `k` and returns its metadata.
-
-    Args:
-      k: number of the shard.
-      advance: called after each example.
 
     Raises:
       UserError: an example cannot be read and is not to be skipped.
@@ -142,8 +137,9 @@ class Writer:
 
     counts: collections.Counter[int] = collections.Counter()
     skipped = []
-    examples = thread_map.in_order(self._example, part, self._num_threads)
-    examples = self._watchdog.watched(examples)
+    examples = watchdog.Watchdog(self._source.describe).in_order(
+      self._example, part, self._num_threads
+    )
     first = next(examples)
     # Images are compressed already; arrays are not.
     encoded = isinstance((first[0] or {}).get('image'), bytes)
@@ -194,9 +190,8 @@ class Writer:
   def _example(self, i: int) -> tuple[dict | None, str]:
     """Returns an example with its name, or None and the problem."""
     try:
-      with self._watchdog.reading(i):
-        name = self._source.describe(i)
-        return self._transform(self._source[i]) | {'name': name}, ''
+      name = self._source.describe(i)
+      return self._transform(self._source[i]) | {'name': name}, ''
     except MemoryError:  # A failure of the process, not of the example.
       raise
     except BaseException as e:  # A SystemExit would end it with code 0.

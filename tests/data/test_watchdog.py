@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from vit_jax.data import thread_map
+from vit_jax.data import watchdog
 
 
 def test_results_come_in_order_and_no_more_is_begun_than_a_few_ahead():
@@ -16,7 +16,9 @@ def test_results_come_in_order_and_no_more_is_begun_than_a_few_ahead():
       taken.append(i)
       yield i
 
-  results = thread_map.in_order(lambda i: i * i, items(), num_threads=2)
+  results = watchdog.Watchdog(str).in_order(
+    lambda i: i * i, items(), num_threads=2
+  )
   assert [next(results) for _ in range(3)] == [0, 1, 4]
   # Four a thread stay ahead of the three, and one is on its way.
   assert len(taken) == 3 + 2 * 4
@@ -44,7 +46,7 @@ def test_nothing_that_waits_is_started_after_the_end(monkeypatch, ends):
   monkeypatch.setattr(
     concurrent.futures.ThreadPoolExecutor, 'shutdown', shutdown_while_one_works
   )
-  results = thread_map.in_order(work, range(100), num_threads=1)
+  results = watchdog.Watchdog(str).in_order(work, range(100), num_threads=1)
   if ends == 'error':
     with pytest.raises(OSError, match='broken'):
       next(results)
