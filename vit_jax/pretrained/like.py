@@ -23,10 +23,6 @@ def complete(
   `device_ops` gets the normalisation of the weights. A config without `like` is
   returned as it is.
 
-  Args:
-    config: the sections of a config.
-    on_log: is given a line of text for every download.
-
   Raises:
     UserError: `like` is neither text nor a path, or the weights cannot be read
       or name code outside this package.

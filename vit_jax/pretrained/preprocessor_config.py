@@ -36,10 +36,6 @@ _CONFIG = {
 def read(config: Mapping[str, Any], *, channels: int = 3) -> Evaluation:
   """Returns what a preprocessor_config.json says, of any of its ages.
 
-  Args:
-    config: its content.
-    channels: of images.
-
   Raises:
     UserError: values that no such file has.
   """

@@ -32,8 +32,7 @@ _FILE_SUFFIXES = ('npz', 'safetensors', 'pth', 'pt', 'bin')
 def refusal(name: str) -> str | None:
   """Returns why weights of timm cannot be loaded, None if they may be.
 
-  Args:
-    name: with or without its tag, and with or without 'timm/'.
+  With or without a tag, and with or without 'timm/'.
   """
   architecture, _, tag = name.removeprefix('timm/').partition('.')
   if tag in _FILE_SUFFIXES:
@@ -45,11 +44,7 @@ def refusal(name: str) -> str | None:
 
 
 def resolve(name: str) -> str | None:
-  """Returns '<architecture>.<tag>' for a name of timm, None for another.
-
-  Args:
-    name: with or without its tag, and with or without 'timm/'.
-  """
+  """Returns '<architecture>.<tag>' for a name of timm, None for another."""
   name = name.removeprefix('timm/')
   if name in DEFAULT_TAGS:
     return f'{name}.{DEFAULT_TAGS[name]}'

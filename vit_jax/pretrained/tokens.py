@@ -52,10 +52,7 @@ def find_grid(
 ) -> tuple[int, int] | None:
   """Returns (h, w) of the position table, or None without a table.
 
-  Args:
-    theirs: names without prefix.
-    dialect: of the names.
-    grid: what it should be; None if it is square.
+  It is square where `grid` is None.
 
   Raises:
     UserError: the table does not fit `grid`, or not exactly one square.

@@ -61,11 +61,6 @@ def fixed_table(
 ) -> np.ndarray:
   """Returns the table that a model without a learned one adds to its patches.
 
-  Args:
-    position: of the model.
-    image_size: (height, width), or None if it is unknown.
-    kernel: of the patch embedding.
-
   Raises:
     UserError: the image size is unknown.
   """

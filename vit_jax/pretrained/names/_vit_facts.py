@@ -26,10 +26,7 @@ _ARGUMENTS = {
 def facts(stored: Stored, dialect: Dialect, unused: list[str]) -> Facts:
   """Returns what the configs say or, without one, what the dialect implies.
 
-  Args:
-    stored: with the configs.
-    dialect: of its names.
-    unused: names in it that are not part of the encoder.
+  `unused` are names in the file that are not part of the encoder.
 
   Raises:
     UserError: a model that models/vit.py is not.
@@ -58,12 +55,6 @@ def resize_method(
   shows in DINO's heads, MAE's decoder, or the arguments of their training
   scripts; with none of these (as in their published encoders), or with a config
   of timm, the method is timm's.
-
-  Args:
-    stored: with the configs and arguments.
-    dialect: of its names.
-    unused: names in it that are not part of the encoder.
-    registers: whether the model has any.
   """
   if 'dinov2' in dialect.name and registers:
     return 'timm'  # Antialiased, and without DINO's offset.
@@ -94,12 +85,6 @@ def num_heads(
   model: Mapping[str, Any],
 ) -> int:
   """Returns the number of heads, which no array of torch's shows.
-
-  Args:
-    theirs: names without prefix.
-    dialect: of the names.
-    facts: of `facts`.
-    model: keys of the model section that the user gives.
 
   Raises:
     UserError: it is unknown, and no variant nor heads of 64 channels fit.

@@ -109,10 +109,6 @@ def write(
   `transformers.AutoModelForImageClassification.from_pretrained(<folder>)` reads
   them (`AutoModel` without a head).
 
-  Args:
-    weights: of a ViT.
-    model: built from them.
-
   Raises:
     UserError: transformers has no such model; the message has all the reasons.
   """

@@ -147,10 +147,6 @@ def write(
 
   `timm.create_model('local-dir:<folder>', pretrained=True)` reads them.
 
-  Args:
-    weights: of a ViT.
-    model: built from them.
-
   Raises:
     UserError: an option or preprocessing that timm cannot express.
   """
