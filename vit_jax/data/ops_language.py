@@ -110,8 +110,7 @@ def parse(
 def names() -> list[str]:
   """Lists the host ops of this package."""
   files = set(lookup.names(_FOLDER)) - set(_COLLECTIONS)
-  inside = (public_functions(_collection(name)) for name in _COLLECTIONS)
-  return sorted(files.union(*inside))
+  return sorted(files | _collected().keys())
 
 
 def build(
@@ -223,15 +222,17 @@ def _find(name: str) -> Callable[..., Any]:
     return find_dotted(name)
   if name not in names():
     raise unknown(name, names())
-  for collection in _COLLECTIONS:
-    functions = public_functions(_collection(collection))
-    if name in functions:
-      return functions[name]
-  return lookup.find(_FOLDER, name, name)
+  return _collected().get(name) or lookup.find(_FOLDER, name, name)
 
 
-def _collection(name: str) -> Any:
-  return importlib.import_module(f'vit_jax.data.ops.{name}')
+def _collected() -> dict[str, Callable[..., Any]]:
+  """Returns the ops in files that hold more than one."""
+  modules = (
+    importlib.import_module(f'vit_jax.data.ops.{c}') for c in _COLLECTIONS
+  )
+  return {
+    k: v for module in modules for k, v in public_functions(module).items()
+  }
 
 
 def _call(factory: Callable[..., Any], segment: Segment) -> Any:

@@ -42,34 +42,20 @@ def resize_position(
   return table.astype(table_HWD.dtype)
 
 
-def resize_patch_kernel(
-  kernel: np.ndarray, size: Sequence[int], *, method: str = 'bicubic'
-) -> np.ndarray:
+def resize_patch_kernel(kernel: np.ndarray, size: Sequence[int]) -> np.ndarray:
   """Returns the kernel `[h, w, C, D]` for patches of another size.
 
   FlexiViT's resize by pseudo-inverse (https://arxiv.org/abs/2212.08013, section
   3.4): a patch, resized, gets from the new kernel what it got from the old one.
   For larger patches exactly so; for smaller ones on average over white noise.
-
-  Args:
-    kernel: of the patch embedding.
-    size: (h, w).
-    method: how patches are taken to be resized. 'bicubic' with antialiasing, as
-      in timm, or 'bilinear' without, as in big_vision.
-
-  Raises:
-    UserError: an unknown method.
+  Patches are resized bicubically, antialiased, as in timm.
   """
-  if method not in ('bicubic', 'bilinear'):
-    raise UserError(
-      f"unknown way to resize patches {method!r}; it is 'bicubic' or 'bilinear'"
-    )
   if tuple(kernel.shape[:2]) == tuple(size):
     return kernel
   out = kernel.astype(np.float64)
   for axis, new in enumerate(size):
     matrix = _position.half_pixel(
-      out.shape[axis], new, method, antialias=method == 'bicubic'
+      out.shape[axis], new, 'bicubic', antialias=True
     )
     out = _apply(np.linalg.pinv(matrix.T), out, axis)
   return out.astype(kernel.dtype)

@@ -11,7 +11,6 @@ import os
 from collections.abc import Iterator
 
 from vit_jax.data import columns as columns_lib, splits
-from vit_jax.data.sources import _tfds_features
 from vit_jax.errors import UserError
 
 _FORMAT = 'array_record'
@@ -67,7 +66,7 @@ class Source:
         prepared or has a format without random access, or one whose files
         name classes of modules that are not imported.
     """
-    with _tfds_features.no_imports(), _no_noise():
+    with _no_imports(), _no_noise():
       builder = _prepared_builder(dataset, data_dir, download)
       features = builder.info.features
     self._image_key, self._label_key = image_key, label_key
@@ -168,6 +167,37 @@ def _prepared_builder(dataset: str, data_dir: str | None, download: bool):
 def _has_random_access(builder) -> bool:
   formats = builder.info.available_file_formats()
   return any(form.value == _FORMAT for form in formats)
+
+
+@contextlib.contextmanager
+def _no_imports() -> Iterator[None]:
+  """Within it, files of a dataset may name loaded classes of features only.
+
+  TFDS (4.9) imports the module of every class that `features.json` names. A
+  dataset from somebody else is data, and nothing in it is imported.
+
+  Raises:
+    UserError: a file names a class that no imported module defines.
+  """
+  from tensorflow_datasets.core.features import feature
+
+  connector = feature.FeatureConnector
+  original = connector.__dict__['cls_from_name']
+
+  def registered_class(cls, python_class_name):
+    if python_class_name not in cls._registered_features:
+      raise UserError(
+        f'the dataset names the class {python_class_name!r} for a feature, and '
+        'nothing that its files name is imported. If you trust it, import that '
+        'module in a source of your own'
+      )
+    return original.__func__(cls, python_class_name)
+
+  connector.cls_from_name = classmethod(registered_class)
+  try:
+    yield
+  finally:
+    connector.cls_from_name = original
 
 
 @contextlib.contextmanager

@@ -69,17 +69,18 @@ def read(
     raise UserError(
       f'pooler_act={config["pooler_act"]!r}: models/vit.py has tanh'
     )
-  model = dict(DEFAULTS[kind])
-  for theirs, ours in (
-    ('hidden_size', 'width'),
-    ('num_hidden_layers', 'depth'),
-    ('num_attention_heads', 'num_heads'),
-    ('intermediate_size', 'mlp_dim'),
-    ('layer_norm_eps', 'norm_epsilon'),
-    ('layerscale_value', 'layer_scale'),
-  ):
-    if config.get(theirs) is not None:
-      model[ours] = config[theirs]
+  model = DEFAULTS[kind] | {
+    ours: config[theirs]
+    for theirs, ours in (
+      ('hidden_size', 'width'),
+      ('num_hidden_layers', 'depth'),
+      ('num_attention_heads', 'num_heads'),
+      ('intermediate_size', 'mlp_dim'),
+      ('layer_norm_eps', 'norm_epsilon'),
+      ('layerscale_value', 'layer_scale'),
+    )
+    if config.get(theirs) is not None
+  }
   activation = config.get('hidden_act')
   if activation is not None:
     if activation not in ACTIVATIONS:
@@ -88,10 +89,9 @@ def read(
       )
     model['activation'] = ACTIVATIONS[activation]
   size = config.get('image_size')
-  size = (size, size) if isinstance(size, int) else size
   return Facts(
     model=model,
-    image_size=None if size is None else tuple(size),
+    image_size=None if size is None else evaluation.pair(size),
     preprocess=evaluation.to_ops(
       preprocessor_config.read(
         preprocessor or {}, channels=config.get('num_channels') or 3
@@ -174,28 +174,17 @@ def _complete(
   ours: Mapping[str, np.ndarray], kind: str
 ) -> dict[str, np.ndarray]:
   """Returns arrays with those that `kind` has and that change nothing."""
-  ours = dict(ours)
-  for name in list(ours):
-    block, _, rest = name.partition('/norm_mlp/scale')
-    if block == name or rest:
-      continue
-    width = ours[name].shape[0]
-    if kind.startswith('dinov2'):
+  added = {}
+  for name, array in ours.items():
+    layer, _, leaf = name.rpartition('/')
+    block = layer.removesuffix('/norm_mlp')
+    if kind.startswith('dinov2') and leaf == 'scale' and block != layer:
       for scale in ('scale_attention', 'scale_mlp'):
-        ours.setdefault(f'{block}/{scale}', np.ones(width, np.float32))
-    if kind == 'siglip_vision_model':
-      for part in ('query', 'key', 'value'):
-        heads = ours[f'{block}/attention/{part}/kernel'].shape[1:]
-        ours.setdefault(
-          f'{block}/attention/{part}/bias', np.zeros(heads, np.float32)
-        )
-  if kind == 'siglip_vision_model' and 'pooling/probe' in ours:
-    for part in ('query', 'key', 'value'):
-      heads = ours[f'pooling/attention/{part}/kernel'].shape[1:]
-      ours.setdefault(
-        f'pooling/attention/{part}/bias', np.zeros(heads, np.float32)
-      )
-  return ours
+        added[f'{block}/{scale}'] = np.ones(len(array), np.float32)
+    if kind == 'siglip_vision_model' and leaf == 'kernel':
+      if layer.endswith(('/query', '/key', '/value')):
+        added[f'{layer}/bias'] = np.zeros(array.shape[1:], np.float32)
+  return added | ours
 
 
 def _config(
@@ -227,9 +216,8 @@ def _config(
       layerscale_value=model.layer_scale or 1.0,
     )
     if kind == 'dinov2_with_registers':
-      config['num_register_tokens'] = model.num_registers - (
-        model.pooling == 'mean'
-      )
+      registers = model.num_registers - (model.pooling == 'mean')
+      config['num_register_tokens'] = registers
   else:
     config['intermediate_size'] = model.mlp_dim
   if kind == 'vit':
