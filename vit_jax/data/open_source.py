@@ -43,7 +43,11 @@ def open_source(section: Mapping[str, Any], *, where: str | None = None) -> Any:
   """
   # Data sections come from configs and commands, never from a file.
   source = lookup.build(_SOURCES, section, 'Source', where=where, trusted=True)
-  missing = [text for name, text in _METHODS.items() if not _has(source, name)]
+  missing = [
+    text
+    for name, text in _METHODS.items()
+    if not callable(getattr(type(source), name, None))
+  ]
   if missing:
     raise UserError(
       f'the data source {section["name"]!r} has no\n  '
@@ -125,7 +129,3 @@ def splits(text: str) -> list[str] | None:
   known = [found.splits[split] for split in order if split in found.splits]
   others = [f for split, f in found.splits.items() if split not in order]
   return known + others or None
-
-
-def _has(source: Any, name: str) -> bool:
-  return callable(getattr(type(source), name, None))

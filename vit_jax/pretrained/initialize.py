@@ -13,7 +13,7 @@ from vit_jax import lookup, trees
 from vit_jax.errors import UserError
 from vit_jax.pretrained import blocks, catalog, resample
 from vit_jax.pretrained.formats import run
-from vit_jax.pretrained.weights import Weights, check_model_name
+from vit_jax.pretrained.weights import Weights, build_model
 
 
 def initialize(
@@ -112,7 +112,9 @@ def _fill(
     )
   ours, theirs = _meaning_at(models, into), {}
   if ours:
-    theirs = _meaning(_submodule(_build(weights, model_name), part))
+    # The config has named the model: the same name in the weights is as good.
+    named = weights.model.get('name') == model_name
+    theirs = _meaning(_submodule(build_model(weights, trusted=named), part))
   _check_meaning(ours, theirs, may_differ, into, where, on_log)
   found = trees.below(weights.params, inside, where)
   if blocks.is_stacked(below):
@@ -226,14 +228,6 @@ def _submodule(module: nn.Module, path: str) -> nn.Module:
       break
     module = inner
   return module
-
-
-def _build(weights: Weights, model_name: str | None) -> nn.Module:
-  # The config has named the model: the same name in the weights is as good.
-  trusted = 'model' in weights.trusted
-  trusted |= weights.model.get('name') == model_name
-  check_model_name(weights.model, trusted=trusted)
-  return lookup.build('models', weights.model, 'Model', trusted=trusted)
 
 
 def _meaning(module: nn.Module, prefix: str = '') -> dict[str, Any]:

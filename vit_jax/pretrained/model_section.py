@@ -143,17 +143,18 @@ def problems(
   """
   labels = labels or {}
   check_model_name(section, trusted=trusted)
-  model = _build(section, trusted)
-  names = names_of(model)
-  if names is None:
-    raise UserError(
-      f'parameters are known for {lookup.names(_FOLDER)} of models/; got'
-      f' {section}'
-    )
   try:
+    model = lookup.build('models', section, 'Model', trusted=trusted)
+    names = names_of(model)
+    if names is None:
+      raise UserError(
+        f'parameters are known for {lookup.names(_FOLDER)} of models/; got'
+        f' {section}'
+      )
     expected, more = names.expected(named, model)
   except (TypeError, ArithmeticError) as e:
-    raise _unbuildable(model, e) from e
+    reason = printable(e, max_length=200)
+    raise UserError(f'no ViT can be built from {section}: {reason}') from e
   if not expected:
     return more
 
@@ -225,15 +226,3 @@ def _code(section: Mapping[str, Any]) -> dict[str, str]:
     for key, value in section.items()
     if isinstance(value, str) and dotted.fullmatch(value)
   }
-
-
-def _build(section: Mapping[str, Any], trusted: bool) -> Any:
-  try:
-    return lookup.build('models', section, 'Model', trusted=trusted)
-  except (TypeError, ArithmeticError) as e:
-    raise _unbuildable(section, e) from e
-
-
-def _unbuildable(section: Any, e: Exception) -> UserError:
-  reason = printable(e, max_length=200)
-  return UserError(f'no ViT can be built from {section}: {reason}')

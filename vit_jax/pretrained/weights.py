@@ -68,14 +68,16 @@ class Weights:
     return printable(f'Weights({", ".join(parts)})')
 
 
-def build_model(weights: Weights) -> Any:
+def build_model(weights: Weights, *, trusted: bool = False) -> Any:
   """Returns the flax module that weights are for.
+
+  `trusted` is whether the user has named the model elsewhere.
 
   Raises:
     UserError: a model section that fits no model, or one from a file that names
       code outside this package.
   """
-  trusted = 'model' in weights.trusted
+  trusted |= 'model' in weights.trusted
   check_model_name(weights.model, trusted=trusted)
   return lookup.build('models', weights.model, 'Model', trusted=trusted)
 
