@@ -62,9 +62,8 @@ def override(
   """Returns parameters and model section with the keys of `given`, which win.
 
   Where `given` names a variant or another model, the sizes in `section` give
-  way. `num_classes=None` drops the head. A pooling that reads no class token
-  drops the token, and `'token'` gives a model without one the zeros that
-  training would start from.
+  way. `num_classes=None` drops the head; for another pooling see `pooled` of
+  `names/vit.py`.
 
   Raises:
     UserError: a section without a name, or one that names code outside this
@@ -89,14 +88,10 @@ def override(
     kept = {key: value for key, value in kept.items() if key not in sizes}
   if 'num_classes' in given and given['num_classes'] is None:
     named = {k: v for k, v in named.items() if not k.startswith('head/')}
-  if given.get('pooling', 'token') != 'token':
-    named.pop('class_token', None)
-  elif 'pooling' in given and 'class_token' not in named:
-    scale = named.get('encoder/block_00/norm_mlp/scale')
-    if scale is not None:  # Or else it is missing: an error later.
-      width = scale.shape[-1]
-      named['class_token'] = np.zeros((1, 1, width), np.float32)
-  return named, kept | given
+  section = kept | given
+  if 'pooling' in given and section['name'] in lookup.names(_FOLDER):
+    named = names_named(section['name']).pooled(named, given['pooling'])
+  return named, section
 
 
 def check(

@@ -88,6 +88,24 @@ def infer(named: Mapping[str, np.ndarray]) -> dict[str, Any]:
   return fields
 
 
+def pooled(
+  named: Mapping[str, np.ndarray], pooling: str
+) -> dict[str, np.ndarray]:
+  """Returns arrays for another pooling.
+
+  One that reads no class token drops the token, and 'token' gives a model
+  without one the zeros that training would start from.
+  """
+  named = dict(named)
+  if pooling != 'token':
+    named.pop('class_token', None)
+  elif 'class_token' not in named:
+    scale = named.get('encoder/block_00/norm_mlp/scale')
+    if scale is not None:  # Or else it is missing: an error later.
+      named['class_token'] = np.zeros((1, 1, scale.shape[-1]), np.float32)
+  return named
+
+
 def section(fields: Mapping[str, Any]) -> dict[str, Any]:
   """Returns a section with a variant's name for its sizes, where one fits."""
   fields = dict(fields)
