@@ -1,20 +1,15 @@
 """The language of the device ops: ops on a batch, inside the jitted step.
 
-Images travel from the host as uint8; device ops turn them into floats, flip,
-crop, erase and mix them. The text is written like that of the host ops
-(`data/ops_language.py`): `'normalize(-1, 1)|mixup(0.2)'`. A name is a public
-function of a file of `device_ops/` or, where the text is trusted, the dotted
-name of a factory of the user's own.
-
-A factory takes the arguments once and returns one of
+Written like the host ops (`data/ops_language.py`), as in
+`'normalize(-1, 1)|mixup(0.2)'`. A name is a public function of a file of
+`device_ops/` or, where the text is trusted, the dotted name of a factory of the
+user's own. A factory takes the arguments once, `num_classes` of the data by
+default, and returns one of
 - `(batch, rng, *, train) -> batch`: jax code on a dict of `[B, ...]` arrays
   that keeps shapes and sharding. With `train=False` it must be deterministic
   and do without `rng`;
 - `ImageOp`: a function of one image and its key, applied to every image of
   every image field of the batch (`data/fields.py`).
-
-A factory with an argument `num_classes` gets that of the data by default. The
-ops run in the order in which they are written.
 """
 
 import collections
@@ -92,15 +87,12 @@ def parse(
       several ops that mix; classes that are not those of the data; what a text
       that is not trusted may not ask for.
   """
-  limits = _from_files.Limits(
-    FROM_FILES, 'device_ops', 'max_number', max_number
-  )
   counts: collections.Counter[str] = collections.Counter()
   ops = []
   for segment, op in ops_language.build(
     text,
     functools.partial(_find, num_classes=num_classes),
-    limits=None if trusted else limits,
+    limits=None if trusted else _limits(max_number),
   ):
     salt = zlib.crc32(f'{segment.name}#{counts[segment.name]}'.encode())
     counts[segment.name] += 1
@@ -135,16 +127,17 @@ def of_evaluation(text: str) -> str:
     UserError: text that is not a list of ops.
   """
   kept = []
-  limits = _from_files.Limits(
-    FROM_FILES, 'device_ops', 'max_number', _from_files.MAX_NUMBER
-  )
   for segment in ops_language.segments(text):
     op = None
-    with contextlib.suppress(UserError):  # Of an op that `limits` refuse.
-      op = ops_language.build(segment.text, _find, limits=limits)[0][1]
+    with contextlib.suppress(UserError):  # Of an op that `_limits` refuse.
+      ((_, op),) = ops_language.build(segment.text, _find, limits=_limits())
     if not getattr(op, 'training_only', False):
       kept.append(segment.text)
   return '|'.join(kept)
+
+
+def _limits(number: float = _from_files.MAX_NUMBER) -> _from_files.Limits:
+  return _from_files.Limits(FROM_FILES, 'device_ops', 'max_number', number)
 
 
 @contextlib.contextmanager

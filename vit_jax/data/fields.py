@@ -4,14 +4,11 @@ A source may declare the roles of its fields:
 
   fields = {'image': 'image', 'caption': 'text', 'hospital': 'group'}
 
-A source without `fields` has an `image` and perhaps a `label`. A field that is
-not declared, such as one that an op adds, has a role by its name: `label` and
-`true_label` are labels. Images are `image`, and arrays of `[B, ..., H, W, C]`,
-rank 4 or more, that are uint8 or named like `local_image`. The rest is other.
-
-Device ops on images act on every field of the role image, and a source must
-yield the images that it declares. Other roles describe the data: to a user's
-own code, and to made-up data in its place.
+A source without `fields` has an `image` and perhaps a `label`. What is not
+declared has a role by its name: `label` and `true_label` are labels. Images are
+`image`, and arrays of rank 4 or more, `[B, ..., H, W, C]`, that are uint8 or
+named like `local_image`. Device ops act on every image; the other roles
+describe the data to a user's own code.
 """
 
 from collections.abc import Mapping

@@ -1,24 +1,18 @@
 """The mini-language of host ops, such as `'decode|resize(224)|flip_lr'`.
 
-Segments are separated by `|`. Each is a name, or a call whose arguments are
-Python literals; strings in quotes may contain anything, `|` included. Nothing
-is evaluated. Empty segments are skipped, so that `f'decode|{extra}|flip_lr'`
-works when `extra` is empty.
-
-A name is the function of that name in the file of that name in this folder, or
-a public function of `color.py`, `image.py` or `label.py`. With a dot in it, it
-is a factory of the user's own: `my_project.ops.solarize` is the function
-`solarize` of the module `my_project.ops`.
+Segments between `|` are names, or calls whose arguments are Python literals;
+nothing is evaluated. Empty segments are skipped, so that `f'decode|{extra}'`
+works when `extra` is empty. A name is the function of that name in the file of
+that name in `ops/`, or a public function of `color.py`, `image.py` or
+`label.py` there. `my_project.ops.solarize` is a factory of the user's own.
 
 To import and call what a text names is to run code, so a text is `trusted` only
-where the user wrote it: in a config, on the command line, as an argument in
-Python. Text out of a file, such as a header of weights, is not: it may name the
-ops of `FROM_FILES`, with sizes up to a limit, and that is the default.
+where the user wrote it. Text out of a file, such as a header of weights, may
+name the ops of `FROM_FILES`, with sizes up to a limit; that is the default.
 
 A factory takes the arguments once and returns `(example, rng) -> example`. An
-example is a dict of numpy arrays and raw bytes; `rng` is the numpy Generator
-of this one example and the only source of chance. An op returns a new dict, or
-its argument, and never modifies its argument.
+example is a dict of numpy arrays and raw bytes, which no op modifies; `rng` is
+the numpy Generator of this one example and the only source of chance.
 """
 
 import ast

@@ -180,14 +180,16 @@ def _formats(export: str) -> dict[str, types.ModuleType]:
   }
 
 
-def _suffixes(format: types.ModuleType) -> tuple[str, ...]:
-  return getattr(format, 'SUFFIXES', ())
+def _suffixes(*formats: types.ModuleType) -> list[str]:
+  """Returns those of the files that formats read or write, each once."""
+  found = (s for format in formats for s in getattr(format, 'SUFFIXES', ()))
+  return list(dict.fromkeys(found))
 
 
 def _is_file(path: str) -> bool:
   """Whether the suffix is that of files which some format reads."""
-  formats = _formats('read').values()
-  return any(pathlib.PurePath(path).suffix in _suffixes(f) for f in formats)
+  known = _suffixes(*_formats('read').values())
+  return pathlib.PurePath(path).suffix in known
 
 
 def _reader(path: str | os.PathLike, format: str | None) -> Callable:
@@ -204,10 +206,8 @@ def _reader(path: str | os.PathLike, format: str | None) -> Callable:
       f'{os.fspath(path)} should hold one file of weights, such as'
       f' model.safetensors; there are: {names}'
     )
-  suffixes = dict.fromkeys(s for f in formats.values() for s in _suffixes(f))
-  raise UserError(
-    f'{os.fspath(path)}: expected one of {", ".join(suffixes)}, or format='
-  )
+  suffixes = ', '.join(_suffixes(*formats.values()))
+  raise UserError(f'{os.fspath(path)}: expected one of {suffixes}, or format=')
 
 
 def _read(
@@ -239,10 +239,10 @@ def _load_address(url: str, fetching, options) -> Weights:
   if options['format'] or _is_file(remote.file_name):
     return _read(download.fetch([remote], **fetching), **options)
   if url.startswith(('http://', 'https://', 'hf://')):
-    suffixes = [s for f in _formats('read').values() for s in _suffixes(f)]
+    suffixes = ', '.join(_suffixes(*_formats('read').values()))
     raise UserError(
       f'{url} is not the address of a file of weights; expected one that ends'
-      f' in {", ".join(dict.fromkeys(suffixes))}'
+      f' in {suffixes}'
     )
   return _read(url, **options)  # A run in a bucket.
 

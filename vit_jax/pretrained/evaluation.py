@@ -15,12 +15,8 @@ from vit_jax.errors import UserError
 from vit_jax.pretrained import json_fields
 
 # Of resizing, by Pillow's names, which both sides write.
-METHODS = {
-  'nearest': 'nearest',
-  'box': 'area',
-  'bilinear': 'bilinear',
-  'bicubic': 'bicubic',
-  'lanczos': 'lanczos',
+METHODS = {'box': 'area'} | {
+  name: name for name in ('nearest', 'bilinear', 'bicubic', 'lanczos')
 }
 
 

@@ -58,29 +58,22 @@ KINDS = {
   'Equalize': Kind(_pillow.equalize),
   'Invert': Kind(_pillow.invert),
   'Rotate': Kind(_pillow.rotate, _signed(30.0), True),
-  'Posterize': Kind(_pillow.posterize, lambda level, _: int(level * 4)),
-  'PosterizeIncreasing': Kind(
-    _pillow.posterize, lambda level, _: 4 - int(level * 4)
-  ),
-  'PosterizeOriginal': Kind(
-    _pillow.posterize, lambda level, _: int(level * 4) + 4
-  ),
-  'Solarize': Kind(
-    _pillow.solarize, lambda level, _: min(256, int(level * 256))
-  ),
+  # v is the level.
+  'Posterize': Kind(_pillow.posterize, lambda v, _: int(v * 4)),
+  'PosterizeIncreasing': Kind(_pillow.posterize, lambda v, _: 4 - int(v * 4)),
+  'PosterizeOriginal': Kind(_pillow.posterize, lambda v, _: int(v * 4) + 4),
+  'Solarize': Kind(_pillow.solarize, lambda v, _: min(256, int(v * 256))),
   'SolarizeIncreasing': Kind(
-    _pillow.solarize, lambda level, _: 256 - min(256, int(level * 256))
+    _pillow.solarize, lambda v, _: 256 - min(256, int(v * 256))
   ),
   'SolarizeAdd': Kind(
-    _pillow.solarize_add, lambda level, _: min(128, int(level * 110))
+    _pillow.solarize_add, lambda v, _: min(128, int(v * 110))
   ),
   'ShearX': Kind(_pillow.shear_x, _signed(0.3), True),
   'ShearY': Kind(_pillow.shear_y, _signed(0.3), True),
   'TranslateXRel': Kind(_pillow.translate_x, _signed(_TRANSLATE), True),
   'TranslateYRel': Kind(_pillow.translate_y, _signed(_TRANSLATE), True),
-  'Desaturate': Kind(
-    _pillow.color, lambda level, _: 1.0 - min(1.0, 0.5 + 0.5 * level)
-  ),
+  'Desaturate': Kind(_pillow.color, lambda v, _: 1.0 - min(1.0, 0.5 + 0.5 * v)),
   'GaussianBlurRand': Kind(
     _pillow.blur,
     lambda level, chance: 0.1 + (2.0 * min(level, 1.0) - 0.1) * chance,

@@ -128,8 +128,7 @@ def read(config: Mapping[str, Any]) -> Facts:
     model['pooling'] = _POOLINGS[pool]
 
   size = arguments.get('img_size') or evaluation_config.get('input_size')
-  size = (size, size) if isinstance(size, int) else size
-  image_size = None if size is None else tuple(size[-2:])
+  image_size = None if size is None else evaluation_lib.pair(size)[-2:]
   names = config.get('label_names', evaluation_config.get('label_names'))
   names = json_fields.class_names(names, 'label_names in config.json')
   return Facts(
@@ -232,10 +231,8 @@ def _check_supported(name: str, arguments: Mapping[str, Any]) -> None:
 def _no_embed_class(model, theirs, image_size) -> bool:
   if 'pos_embed' not in theirs:
     return False
-  patches = math.prod(
-    side // patch
-    for side, patch in zip(image_size, model.patch_size, strict=True)
-  )
+  sides = zip(image_size, model.patch_size, strict=True)
+  patches = math.prod(side // patch for side, patch in sides)
   return theirs['pos_embed'].shape[1] == patches
 
 
@@ -275,7 +272,7 @@ def _pretrained_cfg(preprocess, channels, image_size) -> dict[str, Any]:
   config = dict(input_size=[channels, *image_size])
   if 'ops' in preprocess:
     resize = evaluation.resize or image_size
-    large = (resize, resize) if isinstance(resize, int) else resize
+    large = evaluation_lib.pair(resize)
     crop = evaluation.crop or large
     methods = {ours: name for name, ours in evaluation_lib.METHODS.items()}
     config |= dict(
