@@ -17,8 +17,7 @@ import pytest
 import vit_jax
 from vit_jax.inference import model as inference_model
 from vit_jax.inference.model import Model
-from vit_jax.pretrained import timm_catalog
-from vit_jax.pretrained.published import PUBLISHED
+from vit_jax.pretrained.published import DEFAULT_TAGS, PUBLISHED
 from vit_jax.training import evaluate
 
 MODELS_MD = pathlib.Path(__file__).parents[1] / 'docs' / 'models.md'
@@ -120,7 +119,7 @@ def test_the_docs_list_every_name():
     ]
     classes = f'{classes:,}' if classes else 'none'
     rows.append(f'| `{name}` | {classes} | {pixels} | {"".join(mirrors)} |')
-  for name, tag in timm_catalog.DEFAULT_TAGS.items():
+  for name, tag in DEFAULT_TAGS.items():
     rows.append(f'| `{name}` | `{tag}` |')
   # Short names in the rest of the page are examples.
   listed = [

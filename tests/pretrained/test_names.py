@@ -8,7 +8,7 @@ import pytest
 from vit_jax import trees
 from vit_jax.errors import UserError
 from vit_jax.inference import classes
-from vit_jax.pretrained import catalog, download, published, timm_catalog
+from vit_jax.pretrained import catalog, download, published
 from vit_jax.pretrained.formats import vit_jax as ours
 
 
@@ -184,16 +184,16 @@ def test_names_are_listed():
 
 def test_default_tags_are_timm_s():
   timm = pytest.importorskip('timm')
-  ours = timm_catalog.DEFAULT_TAGS
+  ours = published.DEFAULT_TAGS
   theirs = {
     name: timm.models.get_pretrained_cfg(name, allow_unregistered=False)
     for name in ours
   }
   assert ours == {name: cfg.tag for name, cfg in theirs.items()}
-  assert not [name for name in ours if timm_catalog.refusal(name)]
+  assert not [name for name in ours if published.timm_refusal(name)]
   # The repository has the name that ours is made of.
   for name, cfg in theirs.items():
-    assert cfg.hf_hub_id == f'timm/{timm_catalog.resolve(name)}'
+    assert cfg.hf_hub_id == f'timm/{published.timm_name(name)}'
 
 
 @pytest.mark.parametrize(
@@ -201,9 +201,9 @@ def test_default_tags_are_timm_s():
   ['vit_x.npz', 'vit_small.pth', 'resnet50', 'vit_x', 'google/vit', 'a.b'],
 )
 def test_names_that_are_not_of_timm(name):
-  assert timm_catalog.resolve(name) is None
+  assert published.timm_name(name) is None
 
 
 @pytest.mark.parametrize('name', ['beit_base.npz', 'runs/eva_1', 'eva'])
 def test_a_refused_name_of_timm_looks_like_one(name):
-  assert timm_catalog.refusal(name) is None
+  assert published.timm_refusal(name) is None

@@ -18,12 +18,15 @@ from typing import Any
 
 from vit_jax import lookup, suggestions
 from vit_jax.errors import UserError
-from vit_jax.pretrained import download, timm_catalog, transfer
+from vit_jax.pretrained import download, transfer
 from vit_jax.pretrained.published import (
   AUGREG,
+  DEFAULT_TAGS,
   PUBLISHED,
   Published,
   is_augreg_name,
+  timm_name,
+  timm_refusal,
 )
 from vit_jax.pretrained.weights import Weights
 
@@ -88,12 +91,12 @@ def load(
     remote = download.Remote(f'{AUGREG}{name}.npz')
     return _read(download.fetch([remote], **fetching), **options)
   text = re.sub('^hf[-_]hub:', '', text)
-  if reason := timm_catalog.refusal(text):
+  if reason := timm_refusal(text):
     raise UserError(
       f'{text!r} is not an existing path, and as a name of timm it cannot be'
       f' loaded: {reason}'
     )
-  if name := timm_catalog.resolve(text):
+  if name := timm_name(text):
     if short := _published_as(name):
       return _load_published(short, fetching, options)
     return _load_repository(f'timm/{name}', fetching, options)
@@ -107,7 +110,7 @@ def names(pattern: str = '*') -> list[str]:
 
   First the short ones, then timm's. Upper and lower case are the same.
   """
-  known = [*PUBLISHED, *timm_catalog.DEFAULT_TAGS]
+  known = [*PUBLISHED, *DEFAULT_TAGS]
   pattern = pattern.lower()
   return [name for name in known if fnmatch.fnmatchcase(name.lower(), pattern)]
 
@@ -271,9 +274,9 @@ def _load_published(name, fetching, options) -> Weights:
   return dataclasses.replace(weights, preprocess=preprocess, source=source)
 
 
-def _published_as(timm_name: str) -> str | None:
+def _published_as(name_of_timm: str) -> str | None:
   """Returns the short name of the same weights, or None."""
-  url = f'hf://timm/{timm_name}/model.safetensors'
+  url = f'hf://timm/{name_of_timm}/model.safetensors'
   for name, entry in PUBLISHED.items():
     if any(remote.url == url for remote in entry.remotes):
       return name

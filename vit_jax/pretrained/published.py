@@ -6,6 +6,11 @@ they hold the same weights. Checksums are what was published: nothing for
 Google's files and the hub, the start of a SHA-256 in DeiT's file names, the
 start of an MD5 in MAE's README.
 
+timm calls weights `<architecture>.<tag>` and keeps them on the Hugging Face Hub
+as `timm/<architecture>.<tag>`. timm_catalog.txt has the tag that it takes where
+none is given, of timm 1.0.31 (`models/vision_transformer.py`, `deit.py`), for
+the architectures that `models/vit.py` can be; with its tag any can be tried.
+
 The MAE weights are licensed CC-BY-NC 4.0, not for commercial use.
 """
 
@@ -52,6 +57,19 @@ _FAMILIES: dict[str, tuple[str | None, str, dict[str, Any]]] = {
   'mae': ('mae', 'torch', _EXACT),
 }
 
+# What `models/vit.py` does not have, by what timm calls the architecture.
+_OTHER_MODELS = {
+  r'vit_\w+_clip_\w+': "CLIP's norm before the first block",
+  r'beit(v2)?_\w+': "BEiT's relative positions",
+  r'beit3_\w+': "BEiT-3's norms inside attention and MLP",
+  r'eva(02)?_\w+': "EVA's rotary positions, gated MLPs and attention",
+  r'deit_\w+_distilled_\w+': "DeiT's distillation token",
+  r'vit_s?relpos_\w+': 'relative positions',
+  r'vit_\w+_(rope|dinov3)\w*': 'rotary positions',
+  r'vit_giant_patch14_(reg4_)?dinov2': 'gated MLPs',
+}
+_FILE_SUFFIXES = ('npz', 'safetensors', 'pth', 'pt', 'bin')
+
 
 @dataclasses.dataclass(frozen=True)
 class Published:
@@ -73,6 +91,30 @@ class Published:
 def is_augreg_name(name: str) -> bool:
   """Whether a name, with or without .npz, is that of an AugReg checkpoint."""
   return _AUGREG_NAME.fullmatch(name) is not None
+
+
+def timm_refusal(name: str) -> str | None:
+  """Returns why weights of timm cannot be loaded, None if they may be.
+
+  With or without a tag, and with or without 'timm/'.
+  """
+  architecture, _, tag = name.removeprefix('timm/').partition('.')
+  if tag in _FILE_SUFFIXES:
+    return None
+  for pattern, lacking in _OTHER_MODELS.items():
+    if re.fullmatch(pattern, architecture):
+      return f'models/vit.py does not have {lacking}'
+  return None
+
+
+def timm_name(name: str) -> str | None:
+  """Returns '<architecture>.<tag>' for a name of timm, None for another."""
+  name = name.removeprefix('timm/')
+  if name in DEFAULT_TAGS:
+    return f'{name}.{DEFAULT_TAGS[name]}'
+  tagged = re.fullmatch(r'(vit|deit3?)_[a-z0-9_]+\.([a-z0-9_]+)', name)
+  is_file = tagged and tagged[2] in _FILE_SUFFIXES
+  return name if tagged and not is_file else None
 
 
 def _published(
@@ -109,10 +151,14 @@ def _published(
   )
 
 
-def _read() -> dict[str, Published]:
-  text = pathlib.Path(__file__).with_suffix('.txt').read_text()
-  rows = [line.split() for line in text.splitlines() if line[:1].isalpha()]
-  return {row[0]: _published(*row) for row in rows}
+def _lines(file: str) -> list[str]:
+  text = pathlib.Path(__file__).with_name(file).read_text()
+  return [line for line in text.splitlines() if line[:1].isalpha()]
 
 
-PUBLISHED = _read()
+PUBLISHED = {
+  line.split()[0]: _published(*line.split()) for line in _lines('published.txt')
+}
+DEFAULT_TAGS: dict[str, str] = dict(
+  line.split('.') for line in _lines('timm_catalog.txt')
+)
