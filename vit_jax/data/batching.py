@@ -79,10 +79,8 @@ class Layout:
   ) -> Iterator[Batch]:
     """Yields this process's rows of the batches of a stream of examples.
 
-    Args:
-      stream: examples of `reader`, batch after batch.
-      start_step: the first batch.
-      reader: records what its copies in worker processes skip.
+    `stream` has examples of `reader`, which records what its copies in worker
+    processes skip.
     """
     rows = self._rows()
     chunk = _chunk_size(

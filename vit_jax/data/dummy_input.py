@@ -39,11 +39,8 @@ def input_section(
 ) -> dict[str, Any]:
   """Returns an input section on made-up data that yields the same shapes.
 
-  Args:
-    section: of a config.
-    num_classes: of the labels; None for 1000.
-    size: height and width of the images before the ops; needed where the shape
-      after the ops depends on it.
+  `size`, the height and width of the images before the ops, is needed where the
+  shape after the ops depends on it.
 
   Raises:
     UserError: the shape depends on the size and no size is given.
@@ -65,10 +62,6 @@ def image_shape(
   """Returns [H, W, C] after the host ops, if the same for images of any size.
 
   Of several views in `image` it is the shape of one.
-
-  Args:
-    ops: of a config's input section, or of weights.
-    trusted: whether the user wrote them, see `ops_language.parse`.
   """
   import numpy as np  # Not above: recipes import this file.
 

@@ -41,10 +41,7 @@ def declared(source: Any) -> dict[str, str]:
 def role(name: str, value: Any, roles: Mapping[str, str] | None = None) -> str:
   """Returns the role of a field.
 
-  Args:
-    name: of the field.
-    value: of a whole batch, `[B, ...]`: an array, or its shape and dtype.
-    roles: those that the source declares.
+  `value` is that of a batch, `[B, ...]`: an array, or its shape and dtype.
   """
   if roles and name in roles:
     return roles[name]

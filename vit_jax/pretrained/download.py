@@ -165,8 +165,7 @@ def fetch_repository(
   Args:
     repository: 'owner/name'.
     weights_dir: see `folder`, in which it becomes the folder 'owner--name'.
-    on_log: called with a line of text for every download.
-    download_seconds: after which time to give up.
+      Other arguments are those of `fetch`.
 
   Raises:
     UserError: it could not be downloaded, and which files to put where.

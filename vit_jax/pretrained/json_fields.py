@@ -112,10 +112,7 @@ def check(
 ) -> None:
   """Raises UserError for values of another kind, all in one line.
 
-  Args:
-    values: from outside; those that are absent or None are fine.
-    kinds: by key; other keys are not looked at.
-    where: the file, or the part of it, for the message.
+  Values that are absent or None are fine, and other keys are not looked at.
   """
   wrong = [
     f'{key}={printable(repr(values[key]), max_length=60)}, expected'

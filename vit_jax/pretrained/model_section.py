@@ -122,15 +122,11 @@ def problems(
 ) -> list[str]:
   """Returns how arrays differ from the model of a section: a line for each.
 
+  The section's parameters are those for the grid of the position table in
+  `named`. `labels` are the names of the file, for the lines.
+
   A section may come from a file: sizes that no array has are refused before
   anything is built from them.
-
-  Args:
-    named: arrays by our names, blocks apart.
-    section: a `config.model` section. Its parameters are those for the grid of
-      the position table in `named`.
-    labels: the file's names of our names, to be named in the lines.
-    trusted: whether the user named the model, and no file.
 
   Raises:
     UserError: a section that no model can be built from, or that names code

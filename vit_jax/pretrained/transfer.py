@@ -56,11 +56,7 @@ def copy(
 ) -> None:
   """Writes the content of an address to a file.
 
-  Args:
-    url: of one of the schemes above.
-    part: the file, which is replaced.
-    deadline: when to give up, on the clock of `time.monotonic`.
-    max_bytes: of the content; None is any number.
+  `deadline` is on the clock of `time.monotonic`; `part` is replaced.
 
   Raises:
     FailedError: no complete answer; also for a full disk.

@@ -36,11 +36,8 @@ class ImageOp:
   ) -> jax.Array:
     """Returns the images after the op.
 
-    Args:
-      name: of the field. Fields draw independently of each other.
-      images: `[B, ..., H, W, C]`.
-      rng: key of this op in this step; None in evaluation.
-      train: whether to draw.
+    `images` are `[B, ..., H, W, C]`. Fields draw independently of each other;
+    `rng` is None in evaluation.
     """
     leading = images.shape[: max(1, images.ndim - 3)]
     fn, args = self.evaluate, (images,)

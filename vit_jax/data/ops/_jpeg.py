@@ -40,15 +40,10 @@ def read(
 ) -> np.ndarray | None:
   """Returns uint8 `[H, W, channels]`, or None if Pillow has to read the file.
 
+  The limits and `dct` are those of `decode.decode_image`.
+
   Pillow converts CMYK, and knows some kinds that are refused here; CMYK is
   decoded all the same, to see whether the data is whole.
-
-  Args:
-    data: the content of the file.
-    channels: 1, 3 or 4.
-    max_pixels: of the picture.
-    max_scans: of the file.
-    dct: 'accurate' or 'fast'.
 
   Raises:
     ValueError: the data breaks off or is corrupt, or a limit is exceeded.

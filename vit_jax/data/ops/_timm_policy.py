@@ -185,11 +185,8 @@ def parse(
 ) -> dict[str, Any]:
   """Returns the settings of a text such as 'rand-m9-mstd0.5-inc1'.
 
-  Args:
-    config: the text: a name and settings, with dashes between.
-    name: that it must begin with.
-    keys: of each setting, how to read what follows it.
-    example: to show in messages.
+  The text is `name` and settings with dashes between; `keys` reads the value of
+  each setting, and `example` is for messages.
 
   Raises:
     UserError: another name, an unknown setting, one given twice or a value

@@ -49,11 +49,9 @@ def decode(
     exif_orientation: whether photos are turned upright by their EXIF tag.
       The default does not, as the pipelines behind the published ImageNet
       numbers did not (TensorFlow, torchvision, timm, big_vision).
-    dct: see `decode_image`.
-    max_pixels: see `decode_image`.
-    max_scans: see `decode_image`.
-
-  See `decode_image` for how files are read. Raises UserError for a broken one.
+    dct: see `decode_image`, which also says how files are read.
+    max_pixels: likewise.
+    max_scans: likewise.
   """
   if channels not in (None, *_MODES):
     raise UserError(f'channels is 1, 3, 4 or None; got {channels!r}')

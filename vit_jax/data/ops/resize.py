@@ -66,7 +66,7 @@ def resample(
   antialias: bool = True,
   truncate: bool = False,
 ) -> np.ndarray:
-  """Returns `image` resized to `size`, in its own dtype.
+  """Returns `image`, `[H, W, C]` of any real dtype, resized to `size`.
 
   All methods put pixel centres at half-integers, as Pillow, TensorFlow 2,
   torch (`align_corners=False`) and jax do. 'bicubic' is Keys' cubic with
@@ -77,7 +77,8 @@ def resample(
 
   With `antialias` the kernel widens by the shrinking factor, as in Pillow and
   in torchvision; without it a fixed small number of source pixels is read per
-  output pixel, which aliases when the image shrinks. Growing is the same.
+  output pixel, which aliases when the image shrinks. Growing is the same, and
+  so is 'nearest'; 'area' always antialiases.
 
   uint8 images become what Pillow makes of them, across first and then down,
   rounded after each: within one level of the exact result for 'bilinear' and,
@@ -94,13 +95,6 @@ def resample(
 
   Where Numba is installed (the extra `fast`) uint8 images take a third of the
   time, with the same result.
-
-  Args:
-    image: `[H, W, C]`, any real dtype, any number of channels.
-    size: `(height, width)` of the result.
-    method: one of `METHODS`.
-    antialias: no effect on 'nearest'; must be True for 'area'.
-    truncate: whether integers are cut and not rounded.
 
   Raises:
     UserError: the image is empty, or the result would be far too large.

@@ -46,11 +46,9 @@ class Writer:
       folder: for the files, `<target>/<split>`.
       plan: the settings behind the files, stored with them and compared.
       transform: applied to every example.
-      skip: whether examples that cannot be read are left out; otherwise the
-        first of them ends the run.
+      skip: whether examples that cannot be read are left out.
       num_threads: for reading.
-      examples_per_shard: None is 8,192, or more where that makes over 512
-        files.
+      examples_per_shard: None is 8,192, or more for 512 files at most.
 
     Raises:
       UserError: the folder was begun with another plan, or is not writable.

@@ -198,12 +198,8 @@ def _to_numpy(
 ) -> dict[str, np.ndarray]:
   """Returns the arrays and tensors among the values, as arrays.
 
-  Args:
-    tensors: by name, among other values.
-    file: for messages.
-    size: of the files that hold them, in bytes.
-    max_sharing: how many times this size all arrays together may have, if that
-      is over `npz.SMALL_BYTES`: tensors of a pickle may share their memory.
+  Tensors of a pickle may share their memory: all together may have
+  `max_sharing` times the `size` of their files in bytes, or `_npz.SMALL_BYTES`.
   """
   limit = max(_npz.SMALL_BYTES, max_sharing * size)
   arrays, total = {}, 0

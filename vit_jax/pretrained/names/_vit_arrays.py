@@ -18,11 +18,7 @@ def for_torch(
 ) -> tuple[Arrays, tuple[int, int]]:
   """Returns our arrays with blocks apart, and (height, width) of images.
 
-  Args:
-    weights: to be written.
-    model: built from them.
-    their_model: for messages, such as "timm's ViT".
-    positions: whether a fixed position table is to be among the arrays.
+  `positions` is whether a fixed position table is to be among them.
 
   Raises:
     UserError: a convolutional stem, or the size of images is unknown.
