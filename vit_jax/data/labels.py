@@ -59,10 +59,8 @@ def classes(
 ) -> Classes | None:
   """Returns the classes that a config specifies, or None.
 
-  Args:
-    num_classes: how many.
-    class_names: the names in the order of their ids, or a file of them: a JSON
-      list, or one name per line.
+  `class_names` are in the order of their ids, or in a file: a JSON list, or one
+  name per line.
 
   Raises:
     UserError: the two disagree, or the file cannot be read.

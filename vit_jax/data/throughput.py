@@ -27,6 +27,9 @@ def measure(
 ) -> dict[str, Any]:
   """Returns the speed of an input, from opened source to whole batches.
 
+  The host ops are timed one by one. Each of the two measurements takes
+  `seconds`, or `num_batches` that are measured whole.
+
   `images_per_second` and `images_per_cpu_second` are of the batches that a run
   would get, threads, hand-over and batch assembly included, over about
   `seconds` after the first batches. `stages` is the CPU time of an image in
@@ -34,12 +37,6 @@ def measure(
   what the whole costs besides them. `peak_memory_bytes` is the most that the
   process has held, `peak_memory_growth_bytes` by how much that rose after the
   first tenth of the batches.
-
-  Args:
-    train_input: as a run has it.
-    ops: its host ops, to be timed one by one.
-    seconds: how long each of the two measurements takes.
-    num_batches: that are measured whole, in the place of `seconds`.
   """
   batches = train_input.batches()
   try:

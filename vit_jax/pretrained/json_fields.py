@@ -132,10 +132,7 @@ def check_model(section: Mapping[str, Any], where: str) -> None:
 def class_names(value: Any, where: str) -> list[str] | None:
   """Returns names from a list, or from an object of numbers and names.
 
-  Args:
-    value: `['cat', 'dog']` or `{'0': 'cat', '1': 'dog'}`; None or empty for no
-      names.
-    where: the key and file, for the message.
+  `['cat', 'dog']` or `{'0': 'cat', '1': 'dog'}`; None or empty for no names.
 
   Raises:
     UserError: something else, or numbers that are not 0, 1, 2, ...
@@ -159,11 +156,8 @@ def parse_description(
 ) -> dict[str, Any]:
   """Returns what a file of ours says of its model, checked.
 
-  Args:
-    text: JSON of an object with the keys `model`, `preprocess`, `class_names`,
-      `source` (as in `Weights`), `version` and `grid`, all optional.
-    where: the file, or the part of it, for messages.
-    needed: the keys that must be there and not null.
+  The JSON is an object with the keys `model`, `preprocess`, `class_names`,
+  `source` (as in `Weights`), `version` and `grid`; those `needed` are there.
 
   Raises:
     UserError: no such JSON, or values of another kind.

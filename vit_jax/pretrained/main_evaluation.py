@@ -17,14 +17,11 @@ def main_evaluation(
 ) -> str | None:
   """Returns the name of the evaluation that represents a run, None without.
 
+  `image_size` is the model's; None is the size that the training ops make.
+
   Preferred are, in this order: a classification; images of the size that the
   model takes; the evaluation of `config.checkpoint.keep_best`; the data set
   that the run trains on; the name 'val'; the one written first.
-
-  Args:
-    config: the sections of a run's config.
-    image_size: (height, width) that the model takes; None is the size that the
-      training ops make.
   """
   evals = config.get('evals') or {}
   evals = {k: v for k, v in evals.items() if isinstance(v, Mapping)}

@@ -28,16 +28,11 @@ def read(
 ) -> tuple[Arrays, dict[str, Any], Arrays]:
   """Returns our arrays with blocks apart, the model section, what is unmapped.
 
-  Args:
-    theirs: names without prefix, parts that are not the model's left out.
-    dialect: of the names.
-    known: fields of the model that are known from elsewhere. With a `pooling`
-      other than 'token' their class token takes part in attention alone, and
-      becomes our first register.
-    num_heads: N, where the layout is torch's, which does not show it.
-    grid: (h, w) of the position table if it is not square.
-    class_names: of the classifier, to be as many as it has classes.
-    model: keys of the model section that win; see `model_section.override`.
+  `theirs` has names without prefix. With a known `pooling` other than 'token'
+  their class token takes part in attention alone, and becomes our first
+  register. `num_heads` is needed for torch's layout, which does not show it,
+  and `grid` where it is not square. The user's `model` wins, see
+  `model_section.override`.
 
   Raises:
     UserError: names, shapes or values that are not exactly those of the model,
@@ -120,13 +115,10 @@ def write(
 ) -> Arrays:
   """Returns our arrays by the dialect's names and in its layout, no prefix.
 
-  Args:
-    ours: our arrays by our names, blocks apart.
-    dialect: to write.
-    pooling: of our model.
-    unmapped: what `read` returned, if it read this dialect. Tokens that are
-      still what they were then are written as they were; else their rows in the
-      position table are zeros. It may come from a file, and be anything.
+  `ours` has blocks apart. `unmapped` is what `read` returned, if it read this
+  dialect; it may come from a file, and be anything. Tokens that are still what
+  they were then are written as they were; else their rows in the position table
+  are zeros.
 
   Raises:
     UserError: the dialect has no name for one of our arrays.

@@ -34,14 +34,11 @@ def read(
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
   """Returns the arrays by name, and the note, which may be empty.
 
+  All arrays together may have `max_bytes` and, over SMALL_BYTES, `max_ratio`
+  times the size of the file.
+
   numpy does not know bfloat16 and stores it as two bytes of nothing in
   particular; such arrays become bfloat16 again.
-
-  Args:
-    path: of the file.
-    max_ratio: by how much the arrays may be larger than the file, if they have
-      over SMALL_BYTES.
-    max_bytes: that all arrays together may have.
 
   Raises:
     UserError: the file cannot be read, holds Python objects, inflates to more

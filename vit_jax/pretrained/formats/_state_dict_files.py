@@ -102,11 +102,8 @@ def write(
 ) -> None:
   """Writes a folder as the hub has them, or one .safetensors file.
 
-  Args:
-    path: of a file if it ends in .safetensors, which then has the configs in
-      its header; otherwise of a folder, which is made.
-    arrays: by name.
-    configs: content of JSON files by name without suffix.
+  A file if the path ends in .safetensors, which then has the configs in its
+  header. `configs` are contents of JSON files by name without suffix.
 
   Raises:
     UserError: it cannot be written.

@@ -188,11 +188,7 @@ def check_writable(
 ) -> None:
   """Raises UserError for a model that Google's code does not have.
 
-  Args:
-    model: to be written.
-    style: of the file.
-    allow_note_only: whether the activation and epsilon may be others than
-      Google's, which only the note for `npz.read` says.
+  `allow_note_only` allows an activation and epsilon that only our note says.
   """
   problems = []
   if model.stem is not None:
@@ -228,11 +224,7 @@ def style_for(
 ) -> tuple[Style, Any]:
   """Returns the style to write, and what was unmapped when it was read.
 
-  Args:
-    weights: to be written.
-    dialect: a key of STYLES; None is the one that the weights were read in, or
-      else the one that timm reads.
-    model: built from the weights.
+  Without a dialect it is that in which they were read, or else that of timm.
 
   Raises:
     UserError: no such dialect.
