@@ -183,7 +183,9 @@ class Reader:
       # A SystemExit would end the run without a word, and with code 0.
       except BaseException as e:
         what = f'{self.source.describe(index)}: {_explain(e)}'
-        if not self._skip or _is_of_process(e):
+        # A skip would hide that the process failed, and not the record.
+        of_process = isinstance(e, MemoryError) or not isinstance(e, Exception)
+        if not self._skip or of_process:
           raise UserError(f'{what}\n({self._advice(e)})') from e
         with self._lock:
           self._broken[index] = what
@@ -285,11 +287,6 @@ def _check_label(label: np.ndarray, num_classes: int, *, least: int) -> None:
     return
   if not least <= label < num_classes:
     raise UserError(f'label {label} is outside 0..{num_classes - 1}')
-
-
-def _is_of_process(error: BaseException) -> bool:
-  """Whether the process failed and not the record: a skip would hide it."""
-  return isinstance(error, MemoryError) or not isinstance(error, Exception)
 
 
 def _kind(value: Any) -> str:

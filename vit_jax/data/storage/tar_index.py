@@ -161,7 +161,7 @@ def _members(tar: tarfile.TarFile) -> list[tuple[str, int, int]]:
       links[path] = os.path.normpath(os.path.join(folder, member.linkname))
     else:
       continue
-    if not _hidden(member.name):
+    if not os.path.basename(member.name).startswith('.'):
       names.append((k, member.name))
 
   def place(k: int, name: str) -> tuple[int, int]:
@@ -197,7 +197,3 @@ def _check_end(path: str, end: int, size: int) -> None:
 def _stamp(file: str | int) -> tuple[int, int]:
   status = os.stat(file)
   return status.st_size, status.st_mtime_ns
-
-
-def _hidden(name: str) -> bool:
-  return os.path.basename(name).startswith('.')

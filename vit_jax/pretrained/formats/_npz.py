@@ -60,7 +60,11 @@ def read(
       }
   except bounded_npz.BROKEN as e:
     raise files.unreadable(path, e, kind='an .npz of arrays') from e
-  arrays = {name: _with_bfloat16(array) for name, array in arrays.items()}
+  # A view needs contiguous memory, which arrays from a file are.
+  arrays = {
+    name: array.view(ml_dtypes.bfloat16) if array.dtype == 'V2' else array
+    for name, array in arrays.items()
+  }
   note = {}
   if comment.startswith(_MARK):
     text = comment.removeprefix(_MARK)
@@ -124,8 +128,3 @@ def _array_name(member: zipfile.ZipInfo) -> str:
 
 def _comment(note: Mapping[str, Any]) -> bytes:
   return _MARK + json.dumps(note).encode() if note else b''
-
-
-def _with_bfloat16(array: np.ndarray) -> np.ndarray:
-  # A view needs contiguous memory, which arrays from a file are.
-  return array.view(ml_dtypes.bfloat16) if array.dtype == 'V2' else array
