@@ -48,9 +48,7 @@ def complete(
   section = dict(config.get('input') or {})
   if 'device_ops' not in section:
     text = weights.preprocess.get('device_ops', _NORMALIZE)
-    device_ops_language.parse(
-      text
-    )  # Without trusted=True: refuses foreign ops.
+    device_ops_language.parse(text)  # Not trusted: refuses foreign ops.
     section['device_ops'] = text
     config['input'] = section
   return config
