@@ -1,3 +1,5 @@
+"""Fingerprints of parameters: one for all meshes, another for each change."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,3 +1,5 @@
+"""Saving, keeping, restoring and refusing checkpoints."""
+
 import os
 import pathlib
 
@@ -8,7 +10,7 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
-from vit_jax import trees
+from tests.checkpoints.bits import assert_same_bits
 from vit_jax.checkpoints import best, format as checkpoint_format, manager
 from vit_jax.errors import RunError, UserError
 from vit_jax.parallel import mesh as mesh_lib, rules as rules_lib
@@ -78,14 +80,6 @@ def restore(directory, config=CONFIG, state=None, **kwargs):
   found = checkpointer.restore(wanted, config=config)
   checkpointer.close()
   return found and (*found, lines)
-
-
-def assert_same_bits(found, want):
-  assert jax.tree.structure(found) == jax.tree.structure(want)
-  want = trees.flatten(want)
-  for name, x in trees.flatten(jax.device_get(found)).items():
-    assert x.dtype == want[name].dtype, name
-    assert x.tobytes() == want[name].tobytes(), name
 
 
 def listing(directory):

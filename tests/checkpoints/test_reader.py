@@ -1,3 +1,5 @@
+"""Parameters and states read without the run that wrote them."""
+
 import hashlib
 import json
 import os
@@ -9,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_jax import trees
+from tests.checkpoints.bits import assert_same_bits
 from vit_jax.checkpoints import format as checkpoint_format, manager, reader
 from vit_jax.errors import UserError
 
@@ -34,14 +36,6 @@ def save(directory, steps, ema=False):
     config = {'model': {'variant': 'B/16'}}
     checkpointer.save(step, jax.device_put(state), config=config)
   checkpointer.close()
-
-
-def assert_same_bits(found, want):
-  assert jax.tree.structure(found) == jax.tree.structure(want)
-  want = trees.flatten(want)
-  for name, x in trees.flatten(jax.device_get(found)).items():
-    assert x.dtype == want[name].dtype, name
-    assert x.tobytes() == want[name].tobytes(), name
 
 
 def test_parameters_are_loaded_without_knowing_the_optimizer(tmp_path):

@@ -1,3 +1,5 @@
+"""Differences between a run and the checkpoint it would continue."""
+
 import jax
 import numpy as np
 import pytest

@@ -1,3 +1,5 @@
+"""Ops on the device: normalization, and the text that lists ops."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np

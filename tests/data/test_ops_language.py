@@ -1,3 +1,5 @@
+"""The text that lists ops on the host."""
+
 import numpy as np
 import pytest
 

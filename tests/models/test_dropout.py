@@ -1,3 +1,5 @@
+"""Dropout: rates, independence and the factor of kept values."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,3 +1,5 @@
+"""Limits of a mesh: undivided parameters, narrow strips, slices."""
+
 import jax
 import numpy as np
 import pytest
@@ -23,7 +25,7 @@ def check(shapes, mesh, **options):
   return limits.check(tree, mesh, options)
 
 
-def test_what_the_mesh_does_not_divide_may_be_a_small_share_only():
+def test_only_a_small_share_may_stay_undivided():
   mesh = mesh_lib.make_mesh(data=1, fsdp=8)
   shapes = {'a': (128, 100), 'odd': (13, 10)}  # 130 of 12,930 elements: 1.0 %
   assert check(shapes, mesh).unsplit[0][0] == 'params/odd'

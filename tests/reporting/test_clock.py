@@ -1,3 +1,5 @@
+"""Speed, compilation and pauses on a clock moved by hand."""
+
 import io
 
 import pytest
@@ -7,7 +9,7 @@ from vit_jax.reporting.tables import print_metrics
 
 
 class Seconds:
-  """A clock that stands until it is told."""
+  """A clock that is moved by hand."""
 
   def __init__(self):
     self.now = 1000.0

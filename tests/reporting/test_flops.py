@@ -1,3 +1,5 @@
+"""Counted FLOPs of operations against numbers by hand."""
+
 import types
 
 import jax

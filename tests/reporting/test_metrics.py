@@ -1,3 +1,5 @@
+"""Rows of metrics on disk, and the config beside them."""
+
 import json
 import math
 import os

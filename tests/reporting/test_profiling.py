@@ -1,3 +1,5 @@
+"""The steps that are traced, and the processes that trace."""
+
 import jax
 import jax.numpy as jnp
 import pytest

@@ -1,3 +1,5 @@
+"""Lines of progress, on terminals and elsewhere."""
+
 import io
 import re
 
@@ -13,7 +15,7 @@ METRICS = {
 
 
 class Seconds:
-  """A clock that stands until it is told."""
+  """A clock that is moved by hand."""
 
   def __init__(self):
     self.now = 100.0

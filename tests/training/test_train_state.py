@@ -1,3 +1,5 @@
+"""Initial states: shardings, bits, averages, branches."""
+
 import functools
 
 import flax.linen as nn

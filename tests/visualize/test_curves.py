@@ -1,3 +1,5 @@
+"""Curves of runs, read from their metrics."""
+
 import json
 
 import numpy as np

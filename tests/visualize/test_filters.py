@@ -1,3 +1,5 @@
+"""The main components of patch filters as a picture."""
+
 import jax
 import numpy as np
 import pytest

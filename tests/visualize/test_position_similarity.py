@@ -1,3 +1,5 @@
+"""Similarity of positions as a picture."""
+
 import jax
 import numpy as np
 import pytest

@@ -1,3 +1,5 @@
+"""A picture of predictions beside images and labels."""
+
 import subprocess
 import sys
 

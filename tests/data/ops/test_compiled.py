@@ -1,3 +1,5 @@
+"""The Numba kernels where Numba is absent or broken."""
+
 import subprocess
 import sys
 import textwrap

@@ -1,3 +1,5 @@
+"""Images decoded as Pillow reads them; broken and enormous ones are refused."""
+
 import io
 import struct
 import time

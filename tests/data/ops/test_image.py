@@ -1,3 +1,5 @@
+"""Sizes, crops and flips on the host."""
+
 import collections
 
 import numpy as np

@@ -1,3 +1,5 @@
+"""Class ids as vectors."""
+
 import numpy as np
 import pytest
 

@@ -1,3 +1,5 @@
+"""The laws of random boxes, and their limits."""
+
 import numpy as np
 import pytest
 from scipy import stats

@@ -1,3 +1,5 @@
+"""Resampling against numbers by hand, Pillow and JAX."""
+
 import jax
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Smaller images keep what says how they stand; prepare has the other tests."""
+"""Re-encoded images keep their orientation; prepare has the other tests."""
 
 import io
 
