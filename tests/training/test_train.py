@@ -238,7 +238,9 @@ def test_zero_steps_evaluate_what_is_there(tmp_path, again):
   assert tiny_runs.rows(tmp_path / 'fresh') == [{'step': 0, **fresh}]
   workdir, results = again
   rows = tiny_runs.rows(workdir)
+  config = (workdir / 'config.json').read_bytes()
   found = train.train(workdir, **tiny_runs.eventful(total_steps=0))
+  assert (workdir / 'config.json').read_bytes() == config  # What trained it.
   assert found == pytest.approx(results, abs=1e-6)
   assert [row['step'] for row in tiny_runs.rows(workdir)] == list(range(1, 13))
   assert tiny_runs.rows(workdir)[-1]['train/loss'] == rows[-1]['train/loss']
