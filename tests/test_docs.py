@@ -13,14 +13,17 @@ from vit_jax.data import device_ops_language, ops_language
 from vit_jax.models import vit
 from vit_jax.objectives import _forward
 from vit_jax.parallel import mesh as mesh_lib
+from vit_jax.pretrained import catalog
+from vit_jax.pretrained.weights import Weights
 
 DOCS = pathlib.Path(__file__).parents[1] / 'docs'
 
 
-def _programs(file, folder, names):
-  """Returns the programs of a document as modules."""
+def _programs(file, folder, names, marker=''):
+  """Returns the programs of a document with a marker as modules."""
   text = (DOCS / file).read_text()
   programs = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
+  programs = [program for program in programs if marker in program]
   for name, program in zip(names, programs, strict=True):
     (folder / f'{name}.py').write_text(program)
   return [importlib.import_module(name) for name in names]
@@ -65,3 +68,15 @@ def test_the_evaluator_and_the_picture_run(tmp_path, monkeypatch):
   picture = attention.Picture(forward, mesh, data=data, ops='', block=0)
   picture.draw(params, path)
   assert path.read_bytes().startswith(b'\x89PNG')
+
+
+def test_the_format_keeps_all(tmp_path, monkeypatch):
+  monkeypatch.syspath_prepend(tmp_path)
+  _programs('models.md', tmp_path, ['docs_format'], marker='def write(')
+  kernel = np.arange(6, dtype=np.float32).reshape(2, 3)
+  section = dict(name='vit', variant='mu/8')
+  ours = Weights({'a': {'kernel': kernel}}, section, class_names=['x'])
+  catalog.save(ours, tmp_path / 'weights', format='docs_format')
+  found = catalog.load(tmp_path / 'weights', format='docs_format')
+  np.testing.assert_array_equal(found.params['a/kernel'], kernel)
+  assert (found.model, found.class_names) == (section, ['x'])

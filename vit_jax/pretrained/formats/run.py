@@ -82,7 +82,8 @@ def read(
     raise UserError(
       f'{os.fspath(path)} is a run of a model with batch statistics '
       f'({statistics[0]}, ...), which weights do not carry: without them its '
-      'answers would be others. Evaluate it within a run'
+      'answers would be others. To evaluate it, train with the recipe and '
+      'workdir of the run and --config.total_steps=0'
     )
   if metric in meta['metrics']:
     on_log(
