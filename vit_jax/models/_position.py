@@ -111,7 +111,7 @@ def _corners(old: int, new: int) -> np.ndarray:
 
   As `scipy.ndimage.zoom(order=1)`, which Google's code calls.
   """
-  at = np.linspace(0, old - 1, new) if new > 1 else np.zeros(1)
+  at = np.linspace(0, old - 1, new)
   distance = np.abs(at[:, None] - np.arange(old))
   return np.maximum(1 - distance, 0)
 
