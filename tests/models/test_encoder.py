@@ -26,9 +26,9 @@ def _encoder(depth=3, *, block=None, **options):
   return Encoder(depth, Block(**BLOCK | (block or {})), **options)
 
 
-def _params():
+def _params(depth=3):
   x = draws.normal(2, 5, 16)
-  return draws.params(_encoder(), x)['params'], x
+  return draws.params(_encoder(depth), x)['params'], x
 
 
 def test_a_scan_and_a_loop_give_the_same_values_and_gradients():
@@ -119,12 +119,13 @@ def test_every_branch_of_every_block_draws_from_its_own_key(
 
 @pytest.mark.parametrize('scan', [False, True])
 def test_recomputing_changes_the_work_and_not_the_gradients(scan):
-  params, x = _params()
+  params, x = _params(depth=2)
   if scan:
-    params = _stack(dict(params), 3)
+    params = _stack(dict(params), 2)
 
   def trace(remat):
     encoder = _encoder(
+      2,
       block=dict(dropout_rate=0.3),
       scan=scan,
       remat=remat,
