@@ -5,6 +5,11 @@ The objective here is nobody's; it uses every opening that one has, through
 """
 
 import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -16,6 +21,7 @@ from vit_jax.errors import UserError
 from vit_jax.pretrained import catalog, initialize
 from vit_jax.training import train
 
+ROOT = pathlib.Path(__file__).parents[2]
 STEPS = 6  # Three epochs.
 MODEL = dict(
   name='vit',
@@ -92,17 +98,16 @@ class Objective:
     return {'features': embedded_BD + teacher_BD - extra['center']}
 '''
 SOURCE = '''
-"""The synthetic images; the disk fails once, at read number FAILS_AT."""
-import itertools
+"""The synthetic images, until as many were read as KILL_AFTER says."""
+import itertools, os, signal
 from vit_jax.data.sources import synthetic
 
-FAILS_AT = 3 * 16 + 5  # Images 49 to 64 make step 4.
 _reads = itertools.count(1)
 
 class Source(synthetic.Source):
   def __getitem__(self, index):
-    if next(_reads) == FAILS_AT:
-      raise OSError('the disk is gone')
+    if next(_reads) == int(os.environ.get('KILL_AFTER', -1)):
+      os.kill(os.getpid(), signal.SIGKILL)
     return super().__getitem__(index)
 '''
 
@@ -153,22 +158,40 @@ def _config(teacher, **changes):
   )
 
 
+def _command(folder, workdir, **environment):
+  return subprocess.run(
+    [sys.executable, '-m', 'vit_jax', 'train']
+    + [f'--config={folder}/recipe.py', f'--workdir={workdir}'],
+    env=dict(
+      os.environ, PYTHONPATH=f'{ROOT}{os.pathsep}{folder}', **environment
+    ),
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+
+
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory):
-  """A run of 8 devices, the same stopped and continued, and one of 1 device."""
+  """A run of 8 devices, the same killed and continued, and one of 1 device."""
   folder = tmp_path_factory.mktemp('new_objective')
   (folder / 'mine').mkdir()
   (folder / 'mine/objective.py').write_text(OBJECTIVE)
   (folder / 'mine/source.py').write_text(SOURCE)
   config = _config(str(folder / 'teacher.safetensors'))
   _write_teacher(folder / 'teacher.safetensors')
+  (folder / 'recipe.py').write_text(
+    'import ml_collections\n'
+    f'def get_config():\n  return ml_collections.ConfigDict({config})\n'
+  )
+  # Images 1 to 16 make step 1, ...
+  killed = _command(folder, folder / 'killed', KILL_AFTER='85')
+  assert killed.returncode == -signal.SIGKILL, killed.stderr
   with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(folder)
-    with pytest.raises(UserError, match='the disk is gone'):
-      train.train(folder / 'stopped', **config)
-    assert len(_rows(folder / 'stopped')) == 3
-    train.train(folder / 'stopped', **config)
     train.train(folder / 'whole', **config)
+    assert 0 < len(_rows(folder / 'killed')) < STEPS
+    train.train(folder / 'killed', **config)
     one = dict(mesh=dict(devices=jax.devices()[:1]), evals=None)
     train.train(folder / 'one', **config | one)
   return folder
@@ -221,11 +244,11 @@ def _is_same(a, b):
   return all(np.array_equal(a[name], b[name]) for name in a)
 
 
-def test_a_stopped_run_ends_with_the_bits_of_a_whole_one(runs):
-  assert _losses(runs / 'stopped') == _losses(runs / 'whole')
-  ours, theirs = (_leaves(runs / x, STEPS) for x in ('stopped', 'whole'))
+def test_a_killed_run_ends_with_the_bits_of_a_whole_one(runs):
+  assert _losses(runs / 'killed') == _losses(runs / 'whole')
+  ours, theirs = (_leaves(runs / x, STEPS) for x in ('killed', 'whole'))
   assert _is_same(ours, theirs)
-  last = [_rows(runs / x)[-1] for x in ('stopped', 'whole')]
+  last = [_rows(runs / x)[-1] for x in ('killed', 'whole')]
   for key in ('knn/3nn', 'knn_ema/3nn'):
     assert last[0][key] == last[1][key]
 
