@@ -48,6 +48,8 @@ def test_an_evaluation_alone_needs_neither_a_batch_nor_a_best_metric():
 def test_the_best_metric_is_one_of_any_weights_of_an_evaluation():
   _check(keep_best='val/top1')
   _check(keep_best='val_ema/top1/cat')
+  with pytest.raises(UserError, match='begin with val/, val_ema/'):
+    _check(keep_best='ema/top1')
 
 
 def test_a_class_does_not_decide_whether_less_of_its_metric_is_better():
