@@ -26,8 +26,9 @@ at 384 px S/16 83.4, B/16 85.0, L/16 85.8, and on the way, at the size of
 training: S/16 63.1 after 100 epochs, 67.9 after 200, 74.4 after 400, 79.6 after
 600; B/16 67.2, 73.0, 78.0, 81.8; L/16 68.1, 73.9, 79.6, 83.3.
 
-For 384 px the authors give the command of S/16 alone; the stochastic depth of
-B/16 and L/16 is that of their fine-tuning from ImageNet-21k.
+For 384 px the authors give a command for each of the three. Their stochastic
+depth and the images of a process, which share one draw of mixup or CutMix, are
+in the table below.
 
 LAMB is NVIDIA's FusedLAMB, whose clipping to norm 1 is hidden in it. The loss
 is a binary one, averaged over the classes, for which both classes of a mixed
@@ -50,7 +51,7 @@ SIZES = {
 # Of fine-tuning, by pixels: stochastic depth, images of a process.
 FINETUNE = {
   224: {'B/16': (0.2, 64), 'L/16': (0.45, 64), 'H/14': (0.55, 32)},
-  384: {'S/16': (0.0, 64), 'B/16': (0.15, 64), 'L/16': (0.4, 64)},
+  384: {'S/16': (0.0, 64), 'B/16': (0.15, 32), 'L/16': (0.4, 16)},
 }
 EVAL_OPS = (
   "decode|resize_small({0}, method='bicubic', rounding='down')"
@@ -104,7 +105,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   mix = f'mixup_cutmix(0.8, 1.0, switch_rate=0.5, group_size={group_size}'
   if options.finetune:
     config.total_epochs = 20.0
-    config.init_from = [dict(weights=options.finetune, into='params')]
+    config.init_from = [dict(weights=options.finetune, resize='torch')]
     config.objective = dict(name='supervised', loss='softmax')
     config.input = dict(
       data=data(train),

@@ -93,7 +93,9 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     dtype='bfloat16',  # As TPUs multiply; parameters and norms are float32.
   )
   if options.finetune:
-    config.init_from = [dict(weights=options.finetune, skip='head/.*')]
+    config.init_from = [
+      dict(weights=options.finetune, skip='head/.*', resize='torch')
+    ]
   config.objective = dict(name='supervised', loss='softmax')
   # 9 patches of 14 pixels: torch's convolution leaves the other 2 out.
   rest = '|crop(126)' if pixels == 128 else ''

@@ -86,7 +86,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     dtype='bfloat16',  # As TPUs multiply; parameters and norms are float32.
   )
   if options.finetune:
-    config.init_from = [dict(weights=options.finetune, into='params')]
+    config.init_from = [dict(weights=options.finetune, resize='torch')]
   config.objective = dict(name='supervised', loss='softmax')
   config.input = dict(
     data=data(train),

@@ -120,7 +120,8 @@ DEIT = {
 }
 DEIT_384 = DEIT | {  # README_deit.md, with the model in evaluation mode.
   'epochs': 30,
-  'init_from': [dict(weights='x', into='params')],
+  # main.py: torch's bicubic interpolation.
+  'init_from': [dict(weights='x', resize='torch')],
   'batch_size': 512,
   **dict.fromkeys(['learning_rate', 'end_learning_rate'], 5e-6),
   'weight_decay': 1e-8,
@@ -199,7 +200,7 @@ DEIT3_21K_1K = DEIT3_21K | {
   'epochs': 50,
   'input_split': 'train',
   'val_split': 'validation',
-  'init_from': [dict(weights='x', skip='head/.*')],
+  'init_from': [dict(weights='x', skip='head/.*', resize='torch')],
   'learning_rate': 3e-4,
   'num_classes': 1000,
 }
@@ -323,9 +324,9 @@ PUBLISHED = {
     'variant=L/16,finetune=x': deit3(DEIT3_FINETUNE, 224, 0.45, 64),
     'variant=H/14,finetune=x': deit3(DEIT3_FINETUNE, 224, 0.55, 32),
     'variant=S/16,finetune=x,pixels=384': deit3(DEIT3_FINETUNE, 384, 0.0, 64),
-    # Those of the fine-tuning from ImageNet-21k.
-    'variant=B/16,finetune=x,pixels=384': deit3(DEIT3_FINETUNE, 384, 0.15, 64),
-    'variant=L/16,finetune=x,pixels=384': deit3(DEIT3_FINETUNE, 384, 0.4, 64),
+    # Batches of 32 on 16 GPUs and of 16 on 32 GPUs.
+    'variant=B/16,finetune=x,pixels=384': deit3(DEIT3_FINETUNE, 384, 0.15, 32),
+    'variant=L/16,finetune=x,pixels=384': deit3(DEIT3_FINETUNE, 384, 0.4, 16),
   },
   'deit3_i21k': {
     'variant=S/16': deit3_src(DEIT3_21K, 224, 0.05, 128),
