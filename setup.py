@@ -46,6 +46,7 @@ setuptools.setup(
   package_data={
     'vit_jax': [
       'py.typed',
+      'data/imagenet_synsets.txt',
       'inference/imagenet_names.txt',
       'pretrained/published.txt',
       'pretrained/timm_catalog.txt',

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax import losses
+from vit_jax.data import label_sets
 from vit_jax.errors import UserError
 from vit_jax.evaluators import _rows
 
@@ -34,6 +35,9 @@ class Evaluator:
     loss: 'softmax' or 'sigmoid': what the model was trained with. It affects
       the loss and the confidence (see `run`), not the accuracies.
     per_class: adds a top-1 for every class, and their mean.
+    labels: what the labels mean for a model of ImageNet-1k, such as
+      'imagenet-a' or 'real:/data/real.json'; see `data/label_sets.py`. None
+      takes them as they are.
     on_error: 'stop' or 'skip' where an image cannot be read.
     num_threads: see `pipeline.TrainInput`.
 
@@ -49,6 +53,7 @@ class Evaluator:
   batch_size: int
   loss: str = 'softmax'
   per_class: bool = False
+  labels: str | None = None
   on_error: str = 'stop'
   num_threads: int | None = None
 
@@ -56,9 +61,14 @@ class Evaluator:
 
   def __post_init__(self):
     losses.cross_entropy(self.loss)
+    data, self._scored = self.data, None
+    if self.labels is not None:
+      data = {k: x for k, x in data.items() if k == 'split'}
+      data |= dict(name='relabelled', data=dict(self.data), labels=self.labels)
+      self._scored = label_sets.find(self.labels).scored
     self._split = _rows.Rows(
       self.mesh,
-      data=self.data,
+      data=data,
       ops=self.ops,
       batch_size=self.batch_size,
       on_error=self.on_error,
@@ -97,7 +107,11 @@ class Evaluator:
     """
     sums = _Sums(self.per_class)
     for rows in self._split.map(
-      _score, params, predict=self.predict, loss=self.loss
+      _score,
+      params,
+      predict=self.predict,
+      loss=self.loss,
+      scored=self._scored,
     ):
       self._check_labels(rows)
       sums.add(rows)
@@ -187,14 +201,20 @@ def _class_table(
   return {'top1_class_mean': float(np.mean(list(table.values()))), **table}
 
 
-def _score(params, batch, *, predict, loss):
-  """Returns the numbers of each row that the sums are taken of."""
+def _score(params, batch, *, predict, loss, scored):
+  """Returns the numbers of each row that the sums are taken of.
+
+  `scored` are the classes that count; the others' logits are left out.
+  """
   logits_BY = _rows.logits_of(predict(params, batch))
   label, num_classes = batch['label'], logits_BY.shape[-1]
   targets_BY = losses.targets(label, num_classes)
+  if scored is not None:
+    logits_BY = logits_BY[:, np.array(scored)]
+    targets_BY = targets_BY[:, np.array(scored)]
   correct_B, labelled_B = losses.topk_correct(logits_BY, targets_BY)
   rows = dict(label=label, labelled=labelled_B, top1=correct_B)
-  if num_classes > 5:
+  if logits_BY.shape[-1] > 5:
     rows['top5'], _ = losses.topk_correct(logits_BY, targets_BY, k=5)
   if loss == 'softmax':
     sum_B1 = jnp.sum(targets_BY, axis=-1, keepdims=True)
