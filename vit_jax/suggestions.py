@@ -28,6 +28,7 @@ _ALIASES = {
   'epsilon': 'eps',
   'fp16': 'dtype',
   'hidden_size': 'width',
+  'init': 'weight_init',
   'init_values': 'layer_scale',
   'lr': 'learning_rate',
   'max_epochs': 'total_epochs',

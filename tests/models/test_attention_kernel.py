@@ -85,11 +85,15 @@ def tpu(monkeypatch):
     yield
 
 
-@pytest.mark.parametrize('qkv_bias', [True, False])
-def test_module_has_the_same_parameters_and_output_on_a_tpu(tpu, qkv_bias):
+@pytest.mark.parametrize(
+  ('qkv_bias', 'weight_init'), [(True, 'google'), (False, 'torch')]
+)
+def test_module_has_the_same_parameters_and_output_on_a_tpu(
+  tpu, qkv_bias, weight_init
+):
   x = _normal(0, 2, 7, 128)
   module = _attention.Attention(
-    num_heads=2, qkv_bias=qkv_bias, dtype='bfloat16'
+    num_heads=2, qkv_bias=qkv_bias, weight_init=weight_init, dtype='bfloat16'
   )
   plain = module.clone(implementation='einsum')
   params = module.init(jax.random.key(0), x)

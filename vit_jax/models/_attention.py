@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from vit_jax.errors import UserError
-from vit_jax.models import _attention_kernel
+from vit_jax.models import _attention_kernel, _init
 from vit_jax.models._dropout import Dropout
 from vit_jax.models._norm import layer_norm
 from vit_jax.parallel.activations import constrain
@@ -42,6 +42,7 @@ class Attention(nn.Module):
       a TPU, where it is `_attention_kernel` if that fits; 'xla' and 'cudnn' are
       those of `jax.nn.dot_product_attention`. Sowing and dropout always use
       'einsum'; a mask or bias never uses the kernel.
+    weight_init: a key of `_init.SCHEMES`.
     dtype: of the computation.
   """
 
@@ -51,6 +52,7 @@ class Attention(nn.Module):
   qk_norm: bool = False
   norm_epsilon: float = 1e-6
   implementation: str = 'auto'
+  weight_init: str = 'google'
   dtype: Any = 'float32'
 
   @nn.compact
@@ -110,7 +112,7 @@ class Attention(nn.Module):
     return nn.DenseGeneral(
       x_BLD.shape[-1],
       axis=(-2, -1),
-      kernel_init=nn.initializers.xavier_uniform(),
+      kernel_init=self._kernel_init,
       dtype=self.dtype,
       name='out',
     )(out_BLNK)
@@ -120,7 +122,9 @@ class Attention(nn.Module):
     D = x_BLD.shape[-1]
     heads = (self.num_heads, D // self.num_heads)
     parts = [
-      Projection(heads, self.qkv_bias, dtype=self.dtype, name=name)(D)
+      Projection(
+        heads, self.qkv_bias, self._kernel_init, dtype=self.dtype, name=name
+      )(D)
       for name in ('query', 'key', 'value')
     ]
     kernels, biases = zip(*parts, strict=True)
@@ -129,7 +133,7 @@ class Attention(nn.Module):
     out_BLD = checkpoint_name(out_BLD, KERNEL_OUTPUT)
     # As a matrix: with separate heads, [N, K], the compiler would transpose the
     # array before and after the kernel.
-    kernel_NKD, bias_D = OutProjection(heads, name='out')(D)
+    kernel_NKD, bias_D = OutProjection(heads, self._kernel_init, name='out')(D)
     kernel_DD = kernel_NKD.reshape(D, D).astype(self.dtype)
     # A bias of keys changes nothing. That of values reaches every token as it
     # is, since weights add up to one.
@@ -140,11 +144,15 @@ class Attention(nn.Module):
     x_BLNK = nn.DenseGeneral(
       (self.num_heads, x_BLD.shape[-1] // self.num_heads),
       use_bias=self.qkv_bias,
-      kernel_init=nn.initializers.xavier_uniform(),
+      kernel_init=self._kernel_init,
       dtype=self.dtype,
       name=name,
     )(x_BLD)
     return constrain(x_BLNK, 'BLNK')
+
+  @property
+  def _kernel_init(self):
+    return _init.SCHEMES[self.weight_init].kernel
 
 
 class Projection(nn.Module):
@@ -152,6 +160,7 @@ class Projection(nn.Module):
 
   heads: tuple[int, int]
   use_bias: bool
+  matrix_init: _init.Initializer
   dtype: Any
 
   @nn.compact
@@ -163,7 +172,7 @@ class Projection(nn.Module):
     size = math.prod(self.heads)
 
     def kernel_init(rng):
-      drawn = nn.initializers.xavier_uniform()(rng, (width, size))
+      drawn = self.matrix_init(rng, (width, size))
       return drawn.reshape(width, *self.heads)
 
     kernel_DNK = self.param('kernel', kernel_init)
@@ -179,14 +188,14 @@ class OutProjection(nn.Module):
   """The parameters of a `DenseGeneral` from heads."""
 
   heads: tuple[int, int]
+  matrix_init: _init.Initializer
 
   @nn.compact
   def __call__(self, width: int):
     """Returns the kernel [N, K, D] and the bias [D]."""
 
     def kernel_init(rng):
-      matrix = (math.prod(self.heads), width)
-      drawn = nn.initializers.xavier_uniform()(rng, matrix)
+      drawn = self.matrix_init(rng, (math.prod(self.heads), width))
       return drawn.reshape(*self.heads, width)
 
     kernel = self.param('kernel', kernel_init)

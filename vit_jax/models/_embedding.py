@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.errors import UserError
-from vit_jax.models import _position
+from vit_jax.models import _init, _position
 from vit_jax.models._dropout import Dropout
 
 
@@ -26,7 +26,9 @@ class Embedding(nn.Module):
     position: a key of `_position.TABLES`.
     position_resize: a key of `_position.RESIZE`, or None: how a learned table
       is resized for images of another grid than its own.
+    position_init: of a learned table, see `_init.position_table`.
     dropout_rate: of the tokens, in training.
+    weight_init: a key of `_init.SCHEMES`.
     dtype: of the tokens.
   """
 
@@ -36,7 +38,9 @@ class Embedding(nn.Module):
   num_registers: int = 0
   position: str = 'learned'
   position_resize: str | None = None
+  position_init: float | str = 'google'
   dropout_rate: float = 0.0
+  weight_init: str = 'google'
   dtype: Any = 'float32'
 
   @nn.compact
@@ -68,11 +72,11 @@ class Embedding(nn.Module):
       token_1PD = self.param(name, init, (1, number, D)).astype(self.dtype)
       tokens.insert(0, jnp.broadcast_to(token_1PD, (B, number, D)))
 
+    scheme = _init.SCHEMES[self.weight_init]
     if self.num_registers:
-      # Not zeros: registers that start equal would stay equal.
-      prepend('registers', nn.initializers.normal(0.02), self.num_registers)
+      prepend('registers', scheme.registers, self.num_registers)
     if self.class_token:
-      prepend('class_token', nn.initializers.zeros, 1)
+      prepend('class_token', scheme.class_token, 1)
     x_BLD = jnp.concatenate(tokens, axis=1)
     return Dropout(self.dropout_rate)(x_BLD, train=train)
 
@@ -91,7 +95,8 @@ class Embedding(nn.Module):
         ' weights, give images of the size that it was made for, or set'
         " position_resize='timm' in the model section"
       )
-    table_HWD = self.param(name, nn.initializers.normal(0.02), own)
+    init = _init.position_table(self.position_init, self.width)
+    table_HWD = self.param(name, init, own)
     if own == shape:
       return table_HWD
     return _position.resize(

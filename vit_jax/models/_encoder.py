@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.errors import UserError
-from vit_jax.models import _dropout
+from vit_jax.models import _dropout, _init
 from vit_jax.models._activations import ACTIVATIONS
 from vit_jax.models._attention import KERNEL_OUTPUT, Attention
 from vit_jax.models._dropout import Dropout
@@ -51,6 +51,7 @@ class Mlp(nn.Module):
   dim: int
   dropout_rate: float = 0.0
   activation: str = 'gelu_tanh'
+  weight_init: str = 'google'
   dtype: Any = 'float32'
 
   @nn.compact
@@ -61,10 +62,11 @@ class Mlp(nn.Module):
     return self._dense(x_BLD.shape[-1], 'down')(x_BLF)
 
   def _dense(self, features: int, name: str):
+    scheme = _init.SCHEMES[self.weight_init]
     return nn.Dense(
       features,
-      kernel_init=nn.initializers.xavier_uniform(),
-      bias_init=nn.initializers.normal(1e-6),
+      kernel_init=scheme.kernel,
+      bias_init=scheme.mlp_bias,
       dtype=self.dtype,
       name=name,
     )
@@ -80,8 +82,8 @@ class Block(nn.Module):
     attention_dropout_rate: of attention weights.
     layer_scale: initial value of the learned factors per channel of both
       branches (CaiT, https://arxiv.org/abs/2103.17239); None for no factors.
-    qk_norm, qkv_bias, attention, activation, norm_epsilon, dtype: as in
-      `Attention` and `Mlp`.
+    qk_norm, qkv_bias, attention, activation, norm_epsilon, weight_init, dtype:
+      as in `Attention` and `Mlp`.
   """
 
   num_heads: int
@@ -94,6 +96,7 @@ class Block(nn.Module):
   attention: str = 'auto'
   activation: str = 'gelu_tanh'
   norm_epsilon: float = 1e-6
+  weight_init: str = 'google'
   dtype: Any = 'float32'
 
   @nn.compact
@@ -118,6 +121,7 @@ class Block(nn.Module):
       qk_norm=self.qk_norm,
       norm_epsilon=self.norm_epsilon,
       implementation=self.attention,
+      weight_init=self.weight_init,
       dtype=self.dtype,
       name='attention',
     )(norm(materialize_gradient(x_BLD)), mask=mask, bias=bias, train=train)
@@ -129,6 +133,7 @@ class Block(nn.Module):
       dim=self.mlp_dim,
       dropout_rate=self.dropout_rate,
       activation=self.activation,
+      weight_init=self.weight_init,
       dtype=self.dtype,
       name='mlp',
     )(norm(materialize_gradient(x_BLD)), train=train)

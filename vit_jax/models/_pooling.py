@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from vit_jax.models import _init
 from vit_jax.models._attention import Attention
 from vit_jax.models._encoder import Mlp
 from vit_jax.models._norm import layer_norm
@@ -23,7 +24,7 @@ class MapPooling(nn.Module):
   Attributes:
     num_heads: heads of attention.
     mlp_dim: hidden width of the MLP.
-    qkv_bias, activation, norm_epsilon, dtype: as in `Block`.
+    qkv_bias, activation, norm_epsilon, weight_init, dtype: as in `Block`.
   """
 
   num_heads: int
@@ -31,6 +32,7 @@ class MapPooling(nn.Module):
   qkv_bias: bool = True
   activation: str = 'gelu_tanh'
   norm_epsilon: float = 1e-6
+  weight_init: str = 'google'
   dtype: Any = 'float32'
 
   @nn.compact
@@ -50,6 +52,7 @@ class MapPooling(nn.Module):
     y_B1D = Attention(
       num_heads=self.num_heads,
       qkv_bias=self.qkv_bias,
+      weight_init=self.weight_init,
       dtype=self.dtype,
       name='attention',
     )(jnp.broadcast_to(probe_11D, (B, 1, D)), x_BLD, mask=mask)
@@ -57,6 +60,7 @@ class MapPooling(nn.Module):
     mlp = Mlp(
       dim=self.mlp_dim,
       activation=self.activation,
+      weight_init=self.weight_init,
       dtype=self.dtype,
       name='mlp',
     )
@@ -70,7 +74,7 @@ class Readout(nn.Module):
   Attributes:
     map_pooling: the module for pooling 'map'.
     width, num_classes, pooling, final_norm, norm_epsilon, representation_size,
-      head_bias_init, head_zero_init: as in `ViT`.
+      weight_init, head_bias_init, head_zero_init: as in `ViT`.
   """
 
   map_pooling: nn.Module
@@ -80,8 +84,9 @@ class Readout(nn.Module):
   final_norm: str
   norm_epsilon: float
   representation_size: int | bool | None
+  weight_init: str
   head_bias_init: float
-  head_zero_init: bool
+  head_zero_init: bool | None
 
   @nn.compact
   def __call__(self, x_BLD, num_prefix: int, patch_mask=None):
@@ -98,7 +103,12 @@ class Readout(nn.Module):
       size = self.width
       if self.representation_size is not True:
         size = self.representation_size
-      features = nn.tanh(nn.Dense(size, name='representation')(features))
+      layer = nn.Dense(
+        size,
+        kernel_init=_init.SCHEMES[self.weight_init].representation,
+        name='representation',
+      )
+      features = nn.tanh(layer(features))
     outputs['features'] = features
     if self.num_classes:
       outputs['logits'] = self._head(features)
@@ -115,12 +125,13 @@ class Readout(nn.Module):
     return pool(tokens_BLD, patch_mask).astype(jnp.float32)
 
   def _head(self, features):
-    kernel_init = nn.initializers.lecun_normal()
-    if self.head_zero_init:
-      kernel_init = nn.initializers.zeros
+    scheme = _init.SCHEMES[self.weight_init]
+    zero = self.head_zero_init
+    if zero is None:
+      zero = scheme.zero_head
     return nn.Dense(
       self.num_classes,
-      kernel_init=kernel_init,
+      kernel_init=nn.initializers.zeros if zero else scheme.head,
       bias_init=nn.initializers.constant(self.head_bias_init),
       name='head',
     )(features)

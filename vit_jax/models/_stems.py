@@ -14,6 +14,7 @@ import flax.linen as nn
 
 from vit_jax import lookup
 from vit_jax.errors import UserError
+from vit_jax.models import _init
 from vit_jax.models._activations import ACTIVATIONS
 from vit_jax.models._norm import layer_norm, materialize_gradient
 
@@ -27,11 +28,13 @@ class PatchEmbedding(nn.Module):
   Attributes:
     patch_size: (height, width), which divide the image's.
     width: D.
+    weight_init: a key of `_init.SCHEMES`.
     dtype: of the computation.
   """
 
   patch_size: tuple[int, int]
   width: int
+  weight_init: str = 'google'
   dtype: Any = 'float32'
 
   @nn.compact
@@ -39,9 +42,9 @@ class PatchEmbedding(nn.Module):
     """Returns a grid of tokens, `[B, rows, columns, D]`."""
     B, H, W, C = image_BHWC.shape
     P, Q = self.patch_size
-    shape = (P, Q, C, self.width)
-    kernel = self.param('kernel', nn.initializers.lecun_normal(), shape)
-    bias = self.param('bias', nn.initializers.zeros, (self.width,))
+    scheme = _init.SCHEMES[self.weight_init]
+    kernel = self.param('kernel', scheme.patch_kernel, (P, Q, C, self.width))
+    bias = self.param('bias', scheme.patch_bias(P * Q * C), (self.width,))
     patches = image_BHWC.astype(self.dtype).reshape(B, H // P, P, W // Q, Q, C)
     patches = patches.swapaxes(2, 3).reshape(B, H // P, W // Q, P * Q * C)
     kernel = kernel.astype(self.dtype).reshape(P * Q * C, self.width)
@@ -62,6 +65,7 @@ class ConvStem(nn.Module):
     width: D, a multiple of half the patch's side.
     activation: a key of `ACTIVATIONS`.
     norm_epsilon: of every LayerNorm.
+    weight_init: a key of `_init.SCHEMES`.
     dtype: of the computation.
   """
 
@@ -69,6 +73,7 @@ class ConvStem(nn.Module):
   width: int
   activation: str = 'gelu_tanh'
   norm_epsilon: float = 1e-6
+  weight_init: str = 'google'
   dtype: Any = 'float32'
 
   def __post_init__(self):
@@ -89,6 +94,7 @@ class ConvStem(nn.Module):
   @nn.compact
   def __call__(self, x_BHWC):
     """Returns a grid of tokens, `[B, rows, columns, D]`."""
+    scheme = _init.SCHEMES[self.weight_init]
     num_convolutions = self.patch_size[0].bit_length() - 1
     for i in range(num_convolutions):
       x_BHWC = nn.Conv(
@@ -97,12 +103,19 @@ class ConvStem(nn.Module):
         strides=2,
         padding=1,
         use_bias=False,  # The norm has one.
+        kernel_init=scheme.convolution,
         dtype=self.dtype,
         name=f'convolution_{i}',
       )(x_BHWC)
       norm = layer_norm(self.norm_epsilon, self.dtype, f'norm_{i}')
       x_BHWC = ACTIVATIONS[self.activation](norm(materialize_gradient(x_BHWC)))
-    return nn.Dense(self.width, dtype=self.dtype, name='out')(x_BHWC)
+    return nn.Dense(
+      self.width,
+      kernel_init=scheme.convolution,
+      bias_init=scheme.convolution_bias(x_BHWC.shape[-1]),
+      dtype=self.dtype,
+      name='out',
+    )(x_BHWC)
 
 
 STEMS: dict[str, type[nn.Module]] = {'patch': PatchEmbedding, 'conv': ConvStem}

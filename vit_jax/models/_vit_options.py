@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from vit_jax import lookup
 from vit_jax.errors import UserError
-from vit_jax.models import _activations, _attention, _encoder, _position
+from vit_jax.models import _activations, _attention, _encoder, _init, _position
 
 POOLINGS = ('token', 'mean', 'map', 'none')
 FINAL_NORMS = ('tokens', 'features')
@@ -36,6 +36,7 @@ def check_values(vit: nn.Module) -> None:
     ('position', tuple(_position.TABLES)),
     ('position_resize', (None, *_position.RESIZE)),
     ('final_norm', FINAL_NORMS),
+    ('weight_init', tuple(_init.SCHEMES)),
     ('activation', tuple(_activations.ACTIVATIONS)),
     ('attention', _attention.ATTENTIONS),
     ('remat', (None, *_encoder.REMAT_POLICIES)),
@@ -87,8 +88,25 @@ def check_values(vit: nn.Module) -> None:
       f"position_resize={vit.position_resize!r} needs position='learned'; a"
       f' table of position={vit.position!r} is made for every grid'
     )
+  problems += _position_init_problems(vit.position_init, vit.position)
   if problems:
     raise UserError('ViT: ' + '; '.join(problems))
+
+
+def _position_init_problems(std: float | str, position: str) -> list[str]:
+  named = isinstance(std, str)
+  if std not in _init.POSITION_STD if named else not std > 0:
+    listed = ', '.join(map(repr, _init.POSITION_STD))
+    return [
+      f'position_init={std!r}: expected a standard deviation above 0, or one of'
+      f' {listed}'
+    ]
+  if position != 'learned' and std != 'google':
+    return [
+      f"position_init={std!r} needs position='learned'; the table of"
+      f' position={position!r} is not learned'
+    ]
+  return []
 
 
 def check_image(vit: nn.Module, image) -> None:

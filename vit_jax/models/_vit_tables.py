@@ -57,7 +57,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     'head_zero_init',
   ),
   # Initial values of what training changes.
-  'initial': ('layer_scale',),
+  'initial': ('layer_scale', 'weight_init', 'position_init'),
   # Training alone; no effect on evaluation.
   'training': (
     'dropout_rate',

@@ -84,8 +84,7 @@ def Model(  # noqa: N802, it makes a model.
 class ViT(nn.Module):
   """A Vision Transformer.
 
-  Parameters are float32 whatever `dtype` is. Initial values are those of
-  Google's ViT: the head starts at zero, so that the first loss is known.
+  Parameters are float32 whatever `dtype` is.
 
   A call is `embed`, `encode` and `read_out`. Objectives that change the tokens
   in between call these through `apply(..., method='embed')`.
@@ -109,6 +108,8 @@ class ViT(nn.Module):
       'sincos2d_moco': the fixed ones of `_position`; or 'none'.
     position_resize: how a learned table is resized for images of another grid
       than its own: a key of `_position.RESIZE`. None: such images are an error.
+    position_init: standard deviation of a learned table: a number; 'google' is
+      0.02, as in DeiT too; 'big_vision' is 1 / sqrt(D).
     final_norm: the input of the last LayerNorm. 'tokens': all of them, before
       pooling; 'features': what pooling returns, as in MAE's fine-tuned models
       and timm's average-pooled ones (`fc_norm`).
@@ -132,8 +133,15 @@ class ViT(nn.Module):
     remat: a key of `_encoder.REMAT_POLICIES`: what is stored for the backward
       pass; None stores all that it uses.
     attention: one of `_attention.ATTENTIONS`.
+    weight_init: all other initial values, a key of `_init.SCHEMES`. 'google':
+      Xavier uniform kernels and a head of zeros, so that the first loss is
+      known; 'torch': normal kernels of standard deviation 0.02, the head
+      included, and torch's default for convolutions (DeiT, timm); 'moco':
+      MoCo v3's, Xavier uniform with zero biases.
     head_bias_init: initial bias of the head; -10 suits sigmoid losses.
-    head_zero_init: whether the head's kernel starts at zero.
+    head_zero_init: whether the head's kernel starts at zero. None: with
+      'google' it does. False with 'google' is LeCun normal. LAMB can hardly
+      train a head that starts at zero.
   """
 
   FIELDS = FIELDS
@@ -149,6 +157,7 @@ class ViT(nn.Module):
   num_registers: int = 0
   position: str = 'learned'
   position_resize: str | None = None
+  position_init: float | str = 'google'
   final_norm: str = 'tokens'
   representation_size: int | bool | None = None
   layer_scale: float | None = None
@@ -164,8 +173,9 @@ class ViT(nn.Module):
   scan: bool = False
   remat: str | None = None
   attention: str = 'auto'
+  weight_init: str = 'google'
   head_bias_init: float = 0.0
-  head_zero_init: bool = True
+  head_zero_init: bool | None = None
 
   def __post_init__(self):
     _vit_options.check_types(self)
