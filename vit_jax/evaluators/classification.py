@@ -191,14 +191,21 @@ def _class_table(
   examples: np.ndarray, correct: np.ndarray, names: Sequence[str] | None
 ) -> dict[str, float]:
   """Returns `top1_class_mean` and `top1/<class>` of the classes that occur."""
-  names = [str(i) for i in range(len(examples))] if names is None else names
-  twice = {name for name, n in collections.Counter(names).items() if n > 1}
-  table = {}
-  for i in np.flatnonzero(examples):
-    # ImageNet has two classes named crane and two named maillot.
-    key = f'{names[i]} ({i})' if names[i] in twice else names[i]
-    table[f'top1/{key}'] = correct[i] / examples[i]
+  keys = class_keys(names, len(examples))
+  table = {
+    f'top1/{keys[i]}': correct[i] / examples[i]
+    for i in np.flatnonzero(examples)
+  }
   return {'top1_class_mean': float(np.mean(list(table.values()))), **table}
+
+
+def class_keys(names: Sequence[str] | None, num_classes: int) -> list[str]:
+  """Returns a different text for each class; its number without a name."""
+  if names is None:
+    return [str(i) for i in range(num_classes)]
+  twice = {name for name, n in collections.Counter(names).items() if n > 1}
+  # ImageNet has two classes named crane and two named maillot.
+  return [f'{x} ({i})' if x in twice else x for i, x in enumerate(names)]
 
 
 def _score(params, batch, *, predict, loss, scored):
