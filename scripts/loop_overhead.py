@@ -8,7 +8,6 @@ checking metrics, the progress line and the log stay. Prints microseconds.
 """
 
 import dataclasses
-import functools
 import sys
 import tempfile
 import time
@@ -38,9 +37,8 @@ def _times(log_every_steps: int) -> list[float]:
   times = []
   build = run_lib.build
 
-  @functools.wraps(build)  # `train` reads its signature.
-  def build_idle(**sections):
-    run = build(**sections)
+  def build_idle(config):
+    run = build(config)
     real = next(run.input.batches())
 
     def batches(start_step=0):

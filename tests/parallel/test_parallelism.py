@@ -71,7 +71,7 @@ def build(mesh, options=None, model=None, micro_batches=1, **changes):
     on_nonfinite='stop',
     micro_batches=micro_batches,
   )
-  return run_lib.build(**{**config, **changes})
+  return run_lib.build({**config, **changes})
 
 
 @functools.cache

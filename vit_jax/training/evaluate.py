@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,13 +12,13 @@ from jax.experimental import multihost_utils
 from vit_jax import lookup, suggestions, trees
 from vit_jax.data import device_ops_language, ops_language
 from vit_jax.errors import UserError
-from vit_jax.objectives import _forward
-from vit_jax.parallel import activations, mesh as mesh_lib, rules as rules_lib
+from vit_jax.objectives import supervised
+from vit_jax.parallel import mesh as mesh_lib
 from vit_jax.pretrained import blocks, catalog, initialize as initialize_lib
 from vit_jax.pretrained.formats import run as run_format
 from vit_jax.pretrained.weights import Weights, build_model
 from vit_jax.printable import printable
-from vit_jax.training import evaluation
+from vit_jax.training import evaluation, run as run_lib, train_state
 
 _BATCH_SIZE = 128
 
@@ -56,8 +56,8 @@ def evaluate(
   """Returns the numbers of evaluators on weights; see `vit_jax.evaluate`.
 
   Only reads: the run that the weights are from may be going on. The forward
-  pass is the model's, as in `vit_jax.load`; there is no optimizer, objective
-  or training data. Positions are resized to the images of each evaluation.
+  pass is the model's, as in `vit_jax.load`; there is no optimizer or training
+  data. Positions are resized to the images of each evaluation.
 
   Raises:
     UserError: weights, sections, options or data that do not fit.
@@ -76,35 +76,28 @@ def evaluate(
   evals = _chosen(evaluation.sections(evals, 'config.evals'), names)
   if own:
     _check_from_file(evals, weights)
+  options |= dict(model=model, weights_dir=weights_dir, on_log=on_log)
   loaded: dict[bool | None, _Model] = {}
 
-  def read(wanted: bool | None, step: int | str | None) -> Weights:
-    return catalog.load(
-      weights,
-      model=model,
-      step=step,
-      ema=wanted,
-      weights_dir=weights_dir,
-      on_log=on_log,
-      **options,
-    )
-
   def load(wanted: bool | None) -> _Model:
-    if wanted not in loaded:
-      found = weights
-      if not isinstance(weights, Weights):
-        steps = [x.weights.source['step'] for x in loaded.values() if is_ours]
-        found = read(wanted, steps[0] if steps else step)
-      if is_ours and jax.process_count() > 1:
+    nonlocal step
+    if wanted in loaded:
+      return loaded[wanted]
+    found = weights
+    if not isinstance(weights, Weights):
+      found = catalog.load(weights, step=step, ema=wanted, **options)
+    if is_ours:
+      step = found.source['step']
+      if jax.process_count() > 1:
         # A run may save while the processes look for its newest checkpoint.
-        ours = found.source['step']
-        agreed = int(multihost_utils.broadcast_one_to_all(np.int32(ours)))
-        found = found if ours == agreed else read(wanted, agreed)
-      found = found.with_preprocess(ops=ops, device_ops=device_ops)
-      others = [x for x in loaded.values() if x.weights.model == found.model]
-      # One forward pass compiles each evaluator once.
-      forward = others[0].forward if others else _make_forward(found, mesh)
-      loaded[wanted] = _Model(found, forward, mesh, on_log)
+        step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
+      if found.source['step'] != step:
+        found = catalog.load(weights, step=step, ema=wanted, **options)
+    found = found.with_preprocess(ops=ops, device_ops=device_ops)
+    # One forward pass compiles each evaluator once.
+    parts = [x.part for x in loaded.values()]
+    part = parts[0] if parts else _model_part(found, mesh)
+    loaded[wanted] = _Model(found, part, on_log)
     return loaded[wanted]
 
   metrics, source = {}, {}
@@ -137,35 +130,27 @@ def _check_from_file(
 ) -> None:
   """Raises UserError where a run's files name code outside of this package."""
   problems = []
+
+  def check(name, section, folder='data/sources', export='Source'):
+    try:
+      if 'name' in section:
+        lookup.find(folder, section['name'], export)
+      if section.get('ops') is not None:
+        ops_language.parse(section['ops'])
+    except UserError as e:
+      problems.append(f'{name}: {e}')
+    for value in section.values():
+      for part in value if isinstance(value, list | tuple) else [value]:
+        if isinstance(part, Mapping):
+          check(name, part)
+
   for name, section in evals.items():
-    for folder, export, found in _names(section):
-      try:
-        if folder == 'ops':
-          ops_language.parse(found)
-        else:
-          lookup.find(folder, found, export)
-      except UserError as e:
-        problems.append(f'{name}: {e}')
+    check(name, section, 'evaluators', 'Evaluator')
   if problems:
     raise UserError(
       f'the evaluations of {os.fspath(path)} cannot be taken from its files: '
       f'{"; ".join(problems)}. Name the recipe of the run: --config=RECIPE.py'
     )
-
-
-def _names(
-  section: Mapping[str, Any], folder: str = 'evaluators'
-) -> Iterator[tuple[str, str, Any]]:
-  """Yields what a section names: folder, export and name, or ops."""
-  export = 'Evaluator' if folder == 'evaluators' else 'Source'
-  if 'name' in section:
-    yield folder, export, section['name']
-  if section.get('ops') is not None:
-    yield 'ops', '', section['ops']
-  for value in section.values():
-    for part in value if isinstance(value, list | tuple) else [value]:
-      if isinstance(part, Mapping):
-        yield from _names(part, 'data/sources')
 
 
 def _chosen(
@@ -188,11 +173,10 @@ def _chosen(
 
 @dataclasses.dataclass
 class _Model:
-  """Weights, their forward pass, and the parameters on the devices."""
+  """Weights, what computes with them, and the parameters on the devices."""
 
   weights: Weights
-  forward: _forward.Forward
-  mesh: jax.sharding.Mesh
+  part: run_lib.ModelPart
   on_log: Callable[[str], Any]
   placed: tuple[Any, Any] = (None, None)  # The shape of an image, parameters.
 
@@ -204,7 +188,7 @@ class _Model:
     return self.placed[1]
 
   def _place(self, image: jax.ShapeDtypeStruct | None) -> dict[str, Any]:
-    module = build_model(self.weights)
+    module = self.part.model
     if image is None:  # The evaluator has data of its own, or no images.
       named = self.weights.params
       named = blocks.stack(named) if getattr(module, 'scan', False) else named
@@ -217,16 +201,10 @@ class _Model:
         jax.random.key(0),
         image,
       )
-    tree = {'params': shapes}
-    abstract = jax.tree.map(
-      lambda x, sharding: x.update(sharding=sharding),
-      tree,
-      rules_lib.state_shardings(tree, self.mesh),
-    )
     return initialize_lib.initialize(
-      abstract,
+      train_state.sharded({'params': shapes}, self.part.mesh),
       [dict(weights=self.weights)],
-      models={'params': module},
+      models=self.part.models,
       model_name=self.weights.model['name'],
       on_log=self.on_log,
     )
@@ -240,7 +218,11 @@ def _run(
   if section.get('ops') is None and {'data', 'data_train'} & set(section):
     section = dict(section, ops=_ops(weights, where))
   evaluator = evaluation.build(
-    section, model.forward, model.mesh, batch_size=batch_size, where=where
+    section,
+    model.part.predict,
+    model.part.mesh,
+    batch_size=batch_size,
+    where=where,
   )
   found = getattr(evaluator, 'num_classes', None)
   wanted = weights.model.get('num_classes')
@@ -251,7 +233,7 @@ def _run(
     )
   image = None
   for data in evaluation.inputs_of(evaluator, where).values():
-    spec = jax.eval_shape(model.forward.prepare, data.element_spec())
+    spec = jax.eval_shape(model.part.predict.prepare, data.element_spec())
     if 'image' in spec:
       image = spec['image'].update(shape=(1, *spec['image'].shape[1:]))
   params = model.on_devices(image)
@@ -259,23 +241,18 @@ def _run(
     return evaluator.run(params)
 
 
-def _make_forward(
-  weights: Weights, mesh: jax.sharding.Mesh
-) -> _forward.Forward:
-  module = build_model(weights)
+def _model_part(weights: Weights, mesh: jax.sharding.Mesh) -> run_lib.ModelPart:
   if 'device_ops' not in weights.preprocess:
     raise UserError(
       'the weights do not say how images were normalised. Give device_ops, '
       "such as 'normalize(-1, 1)' (--device_ops on the command line)"
     )
-  ops = device_ops_language.parse(
+  module = build_model(weights)
+  device_ops = device_ops_language.parse(
     weights.preprocess['device_ops'], trusted='device_ops' in weights.trusted
   )
-  return _forward.Forward(
-    lambda weights, batch: module.apply(weights, batch['image'], train=False),
-    lambda batch: ops(batch, None, train=False),
-    context=lambda: activations.use(mesh, split_tokens=False),
-  )
+  objective = supervised.Objective(module)  # Predicts what the model returns.
+  return run_lib.ModelPart(mesh, module, objective, device_ops)
 
 
 def _ops(weights: Weights, where: str) -> str:

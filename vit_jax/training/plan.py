@@ -1,7 +1,6 @@
 """The plan of a run: its config, built and checked."""
 
 import dataclasses
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -73,8 +72,7 @@ def make(config: Mapping[str, Any], *, profile: str | None = None) -> Plan:
   """
   config = like.complete(config)
   with inputs.all_problems(config):
-    keys = inspect.signature(run_lib.build).parameters
-    run = run_lib.build(**{key: config[key] for key in keys})
+    run = run_lib.build(config)
     jobs = evaluation.make_jobs(
       config['evals'] or {},
       run,

@@ -1,5 +1,6 @@
 """The parts of a run: mesh, model, objective, optimizer, jitted steps."""
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
@@ -30,21 +31,32 @@ from vit_jax.training import (
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-  """The functions and shapes of a run; no weights yet."""
+class ModelPart:
+  """A model and its objective on a mesh: what evaluation needs of a run."""
 
   mesh: jax.sharding.Mesh
-  input: pipeline.TrainInput
-  device_ops: device_ops_language.DeviceOp
-  model: Any
+  model: Any  # The flax module.
   objective: Any
-  total_steps: int
-  batch_spec: dict[str, jax.ShapeDtypeStruct]
-  abstract_state: train_state.TrainState
-  sharding_report: rules_lib.Report
-  init: Callable[[], train_state.TrainState]
-  step: Any  # jitted: (state, batch) -> (state, metrics); donates the state
-  predict: _forward.Forward  # (weights, batch) -> dict of outputs
+  device_ops: device_ops_language.DeviceOp
+  split_tokens: bool = False  # See `activations.use`.
+
+  @functools.cached_property
+  def predict(self) -> _forward.Forward:
+    """The forward pass: (weights, batch) -> dict of outputs."""
+
+    def predict(weights, batch):
+      others = {k: x for k, x in weights.items() if k != 'params'}
+      return self.objective.predict(weights['params'], batch, **others)
+
+    def device_ops(batch):
+      # Evaluation draws nothing; the key only completes the signature.
+      return self.device_ops(batch, jax.random.key(0), train=False)
+
+    return _forward.Forward(predict, device_ops, context=self.tracing)
+
+  def tracing(self) -> contextlib.AbstractContextManager[None]:
+    """Returns the context in which functions of the model are traced."""
+    return activations.use(self.mesh, split_tokens=self.split_tokens)
 
   def weights(
     self, state: train_state.TrainState, *, ema: bool = False
@@ -63,12 +75,25 @@ class Run:
       return self.objective.models()
     return {'params': self.model}
 
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run(ModelPart):
+  """The functions and shapes of a run; no weights yet."""
+
+  input: pipeline.TrainInput
+  total_steps: int
+  batch_spec: dict[str, jax.ShapeDtypeStruct]
+  abstract_state: train_state.TrainState
+  sharding_report: rules_lib.Report
+  init: Callable[[], train_state.TrainState]
+  step: Any  # jitted: (state, batch) -> (state, metrics); donates the state
+
   def flops_per_step(self) -> int:
     """Returns the floating-point operations of a training step.
 
     These are `objective.flops(params, batch)`, called with shapes, where the
     objective has this method; otherwise those of three forward passes of
-    `predict` (see `reporting.flops`) on `evaluation_spec`.
+    `predict` (see `reporting.flops`).
     """
     if hasattr(self.objective, 'flops'):
       spec = jax.eval_shape(
@@ -77,178 +102,154 @@ class Run:
         jax.random.key(0),
       )
       return self.objective.flops(self.abstract_state.params, spec)
-    weights = self.weights(self.abstract_state)
-    forward = flops.count(self.predict, weights, self.evaluation_spec)
-    return flops.TRAINING_FACTOR * forward
-
-  @property
-  def evaluation_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes of a batch with one view of each image, as in evaluations.
-
-    Of a field with several views, `[B, V, H, W, C]`, that is `[B, H, W, C]`.
-    """
-    return {
+    # As in evaluations, one view of each image: of [B, V, H, W, C] the first.
+    spec = {
       key: x.update(shape=x.shape[:1] + x.shape[2:]) if len(x.shape) == 5 else x
       for key, x in self.batch_spec.items()
     }
+    weights = self.weights(self.abstract_state)
+    return flops.TRAINING_FACTOR * flops.count(self.predict, weights, spec)
 
 
-def build(
-  *,
-  model: Mapping[str, Any],
-  objective: Mapping[str, Any],
-  input: Mapping[str, Any],
-  optimizer: Mapping[str, Any],
-  total_steps: int | None,
-  total_epochs: float | None,
-  seed: int,
-  ema: Mapping[str, Any] | None,
-  mesh: Mapping[str, int] | None,
-  sharding: Mapping[str, Any] | None,
-  on_nonfinite: str,
-  micro_batches: int,
-) -> Run:
-  """Builds a run from the sections of a config (see `train.train`).
+def build(config: Mapping[str, Any]) -> Run:
+  """Builds a run from a config with all keys of `train.train`.
 
   Raises:
     UserError: a section that does not fit what it names, or sections that do
       not fit each other (classes, batch and devices, durations).
   """
-  sections = dict(
-    model=model, objective=objective, input=input, optimizer=optimizer
-  )
-  for name, section in sections.items():
-    if not isinstance(section, lookup.SECTION):
+  for name in ('model', 'objective', 'input', 'optimizer'):
+    if not isinstance(section := config[name], lookup.SECTION):
       raise UserError(f'config.{name} is a section with keys; got {section!r}')
-  device_mesh = lookup.call(mesh_lib.make_mesh, mesh or {}, 'config.mesh')
-  batch_sharding = mesh_lib.batch_sharding(device_mesh)
-  train_input = lookup.call(
+  mesh = lookup.call(mesh_lib.make_mesh, config['mesh'] or {}, 'config.mesh')
+  options = lookup.call(
+    limits.Options, config['sharding'] or {}, 'config.sharding'
+  )
+  data = lookup.call(
     pipeline.TrainInput,
-    input,
+    config['input'],
     'config.input',
-    seed=seed,
-    sharding=batch_sharding,
+    seed=config['seed'],
+    sharding=mesh_lib.batch_sharding(mesh),
     # Of the run: no keys for a config.
     process_index=None,
     process_count=None,
   )
-  inputs.check_num_classes(
-    model.get('num_classes'), train_input.num_classes, 'config.input: '
+  total_steps = durations.total_steps(
+    config['total_steps'], config['total_epochs'], data.steps_per_epoch
   )
-  steps_per_epoch = train_input.steps_per_epoch
-  total = durations.total_steps(total_steps, total_epochs, steps_per_epoch)
+  part = _model_part(config, data, mesh, options, total_steps)
+  return _add_training(part, config, data, options, total_steps)
 
-  module = lookup.build(
-    'models', model, 'Model', where='config.model', trusted=True
+
+def _model_part(
+  config: Mapping[str, Any],
+  data: pipeline.TrainInput,
+  mesh: jax.sharding.Mesh,
+  options: limits.Options,
+  total_steps: int,
+) -> ModelPart:
+  inputs.check_num_classes(
+    config['model'].get('num_classes'), data.num_classes, 'config.input: '
   )
+  model = lookup.build(
+    'models', config['model'], 'Model', where='config.model', trusted=True
+  )
+  where = 'config.objective'
   objective = lookup.build(
     'objectives',
-    durations.in_steps(objective, steps_per_epoch, 'config.objective'),
+    durations.in_steps(config['objective'], data.steps_per_epoch, where),
     'Objective',
-    module,
-    where='config.objective',
+    model,
+    where=where,
     trusted=True,
-    offered=dict(total_steps=total),
+    offered=dict(total_steps=total_steps),
   )
+  device_ops = device_ops_language.parse(
+    data.device_ops,
+    num_classes=data.num_classes,
+    roles=data.roles,
+    trusted=True,
+  )
+  return ModelPart(mesh, model, objective, device_ops, options.split_tokens)
+
+
+def _add_training(
+  part: ModelPart,
+  config: Mapping[str, Any],
+  data: pipeline.TrainInput,
+  options: limits.Options,
+  total_steps: int,
+) -> Run:
+  """Returns a run with the state, its optimizer, and the step of a part."""
+  mesh, objective = part.mesh, part.objective
+  micro_batches = config['micro_batches']
   gradients.check_objective(objective, micro_batches)
-  mesh_lib.check_batch_size(
-    train_input.batch_size, device_mesh, micro_batches=micro_batches
-  )
+  mesh_lib.check_batch_size(data.batch_size, mesh, micro_batches=micro_batches)
   batch_spec = {
-    key: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding)
-    for key, x in train_input.element_spec().items()
+    key: x.update(sharding=mesh_lib.batch_sharding(mesh))
+    for key, x in data.element_spec().items()
   }
-  ops = device_ops_language.parse(
-    train_input.device_ops,
-    num_classes=train_input.num_classes,
-    roles=train_input.roles,
-    trusted=True,
-  )
-  model_spec = jax.eval_shape(
-    functools.partial(ops, train=False), batch_spec, jax.random.key(0)
-  )
-  if total:
+  model_spec = jax.eval_shape(part.predict.prepare, batch_spec)
+  if total_steps:
     _check_fields(objective, model_spec)
   branches = jax.eval_shape(
     lambda rng: train_state.init_branches(objective, rng, model_spec),
     jax.random.key(0),
   )
   gradients.check_extra(branches['extra'], micro_batches)
-  tx, schedule = lookup.call(
-    optimizer_lib.make,
-    durations.in_steps(optimizer, steps_per_epoch, 'config.optimizer'),
-    'config.optimizer',
-    branches['params'],
-    total_steps=total,
-  )
-  options = lookup.call(limits.Options, sharding or {}, 'config.sharding')
-  abstract_state, init = train_state.create(
+
+  def call(function, name, *args):
+    section = config[name]
+    where = f'config.{name}'
+    section = durations.in_steps(section, data.steps_per_epoch, where)
+    return lookup.call(function, section, where, *args, total_steps=total_steps)
+
+  tx, schedule = call(optimizer_lib.make, 'optimizer', branches['params'])
+  has_ema = config['ema'] is not None
+  state, init = train_state.create(
     objective,
     tx,
     model_spec,
-    device_mesh,
-    seed=seed,
-    ema=ema is not None,
+    mesh,
+    seed=config['seed'],
+    ema=has_ema,
     rules=options.rules,
     min_size=options.min_size,
   )
-  report = limits.check(abstract_state, device_mesh, options)
-  if ema is not None:
-    ema = lookup.call(
-      train_state.ema_decay,
-      durations.in_steps(ema, steps_per_epoch, 'config.ema'),
-      'config.ema',
-      total_steps=total,
-    )
-  train_one = train_step.make_train_step(
+  report = limits.check(state, mesh, options)
+  step = train_step.make_train_step(
     objective,
     tx,
     schedule,
-    device_ops=ops,
-    seed=seed,
+    device_ops=part.device_ops,
+    seed=config['seed'],
     trained=optimizer_lib.trained_names(
-      branches['params'], optimizer.get('freeze', ())
+      state.params, config['optimizer'].get('freeze', ())
     ),
-    ema_decay=ema,
-    on_nonfinite=on_nonfinite,
+    ema_decay=call(train_state.ema_decay, 'ema') if has_ema else None,
+    on_nonfinite=config['on_nonfinite'],
     micro_batches=micro_batches,
-    mesh=device_mesh,
-  )
-
-  def predict(weights, batch):
-    others = {k: x for k, x in weights.items() if k != 'params'}
-    return objective.predict(weights['params'], batch, **others)
-
-  context = functools.partial(
-    activations.use, device_mesh, split_tokens=options.split_tokens
+    mesh=mesh,
   )
 
   def train_on_mesh(state, batch):
-    with context():
-      return train_one(state, batch)
+    with part.tracing():
+      return step(state, batch)
 
   return Run(
-    mesh=device_mesh,
-    input=train_input,
-    device_ops=ops,
-    model=module,
-    objective=objective,
-    total_steps=total,
+    **{x.name: getattr(part, x.name) for x in dataclasses.fields(part)},
+    input=data,
+    total_steps=total_steps,
     batch_spec=batch_spec,
-    abstract_state=abstract_state,
+    abstract_state=state,
     sharding_report=report,
     init=init,
     step=jax.jit(
       train_on_mesh,
       donate_argnums=0,
-      out_shardings=(jax.tree.map(lambda x: x.sharding, abstract_state), None),
-      compiler_options=compiler_options.for_mesh(device_mesh),
-    ),
-    predict=_forward.Forward(
-      predict,
-      # Evaluation draws nothing; the key only completes the signature.
-      lambda batch: ops(batch, jax.random.key(0), train=False),
-      context=context,
+      out_shardings=(jax.tree.map(lambda x: x.sharding, state), None),
+      compiler_options=compiler_options.for_mesh(mesh),
     ),
   )
 

@@ -183,9 +183,6 @@ def train(
 
 def build(config: Mapping[str, Any]) -> run_lib.Run:
   """Returns the parts of the run that `train(workdir, **config)` would be."""
-  config = like.complete(config)
-  defaults = inspect.signature(train).parameters
-  keys = inspect.signature(run_lib.build).parameters
-  return run_lib.build(
-    **{key: config.get(key, defaults[key].default) for key in keys}
-  )
+  keys = inspect.signature(train).parameters
+  defaults = {key: parameter.default for key, parameter in keys.items()}
+  return run_lib.build(defaults | like.complete(config))

@@ -133,14 +133,15 @@ def create(
       **branches,
     )
 
-  shapes = jax.eval_shape(init)
-  shardings = rules_lib.state_shardings(shapes, mesh, rules, min_size=min_size)
-  abstract = jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-    shapes,
-    shardings,
-  )
+  abstract = sharded(jax.eval_shape(init), mesh, rules, min_size=min_size)
+  shardings = jax.tree.map(lambda x: x.sharding, abstract)
   return abstract, jax.jit(init, out_shardings=shardings)
+
+
+def sharded(tree: Any, mesh: jax.sharding.Mesh, *rules, **options) -> Any:
+  """Returns shapes with the shardings of `rules.state_shardings`."""
+  shardings = rules_lib.state_shardings(tree, mesh, *rules, **options)
+  return jax.tree.map(lambda x, s: x.update(sharding=s), tree, shardings)
 
 
 def ema_decay(
