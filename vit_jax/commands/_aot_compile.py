@@ -2,9 +2,8 @@
 
 import contextlib
 import dataclasses
-import glob
 import math
-import os
+import pathlib
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -17,32 +16,22 @@ from vit_jax.data import dummy_input
 from vit_jax.reporting import flops
 from vit_jax.training import run as run_lib, train
 
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-  """The compiler's figures for a training step. Bytes are of one jax device."""
-
-  num_params: int
-  mesh: dict[str, int]
-  batch_size: int  # Global.
-  images_per_chip: float
-  compile_seconds: float
-  hbm_bytes: int  # That the device has.
-  # The most in use at once; if that does not fit, the bytes asked for, None if
-  # the compiler does not say how many.
-  peak_memory_bytes: int | None
-  argument_bytes: int | None = None  # State and batch.
-  temporary_bytes: int | None = None  # Everything else.
-  out_of_memory: bool = False  # The compiler refused.
-  # Estimates, not bounds, by phase and in all; none if it does not fit.
-  seconds: dict[str, float] = dataclasses.field(default_factory=dict)
-  images_per_second_per_chip: float | None = None
-  mfu: float | None = None
-  estimate: cycles.Estimate | None = None
-
-  @property
-  def step_seconds(self) -> float | None:
-    return sum(self.seconds.values()) if self.seconds else None
+_UNKNOWN = dict.fromkeys(
+  (
+    'peak_memory_bytes',
+    'argument_bytes',
+    'temporary_bytes',
+    'step_seconds',
+    'images_per_second_per_chip',
+    'mfu',
+  )
+) | dict(
+  seconds={},
+  collectives=(),
+  kernels=(),
+  unknown_loops=0,
+  products_without_time=0,
+)
 
 
 def compile_step(
@@ -53,7 +42,7 @@ def compile_step(
   schedules: str | None = None,
   image_size: tuple[int, int] | None = None,
   hlo: str | None = None,
-) -> Result:
+) -> dict[str, Any]:
   """Compiles the step that `train.train(workdir, **config)` would run.
 
   The data of the config is not read: synthetic images replace it, of the size
@@ -64,21 +53,39 @@ def compile_step(
       `topology.schedules`. It is emptied. Without it, kernels written by hand
       have no time, and neither has a step that uses them.
     image_size: of the images before the ops, where those leave it open.
+    hlo: a file for the compiled program, as text.
+
+  Returns:
+    The compiler's figures. Bytes are of one jax device, `batch_size` is global.
+    `peak_memory_bytes` is the most in use at once or, if that does not fit
+    (`out_of_memory`), what was asked for. Times are estimates, not bounds. None
+    is an unknown number: times of a step that does not fit or that has a kernel
+    without a schedule.
 
   Raises:
     UserError: a config that cannot be run on these devices.
   """
-  run = _build(config, devices, image_size)
-  params = jax.tree.leaves(run.abstract_state.params)
-  common = dict(
-    num_params=sum(math.prod(x.shape) for x in params),
+  section = dummy_input.input_section(
+    config['input'], config['model'].get('num_classes'), image_size
+  )
+  # Devices that need not exist.
+  mesh = dict(config.get('mesh') or {}, devices=devices)
+  run = train.build({**config, 'input': section, 'mesh': mesh})
+  found = dict(
+    topology=topology.name,
+    num_slices=topology.num_slices,
+    num_chips=topology.num_chips,
+    num_params=sum(x.size for x in jax.tree.leaves(run.abstract_state.params)),
     mesh=dict(run.mesh.shape),
     batch_size=run.input.batch_size,
     images_per_chip=run.input.batch_size / topology.num_chips,
     hbm_bytes=topology.generation.hbm_bytes,
+    out_of_memory=False,
+    **_UNKNOWN,
   )
-  if schedules is not None:
-    _empty(schedules)
+  for file in pathlib.Path(schedules).glob('*') if schedules else ():
+    with contextlib.suppress(OSError):
+      file.unlink()
   start = time.monotonic()
   traced = run.step.trace(run.abstract_state, run.batch_spec)
   lowered = traced.lower(lowering_platforms=('tpu',))
@@ -87,30 +94,23 @@ def compile_step(
   except jax.errors.JaxRuntimeError as e:
     if 'RESOURCE_EXHAUSTED' not in str(e):
       raise
-    return Result(
-      **common,
-      compile_seconds=time.monotonic() - start,
-      peak_memory_bytes=_asked_for(str(e)),
-      out_of_memory=True,
-    )
-  common['compile_seconds'] = time.monotonic() - start
+    found |= dict(out_of_memory=True, peak_memory_bytes=_asked_for(str(e)))
+    return found | dict(compile_seconds=time.monotonic() - start)
+  found['compile_seconds'] = time.monotonic() - start
   text = compiled.as_text()
   if hlo is not None:
-    with open(hlo, 'w') as f:
-      f.write(text)
-  memory = compiled.memory_analysis()
+    pathlib.Path(hlo).write_text(text)
   estimate = cycles.read(
     text,
     dict(run.mesh.shape),
     grids=flops.kernel_grids(traced.jaxpr.jaxpr),
     schedules=schedules,
   )
-  return Result(
-    **common,
+  memory = compiled.memory_analysis()
+  return found | dict(
     peak_memory_bytes=memory.peak_memory_in_bytes,
-    argument_bytes=memory.argument_size_in_bytes,
-    temporary_bytes=memory.temp_size_in_bytes,
-    estimate=estimate,
+    argument_bytes=memory.argument_size_in_bytes,  # State and batch.
+    temporary_bytes=memory.temp_size_in_bytes,  # Everything else.
     **_speed(run, estimate, topology),
   )
 
@@ -118,29 +118,29 @@ def compile_step(
 def _speed(
   run: run_lib.Run, estimate: cycles.Estimate, topology: topology_lib.Topology
 ) -> dict[str, Any]:
-  """Returns the fields of `Result` about the speed of a step."""
-  generation, devices = topology.generation, run.mesh.devices.flat
+  generation = topology.generation
   seconds = estimate.seconds(
     generation.clock_hz, generation.hbm_bytes_per_second
   )
+  all_products, timed = estimate.products
+  found = dict(
+    seconds={k: None if math.isnan(x) else x for k, x in seconds.items()},
+    collectives=[dataclasses.asdict(x) for x in estimate.collectives],
+    kernels=[dataclasses.asdict(x) for x in estimate.kernels],
+    unknown_loops=estimate.unknown_loops,
+    products_without_time=all_products - timed,
+  )
   total = sum(seconds.values())
-  peak = flops.peak_flops(devices[0]) * run.mesh.size
-  return dict(
-    seconds=seconds,
+  if math.isnan(total):
+    return found
+  peak = flops.peak_flops(run.mesh.devices.flat[0]) * run.mesh.size
+  return found | dict(
+    step_seconds=total,
     images_per_second_per_chip=run.input.batch_size
     / topology.num_chips
     / total,
     mfu=run.flops_per_step() / (total * peak),
   )
-
-
-def _build(config, devices, image_size) -> run_lib.Run:
-  """Returns the run of a config on devices that need not exist."""
-  section = dummy_input.input_section(
-    config['input'], config['model'].get('num_classes'), image_size
-  )
-  mesh = dict(config.get('mesh') or {}, devices=devices)
-  return train.build({**config, 'input': section, 'mesh': mesh})
 
 
 def _asked_for(message: str) -> int | None:
@@ -155,9 +155,3 @@ def _asked_for(message: str) -> int | None:
     if match:
       return round(float(match[1]) * units[match[2]])
   return None
-
-
-def _empty(directory: str) -> None:
-  for file in glob.glob(os.path.join(glob.escape(directory), '*')):
-    with contextlib.suppress(OSError):
-      os.remove(file)

@@ -18,9 +18,7 @@ batch sizes, rematerialization and meshes that suit most models.
 """
 
 import argparse
-import dataclasses
 import json
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -102,99 +100,77 @@ def _parser() -> argparse.ArgumentParser:
 def _one(config, topology, devices, args, options) -> int:
   from vit_jax.commands import _aot_compile
 
-  result = _aot_compile.compile_step(
+  found = _aot_compile.compile_step(
     config.to_dict(), topology, devices, **options
   )
-  found = numbers(result, topology)
   if args.format == 'json':
     print(json.dumps(found))
   else:
-    _print(result, found, topology)
-  return int(result.out_of_memory)
+    _print(found)
+  return int(found['out_of_memory'])
 
 
-def numbers(result: Any, topology: Any) -> dict[str, Any]:
-  """Returns the result as a dict that is printed for --format=json.
-
-  None is an unknown number: times of a program that does not fit, or that has a
-  kernel without a schedule.
-  """
-  found = dataclasses.asdict(result)
-  estimate = found.pop('estimate') or {}
-  all_products, timed = estimate.get('products', (0, 0))
-  found |= dict(
-    step_seconds=_known(result.step_seconds),
-    images_per_second_per_chip=_known(result.images_per_second_per_chip),
-    mfu=_known(result.mfu),
-    seconds={phase: _known(time) for phase, time in result.seconds.items()},
-  )
-  return dict(
-    topology=topology.name,
-    num_slices=topology.num_slices,
-    num_chips=topology.num_chips,
-    **found,
-    collectives=list(estimate.get('collectives', ())),
-    kernels=list(estimate.get('kernels', ())),
-    unknown_loops=estimate.get('unknown_loops', 0),
-    products_without_time=all_products - timed,
-  )
-
-
-def _known(number: float | None) -> float | None:
-  return None if number is None or math.isnan(number) else number
-
-
-def _print(result: Any, found: Mapping[str, Any], topology: Any) -> None:
-  slices = f' x {topology.num_slices}' if topology.num_slices > 1 else ''
-  mesh = ' x '.join(f'{k}={v}' for k, v in result.mesh.items() if v > 1)
+def _print(found: Mapping[str, Any]) -> None:
+  slices = f' x {found["num_slices"]}' if found['num_slices'] > 1 else ''
+  mesh = ' x '.join(f'{k}={v}' for k, v in found['mesh'].items() if v > 1)
   rows = [
-    ('topology', f'{topology.name}{slices}, {topology.num_chips} chips'),
+    ('topology', f'{found["topology"]}{slices}, {found["num_chips"]} chips'),
     ('mesh', mesh or 'one device'),
-    ('parameters', f'{result.num_params:,}'),
-    ('batch', f'{result.batch_size:,}, {result.images_per_chip:g} a chip'),
-    ('compiled in', f'{result.compile_seconds:.0f} s'),
-    ('memory', _memory(result)),
+    ('parameters', f'{found["num_params"]:,}'),
+    ('batch', f'{found["batch_size"]:,}, {found["images_per_chip"]:g} a chip'),
+    ('compiled in', f'{found["compile_seconds"]:.0f} s'),
+    ('memory', _memory(found)),
   ]
-  if not result.out_of_memory:
-    total = result.step_seconds
+  if not found['out_of_memory']:
     rows += [
-      ('state and batch', _gib(result.argument_bytes)),
-      ('temporary', _gib(result.temporary_bytes)),
+      ('state and batch', _gib(found['argument_bytes'])),
+      ('temporary', _gib(found['temporary_bytes'])),
       (
         'step',
-        f'{total * 1e3:.2f} ms estimated, without waiting for other chips',
+        f'{_milliseconds(found["step_seconds"])} estimated, without waiting '
+        'for other chips',
       ),
     ]
     rows += [
-      (f'  {phase}', f'{seconds * 1e3:.2f} ms')
-      for phase, seconds in result.seconds.items()
+      (f'  {phase}', _milliseconds(seconds))
+      for phase, seconds in found['seconds'].items()
     ]
+  if found['step_seconds'] is not None:
+    speed = found['images_per_second_per_chip']
     rows += [
-      ('images/s/chip', f'{result.images_per_second_per_chip:,.0f} estimated'),
-      ('MFU', f'{result.mfu:.1%} estimated'),
+      ('images/s/chip', f'{speed:,.0f} estimated'),
+      ('MFU', f'{found["mfu"]:.1%} estimated'),
     ]
-    rows += [
-      (
-        f'{one["kind"]} over {", ".join(one["axes"])}',
-        f'{one["count"]} of {one["bytes"] / 1e6:,.1f} MB together',
-      )
-      for one in found['collectives']
-    ]
-    rows += [
-      (f'kernel {kernel["name"]}', _kernel(kernel))
-      for kernel in found['kernels']
-    ]
+  rows += [
+    (
+      f'{one["kind"]} over {", ".join(one["axes"])}',
+      f'{one["count"]} of {one["bytes"] / 1e6:,.1f} MB together',
+    )
+    for one in found['collectives']
+  ]
+  rows += [
+    (f'kernel {kernel["name"]}', _kernel(kernel)) for kernel in found['kernels']
+  ]
   tables.print_table(rows, left=(0, 1))
-  for line in _suggestions(result):
-    print(line)
+  if found['unknown_loops']:
+    print(
+      f'note: {found["unknown_loops"]} loops of unknown length count as one '
+      'turn, so the time is too short'
+    )
+  if found['out_of_memory']:
+    print(
+      'suggestion: a smaller --per_chip_batch, more --config.mesh.fsdp, '
+      '--config.micro_batches or --config.model.remat='
+      'dots_with_no_batch_dims_saveable; --sweep compares them'
+    )
 
 
-def _memory(result: Any) -> str:
-  asked, has = result.peak_memory_bytes, _gib(result.hbm_bytes)
-  if result.out_of_memory:
+def _memory(found: Mapping[str, Any]) -> str:
+  asked, has = found['peak_memory_bytes'], _gib(found['hbm_bytes'])
+  if found['out_of_memory']:
     how_much = '' if asked is None else f': it takes {_gib(asked)}'
     return f'DOES NOT FIT {has} a device{how_much}'
-  share = asked / result.hbm_bytes
+  share = asked / found['hbm_bytes']
   return f'{_gib(asked)} at its peak, {share:.0%} of {has} a device'
 
 
@@ -207,21 +183,8 @@ def _kernel(kernel: Mapping[str, Any]) -> str:
   )
 
 
-def _suggestions(result: Any) -> list[str]:
-  """Returns what to try where the step does not fit, and what is uncertain."""
-  lines = []
-  if result.estimate is not None and result.estimate.unknown_loops:
-    lines.append(
-      f'note: {result.estimate.unknown_loops} loops of unknown length count as '
-      'one turn, so the time is too short'
-    )
-  if result.out_of_memory:
-    lines.append(
-      'suggestion: a smaller --per_chip_batch, more --config.mesh.fsdp, '
-      '--config.micro_batches or --config.model.remat='
-      'dots_with_no_batch_dims_saveable; --sweep compares them'
-    )
-  return lines
+def _milliseconds(seconds: float | None) -> str:
+  return 'unknown time' if seconds is None else f'{seconds * 1e3:.2f} ms'
 
 
 def _values(pairs: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
@@ -262,13 +225,13 @@ def _sweep(config, values, topology, devices, args, options) -> int:
     if _BATCH in changes:
       _set_batch(changed, int(changes[_BATCH]), topology)
     try:
-      result = _aot_compile.compile_step(
+      found = _aot_compile.compile_step(
         changed.to_dict(), topology, devices, **options
       )
     except UserError as e:
       print(f'left out: {e}', file=sys.stderr)
       continue
-    rows.append(dict(changes=changes, **numbers(result, topology)))
+    rows.append(dict(changes=changes, **found))
   if not rows:
     raise UserError(
       '--sweep: no combination of the values can be run; see above'
