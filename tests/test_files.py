@@ -76,9 +76,10 @@ def test_limits_are_named_and_can_be_set(tmp_path):
   (tmp_path / 'x.json').write_text('[[1]]')
   with pytest.raises(UserError, match=r'5 bytes, .* max_bytes=4'):
     files.read_json(tmp_path / 'x.json', max_bytes=4)
-  with pytest.raises(UserError, match='max_nesting=1'):
-    files.read_json(tmp_path / 'x.json', max_nesting=1)
-  assert files.read_json(tmp_path / 'x.json', max_nesting=2) == [[1]]
+  deepest = json.loads('[' * 64 + '1' + ']' * 64)
+  assert files.parse_json(json.dumps(deepest), 'x') == deepest
+  with pytest.raises(UserError, match='max_nesting=64'):
+    files.parse_json(json.dumps([deepest]), 'x')
   with pytest.raises(UserError, match='must be a JSON object'):
     files.read_json_object(tmp_path / 'x.json')
 

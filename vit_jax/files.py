@@ -78,41 +78,36 @@ def check_regular(path: str | os.PathLike) -> int:
   return status.st_size
 
 
-def parse_json(
-  text: str | bytes, where: str, *, max_nesting: int = MAX_JSON_NESTING
-) -> Any:
-  """Returns the value of a JSON text.
-
-  Args:
-    text: what to parse.
-    where: the file, or the part of it, for messages.
-    max_nesting: how many lists and objects may be inside each other.
+def parse_json(text: str | bytes, where: str) -> Any:
+  """Returns the value of a JSON text, which `where` names in messages.
 
   Raises:
-    UserError: it is not JSON, or is nested deeper than that.
+    UserError: it is not JSON, or is nested deeper than MAX_JSON_NESTING.
   """
+  too_nested = UserError(
+    f'{where} has JSON that is nested deeper than '
+    f'max_nesting={MAX_JSON_NESTING}; if it was downloaded, delete it and try '
+    'again'
+  )
   try:
     value = json.loads(text)
   except RecursionError as e:
-    raise _too_nested(where, max_nesting) from e
+    raise too_nested from e
   except ValueError as e:
     raise UserError(
       f'{where} is not valid JSON: {printable(e, max_length=200)}; if it was'
       ' downloaded, delete it and try again'
     ) from e
   level = [value]
-  for _ in range(max_nesting + 1):  # The last one for what is no container.
+  for _ in range(MAX_JSON_NESTING + 1):  # The last one for no container.
     level = [child for parent in level for child in _children(parent)]
     if not level:
       return value
-  raise _too_nested(where, max_nesting)
+  raise too_nested
 
 
 def read_json(
-  path: str | os.PathLike,
-  *,
-  max_bytes: int = MAX_JSON_BYTES,
-  max_nesting: int = MAX_JSON_NESTING,
+  path: str | os.PathLike, *, max_bytes: int = MAX_JSON_BYTES
 ) -> Any:
   """Returns the value of a JSON file.
 
@@ -130,7 +125,7 @@ def read_json(
     text = pathlib.Path(path).read_bytes()
   except OSError as e:
     raise unreadable(path, e) from e
-  return parse_json(text, printable(path), max_nesting=max_nesting)
+  return parse_json(text, printable(path))
 
 
 def read_json_object(path: str | os.PathLike, **limits) -> dict[str, Any]:
@@ -252,11 +247,10 @@ def _is_entry(entry: Any, num_bytes: int) -> bool:
   shape, offsets = entry['shape'], entry['data_offsets']
   if not isinstance(entry['dtype'], str):
     return False
-  for numbers in (shape, offsets):
-    if not isinstance(numbers, list) or not all(
-      type(n) is int and n >= 0 for n in numbers
-    ):
-      return False
+  if not isinstance(shape, list) or not isinstance(offsets, list):
+    return False
+  if not all(type(n) is int and n >= 0 for n in [*shape, *offsets]):
+    return False
   if len(offsets) != 2 or not offsets[0] <= offsets[1] <= num_bytes:
     return False
   # A type has half a byte per number at least.
@@ -269,21 +263,12 @@ def _children(value: Any) -> list[Any]:
   return value if isinstance(value, list) else []
 
 
-def _too_nested(where: str, max_nesting: int) -> UserError:
-  return UserError(
-    f'{where} has JSON that is nested deeper than max_nesting={max_nesting}; if'
-    ' it was downloaded, delete it and try again'
-  )
-
-
 def _kind(mode: int) -> str:
-  for is_kind, kind in (
-    (stat.S_ISDIR, 'a folder'),
-    (stat.S_ISFIFO, 'a pipe'),
-    (stat.S_ISCHR, 'a device'),
-    (stat.S_ISBLK, 'a device'),
-    (stat.S_ISSOCK, 'a socket'),
-  ):
-    if is_kind(mode):
-      return kind
-  return 'no regular file'
+  kinds = {
+    stat.S_IFDIR: 'a folder',
+    stat.S_IFIFO: 'a pipe',
+    stat.S_IFCHR: 'a device',
+    stat.S_IFBLK: 'a device',
+    stat.S_IFSOCK: 'a socket',
+  }
+  return kinds.get(stat.S_IFMT(mode), 'no regular file')

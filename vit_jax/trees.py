@@ -10,31 +10,20 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
+from flax import traverse_util
 
 from vit_jax.errors import UserError
-
-
-def name_of(path: Sequence[Any]) -> str:
-  """Returns the slash-joined name of a jax key path."""
-  return '/'.join(_part(key) for key in path)
 
 
 def flatten(tree: Any) -> dict[str, Any]:
   """Returns `{name: leaf}` in the order of `jax.tree.leaves`."""
   leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-  return {name_of(path): leaf for path, leaf in leaves}
+  return {_name(path): leaf for path, leaf in leaves}
 
 
 def unflatten(named: dict[str, Any]) -> dict[str, Any]:
   """Returns the nested dict whose `flatten` is `named`."""
-  tree: dict[str, Any] = {}
-  for name, leaf in named.items():
-    *folders, last = name.split('/')
-    node = tree
-    for folder in folders:
-      node = node.setdefault(folder, {})
-    node[last] = leaf
-  return tree
+  return traverse_util.unflatten_dict(named, sep='/')
 
 
 def below(tree: Any, folder: str, where: str) -> dict[str, Any]:
@@ -68,7 +57,7 @@ def folders(names: Iterable[str]) -> list[str]:
 def map_named(fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:
   """Maps `fn(name, leaf, *leaves_of_rest)` over a tree."""
   return jax.tree_util.tree_map_with_path(
-    lambda path, *leaves: fn(name_of(path), *leaves), tree, *rest
+    lambda path, *leaves: fn(_name(path), *leaves), tree, *rest
   )
 
 
@@ -127,8 +116,5 @@ def match_rules(
   return values
 
 
-def _part(key: Any) -> str:
-  for attribute in ('key', 'name', 'idx'):
-    if hasattr(key, attribute):
-      return str(getattr(key, attribute))
-  return str(key)
+def _name(path: Sequence[Any]) -> str:
+  return jax.tree_util.keystr(path, simple=True, separator='/')
