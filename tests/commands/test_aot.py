@@ -114,19 +114,6 @@ def test_remat_of_products_keeps_what_the_kernel_returns(call, remat, calls):
   assert all(kernel['bundles'] for kernel in kernels)
 
 
-def test_sweep_ranks_and_reports_what_does_not_fit(call):
-  code, out, _ = call(
-    '--topology=v5e-1', '--format=json', '--sweep.per_chip_batch=8,4000000'
-  )
-  found = json.loads(out.splitlines()[-1])
-  assert code == 0
-  rows = found['sweep']
-  assert [row['changes']['per_chip_batch'] for row in rows] == ['8', '4000000']
-  assert [row['out_of_memory'] for row in rows] == [False, True]
-  assert rows[1]['peak_memory_bytes'] > 16 * 2**30
-  assert found['batch_size'] == 8
-
-
 def test_what_does_not_fit_is_reported_with_what_to_try(call):
   code, out, _ = call('--topology=v5e-1', '--per_chip_batch=4000000')
   assert code == 1

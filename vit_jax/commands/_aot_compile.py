@@ -6,7 +6,7 @@ import math
 import pathlib
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -37,7 +37,6 @@ _UNKNOWN = dict.fromkeys(
 def compile_step(
   config: Mapping[str, Any],
   topology: topology_lib.Topology,
-  devices: Sequence[jax.Device],
   *,
   schedules: str | None = None,
   image_size: tuple[int, int] | None = None,
@@ -68,7 +67,8 @@ def compile_step(
   section = dummy_input.input_section(
     config['input'], config['model'].get('num_classes'), image_size
   )
-  # Devices that need not exist.
+  # They need not exist.
+  devices = topology_lib.devices(topology)
   mesh = dict(config.get('mesh') or {}, devices=devices)
   run = train.build({**config, 'input': section, 'mesh': mesh})
   found = dict(

@@ -2,46 +2,41 @@
 
 examples:
   python -m vit_jax aot --config=configs/vit_i1k.py --topology=v5e-256
-  python -m vit_jax aot --config=configs/vit_i1k.py --topology=v5e-16 --sweep \\
-    --sweep.mesh.fsdp=1,16 --sweep.model.remat=none,full
+  for fsdp in 1 4 16; do
+    python -m vit_jax aot --config=configs/vit_i1k.py --topology=v5e-16 \\
+      --config.mesh.fsdp=$fsdp --format=json
+  done
 
 Shows whether the training step fits into memory, its collectives, and the time
 that the TPU compiler estimates for it, without waiting for other chips: a way
 to compare variants, not a bound on the real time. The compiler comes with pip
 install 'vit_jax[aot]'. Topologies have the names of Cloud TPU (v3, v4, v5e,
 v5p, v6e, tpu7x); --slices is for several slices of one. Change values of the
-config as for training, with --config.section.key=value.
-
---sweep compiles all combinations of the values of --sweep.key=v1,v2,... and
-ranks them. A key is one of the config, or per_chip_batch. Without keys it tries
-batch sizes, rematerialization and meshes that suit most models.
+config as for training, with --config.section.key=value. With --format=json the
+last line is one JSON object, with null for what is not known.
 """
 
 import argparse
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vit_jax.commands import _cli, _config_file, sweep
-from vit_jax.errors import UserError
+from vit_jax.commands import _cli, _config_file
 from vit_jax.reporting import tables
-
-_BATCH = 'per_chip_batch'
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Compiles and prints; returns the exit code, 1 if nothing fits."""
+  """Compiles and prints; returns the exit code, 1 if it does not fit."""
   return _cli.run(_main, argv)
 
 
 def _main(argv: Sequence[str]) -> int:
-  pairs, rest = _config_file.split(argv, sweep.PREFIX)
-  config, args = _config_file.parse(_parser(), rest)
+  config, args = _config_file.parse(_parser(), argv)
   # Importing jax takes seconds: a mistyped command should not wait for it.
   import jax
 
   from vit_jax import lookup
+  from vit_jax.commands import _aot_compile
   from vit_jax.compiler import topology as topology_lib
   from vit_jax.training import train
 
@@ -49,20 +44,20 @@ def _main(argv: Sequence[str]) -> int:
   # The process computes nothing but a few constants, on the CPU.
   jax.config.update('jax_platforms', 'cpu')
   topology = topology_lib.topology(args.topology, args.slices)
-  options = dict(
-    schedules=topology_lib.schedules(), image_size=args.image_size, hlo=args.hlo
-  )
-  devices = topology_lib.devices(topology)
-  if args.sweep or pairs:
-    if args.per_chip_batch:
-      raise UserError(
-        f'--per_chip_batch: give {sweep.PREFIX}{_BATCH} to a sweep'
-      )
-    values = _values(pairs) if pairs else _usual(config, topology)
-    return _sweep(config, values, topology, devices, args, options)
   if args.per_chip_batch:
-    _set_batch(config, args.per_chip_batch, topology)
-  return _one(config, topology, devices, args, options)
+    config.input.batch_size = args.per_chip_batch * topology.num_chips
+  found = _aot_compile.compile_step(
+    config.to_dict(),
+    topology,
+    schedules=topology_lib.schedules(),
+    image_size=args.image_size,
+    hlo=args.hlo,
+  )
+  if args.format == 'json':
+    print(json.dumps(found))
+  else:
+    _print(found)
+  return int(found['out_of_memory'])
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -79,11 +74,6 @@ def _parser() -> argparse.ArgumentParser:
     type=_cli.positive,
     help='images per chip; replaces config.input.batch_size',
   )
-  parser.add_argument(
-    '--sweep',
-    action='store_true',
-    help='compile several settings and rank them',
-  )
   parser.add_argument('--format', choices=('table', 'json'), default='table')
   parser.add_argument(
     '--image_size',
@@ -95,19 +85,6 @@ def _parser() -> argparse.ArgumentParser:
     '--hlo', metavar='FILE', help='write the compiled program, as text'
   )
   return parser
-
-
-def _one(config, topology, devices, args, options) -> int:
-  from vit_jax.commands import _aot_compile
-
-  found = _aot_compile.compile_step(
-    config.to_dict(), topology, devices, **options
-  )
-  if args.format == 'json':
-    print(json.dumps(found))
-  else:
-    _print(found)
-  return int(found['out_of_memory'])
 
 
 def _print(found: Mapping[str, Any]) -> None:
@@ -161,7 +138,7 @@ def _print(found: Mapping[str, Any]) -> None:
     print(
       'suggestion: a smaller --per_chip_batch, more --config.mesh.fsdp, '
       '--config.micro_batches or --config.model.remat='
-      'dots_with_no_batch_dims_saveable; --sweep compares them'
+      'dots_with_no_batch_dims_saveable'
     )
 
 
@@ -185,88 +162,6 @@ def _kernel(kernel: Mapping[str, Any]) -> str:
 
 def _milliseconds(seconds: float | None) -> str:
   return 'unknown time' if seconds is None else f'{seconds * 1e3:.2f} ms'
-
-
-def _values(pairs: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
-  values = sweep.read_values(pairs)
-  for text in values.get(_BATCH, ()):
-    if not text.isdecimal() or int(text) < 1:
-      raise UserError(
-        f'{sweep.PREFIX}{_BATCH}={text}: expected a number from 1 up'
-      )
-  return values
-
-
-def _usual(config: Any, topology: Any) -> dict[str, list[str]]:
-  """Returns values of batch, rematerialisation and mesh to compare."""
-  devices = topology.num_chips * topology.generation.devices_per_chip
-  batch = config.input.batch_size // topology.num_chips or 1
-  batches = {batch, 32, 64, 128}
-  meshes = [size for size in (1, 16) if devices % size == 0]
-  return {
-    _BATCH: [str(size) for size in sorted(batches)],
-    'model.remat': ['none', 'dots_with_no_batch_dims_saveable'],
-    'mesh.fsdp': [str(size) for size in meshes],
-  }
-
-
-def _set_batch(config: Any, per_chip: int, topology: Any) -> None:
-  config.input.batch_size = per_chip * topology.num_chips
-
-
-def _sweep(config, values, topology, devices, args, options) -> int:
-  from vit_jax.commands import _aot_compile
-
-  rows = []
-  every = list(sweep.combinations(config, values, other_keys=[_BATCH]))
-  for i, (changes, changed) in enumerate(every, start=1):
-    label = ' '.join(f'{name}={text}' for name, text in changes.items())
-    print(f'{i} of {len(every)}: {label}', file=sys.stderr, flush=True)
-    if _BATCH in changes:
-      _set_batch(changed, int(changes[_BATCH]), topology)
-    try:
-      found = _aot_compile.compile_step(
-        changed.to_dict(), topology, devices, **options
-      )
-    except UserError as e:
-      print(f'left out: {e}', file=sys.stderr)
-      continue
-    rows.append(dict(changes=changes, **found))
-  if not rows:
-    raise UserError(
-      '--sweep: no combination of the values can be run; see above'
-    )
-  rows.sort(key=lambda row: -(row['images_per_second_per_chip'] or 0))
-  best = None if rows[0]['out_of_memory'] else rows[0]
-  if args.format == 'json':
-    print(json.dumps(dict(best or rows[0], sweep=rows)))
-  else:
-    _print_ranking(list(values), rows)
-    if best:
-      flags = [
-        f'--{"" if name == _BATCH else "config."}{name}={text}'
-        for name, text in best['changes'].items()
-      ]
-      print(f'suggestion: {" ".join(flags)}')
-  return int(best is None)
-
-
-def _print_ranking(names: Sequence[str], rows: Sequence[Any]) -> None:
-  lines = []
-  for row in rows:
-    peak = row['peak_memory_bytes']
-    numbers = ('', '', '') if row['out_of_memory'] else ('?', '?', '?')
-    if row['step_seconds'] is not None:
-      numbers = (
-        f'{row["images_per_second_per_chip"]:,.0f}',
-        f'{row["mfu"]:.1%}',
-        f'{row["step_seconds"] * 1e3:.2f}',
-      )
-    memory = '' if peak is None else f'{peak / 2**30:.2f}'
-    fits = 'OUT OF MEMORY' if row['out_of_memory'] else 'yes'
-    lines.append((*row['changes'].values(), *numbers, memory, fits))
-  header = (*names, 'images/s/chip', 'MFU', 'step ms', 'peak GiB', 'fits')
-  tables.print_table(lines, header=header, left=())
 
 
 def _gib(num_bytes: int) -> str:

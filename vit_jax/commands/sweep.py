@@ -27,7 +27,7 @@ from vit_jax.parallel import preemption
 from vit_jax.pretrained.main_evaluation import main_evaluation
 from vit_jax.printable import show
 
-PREFIX = '--sweep.'
+_PREFIX = '--sweep.'
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str]) -> int:
-  pairs, rest = _config_file.split(argv, PREFIX)
+  pairs, rest = _config_file.split(argv, _PREFIX)
   parser = _cli.parser('sweep', __doc__, failure='one of the runs failed')
   parser.add_argument(
     '--workdir',
@@ -53,13 +53,13 @@ def _main(argv: Sequence[str]) -> int:
   )
   # For --help: `split` takes these out of the arguments, for any KEY.
   parser.add_argument(
-    f'{PREFIX}KEY',
+    f'{_PREFIX}KEY',
     metavar='V1,V2',
     help='train with each of these values of config.KEY, such as '
     'optimizer.learning_rate; may be given for several keys',
   )
   config, args = _config_file.parse(parser, rest)
-  results = sweep(args.workdir, config, read_values(pairs), metric=args.metric)
+  results = sweep(args.workdir, config, _read_values(pairs), metric=args.metric)
   return 0 if all(results.values()) else 1
 
 
@@ -115,28 +115,15 @@ def sweep(
   return results
 
 
-def read_values(pairs: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
+def _read_values(pairs: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
   """Returns the values of each KEY of `--sweep.KEY=V1,V2`, given once each."""
   names = [name for name, _ in pairs]
   if not pairs or len(set(names)) < len(names):
     raise UserError(
-      f'give each key once, as in {PREFIX}optimizer.learning_rate=0.01,0.03; '
+      f'give each key once, as in {_PREFIX}optimizer.learning_rate=0.01,0.03; '
       f'got {", ".join(names) or "none"}'
     )
   return {name: text.split(',') for name, text in pairs}
-
-
-def combinations(config, values, *, other_keys=()):
-  """Yields `{key: text}` and the changed config for each combination of values.
-
-  The caller itself applies `other_keys`, which the config does not have.
-  """
-  for combination in itertools.product(*values.values()):
-    texts = {k: str(v) for k, v in zip(values, combination, strict=True)}
-    changed = config.copy_and_resolve_references()
-    changes = [pair for pair in texts.items() if pair[0] not in other_keys]
-    _config_file.apply(changed, changes)
-    yield texts, changed
 
 
 def _configs(
@@ -144,7 +131,10 @@ def _configs(
 ) -> dict[str, dict[str, Any]]:
   """Returns `{name of the folder: sections}` for every combination."""
   configs = {}
-  for texts, changed in combinations(config, values):
+  for combination in itertools.product(*values.values()):
+    texts = {k: str(v) for k, v in zip(values, combination, strict=True)}
+    changed = config.copy_and_resolve_references()
+    _config_file.apply(changed, list(texts.items()))
     label = ','.join(f'{name}={text}' for name, text in texts.items())
     label = label.replace('/', '_')
     if label in configs:
