@@ -10,11 +10,9 @@ before it. The same command continues where it was killed.
 """
 
 import argparse
-import json
 import pathlib
-import shlex
-import subprocess
-import sys
+
+import runs
 
 _CROP = 'decode|random_crop(32, padding=4)|flip_lr'
 _RANDAUGMENT = f"{_CROP}|rand_augment('rand-m9-mstd0.5-inc1')"
@@ -43,7 +41,8 @@ def main() -> None:
   lines = ['| augmentation | train loss | test top-1 |', '|---|---|---|']
   for number, (name, ops, device_ops) in enumerate(_ROWS):
     workdir = pathlib.Path(args.workdir) / f'{number}'
-    _run(
+    runs.run(
+      'train',
       f'--config=configs/cifar10.py:{args.data},size={args.size}',
       f'--workdir={workdir}',
       f'--config.input.data.split={args.split}',
@@ -54,22 +53,11 @@ def main() -> None:
       '--config.pictures={}',
       *([f'--config.total_epochs={args.epochs}'] if args.epochs else []),
     )
-    last = {}
-    for row in (workdir / 'metrics.jsonl').read_text().splitlines():
-      last |= json.loads(row)
+    last = runs.last_metrics(workdir)
     cells = [name, f'{last["train/loss"]:.3f}', f'{last["test/top1"]:.1%}']
     lines.append(f'| {" | ".join(cells)} |')
   lines.append(f'| + average of the weights | | {last["test_ema/top1"]:.1%} |')
   print('\n'.join(lines))
-
-
-def _run(*arguments: str) -> None:
-  """Shows and runs a training command."""
-  command = ['python', '-m', 'vit_jax', 'train', *arguments]
-  print('$ ' + ' \\\n    '.join(map(shlex.quote, command)), flush=True)
-  done = subprocess.run([sys.executable, *command[1:]], check=False)
-  if done.returncode:
-    sys.exit(done.returncode)
 
 
 if __name__ == '__main__':

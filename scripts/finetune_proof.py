@@ -11,11 +11,10 @@ core; the same command continues where it was killed.
 """
 
 import argparse
-import json
 import pathlib
-import shlex
-import subprocess
 import sys
+
+import runs
 
 _CLASSES = {
   'pretrain': ('airplane', 'automobile', 'bird', 'cat', 'deer'),
@@ -35,7 +34,7 @@ def main() -> None:
   data = pathlib.Path(args.data).expanduser().resolve()
   folders = {name: _link(data, workdir / 'data' / name) for name in _CLASSES}
   pretrained = workdir / 'pretrained'
-  _run(
+  runs.run(
     'train',
     f'--config=configs/cifar10.py:folder:{folders["pretrain"]}',
     f'--workdir={pretrained}',
@@ -60,7 +59,7 @@ def main() -> None:
     ),
   ):
     folder = workdir / name.replace(' ', '_')
-    _run(
+    runs.run(
       'sweep',
       f'--config={recipe}{options}',
       f'--workdir={folder}',
@@ -89,21 +88,9 @@ def _link(data: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
   return folder
 
 
-def _run(name: str, *arguments: str) -> None:
-  """Shows and runs a command of this package."""
-  command = ['python', '-m', 'vit_jax', name, *arguments]
-  print('$ ' + ' \\\n    '.join(map(shlex.quote, command)), flush=True)
-  done = subprocess.run([sys.executable, *command[1:]], check=False)
-  if done.returncode:
-    sys.exit(done.returncode)
-
-
 def _row(name: str, folder: pathlib.Path) -> str:
   """Returns a row of the table for the run that is best on `val`."""
-  last = {}
-  for run in folder.iterdir():
-    rows = (run / 'metrics.jsonl').read_text().splitlines()
-    last[run.name] = json.loads(rows[-1])
+  last = {run.name: runs.last_metrics(run) for run in folder.iterdir()}
   best = max(last, key=lambda run: last[run]['val/top1'])
   numbers = (100 * last[best][f'{split}/top1'] for split in ('val', 'test'))
   cells = [name, best.partition('=')[2], *(f'{x:.1f} %' for x in numbers)]
