@@ -8,7 +8,7 @@ model.save('pets.safetensors')
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -22,7 +22,7 @@ from vit_jax.inference import (
   images as images_lib,
 )
 from vit_jax.parallel import mesh as mesh_lib
-from vit_jax.pretrained import catalog, download
+from vit_jax.pretrained import catalog
 from vit_jax.pretrained.weights import Weights
 from vit_jax.printable import printable
 
@@ -30,9 +30,6 @@ from vit_jax.printable import printable
 def load(
   source: str | os.PathLike,
   *,
-  model: Mapping[str, Any] | None = None,
-  step: int | str | None = None,
-  ema: bool | None = None,
   ops: str | None = None,
   device_ops: str | None = None,
   class_names: str | os.PathLike | Sequence[str] | None = None,
@@ -40,22 +37,14 @@ def load(
   image_size: int | Sequence[int] | None = None,
   batch_size: int = 8,
   mesh: jax.sharding.Mesh | None = None,
-  weights_dir: str | os.PathLike | None = None,
   on_log: Callable[[str], Any] = print,
-  download_seconds: float = download.DOWNLOAD_SECONDS,
   **options,
 ) -> 'Model':
-  """Returns a model that is ready for images; see `vit_jax.load`."""
-  weights = catalog.load(
-    source,
-    model=model,
-    weights_dir=weights_dir,
-    on_log=on_log,
-    download_seconds=download_seconds,
-    step=step,
-    ema=ema,
-    **options,
-  )
+  """Returns a model that is ready for images; see `vit_jax.load`.
+
+  The options are those of `catalog.load`.
+  """
+  weights = catalog.load(source, on_log=on_log, **options)
   weights = dataclasses.replace(
     weights.with_preprocess(ops=ops, device_ops=device_ops),
     class_names=classes.names_of(weights, class_names),

@@ -35,10 +35,7 @@ def in_steps(
           f'{where}: give {key} or its _epochs form, not both; '
           f'set the other to None'
         )
-      if isinstance(value, list | tuple):  # Pairs (regex, duration).
-        value = [_pair(pair, steps_per_epoch, at) for pair in value]
-      else:
-        value = _steps(value, steps_per_epoch, at)
+      value = _steps(value, steps_per_epoch, at)
     elif value is None and str(key).endswith('_steps') and key in out:
       continue
     out[key] = value
@@ -71,18 +68,17 @@ def total_steps(
       'give exactly one of config.total_steps and config.total_epochs; got '
       f'{steps} and {epochs}'
     )
-  key, kind = (
-    ('total_steps', int) if epochs is None else ('total_epochs', float)
-  )
-  value = steps if epochs is None else epochs
-  words = lookup.expected(kind, value)
+  if epochs is None:
+    key, value, words = 'total_steps', steps, lookup.expected(int, steps)
+  else:
+    key, value, words = 'total_epochs', epochs, lookup.expected(float, epochs)
   if words or value < 0:
     raise UserError(
       f'config.{key}={value!r}: expected {words or "0 or more"}; 0 only '
       'evaluates'
     )
   if epochs is not None:
-    steps = max(1, round(epochs * steps_per_epoch)) if epochs else 0
+    steps = _steps(epochs, steps_per_epoch, f'config.{key}')
   if steps > _MAX_STEPS:
     raise UserError(
       f'config.{key}={value!r}: a run has at most {_MAX_STEPS:,} steps'
@@ -90,14 +86,15 @@ def total_steps(
   return steps
 
 
-def _pair(pair: Any, steps_per_epoch: float, where: str) -> tuple[Any, int]:
-  if not isinstance(pair, list | tuple) or len(pair) != 2:
-    raise UserError(f'{where}: {pair!r} is not a pair (regex, epochs)')
-  name, epochs = pair
-  return name, _steps(epochs, steps_per_epoch, f'{where}: {name!r}')
-
-
-def _steps(epochs: Any, steps_per_epoch: float, where: str) -> int:
+def _steps(epochs: Any, steps_per_epoch: float, where: str) -> Any:
+  """Returns the steps of a duration, or of those in pairs (regex, epochs)."""
+  if isinstance(epochs, list | tuple):
+    for pair in epochs:
+      if not isinstance(pair, list | tuple) or len(pair) != 2:
+        raise UserError(f'{where}: {pair!r} is not a pair (regex, epochs)')
+    return [
+      (k, _steps(x, steps_per_epoch, f'{where}: {k!r}')) for k, x in epochs
+    ]
   if lookup.expected(float, epochs) or epochs < 0:
     raise UserError(f'{where}={epochs!r}: expected a number from 0 up')
   return max(1, round(epochs * steps_per_epoch)) if epochs else 0

@@ -1,6 +1,7 @@
 """Evaluation of any weights, without training and without writing anything."""
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -46,10 +47,8 @@ def evaluate(
   ops: str | None = None,
   device_ops: str | None = None,
   mesh: jax.sharding.Mesh | None = None,
-  model: Mapping[str, Any] | None = None,
   step: int | str | None = None,
   ema: bool | None = None,
-  weights_dir: str | os.PathLike | None = None,
   on_log: Callable[[str], Any] = print,
   **options,
 ) -> Results:
@@ -76,7 +75,7 @@ def evaluate(
   evals = _chosen(evaluation.sections(evals, 'config.evals'), names)
   if own:
     _check_from_file(evals, weights)
-  options |= dict(model=model, weights_dir=weights_dir, on_log=on_log)
+  read = functools.partial(catalog.load, weights, on_log=on_log, **options)
   loaded: dict[bool | None, _Model] = {}
 
   def load(wanted: bool | None) -> _Model:
@@ -85,14 +84,14 @@ def evaluate(
       return loaded[wanted]
     found = weights
     if not isinstance(weights, Weights):
-      found = catalog.load(weights, step=step, ema=wanted, **options)
+      found = read(step=step, ema=wanted)
     if is_ours:
       step = found.source['step']
       if jax.process_count() > 1:
         # A run may save while the processes look for its newest checkpoint.
         step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
       if found.source['step'] != step:
-        found = catalog.load(weights, step=step, ema=wanted, **options)
+        found = read(step=step, ema=wanted)
     found = found.with_preprocess(ops=ops, device_ops=device_ops)
     # One forward pass compiles each evaluator once.
     parts = [x.part for x in loaded.values()]

@@ -29,7 +29,7 @@ def all_problems(config: Mapping[str, Any]) -> Iterator[None]:
     yield
   except (DataError, DevicesError) as e:
     found = _problems(config)
-    lines = _lines(found)
+    lines = [f'{", ".join(names)}: {text}' for text, names in found.items()]
     if not any(text in str(e) for text in found):
       lines = [str(e), *lines]
     if len(lines) > 1:
@@ -80,8 +80,10 @@ def describe(config: Mapping[str, Any], num_examples: Mapping[str, int]) -> str:
     kind, _, name = where.removeprefix('config.').partition('.')
     if kind == 'pictures':
       continue
-    count = num_examples.get(where)
-    text = _text(data) + (f' ({count:,} images)' if count else '')
+    place = next((data[x] for x in _PLACES if data.get(x)), data.get('name'))
+    text = printable(f'{data.get("split", "")} of {place or ""}')
+    if count := num_examples.get(where):
+      text += f' ({count:,} images)'
     parts.setdefault(text, []).append(name.removesuffix('.data') or 'training')
   return 'data: ' + '; '.join(
     f'{", ".join(names)}: {text}' for text, names in parts.items()
@@ -109,10 +111,6 @@ def _problems(config: Mapping[str, Any]) -> dict[str, list[str]]:
   return places
 
 
-def _lines(problems: Mapping[str, list[str]]) -> list[str]:
-  return [f'{", ".join(names)}: {text}' for text, names in problems.items()]
-
-
 def _inputs(
   config: Mapping[str, Any],
 ) -> Iterator[tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
@@ -129,9 +127,3 @@ def _inputs(
           where = f'config.{kind}.{name}'
           where += '' if key == 'data' else f'.{key}'
           yield where, section, section[key]
-
-
-def _text(data: Mapping[str, Any]) -> str:
-  place = next((data[key] for key in _PLACES if data.get(key)), None)
-  split, name = data.get('split', ''), data.get('name', '')
-  return printable(f'{split} of {place or name}')

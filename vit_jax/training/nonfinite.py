@@ -78,51 +78,46 @@ class Check:
     """
     bad = {k: float(v) for k, v in metrics.items() if not math.isfinite(v)}
     if self.on_nonfinite == 'stop':
-      return self._stopped(step, bad, find_good()) if bad else None
-    self.skipped_updates = int(metrics['train/skipped_updates'])
-    # For these `train_step` skips an update.
-    skipped = not bad.keys().isdisjoint({'train/loss', 'train/grad_norm'})
-    self._in_a_row = self._in_a_row + 1 if skipped else 0
-    if self._in_a_row >= self.max_consecutive_skips:
-      found = (
-        f'the last {self._in_a_row} updates were skipped '
-        f'(max_consecutive_skips={self.max_consecutive_skips})'
-      )
-    elif step == self.total_steps == self.skipped_updates:
-      found = f'all {step} updates of the run were skipped'
+      if not bad:
+        return None
+      found = ''
+      other = "on_nonfinite='skip', which leaves such updates out and counts"
+      other += ' them.'
     else:
-      return None
-    return self._skipped(step, bad, found, find_good())
+      self.skipped_updates = int(metrics['train/skipped_updates'])
+      # For these `train_step` skips an update.
+      skipped = not bad.keys().isdisjoint({'train/loss', 'train/grad_norm'})
+      self._in_a_row = self._in_a_row + 1 if skipped else 0
+      if self._in_a_row >= self.max_consecutive_skips:
+        found = (
+          f'the last {self._in_a_row} updates were skipped '
+          f'(max_consecutive_skips={self.max_consecutive_skips}). '
+        )
+      elif step == self.total_steps == self.skipped_updates:
+        found = f'all {step} updates of the run were skipped. '
+      else:
+        return None
+      other = 'float32 in place of a 16-bit model.dtype.'
+    values = ', '.join(f'{name} is {value}' for name, value in bad.items())
+    saved = self._saved(step, find_good())
+    return f'step {step}: {found}{values}. {saved} {self._advice(step, other)}'
 
-  def _stopped(
-    self, step: int, bad: Mapping[str, float], good: int | None
-  ) -> str:
-    if good is None:
-      saved = 'No checkpoint was saved before it; the run starts afresh.'
-    else:
-      saved = (
+  def _saved(self, step: int, good: int | None) -> str:
+    if self.on_nonfinite == 'stop':
+      if good is None:
+        return 'No checkpoint was saved before it; the run starts afresh.'
+      return (
         f'The checkpoint of step {good} is good; the same command continues '
         'from it.'
       )
-    skip = "on_nonfinite='skip', which leaves such updates out and counts them."
-    return f'step {step}: {_values(bad)}. {saved} ' + self._advice(step, skip)
-
-  def _skipped(
-    self, step: int, bad: Mapping[str, float], found: str, good: int | None
-  ) -> str:
     if good is None:
-      saved = 'No checkpoint was saved.'
-    elif good < step - self._in_a_row:
-      saved = f'The same command continues from the checkpoint of step {good}.'
-    else:
-      saved = (
-        f'The checkpoint of step {good} has the weights of all these steps: '
-        'the same command helps only if the data was the cause; otherwise '
-        'start in another workdir.'
-      )
-    text = f'step {step}: {found}. {_values(bad)}. {saved} '
-    return text + self._advice(
-      step, 'float32 in place of a 16-bit model.dtype.'
+      return 'No checkpoint was saved.'
+    if good < step - self._in_a_row:
+      return f'The same command continues from the checkpoint of step {good}.'
+    return (
+      f'The checkpoint of step {good} has the weights of all these steps: the '
+      'same command helps only if the data was the cause; otherwise start in '
+      'another workdir.'
     )
 
   def _advice(self, step: int, last: str) -> str:
@@ -173,7 +168,3 @@ class Check:
       for bad, what in found
       for index in indices[bad.any(axis=1)]
     ]
-
-
-def _values(bad: Mapping[str, float]) -> str:
-  return ', '.join(f'{name} is {value}' for name, value in bad.items())
