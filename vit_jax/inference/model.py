@@ -6,25 +6,32 @@ model(images)['features']        # [B, D]
 model.save('pets.safetensors')
 """
 
+import concurrent.futures
 import dataclasses
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import flax
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from vit_jax import trees
 from vit_jax.errors import UserError
 from vit_jax.inference import (
   classes,
-  forward,
   image_size as image_size_lib,
   images as images_lib,
+  preprocessing,
 )
-from vit_jax.parallel import mesh as mesh_lib
-from vit_jax.pretrained import catalog
-from vit_jax.pretrained.weights import Weights
+from vit_jax.parallel import mesh as mesh_lib, rules as rules_lib
+from vit_jax.pretrained import blocks, catalog
+from vit_jax.pretrained.weights import Weights, build_model
 from vit_jax.printable import printable
+
+_MAX_THREADS = 16
 
 
 def load(
@@ -87,19 +94,26 @@ class Model:
       UserError: options or preprocessing that do not parse, parameters that are
         not those of the model.
     """
+    if not isinstance(batch_size, int) or batch_size < 1:
+      raise UserError(f'batch_size is at least 1; got {batch_size!r}')
     if mesh is None:
       mesh = mesh_lib.make_mesh(devices=jax.local_devices())
     self.weights = weights
     self.config = dict(weights.model)
     self.class_names = weights.class_names
     self.loss = classes.loss_of(weights, None)
-    self._forward = forward.Forward(
-      weights, batch_size=batch_size, mesh=mesh, on_log=on_log
-    )
-    self.batch_size = self._forward.batch_size
-    self.module = self._forward.module
-    self.params = self._forward.params
+    self.batch_size = mesh_lib.padded(batch_size, mesh)
+    self.module = build_model(weights)
+    self._images = preprocessing.Preprocessing(weights, on_log)
+    named = weights.params
+    if weights.model.get('scan'):
+      named = blocks.stack(named)
+    params = trees.unflatten({k: _float32(x) for k, x in named.items()})
+    shardings = rules_lib.state_shardings({'params': params}, mesh)['params']
+    self.params = jax.device_put(params, shardings)
     self.num_params = sum(x.size for x in jax.tree.leaves(self.params))
+    self._sharding = mesh_lib.batch_sharding(mesh)
+    self._apply = jax.jit(self._outputs)
 
   def __repr__(self) -> str:
     num_classes = self.config.get('num_classes')
@@ -167,7 +181,27 @@ class Model:
       images: as in a call of the model, any iterable of them.
       outputs: likewise.
     """
-    yield from self._forward.stream(images, outputs)
+    self._images.check()
+    images, first = iter(images), None
+    num_threads = min(_MAX_THREADS, os.cpu_count() or 1)
+    with concurrent.futures.ThreadPoolExecutor(num_threads) as pool:
+      pending = None
+      while chunk := list(itertools.islice(images, self.batch_size)):
+        arrays = list(pool.map(self._images.read, chunk))
+        self._images.log_notes()
+        good = (a for a in arrays if isinstance(a, np.ndarray))
+        first = next(good, None) if first is None else first
+        arrays = [
+          self._images.alike(array, first, image)
+          for array, image in zip(arrays, chunk, strict=True)
+        ]
+        current = arrays, self._dispatch(arrays)
+        # Fetched only now: the devices have the next batch already.
+        if pending is not None:
+          yield from _rows(*pending, outputs)
+        pending = current
+      if pending is not None:
+        yield from _rows(*pending, outputs)
 
   def prepare(self, images: Any) -> jax.Array:
     """Returns what the module takes: images read, resized and normalised.
@@ -184,7 +218,16 @@ class Model:
     items, single = images_lib.as_list(images)
     if not items:
       raise UserError('no images were given')
-    image_BHWC = self._forward.prepare(items)
+    self._images.check()
+    arrays = []
+    for image in items:
+      array = self._images.read(image)
+      array = self._images.alike(array, arrays[0] if arrays else array, image)
+      if isinstance(array, UserError):
+        raise array
+      arrays.append(array)
+    self._images.log_notes()
+    image_BHWC = self._images.normalize(jnp.asarray(np.stack(arrays)))
     return image_BHWC[0] if single else image_BHWC
 
   def best(
@@ -226,6 +269,27 @@ class Model:
       self.weights, path, format=format, allow_note_only=allow_note_only
     )
 
+  def _outputs(self, params, image) -> dict[str, jax.Array]:
+    image = self._images.normalize(image)
+    return self.module.apply({'params': params}, image, train=False)
+
+  def _dispatch(self, arrays: list) -> dict[str, jax.Array] | None:
+    """Starts the devices on those that are arrays; None if there are none."""
+    good = [a for a in arrays if isinstance(a, np.ndarray)]
+    if not good:
+      return None
+    batch = np.zeros((self.batch_size, *good[0].shape), good[0].dtype)
+    for i, array in enumerate(good):
+      batch[i] = array
+    try:
+      return self._apply(self.params, jax.device_put(batch, self._sharding))
+    except flax.errors.ScopeParamShapeError as e:
+      raise UserError(
+        f'the model does not take images {list(batch.shape[1:])} (height, '
+        'width, channels): give ops that make images as in its training, such '
+        f'as {preprocessing.option("ops", "decode(1)")}; {e}'
+      ) from e
+
 
 def _good(
   items: Sequence[Any], rows: Iterable[dict | UserError], single: bool
@@ -236,3 +300,27 @@ def _good(
       named = single or images_lib.where(item)
       raise row if named else UserError(f'image {i}: {row}')
     yield row
+
+
+def _rows(arrays, found, outputs) -> Iterator[dict | UserError]:
+  """Yields for each image its error, or its row of what was found."""
+  if found is not None:
+    if unknown := sorted(set(outputs or ()) - set(found)):
+      headless = '' if 'logits' in found else ' (there is no head)'
+      raise UserError(
+        f'the model has no output {", ".join(unknown)}{headless}; it has'
+        f' {", ".join(found)}'
+      )
+    found = jax.device_get({key: found[key] for key in outputs or found})
+  row = 0
+  for array in arrays:
+    if isinstance(array, UserError):
+      yield array
+    else:
+      yield {key: value[row] for key, value in found.items()}
+      row += 1
+
+
+def _float32(array: np.ndarray) -> np.ndarray:
+  floating = jnp.issubdtype(array.dtype, jnp.floating)
+  return np.asarray(array, np.float32) if floating else array
