@@ -91,8 +91,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _kind(weights: Any) -> str:
   """Returns the format, the dialect of it, and for a run the step."""
-  source = weights.source
-  dialect = source.get('dialect')
+  source, dialect = weights.source, weights.source.get('dialect')
   parts = [source.get('format', 'vit_jax')]
   if isinstance(dialect, str) and dialect not in parts:
     parts.append(dialect)
@@ -105,8 +104,7 @@ def _kind(weights: Any) -> str:
 def _facts(weights: Any) -> list[tuple[str, str]]:
   import numpy as np
 
-  named = weights.params
-  arrays = [np.asarray(array) for array in named.values()]
+  arrays = [np.asarray(array) for array in weights.params.values()]
   dtypes = sorted({str(array.dtype) for array in arrays})
   section = ', '.join(f'{k}={v}' for k, v in weights.model.items())
   ops, device_ops = (
@@ -137,8 +135,8 @@ def _compare(before: Any, after: Any) -> str:
   import numpy as np
 
   old, new = before.params, after.params
-  problems = [f'missing: {name}' for name in old if name not in new]
-  for name in set(old) & set(new):
+  problems = [f'missing: {name}' for name in old.keys() - new.keys()]
+  for name in old.keys() & new.keys():
     ours, theirs = np.asarray(old[name]), np.asarray(new[name])
     if ours.dtype != theirs.dtype or ours.shape != theirs.shape:
       problems.append(
@@ -153,8 +151,8 @@ def _compare(before: Any, after: Any) -> str:
       'what was written is not what was read:\n  '
       + '\n  '.join(sorted(problems))
     )
-  added = sorted(set(new) - set(old))
-  more = f'; added: {", ".join(added)}' if added else ''
+  added = ', '.join(sorted(new.keys() - old.keys()))
+  more = f'; added: {added}' if added else ''
   return f'read again, {len(old)} arrays have the same bits{more}'
 
 
@@ -166,16 +164,15 @@ def _unsaid(before: Any, after: Any) -> list[str]:
   from vit_jax.pretrained.weights import build_model
 
   modules = [build_model(w) for w in (before, after)]
-  named = after.params
   trusted = 'model' in before.trusted
-  fields = lookup.model_fields(
-    before.model, 'computes', 'structure', trusted=trusted
-  )
+  kinds = ('computes', 'structure')
   lines = []
-  for field in fields:
+  for field in lookup.model_fields(before.model, *kinds, trusted=trusted):
     old, new = (getattr(module, field, None) for module in modules)
     # With other parameters the field does not say how to read these.
-    if old == new or model_section.problems(named, after.model | {field: old}):
+    if old == new or model_section.problems(
+      after.params, after.model | {field: old}
+    ):
       continue
     lines.append(
       f'the target reads as {field}={new!r}: load it with'

@@ -59,7 +59,20 @@ def layers(module: nn.Module, image_shape: tuple[int, int, int]) -> list[Layer]:
       found += [(prefix + last, None, {last: own[last]}) for last in own]
     elif own:
       found.append((path, output, own))
-  return _merge(found)
+  groups: dict[Any, list[str]] = {}
+  for name, output, own in found:
+    pattern = re.sub(r'(?<=_)\d+(?=/|$)', '*', name)
+    groups.setdefault((pattern, output, tuple(own.items())), []).append(name)
+  return [
+    Layer(
+      name=pattern if len(names) > 1 else names[0],
+      repeats=len(names),
+      output=output,
+      shapes=dict(own),
+      num_params=len(names) * sum(math.prod(shape) for _, shape in own),
+    )
+    for (pattern, output, own), names in groups.items()
+  ]
 
 
 def macs(module: nn.Module, image_shape: tuple[int, int, int]) -> int:
@@ -101,8 +114,7 @@ def activation_bytes(
 
 def bytes_of(tree: Any) -> int:
   """Returns the bytes of all arrays of a tree together."""
-  leaves = jax.tree.leaves(tree)
-  return sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
+  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def _trace(module, image_shape):
@@ -127,21 +139,3 @@ def _trace(module, image_shape):
 def _answer(module, params, image, **options) -> jax.Array:
   outputs = module.apply({'params': params}, image, **options)
   return outputs['logits' if 'logits' in outputs else 'features']
-
-
-def _merge(found) -> list[Layer]:
-  groups: dict[Any, list[str]] = {}
-  for name, output, own in found:
-    pattern = re.sub(r'(?<=_)\d+(?=/|$)', '*', name)
-    key = (pattern, output, tuple(own.items()))
-    groups.setdefault(key, []).append(name)
-  return [
-    Layer(
-      name=pattern if len(names) > 1 else names[0],
-      repeats=len(names),
-      output=output,
-      shapes=dict(own),
-      num_params=len(names) * sum(math.prod(shape) for _, shape in own),
-    )
-    for (pattern, output, own), names in groups.items()
-  ]

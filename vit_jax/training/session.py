@@ -171,15 +171,7 @@ def start(
   stack.enter_context(jax.transfer_guard('disallow'))
   stack.enter_context(distributed.exit_on_peer_failure())
   return Session(
-    plan=plan,
-    workdir=workdir,
-    writer=writer,
-    state=state,
-    first=first,
-    batches=batches,
-    clock=clock,
-    trace=trace,
-    exit_code=exit_code,
+    plan, workdir, writer, state, first, batches, clock, trace, exit_code
   )
 
 
