@@ -123,11 +123,10 @@ def test_all_problems_are_in_one_message(photos, tmp_path, monkeypatch):
 
 def test_one_cause_in_many_places_is_named_once(tmp_path):
   config = finetune.get_config('data=/no/folder,num_classes=2').to_dict()
-  (problem,) = inputs._lines(inputs._problems(config))
-  assert problem.startswith(
-    'config.input, config.evals.val, config.pictures.predictions: no folder '
-    '/no/folder; '
-  )
+  ((problem, places),) = inputs._problems(config).items()
+  assert problem.startswith('no folder /no/folder; ')
+  expected = ['config.input', 'config.evals.val']
+  assert places == [*expected, 'config.pictures.predictions']
 
 
 def test_only_a_classification_has_to_have_the_classes_of_the_model():
