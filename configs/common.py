@@ -25,6 +25,7 @@ _AUGREG = {
 _SIZE = re.compile(
   r'\b((?:resize\w*|\w*crop)\(|local_size=)(\d+|[(\[][\d, ]*[)\]])'
 )
+_ONEHOT = re.compile(r'\bonehot\(\d+\)')
 
 
 def parse_arg(arg: str | None, **options) -> ConfigDict:
@@ -143,7 +144,8 @@ def _shrink(section: ConfigDict, channels: int, split: str = 'test') -> None:
         channels=channels,
       )
     elif key in ('ops', 'device_ops'):
-      section[key] = _SIZE.sub(rf'\g<1>{_SMOKE_PIXELS}', value)
+      value = _SIZE.sub(rf'\g<1>{_SMOKE_PIXELS}', value)
+      section[key] = _ONEHOT.sub(f'onehot({_SMOKE_CLASSES})', value)
     elif key == 'batch_size':
       section.batch_size = 8
     elif key == 'num_classes':

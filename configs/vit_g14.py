@@ -31,7 +31,7 @@ shows whether it fits. Expected, of the authors with JFT-3B: G/14 fine-tuned
 
 import ml_collections
 
-from vit_jax.configs import common, common_data
+from vit_jax.configs import common, common_data, common_evals
 
 TRAIN_OPS = (
   "decode(dct='fast')|random_resized_crop(224, sampling='tensorflow', "
@@ -52,6 +52,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     data='imagenet21k',
     data_dir=None,
     fsdp=16,
+    extra_evals=common_evals.CHOICES,
     smoke=False,
   )
   train, evals = common_data.pretraining_splits(
@@ -107,5 +108,6 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     )
 
   config.evals = {name: top1(split) for name, split in evals.items()}
+  config.evals.update(common_evals.extra(options, fewshot_every_steps=10_000))
   config.checkpoint = dict(every_steps=1000, keep_every_steps=10_000)
   return common.smoke(config) if options.smoke else config

@@ -20,7 +20,7 @@ here.
 
 import ml_collections
 
-from vit_jax.configs import common, common_data
+from vit_jax.configs import common, common_data, common_evals
 
 AUGMENTATION = {
   'B/16': 'medium2',
@@ -49,6 +49,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     augmentation=None,
     data='imagenet2012',
     data_dir=None,
+    extra_evals=common_evals.CHOICES,
     smoke=False,
   )
   randaug, mixup = common.augreg(
@@ -101,5 +102,10 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     )
 
   config.evals = {name: top1(split) for name, split in evals.items()}
+  config.evals.update(
+    common_evals.extra(
+      options, val=top1('validation'), fewshot_every_steps=10_000
+    )
+  )
   config.checkpoint = dict(every_steps=1000)
   return common.smoke(config) if options.smoke else config

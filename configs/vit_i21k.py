@@ -28,7 +28,7 @@ here.
 
 import ml_collections
 
-from vit_jax.configs import common, common_data
+from vit_jax.configs import common, common_data, common_evals
 
 # variant: weight decay and augmentation, from the names of the recommended
 # checkpoints, e.g. B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0.
@@ -59,6 +59,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     augmentation=None,
     data='imagenet21k',
     data_dir=None,
+    extra_evals=common_evals.CHOICES,
     smoke=False,
   )
   weight_decay, augmentation = RECOMMENDED[options.variant]
@@ -112,5 +113,6 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     )
 
   config.evals = {name: top1(split) for name, split in evals.items()}
+  config.evals.update(common_evals.extra(options, fewshot_every_steps=25_000))
   config.checkpoint = dict(every_steps=5000)
   return common.smoke(config) if options.smoke else config

@@ -23,7 +23,7 @@ revisited"). Mixup has one weight a step, as theirs. Not run here.
 
 import ml_collections
 
-from vit_jax.configs import common, common_data
+from vit_jax.configs import common, common_data, common_evals
 
 TRAIN_OPS = (
   "decode(dct='fast')|random_resized_crop(224, sampling='tensorflow', "
@@ -44,6 +44,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     epochs=(90, 150, 300),
     data='imagenet2012',
     data_dir=None,
+    extra_evals=common_evals.CHOICES,
     smoke=False,
   )
 
@@ -86,5 +87,6 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     )
 
   config.evals = {name: top1(split) for name, split in evals.items()}
+  config.evals.update(common_evals.extra(options, val=top1('validation')))
   config.checkpoint = dict(every_steps=1000)
   return common.smoke(config) if options.smoke else config

@@ -9,6 +9,7 @@ from PIL import Image
 
 from vit_jax.commands import evaluate as command
 from vit_jax.configs import evaluate
+from vit_jax.data import ops_language
 from vit_jax.pretrained.formats import vit_jax as ours
 
 RECIPE = pathlib.Path(__file__).parents[2] / 'configs/evaluate.py'
@@ -57,7 +58,29 @@ def test_a_dataset_without_a_known_number_of_classes_is_refused():
 
 
 def test_images_are_prepared_as_the_weights_say_unless_a_size_is_given():
-  assert 'ops' not in evaluate.get_config('cifar10').evals.knn
+  for name in ('knn', 'linear_probe'):
+    assert 'ops' not in evaluate.get_config('cifar10').evals[name]
   section = evaluate.get_config('cifar10,resolution=224').evals.knn
   assert section.ops.endswith('central_crop(224)')
   assert 'resize_small(256,' in section.ops
+
+
+def test_few_shot_images_are_squeezed_as_in_big_vision():
+  ops = evaluate.get_config('cifar10').evals.fewshot.ops
+  assert ops == evaluate.get_config('cifar10,resolution=224').evals.fewshot.ops
+  # A white centre of 300 in a row of 400 pixels: the right third is cropped
+  # away at most to 16 of 256 columns, and not to a square.
+  raw = np.zeros((100, 400, 3), np.uint8)
+  raw[:, 50:350] = 255
+  rng = np.random.default_rng(0)
+  out = ops_language.parse(ops)({'image': raw}, rng)['image']
+  assert out.shape == (224, 224, 3)
+  # Columns 32 to 224 of 256 are white.
+  np.testing.assert_array_equal(
+    out[0, :, 0] > 127, [0] * 16 + [1] * 192 + [0] * 16
+  )
+  small = evaluate.get_config('cifar10,resolution=32').evals.fewshot.ops
+  assert 'resize(37,' in small and small.endswith('central_crop(32)')
+  assert (
+    'ops' not in evaluate.get_config('cifar10,images=weights').evals.fewshot
+  )
