@@ -26,6 +26,7 @@ _SIZE = re.compile(
   r'\b((?:resize\w*|\w*crop)\(|local_size=)(\d+|[(\[][\d, ]*[)\]])'
 )
 _ONEHOT = re.compile(r'\bonehot\(\d+\)')
+_LABEL = re.compile(r'\|vtab_label\([^)]*\)')  # Synthetic images have labels.
 
 
 def parse_arg(arg: str | None, **options) -> ConfigDict:
@@ -145,6 +146,7 @@ def _shrink(section: ConfigDict, channels: int, split: str = 'test') -> None:
       )
     elif key in ('ops', 'device_ops'):
       value = _SIZE.sub(rf'\g<1>{_SMOKE_PIXELS}', value)
+      value = _LABEL.sub('', value)
       section[key] = _ONEHOT.sub(f'onehot({_SMOKE_CLASSES})', value)
     elif key == 'batch_size':
       section.batch_size = 8

@@ -27,6 +27,8 @@ _NUM_CLASSES = {
   'cifar100': 100,
   'oxford_iiit_pet': 37,
   'oxford_flowers102': 102,
+  'cars196': 196,
+  'i_naturalist2018': 8142,
 }
 _SOURCES = dict(folder='image_folder', records='array_record')
 

@@ -87,6 +87,23 @@ def model_of(
   return section, dict(device_ops=device_ops), resolution
 
 
+def position_resize(model: str) -> dict[str, str]:
+  """Returns the key `resize` of `init_from` for a run of ours, {} for others.
+
+  Google's models have the tanh form of GELU, and are resized by scipy's zoom of
+  order 1; those with torch's GELU as in DeiT, by torch's bicubic interpolation.
+  Published weights know it themselves.
+  """
+  try:
+    found = _read_run(pathlib.Path(model).expanduser())
+  except (ValueError, KeyError, TypeError):
+    return {}  # `model_of` says what is wrong.
+  if found is None:
+    return {}
+  is_torch = found[0].get('activation') == 'gelu'
+  return dict(resize='torch' if is_torch else 'google')
+
+
 def _relative(family: str) -> published.Published | None:
   """Returns published weights of a family: its models differ in size alone."""
   names = (n for n in published.PUBLISHED if n.startswith(f'{family}-'))
