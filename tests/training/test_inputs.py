@@ -141,8 +141,9 @@ def test_only_a_classification_has_to_have_the_classes_of_the_model():
     input=dict(data=dict(train_data, num_classes=2), ops=''),
     evals=evals,
   )
-  (problem,) = inputs._lines(inputs._problems(config))
-  assert problem.startswith('config.evals.val: config.model.num_classes=2, but')
+  ((problem, places),) = inputs._problems(config).items()
+  assert problem.startswith('config.model.num_classes=2, but')
+  assert places == ['config.evals.val']
 
 
 def test_images_that_the_model_cannot_take_end_before_the_first_step(
