@@ -22,7 +22,7 @@ def test_mistakes_are_named_before_weights_are_looked_for(
 
 def test_what_is_not_finite_is_null_in_the_file(tmp_path, capsys):
   path = tmp_path / 'made' / 'results.json'
-  args = types.SimpleNamespace(output=str(path), weights='w')
+  args = types.SimpleNamespace(output=str(path), weights='w', data=None)
   metrics = {'val/top1': 0.5, 'val/loss': float('nan'), 'x/y': float('inf')}
   source = {'step': 3, 'ema': True}
   results = types.SimpleNamespace(metrics=metrics, source=source)

@@ -5,10 +5,15 @@ examples:
   python -m vit_jax evaluate --weights=runs/pets --evals=val --step=newest
   python -m vit_jax evaluate --weights=augreg-B/16 --output=results.json \\
     --config=configs/evaluate.py:/data/pets
+  python -m vit_jax evaluate --weights=deit-B/16 --data=folder:/data/imagenet
+  python -m vit_jax evaluate --weights=deit-B/16 --labels=imagenet-a \\
+    --data=folder:/data/imagenet-a
 
 Weights are whatever vit_jax.load takes: a run, a file, a folder of timm or
 Hugging Face, or a published name. The evaluations are those of the run, or
-`config.evals` of a recipe. A run may still be training; it is not changed.
+`config.evals` of a recipe. With --data a classifier is scored with its own head
+and its own preprocessing, and the published accuracy of published weights is
+shown beside. A run may still be training; it is not changed.
 """
 
 import json
@@ -20,6 +25,19 @@ from vit_jax.commands import _cli, _config_file
 from vit_jax.errors import UserError
 from vit_jax.parallel import distributed, preemption
 from vit_jax.printable import show
+
+_FRACTIONS = {
+  'top1': 'top-1',
+  'top5': 'top-5',
+  'top1_class_mean': 'top-1, mean over classes',
+}
+_TITLES = {
+  'loss': 'loss',
+  'expected_calibration_error': 'calibration error',
+  'num_examples': 'images',
+  'num_unlabelled': 'images without a label, left out',
+  'num_skipped': 'images that cannot be read, left out',
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,6 +84,7 @@ def _main(argv: Sequence[str]) -> None:
     help="normalization, such as 'normalize(-1, 1)' (default: that of the "
     'weights)',
   )
+  _add_score_options(parser)
   _cli.add_weights_options(parser)
   distributed.add_flags(parser)
   config, args = _config_file.parse(parser, argv, required=False)
@@ -74,22 +93,42 @@ def _main(argv: Sequence[str]) -> None:
     raise UserError(f'--config={args.config} has no config.evals')
   if args.output and pathlib.Path(args.output).is_dir():
     raise UserError(f'--output={args.output} is a folder; give a file')
+  _check_score_options(args)
   distributed.initialize(args)
   # Importing jax takes seconds: a mistyped command should not wait for it.
   import jax
 
   from vit_jax.parallel import mesh as mesh_lib
-  from vit_jax.training import evaluate, evaluation
+  from vit_jax.training import evaluate, evaluation, score
 
-  results = evaluate.evaluate(
-    args.weights,
-    evals,
-    names=args.evals.split(',') if args.evals else None,
+  shared = dict(
     batch_size=args.batch_size,
     ops=args.ops,
     device_ops=args.device_ops,
     mesh=mesh_lib.make_mesh(**args.mesh) if args.mesh else None,
     **_cli.weights_options(args),
+  )
+  if args.data:
+    scored = score.score(
+      args.weights,
+      args.data,
+      split=args.split,
+      labels=args.labels,
+      preset=args.preset,
+      loss=args.loss,
+      per_class=args.per_class,
+      **shared,
+    )
+    if not jax.process_index():
+      _print_score(args, scored)
+      if args.output:
+        _write(args, scored)
+    return
+  results = evaluate.evaluate(
+    args.weights,
+    evals,
+    names=args.evals.split(',') if args.evals else None,
+    **shared,
   )
   if jax.process_index():
     return
@@ -99,6 +138,93 @@ def _main(argv: Sequence[str]) -> None:
   evaluation.print_results(results.metrics, title)
   if args.output:
     _write(args, results)
+
+
+def _add_score_options(parser) -> None:
+  group = parser.add_argument_group('the score of a classifier')
+  group.add_argument(
+    '--data',
+    metavar='DATA',
+    help='labelled images: /path of folders or of what prepare wrote, a '
+    'dataset of TFDS, or any source and keys',
+  )
+  group.add_argument(
+    '--split', help='of the data (default: val, or else test, of a folder)'
+  )
+  group.add_argument(
+    '--labels',
+    metavar='SET',
+    help='protocol of a test set of ImageNet: imagenet-v2, imagenet-a, '
+    'imagenet-r, imagenet-sketch, real:/path/real.json, objectnet:/path',
+  )
+  group.add_argument(
+    '--preset',
+    metavar='FAMILY',
+    help='family of models whose preprocessing is used, such as deit '
+    '(default: that of the weights)',
+  )
+  group.add_argument(
+    '--loss', help='softmax or sigmoid (default: that of the weights)'
+  )
+  group.add_argument(
+    '--per_class', action='store_true', help='also score each class'
+  )
+
+
+def _check_score_options(args) -> None:
+  """Raises UserError where options are of two ways to evaluate."""
+  ours = ('split', 'labels', 'preset', 'loss', 'per_class')
+  given = [f'--{name}' for name in ours if getattr(args, name)]
+  if given and not args.data:
+    raise UserError(f'{given[0]} needs --data, the images to score')
+  if args.data and (args.config or args.evals):
+    other = '--config' if args.config else '--evals'
+    raise UserError(
+      f'--data and {other} are two ways to say what to evaluate; give one'
+    )
+
+
+def _print_score(args, scored) -> None:
+  """Prints what was measured beside what was published."""
+  from vit_jax.reporting import tables
+  from vit_jax.training import evaluation
+
+  published, metrics = scored.published, dict(scored.metrics)
+  rows = []
+  for key, title in _FRACTIONS.items():
+    if key in metrics:
+      value, reported = 100 * metrics.pop(key), getattr(published, key, None)
+      row = [title, f'{value:.3f} %']
+      if published is not None:
+        more = ('', '')
+        if reported is not None:
+          more = (f'{reported} %', f'{value - reported:+.3f} %')
+        row += more
+      rows.append(row)
+  empty = [''] * (0 if published is None else 2)
+  for key, title in _TITLES.items():
+    if key in metrics:
+      value = metrics.pop(key)
+      text = f'{value:,.0f}' if key.startswith('num_') else f'{value:.4f}'
+      rows.append([title, text, *empty])
+  header = ['', 'measured']
+  header += ['published', 'difference'] if published is not None else []
+  step = scored.source.get('step')
+  weights = pathlib.PurePath(args.weights).name
+  if '/' in args.weights and not pathlib.Path(args.weights).exists():
+    weights = args.weights  # A published name.
+  weights += '' if step is None else f', step {step:,}'
+  title = f'{weights} on {scored.name} of {args.data}'
+  tables.print_table(rows, header=header, title=title)
+  if metrics:  # Those of classes.
+    metrics = {f'{scored.name}/{k}': x for k, x in metrics.items()}
+    evaluation.print_results(metrics, 'classes')
+  prepared = [scored.preprocess.get(key) for key in ('ops', 'device_ops')]
+  show(f'images: {" | ".join(x for x in prepared if x)}')
+  if published is not None:
+    num = scored.metrics['num_examples']
+    note = '' if num == 50_000 else f', on 50,000 images (here {num:,.0f})'
+    show(f'published: {published.source}{note}')
 
 
 def _write(args, results) -> None:
@@ -113,6 +239,11 @@ def _write(args, results) -> None:
     averaged=results.source.get('ema'),
     metrics=metrics,
   )
+  if args.data:
+    found |= dict(data=args.data, labels=args.labels, split=results.name)
+    found['preprocess'] = results.preprocess
+    if results.published is not None:
+      found['published'] = results.published._asdict()
   path = pathlib.Path(args.output).expanduser()
   try:
     path.parent.mkdir(parents=True, exist_ok=True)

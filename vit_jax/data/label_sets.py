@@ -1,7 +1,7 @@
 """Label sets of ImageNet-1k and of test sets made for its classifiers.
 
-A test set's own labels become classes of a model of ImageNet-1k by the names of
-its classes, or, for ReaL, by the number of the image. In a config or on the
+A test set's own labels become classes of a model by the names of its classes,
+or, for ReaL, by the number of the image. In a config or on the
 command line a label set is a text:
 
   imagenet         folders named by WordNet ids, any of the 1,000
@@ -41,7 +41,7 @@ _NUM_IMAGES = 50_000
 
 @dataclasses.dataclass(frozen=True)
 class LabelSet:
-  """What the labels of a test set mean for a model of ImageNet-1k.
+  """What the labels of a test set mean for a model.
 
   Attributes:
     name: as in a config.
@@ -51,6 +51,7 @@ class LabelSet:
       their numbers; replaces `of_class`.
     scored: classes among which an answer is taken, ascending; None is all.
     border: pixels that are cut off each side of an image.
+    num_classes: of the model.
   """
 
   name: str
@@ -58,14 +59,20 @@ class LabelSet:
   of_image: Sequence[Sequence[int]] | None = None
   scored: tuple[int, ...] | None = None
   border: int = 0
+  num_classes: int = NUM_CLASSES
 
 
-def find(text: str) -> LabelSet:
+def find(text: str | Sequence[str]) -> LabelSet:
   """Returns a label set; see the module's docstring.
+
+  Names of classes in the order of a model make the set that goes by them.
 
   Raises:
     UserError: an unknown name, or files that are missing or something else.
   """
+  if not isinstance(text, str):
+    ids = {name: (i,) for i, name in enumerate(text)}
+    return LabelSet('names', of_class=ids, num_classes=len(text))
   name, colon, path = text.partition(':')
   if name in _PLAIN and not colon:
     return _PLAIN[name]()

@@ -36,8 +36,9 @@ class Evaluator:
       the loss and the confidence (see `run`), not the accuracies.
     per_class: adds a top-1 for every class, and their mean.
     labels: what the labels mean for a model of ImageNet-1k, such as
-      'imagenet-a' or 'real:/data/real.json'; see `data/label_sets.py`. None
-      takes them as they are.
+      'imagenet-a' or 'real:/data/real.json', see `data/label_sets.py`; or the
+      names of the model's classes in their order, by which those of the data
+      go. None takes them as they are.
     on_error: 'stop' or 'skip' where an image cannot be read.
     num_threads: see `pipeline.TrainInput`.
 
@@ -53,7 +54,7 @@ class Evaluator:
   batch_size: int
   loss: str = 'softmax'
   per_class: bool = False
-  labels: str | None = None
+  labels: str | Sequence[str] | None = None
   on_error: str = 'stop'
   num_threads: int | None = None
 

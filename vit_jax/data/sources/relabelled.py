@@ -1,10 +1,10 @@
-"""A source whose labels become classes of ImageNet-1k, by a label set.
+"""A source whose labels become classes of a model, by a label set.
 
 For the test sets of `data/label_sets.py`. Evaluators make it of their key
 `labels`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,27 +16,29 @@ from vit_jax.printable import printable
 
 
 class Source:
-  """Examples of another source; `label` is an int or float32 `[1000]`.
+  """Examples of another source; `label` is an int or float32 `[Y]`.
 
   It is a vector where images of the set may have several right classes, or
   none, in which case they do not count.
   """
 
-  num_classes = label_sets.NUM_CLASSES
-
-  def __init__(self, split: str, *, data: Mapping[str, Any], labels: str):
+  def __init__(
+    self, split: str, *, data: Mapping[str, Any], labels: str | Sequence[str]
+  ):
     """Opens the source.
 
     Args:
       split: of a source that does not name its own.
       data: its section.
-      labels: the label set, such as 'imagenet-a' or 'real:/data/real.json'.
+      labels: the label set, such as 'imagenet-a' or 'real:/data/real.json', or
+        the names of the model's classes in their order.
 
     Raises:
       UserError: classes that the label set does not know, and what opening the
         source or the files of the set raises.
     """
     self._set = label_sets.find(labels)
+    self.num_classes = self._set.num_classes
     section = {'split': split} | dict(data)
     self._source = open_source.open_source(section, where='data')
     self.fields = fields.declared(self._source)
