@@ -29,7 +29,8 @@ class Embedding(nn.Module):
     position_init: of a learned table, see `_init.position_table`.
     dropout_rate: of the tokens, in training.
     weight_init: a key of `_init.SCHEMES`.
-    dtype: of the tokens.
+    dtype: of the stem.
+    residual_dtype: of the tokens; None is `dtype`.
   """
 
   width: int
@@ -42,6 +43,7 @@ class Embedding(nn.Module):
   dropout_rate: float = 0.0
   weight_init: str = 'google'
   dtype: Any = 'float32'
+  residual_dtype: Any = None
 
   @nn.compact
   def __call__(
@@ -54,22 +56,25 @@ class Embedding(nn.Module):
     train: bool = False,
   ):
     """Returns tokens `[B, P + L, D]`, or `[B, P + K, D]`; see `ViT.embed`."""
+    dtype = self.residual_dtype or self.dtype
     x_BHWD = self.stem.copy(name='patch_embedding')(image_BHWC)
+    if self.residual_dtype is not None:
+      x_BHWD = x_BHWD.astype(dtype)
     B, H, W, D = x_BHWD.shape
     _check(keep, masked, mask_token, (B, H * W, D))
     if masked is not None:
-      token_D = mask_token.reshape(D).astype(self.dtype)
+      token_D = mask_token.reshape(D).astype(dtype)
       x_BHWD = jnp.where(
         masked.reshape(B, H, W, 1), token_D[None, None, None], x_BHWD
       )
     if self.position != 'none':
-      x_BHWD += self._position_table(H, W).astype(self.dtype)[None]
+      x_BHWD += self._position_table(H, W).astype(dtype)[None]
     tokens = [x_BHWD.reshape(B, H * W, D)]
     if keep is not None:
       tokens = [jnp.take_along_axis(tokens[0], keep[:, :, None], axis=1)]
 
     def prepend(name, init, number):
-      token_1PD = self.param(name, init, (1, number, D)).astype(self.dtype)
+      token_1PD = self.param(name, init, (1, number, D)).astype(dtype)
       tokens.insert(0, jnp.broadcast_to(token_1PD, (B, number, D)))
 
     scheme = _init.SCHEMES[self.weight_init]

@@ -84,6 +84,8 @@ class Block(nn.Module):
       branches (CaiT, https://arxiv.org/abs/2103.17239); None for no factors.
     qk_norm, qkv_bias, attention, activation, norm_epsilon, weight_init, dtype:
       as in `Attention` and `Mlp`.
+    residual_dtype: of the sum of branches, and of their products with factors;
+      None is that of the tokens, and `dtype` for these products.
   """
 
   num_heads: int
@@ -98,6 +100,7 @@ class Block(nn.Module):
   norm_epsilon: float = 1e-6
   weight_init: str = 'google'
   dtype: Any = 'float32'
+  residual_dtype: Any = None
 
   @nn.compact
   def __call__(
@@ -142,10 +145,12 @@ class Block(nn.Module):
 
   def _branch(self, y_BLD, scale_name: str, drop_rate, train: bool):
     y_BLD = Dropout(self.dropout_rate)(y_BLD, train=train)
+    dtype = self.residual_dtype or self.dtype
+    y_BLD = y_BLD.astype(dtype)
     if self.layer_scale is not None:
       init = nn.initializers.constant(self.layer_scale)
       scale_D = self.param(scale_name, init, y_BLD.shape[-1:])
-      y_BLD = y_BLD * scale_D.astype(self.dtype)[None, None]
+      y_BLD = y_BLD * scale_D.astype(dtype)[None, None]
     if train and drop_rate is not None:
       rng = self.make_rng('dropout')
       y_BLD = _dropout.drop_examples(rng, y_BLD, drop_rate)
@@ -168,6 +173,7 @@ class Encoder(nn.Module):
     remat: a key of REMAT_POLICIES, which says what is stored for the backward
       pass; None stores everything that it uses.
     final_norm: whether the last block is followed by a norm.
+    residual_dtype: of the tokens between blocks; None is theirs.
   """
 
   depth: int
@@ -178,6 +184,7 @@ class Encoder(nn.Module):
   scan: bool = False
   remat: str | None = None
   final_norm: bool = True
+  residual_dtype: Any = None
 
   @nn.compact
   def __call__(
@@ -204,6 +211,8 @@ class Encoder(nn.Module):
       scan holds the outputs of all blocks until it ends.
     """
     blocks = self._numbers(blocks)
+    if self.residual_dtype is not None:
+      x_BLD = x_BLD.astype(self.residual_dtype)
 
     def run(block, x_BLD, rate, mask, bias):
       return block(x_BLD, rate, train, mask, bias)

@@ -25,6 +25,7 @@ class MapPooling(nn.Module):
     num_heads: heads of attention.
     mlp_dim: hidden width of the MLP.
     qkv_bias, activation, norm_epsilon, weight_init, dtype: as in `Block`.
+    residual_dtype: of the tokens, the query and the sum; None is `dtype`.
   """
 
   num_heads: int
@@ -34,20 +35,22 @@ class MapPooling(nn.Module):
   norm_epsilon: float = 1e-6
   weight_init: str = 'google'
   dtype: Any = 'float32'
+  residual_dtype: Any = None
 
   @nn.compact
   def __call__(self, x_BLD, patch_mask=None):
-    """Returns the pooled features [B, D] in `dtype`.
+    """Returns the pooled features [B, D] in `residual_dtype`.
 
     Args:
       x_BLD: the tokens.
       patch_mask: bool [B, L], False for tokens that are not read; or None.
     """
     B, _, D = x_BLD.shape
-    x_BLD = x_BLD.astype(self.dtype)
+    dtype = self.residual_dtype or self.dtype
+    x_BLD = x_BLD.astype(dtype)
     probe_11D = self.param(
       'probe', nn.initializers.xavier_uniform(), (1, 1, D)
-    ).astype(self.dtype)
+    ).astype(dtype)
     mask = None if patch_mask is None else patch_mask[:, None, None]
     y_B1D = Attention(
       num_heads=self.num_heads,
@@ -56,6 +59,7 @@ class MapPooling(nn.Module):
       dtype=self.dtype,
       name='attention',
     )(jnp.broadcast_to(probe_11D, (B, 1, D)), x_BLD, mask=mask)
+    y_B1D = y_B1D.astype(dtype)
     norm = layer_norm(self.norm_epsilon, self.dtype, 'norm')
     mlp = Mlp(
       dim=self.mlp_dim,

@@ -41,6 +41,7 @@ def check_values(vit: nn.Module) -> None:
     ('attention', _attention.ATTENTIONS),
     ('remat', (None, *_encoder.REMAT_POLICIES)),
     ('dtype', DTYPES),
+    ('residual_dtype', (None, *DTYPES)),
     ('stochastic_depth_schedule', ('linear', 'constant')),
   ):
     value = getattr(vit, key)

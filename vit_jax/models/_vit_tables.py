@@ -66,7 +66,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     'stochastic_depth_schedule',
   ),
   # The floating-point format of the computation.
-  'precision': ('dtype',),
+  'precision': ('dtype', 'residual_dtype'),
   # Time and memory of a step; a run may continue with other values.
   'cost': ('attention', 'remat'),
   # How parameters are stored; the same numbers.

@@ -128,6 +128,11 @@ class ViT(nn.Module):
     dtype: 'float32', 'bfloat16' or 'float16': of the computation in blocks.
       Norm statistics, softmax, the final norm, the head and outputs are
       float32.
+    residual_dtype: of the residual stream, which is the tokens that blocks add
+      to: patches plus positions, branches times LayerScale, and what norms and
+      map pooling read. None: `dtype`. 'float32' beside dtype='bfloat16'
+      multiplies in bfloat16 and adds in float32, as torch's autocast does:
+      small branches are not rounded away.
     scan: stack the blocks' parameters and loop over them, which compiles
       faster and at the same numbers.
     remat: a key of `_encoder.REMAT_POLICIES`: what is stored for the backward
@@ -170,6 +175,7 @@ class ViT(nn.Module):
   norm_epsilon: float = 1e-6
   qkv_bias: bool = True
   dtype: str = 'float32'
+  residual_dtype: str | None = None
   scan: bool = False
   remat: str | None = None
   attention: str = 'auto'
@@ -264,7 +270,7 @@ class ViT(nn.Module):
     return outputs
 
   def embed(self, image_BHWC, *, train: bool = False, **options) -> jax.Array:
-    """Returns tokens [B, P + L, D] in `dtype`: prefix, then patches.
+    """Returns tokens [B, P + L, D] in `residual_dtype`: prefix, then patches.
 
     Args:
       image_BHWC: as in a call.

@@ -85,7 +85,7 @@ _MODEL = {
   **dict.fromkeys(('final_norm', 'activation', 'dtype', 'attention'), TEXT),
   **dict.fromkeys(('qk_norm', 'qkv_bias', 'scan', 'head_zero_init'), FLAG),
   **dict.fromkeys(('stochastic_depth_schedule', 'remat'), TEXT),
-  'weight_init': TEXT,
+  **dict.fromkeys(('weight_init', 'residual_dtype'), TEXT),
   **dict.fromkeys(('stochastic_depth_rate', 'dropout_rate'), RATE),
   'attention_dropout_rate': RATE,
   'num_registers': COUNT,
