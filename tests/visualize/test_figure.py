@@ -41,10 +41,10 @@ TABLE = np.random.default_rng(0).normal(size=(14, 9, 8))
   [
     lambda path: _predictions(path, 1, 9),
     lambda path: _predictions(path, 11, 4),
-    lambda path: filters.draw(KERNEL, path, count=2),
-    lambda path: filters.draw(KERNEL, path, count=20, columns=7),
-    lambda path: position_similarity.draw(TABLE[:2, :2], path),
-    lambda path: position_similarity.draw(TABLE, path),
+    lambda path: filters.Picture(count=2).plot(KERNEL, path),
+    lambda path: filters.Picture(count=20, columns=7).plot(KERNEL, path),
+    lambda path: position_similarity.Picture().plot(TABLE[:2, :2], path),
+    lambda path: position_similarity.Picture().plot(TABLE, path),
   ],
 )
 def test_words_do_not_overlap(draw, tmp_path, monkeypatch):

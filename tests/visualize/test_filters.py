@@ -64,7 +64,7 @@ def test_filters_that_are_all_equal_have_no_share():
 def test_zero_is_grey_and_the_largest_number_white(shown, tmp_path):
   x = np.zeros((2, 2, 1, 3))
   x[0, 0, 0] = [-2, 0, 2]  # The only pixel that differs between filters.
-  filters.draw(x, tmp_path / 'new/x.png', count=1)
+  filters.Picture(count=1).plot(x, tmp_path / 'new/x.png')
   np.testing.assert_allclose(shown, [[[1, 0.5], [0.5, 0.5]]], atol=1e-6)
   assert [p.name for p in (tmp_path / 'new').iterdir()] == ['x.png']
 
@@ -74,7 +74,7 @@ def test_zero_is_grey_and_the_largest_number_white(shown, tmp_path):
 )
 def test_any_number_of_channels_can_be_shown(channels, shape, shown, tmp_path):
   x = kernel(4, 2, channels)
-  filters.draw(x, tmp_path / 'x.png', count=5, columns=3)
+  filters.Picture(count=5, columns=3).plot(x, tmp_path / 'x.png')
   assert [image.shape for image in shown] == [shape] * 5
   assert all(0 <= image.min() and image.max() <= 1 for image in shown)
 
@@ -90,7 +90,7 @@ def test_a_run_draws_its_own_kernel_wherever_its_parts_are(shown, tmp_path):
   with jax.transfer_guard('disallow'):
     path = picture.draw({'params': params}, tmp_path / 'x.png')
   assert path.exists()
-  filters.draw(x, tmp_path / 'y.png', count=3)
+  filters.Picture(count=3).plot(x, tmp_path / 'y.png')
   np.testing.assert_array_equal(shown[:3], shown[3:])
 
 
@@ -98,7 +98,7 @@ def test_impossible_options_are_named(tmp_path):
   with pytest.raises(UserError, match=r'count and columns.*got 0 and 7'):
     filters.Picture(None, None, count=0)
   with pytest.raises(UserError, match=r'kernel.*got \(4, 4\)'):
-    filters.draw(np.ones((4, 4)), tmp_path / 'x.png')
+    filters.Picture().plot(np.ones((4, 4)), tmp_path / 'x.png')
   with pytest.raises(UserError, match='another name; it has stem'):
     filters.Picture(None, None).draw(
       {'params': {'stem': 0}}, tmp_path / 'x.png'

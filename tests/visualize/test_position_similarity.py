@@ -44,7 +44,7 @@ def test_each_tile_maps_the_image_and_is_where_its_patch_is(
     lambda figure, path: drawn.append(figure),
   )
   x = table(3, 4)
-  position_similarity.draw(x, tmp_path / 'x.png')
+  position_similarity.Picture().plot(x, tmp_path / 'x.png')
   cosine = position_similarity.similarity(x)
   axes, bar = drawn[0].axes
   image = axes.images[0]
@@ -69,7 +69,7 @@ def test_a_patch_is_brightest_in_its_own_tile(tmp_path):
     [1],
     [-1],
   ]
-  path = position_similarity.draw(x, tmp_path / 'new/folder/x.png')
+  path = position_similarity.Picture().plot(x, tmp_path / 'new/folder/x.png')
   image = pixels(path)
   side = 150  # Dots of a cell: 6 inches of 4 cells, less the lines between.
   dark = (image == DARK).all(-1).sum()
@@ -92,7 +92,7 @@ def test_a_run_draws_its_own_table_wherever_its_parts_are(tmp_path):
   picture = position_similarity.Picture(None, mesh)
   with jax.transfer_guard('disallow'):
     path = picture.draw({'params': params}, tmp_path / 'x.png')
-  expected = position_similarity.draw(x, tmp_path / 'y.png')
+  expected = position_similarity.Picture().plot(x, tmp_path / 'y.png')
   np.testing.assert_array_equal(pixels(path), pixels(expected))
 
 
@@ -107,4 +107,4 @@ def test_impossible_options_are_named(tmp_path):
   with pytest.raises(UserError, match='max_tiles is at least 2; got 1'):
     position_similarity.Picture(None, None, max_tiles=1)
   with pytest.raises(UserError, match=r'got \(1, 8, 4\)'):
-    position_similarity.draw(table(1, 8, 4), tmp_path / 'x.png')
+    position_similarity.Picture().plot(table(1, 8, 4), tmp_path / 'x.png')

@@ -1,6 +1,10 @@
-"""Fetching one parameter of a model, however it is sharded."""
+"""Pictures of one parameter of a model, however it is sharded."""
 
-from typing import Any
+import abc
+import dataclasses
+import os
+import pathlib
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -10,15 +14,43 @@ from vit_jax.errors import UserError
 from vit_jax.parallel import mesh as mesh_lib
 
 
-def fetch(params: Any, name: str, hint: str) -> np.ndarray:
-  """Returns the parameter of this name; all processes call it.
+@dataclasses.dataclass(eq=False)
+class Picture(abc.ABC):
+  """A picture of the parameter `parameter`, for `config.pictures`.
 
   Args:
-    hint: why a model may lack it, for the message.
-
-  Raises:
-    UserError: there is none.
+    predict, mesh: as every picture gets them; not used.
   """
+
+  predict: Any = None
+  mesh: Any = None
+  _: dataclasses.KW_ONLY
+  parameter: str
+
+  hint: ClassVar[str]  # Why a model may lack the parameter.
+
+  def draw(self, weights: Any, path: str | os.PathLike[str]) -> pathlib.Path:
+    """Writes the picture as a PNG file, atomically, and returns its path.
+
+    With several processes all call this and process 0 writes.
+
+    Raises:
+      UserError: the model has no such parameter.
+    """
+    value = _fetch(weights['params'], self.parameter, self.hint)
+    if jax.process_index() == 0:
+      self.plot(value, path)
+    return pathlib.Path(path)
+
+  @abc.abstractmethod
+  def plot(
+    self, value: np.ndarray, path: str | os.PathLike[str]
+  ) -> pathlib.Path:
+    """Writes the picture of a parameter at hand and returns its path."""
+
+
+def _fetch(params: Any, name: str, hint: str) -> np.ndarray:
+  """Returns the parameter of this name; all processes call it."""
   named = trees.flatten(params)
   if name not in named:
     tops = sorted({key.split('/')[0] for key in named})

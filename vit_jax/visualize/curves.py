@@ -25,7 +25,7 @@ Curve = tuple[np.ndarray, np.ndarray]
 
 @dataclasses.dataclass(eq=False)
 class Picture:
-  """The curves of the run that draws it; `draw` below compares several runs.
+  """The curves of the run that draws it; `draw` compares several runs.
 
   Args:
     predict, mesh: as every picture gets them; not used.
@@ -38,13 +38,7 @@ class Picture:
   metrics: Sequence[str] = METRICS
 
   def draw(self, params: Any, path: str | os.PathLike[str]) -> pathlib.Path:
-    """Writes a PNG file of the run in whose folder `path` is; returns `path`.
-
-    With several processes all call this and process 0 writes.
-
-    Raises:
-      UserError: the run has none of the metrics.
-    """
+    """Writes a PNG file of the run in whose folder `path` is; see `draw`."""
     del params
     path = pathlib.Path(path)
     if jax.process_index() == 0:
@@ -91,10 +85,10 @@ def draw(
 ) -> pathlib.Path:
   """Writes the picture as a PNG file, atomically, and returns its path.
 
-  There is a panel for each metric, with the curves of that name of training,
-  thin, and of evaluations, with a dot at each. Of a single run these differ in
-  colour; of several each run has its colour. Long training curves are pale
-  behind their running means. A point without a neighbour has a dot.
+  There is a panel for each metric, with the curves of training, thin, and of
+  evaluations, with a dot at each. Of a single run these differ in colour; of
+  several each run has its colour. Long training curves are pale behind their
+  running means.
 
   Args:
     runs: the folders of the runs (or their metrics.jsonl) by their labels.
@@ -107,10 +101,17 @@ def draw(
     UserError: a run has no metrics, or none of the runs has any of these.
   """
   curves = {label: read(workdir) for label, workdir in runs.items()}
-  panels = {metric: _of_panel(curves, metric) for metric in metrics}
+  panels = dict.fromkeys(metrics, ())
+  for label, run in curves.items():
+    for name, curve in run.items():
+      # A metric of one class, `val/top1/cat`, ends otherwise.
+      prefix, _, last = name.rpartition('/')
+      if last in panels and np.isfinite(curve[1]).any():
+        panels[last] += ((label, prefix, curve),)
   panels = {metric: lines for metric, lines in panels.items() if lines}
   if not panels:
-    known = sorted({_last(name) for run in curves.values() for name in run})
+    names = [name for run in curves.values() for name in run]
+    known = sorted({name.rpartition('/')[2] for name in names})
     raise UserError(
       f'no finite values of {", ".join(metrics)} in the metrics of '
       f'{", ".join(runs)}; there are {", ".join(known) or "none at all"}'
@@ -119,31 +120,12 @@ def draw(
   grid = figure.subplots(1, len(panels), squeeze=False)
   for axes, (metric, lines) in zip(grid.flat, panels.items(), strict=True):
     _draw_panel(axes, metric, lines, several=len(runs) > 1)
+    _decorate(axes, metric)
   return _figure.save(figure, path)
 
 
-def _last(name: str) -> str:
-  return name.rpartition('/')[2]
-
-
-def _of_panel(
-  curves: Mapping[str, Mapping[str, Curve]], metric: str
-) -> list[tuple[str, str, Curve]]:
-  """Returns run, prefix and curve of every line of a panel.
-
-  A curve without a finite value would be a name in the legend and no line.
-  """
-  return [
-    (label, name.rpartition('/')[0], curve)
-    for label, run in curves.items()
-    for name, curve in run.items()
-    # A metric of one class, `val/top1/cat`, ends otherwise.
-    if _last(name) == metric and np.isfinite(curve[1]).any()
-  ]
-
-
 def _draw_panel(
-  axes: Any, metric: str, lines: list[tuple[str, str, Curve]], several: bool
+  axes: Any, metric: str, lines: Sequence[tuple[str, str, Curve]], several: bool
 ) -> None:
   """Draws the lines `(run, prefix, curve)` of a metric."""
   runs = list(dict.fromkeys(run for run, _, _ in lines))
@@ -169,7 +151,6 @@ def _draw_panel(
       style |= dict(marker='o', markersize=3, markevery=alone)
     width = 1.6 if prefix in evaluations else 1.0
     axes.plot(steps, values, linewidth=width, **style)
-  _decorate(axes, metric)
   if len(lines) > 1:
     axes.legend(fontsize=8, frameon=False)
 

@@ -6,9 +6,7 @@ As in figure 7 of "An Image is Worth 16x16 Words" (arXiv:2010.11929).
 import dataclasses
 import os
 import pathlib
-from typing import Any
 
-import jax
 import numpy as np
 
 from vit_jax.errors import UserError
@@ -18,44 +16,60 @@ _TILE = 0.9  # Inches of the longer side of a patch.
 
 
 @dataclasses.dataclass(eq=False)
-class Picture:
+class Picture(_parameter.Picture):
   """The principal components of the filters, each with its share of variance.
 
-  For `config.pictures`; `draw` below is for a kernel at hand.
+  Each component has a scale of its own, on which zero is grey. Three channels
+  are red, green and blue; of more channels the first three are shown, of two
+  the first.
 
   Args:
-    predict, mesh: as every picture gets them; not used.
-    parameter: name of the kernel `[height, width, C, D]`.
-    count, columns: see `draw`.
+    parameter: name of the kernel `[height, width, C, D]` of a patch embedding.
+    count: how many components; all of them where there are fewer.
+    columns: components in a row.
 
   Raises:
     UserError: `count` or `columns` below 1.
   """
 
-  predict: Any
-  mesh: Any
   _: dataclasses.KW_ONLY
   parameter: str = 'patch_embedding/kernel'
   count: int = 28
   columns: int = 7
 
+  hint = 'its first layer has another name'
+
   def __post_init__(self):
-    _check(self.count, self.columns)
+    if self.count < 1 or self.columns < 1:
+      raise UserError(
+        f'count and columns are at least 1; got {self.count} and {self.columns}'
+      )
 
-  def draw(self, weights: Any, path: str | os.PathLike[str]) -> pathlib.Path:
-    """Writes the picture as a PNG file, atomically, and returns its path.
-
-    With several processes all call this and process 0 writes.
-
-    Raises:
-      UserError: the model has no such kernel.
-    """
-    kernel = _parameter.fetch(
-      weights['params'], self.parameter, 'its first layer has another name'
+  def plot(
+    self, kernel_HWCD: np.ndarray, path: str | os.PathLike[str]
+  ) -> pathlib.Path:
+    """Writes the picture of a kernel; raises UserError if it is none."""
+    if np.ndim(kernel_HWCD) != 4:
+      raise UserError(
+        'a picture of filters needs a kernel [height, width, C, D]; got '
+        f'{np.shape(kernel_HWCD)}'
+      )
+    found, share = (x[: self.count] for x in components(kernel_HWCD))
+    height, width, _, dim = kernel_HWCD.shape
+    scale = _TILE / max(height, width)
+    title = (
+      f'First layer: {dim} filters of {height} x {width} pixels\n{len(found)} '
+      f'principal components, {share.sum():.0%} of the variance'
     )
-    if jax.process_index() == 0:
-      draw(kernel, path, count=self.count, columns=self.columns)
-    return pathlib.Path(path)
+    figure, tiles = _figure.tiles(
+      len(found), self.columns, width * scale, height * scale, title=title
+    )
+    style = dict(vmin=0, vmax=1, interpolation='nearest', aspect='auto')
+    for axes, component, part in zip(tiles, found, share, strict=True):
+      axes.imshow(_displayable(component), 'gray', **style)
+      axes.spines[:].set(color='#d0d7de', linewidth=0.8)
+      _figure.caption(axes, f'{part:.1%}')
+    return _figure.save(figure, path)
 
 
 def components(kernel_HWCD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -78,69 +92,9 @@ def components(kernel_HWCD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   return np.float32(found_NP).reshape(-1, *shape), np.float32(share_N)
 
 
-def draw(
-  kernel_HWCD: np.ndarray,
-  path: str | os.PathLike[str],
-  *,
-  count: int = 28,
-  columns: int = 7,
-) -> pathlib.Path:
-  """Writes the picture as a PNG file, atomically, and returns its path.
-
-  Each component has a scale of its own, on which zero is grey. Three channels
-  are red, green and blue; of more channels the first three are shown, of two
-  the first.
-
-  Args:
-    kernel_HWCD: of a patch embedding; H and W are the sides of a patch.
-    path: of the PNG file.
-    count: how many components; all of them where there are fewer.
-    columns: components in a row.
-
-  Raises:
-    UserError: no kernel, or `count` or `columns` below 1.
-  """
-  _check(count, columns)
-  if np.ndim(kernel_HWCD) != 4:
-    raise UserError(
-      'a picture of filters needs a kernel [height, width, C, D]; got '
-      f'{np.shape(kernel_HWCD)}'
-    )
-  found, share = components(kernel_HWCD)
-  found, share = found[:count], share[:count]
-  height, width, _, dim = kernel_HWCD.shape
-  scale = _TILE / max(height, width)
-  title = (
-    f'First layer: {dim} filters of {height} x {width} pixels\n{len(found)} '
-    f'principal components, {share.sum():.0%} of the variance'
-  )
-  figure, tiles = _figure.tiles(
-    len(found), columns, width * scale, height * scale, title=title
-  )
-  for axes, component, part in zip(tiles, found, share, strict=True):
-    axes.imshow(
-      _displayable(component),
-      'gray',
-      vmin=0,
-      vmax=1,
-      interpolation='nearest',
-      aspect='auto',
-    )
-    axes.spines[:].set(color='#d0d7de', linewidth=0.8)
-    _figure.caption(axes, f'{part:.1%}')
-  return _figure.save(figure, path)
-
-
 def _displayable(component_HWC: np.ndarray) -> np.ndarray:
   """Returns `[H, W]` or `[H, W, 3]` in 0 to 1, where zero became 0.5."""
   channels = 3 if component_HWC.shape[-1] >= 3 else 1
   shown = component_HWC[..., :channels]
   shown = 0.5 + 0.5 * shown / max(np.abs(shown).max(), 1e-12)
   return shown if channels == 3 else shown[..., 0]
-
-
-def _check(count: int, columns: int) -> None:
-  if count < 1 or columns < 1:
-    raise UserError(
-      f'count and columns are at least 1; got {count} and {columns}'
-    )
