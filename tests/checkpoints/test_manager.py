@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from tests.checkpoints.bits import assert_same_bits
-from vit_jax.checkpoints import best, format as checkpoint_format, manager
+from vit_jax.checkpoints import format as checkpoint_format, manager
 from vit_jax.errors import RunError, UserError
 from vit_jax.parallel import mesh as mesh_lib, rules as rules_lib
 from vit_jax.training.train_state import TrainState
@@ -305,7 +305,7 @@ def test_other_settings_may_change_and_are_reported(tmp_path):
 
 
 def test_only_a_finite_metric_is_the_best():
-  policy = best.BestCheckpoint('val/top1', 1)
+  policy = manager.BestCheckpoint('val/top1', 1)
   for step, value in enumerate([0.5, float('inf'), float('nan')]):
     policy.note(step, {'val/top1': value})
   assert policy.values == {0: 0.5}

@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import re
+import stat
 from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
@@ -23,10 +24,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from vit_jax.checkpoints import file_checks
 from vit_jax.checkpoints.fingerprint import fingerprint
 from vit_jax.errors import RunError
+from vit_jax.files import MAX_JSON_BYTES
+from vit_jax.printable import printable
 
+# The folders in which tensorstore keeps the arrays; it reads parts of a file.
+_ARRAYS = 'd'
 _PACKAGES = ('vit_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint')
 
 
@@ -106,7 +110,7 @@ def read_meta(directory: epath.Path, step: int) -> dict[str, Any]:
     # A run that is going on may be removing it.
     if is_empty(directory, step):
       raise DamagedError('its folder is empty')
-    if problem := file_checks.problem(directory / str(step)):
+    if problem := _wrong_file(directory / str(step)):
       raise DamagedError(problem)
     meta = json.loads(path.read_text())
     checksum = meta.pop('checksum')
@@ -145,22 +149,47 @@ def _checksum(meta: Mapping[str, Any]) -> str:
   return hashlib.sha256(text.encode()).hexdigest()
 
 
+def _wrong_file(path: epath.Path) -> str:
+  """Returns what is wrong with the files of a checkpoint, or an empty text.
+
+  A checkpoint may come from somebody else: a pipe in it would be waited for,
+  and a device read, without end. Each must be a regular file or a folder, or a
+  symlink to one. In a bucket there is nothing else.
+  """
+  if '://' in os.fspath(path):
+    return ''
+  waiting, seen = [os.fspath(path)], set()
+  while waiting:
+    folder = waiting.pop()
+    with os.scandir(folder) as entries:
+      for entry in entries:
+        status = entry.stat()
+        if stat.S_ISDIR(status.st_mode):
+          # A symlink may lead to a folder above it.
+          if (status.st_dev, status.st_ino) not in seen:
+            waiting.append(entry.path)
+          seen.add((status.st_dev, status.st_ino))
+        elif not stat.S_ISREG(status.st_mode):
+          return f'{printable(entry.path)} is not a regular file'
+        elif (
+          os.path.basename(folder) != _ARRAYS
+          and status.st_size > MAX_JSON_BYTES
+        ):
+          return (
+            f'{printable(entry.path)} has {status.st_size:,} bytes, and the'
+            f' limit is max_bytes={MAX_JSON_BYTES:,}'
+          )
+  return ''
+
+
 def _wrong_fields(meta: Mapping[str, Any]) -> list[str]:
   """Returns the names of the fields that are missing or of another type."""
-  types = dict(step=int, config=dict, metrics=dict, leaves=dict)
-  wrong = [k for k, t in types.items() if not isinstance(meta.get(k), t)]
-  if 'metrics' not in wrong:
-    numbers = meta['metrics'].values()
-    wrong += ['metrics'] * (not all(map(_is_number, numbers)))
-  if 'leaves' not in wrong:
-    leaves = meta['leaves'].items()
-    wrong += [f'leaves of {k!r}' for k, x in leaves if not _is_leaf(x)][:3]
-  logged = meta.get('logged')
-  if logged is not None and not (
-    isinstance(logged, dict)
-    and all(type(logged.get(k)) is int for k in ('rows', 'first', 'last'))
-  ):
-    wrong.append('logged')
+  wrong = []
+  for name, is_right in _FIELDS.items():
+    try:
+      wrong += [] if is_right(meta.get(name)) else [name]
+    except (AttributeError, KeyError, TypeError):
+      wrong.append(name)
   return wrong
 
 
@@ -169,17 +198,25 @@ def _is_number(value: Any) -> bool:
   return type(value) is float or (type(value) is int and abs(value) < 2**64)
 
 
-def _is_leaf(value: Any) -> bool:
-  if not isinstance(value, dict) or 'fingerprint' not in value:
-    return False
-  shape = value.get('shape')
-  if not isinstance(shape, list):
-    return False
-  try:
-    np.dtype(value['dtype'])
-  except (TypeError, KeyError):
-    return False
-  return all(type(n) is int and n >= 0 for n in shape)
+def _is_leaf(leaf: Any) -> bool:
+  np.dtype(leaf['dtype'])
+  return (
+    'fingerprint' in leaf
+    and isinstance(leaf['shape'], list)
+    and all(type(n) is int and n >= 0 for n in leaf['shape'])
+  )
+
+
+# Whether a field has the expected form; an error means that it has not.
+_FIELDS = {
+  'step': lambda x: isinstance(x, int),
+  'config': lambda x: isinstance(x, dict),
+  'metrics': lambda x: all(map(_is_number, x.values())),
+  'leaves': lambda x: all(map(_is_leaf, x.values())),
+  'logged': lambda x: (
+    x is None or all(type(x[k]) is int for k in ('rows', 'first', 'last'))
+  ),
+}
 
 
 def _versions() -> dict[str, str]:

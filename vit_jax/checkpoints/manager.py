@@ -1,7 +1,9 @@
 """Checkpoints: written in the background, verified before they are used."""
 
 import contextlib
+import dataclasses
 import errno
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,7 +19,6 @@ from orbax.checkpoint import checkpoint_managers
 
 from vit_jax import trees
 from vit_jax.checkpoints import (
-  best,
   format as checkpoint_format,
   orbax_noise,
   reader,
@@ -72,8 +73,7 @@ class Checkpointer:
     policies = [checkpoint_managers.LatestN(keep_latest)]
     if keep_every_steps is not None:
       policies.append(checkpoint_managers.EveryNSteps(keep_every_steps))
-    sign = 1 if keep_best_mode == 'max' else -1
-    self._best = best.BestCheckpoint(keep_best, sign)
+    self._best = BestCheckpoint(keep_best, 1 if keep_best_mode == 'max' else -1)
     if keep_best is not None:
       for step in checkpoint_format.steps(self.directory):
         with contextlib.suppress(DamagedError):  # `restore` reports it.
@@ -270,16 +270,57 @@ class Checkpointer:
       self._abandon(step)
       found = checkpoint_format.steps(self.directory)
       good = max((s for s in found if s != step), default=None)
+      advice = 'There is no earlier one'
+      if good is not None:
+        advice = (
+          f'The checkpoint of step {good} is untouched: make room and run the '
+          'same command to continue from it'
+        )
       raise RunError(
         f'the checkpoint of step {step} could not be written to '
-        f'{self.directory}: {_reason(e, self.directory)}. '
-        + (
-          'There is no earlier one'
-          if good is None
-          else f'The checkpoint of step {good} is untouched: make room and run '
-          'the same command to continue from it'
-        )
+        f'{self.directory}: {_reason(e, self.directory)}. {advice}'
       ) from e
+
+
+@dataclasses.dataclass
+class BestCheckpoint:
+  """Policy of orbax that keeps the best finite value of a metric.
+
+  In place of orbax's BestN, which ranks by a file in each checkpoint whose
+  damage would stop the manager, and places a NaN anywhere.
+  """
+
+  metric: str | None
+  sign: int
+  values: dict[int, float] = dataclasses.field(default_factory=dict)
+
+  def note(self, step: int, metrics: Mapping[str, float]) -> None:
+    value = metrics.get(self.metric, math.nan)
+    if math.isfinite(value):
+      self.values[step] = value
+
+  def check(self, step: int, metrics: Mapping[str, float]) -> None:
+    """Raises UserError where its evaluation ran and has no such metric."""
+    if self.metric is None or self.metric in metrics:
+      return
+    prefix = self.metric.partition('/')[0] + '/'
+    found = [name for name in metrics if name.startswith(prefix)]
+    if found:
+      raise UserError(
+        f'checkpoint.keep_best={self.metric!r}: the evaluation gives '
+        f'{", ".join(found[:10])}. Step {step} is saved: correct '
+        '--config.checkpoint.keep_best, and the same command continues'
+      )
+
+  def should_preserve(self, checkpoints, *, context) -> list[bool]:
+    del context
+    steps = [info.step for info in checkpoints]
+    known = [step for step in steps if step in self.values]
+    # The newest of equals.
+    best = max(
+      known, key=lambda s: (self.sign * self.values[s], s), default=None
+    )
+    return [step == best for step in steps]
 
 
 def _check_arguments(keep_latest, keep_best_mode, keep_every_steps) -> None:
@@ -308,15 +349,12 @@ def _check_writable(directory: epath.Path) -> None:
 
 
 def _reason(error: Exception, directory: epath.Path) -> str:
-  full = {
-    errno.ENOSPC: 'the disk is full',
-    errno.EDQUOT: 'the quota is used up',
-  }
-  for number, text in full.items():
-    # An OSError from Python, text from tensorstore.
-    if getattr(error, 'errno', None) == number or os.strerror(number) in str(
-      error
-    ):
+  for number, text in (
+    (errno.ENOSPC, 'the disk is full'),
+    (errno.EDQUOT, 'the quota is used up'),
+  ):
+    # An OSError has the text as well; tensorstore has nothing else.
+    if os.strerror(number) in str(error):
       with contextlib.suppress(OSError):  # No such number for gs://.
         free = shutil.disk_usage(directory).free
         text += f' ({free / 2**20:.0f} MiB free)'

@@ -9,6 +9,7 @@ asyncio, which prints dozens of stack traces after the exception was handled.
 writers, also where it raises.
 """
 
+import functools
 import logging
 import sys
 import threading
@@ -19,15 +20,27 @@ import warnings
 from absl import logging as absl_logging
 
 
+@functools.cache
 def silence() -> None:
   """Drops log records and unraisable errors of orbax, unless at --verbosity=1.
 
   Messages of other libraries stay. Calling it again changes nothing.
   """
   for name in ('absl', 'asyncio'):
-    logging.getLogger(name).addFilter(_FILTER)
-  if not isinstance(sys.unraisablehook, _UnraisableHook):
-    sys.unraisablehook = _UnraisableHook(sys.unraisablehook)
+    logging.getLogger(name).addFilter(_is_not_of_orbax)
+  previous = sys.unraisablehook
+
+  def hook(unraisable) -> None:
+    frames = traceback.extract_tb(unraisable.exc_traceback)
+    last = frames[-1].filename.replace('\\', '/') if frames else ''
+    # Orbax closes the event loop while reads of tensorstore are under way.
+    abandoned = last.endswith('asyncio/base_events.py') and (
+      str(unraisable.exc_value) == 'Event loop is closed'
+    )
+    if _is_debugging() or not (abandoned or '/orbax/' in last):
+      previous(unraisable)
+
+  sys.unraisablehook = hook
   warnings.filterwarnings('ignore', "coroutine '_read_array", RuntimeWarning)
 
 
@@ -46,34 +59,16 @@ def join_writers(seconds: float) -> None:
         absl_logging.debug('another error in writing a checkpoint: %s', e)
 
 
-class _NotOrbax(logging.Filter):
-  def filter(self, record: logging.LogRecord) -> bool:
-    if absl_logging.get_verbosity() >= absl_logging.DEBUG:
-      return True
-    if record.name == 'asyncio':
-      text = record.getMessage()
-      return 'exception was never retrieved' not in text or not (
-        'orbax' in text or 'tensorstore' in text
-      )
-    return '/orbax/' not in record.pathname.replace('\\', '/')
-
-
-class _UnraisableHook:
-  """Ignores the abandoned reads of orbax after one has failed."""
-
-  def __init__(self, previous):
-    self._previous = previous
-
-  def __call__(self, unraisable) -> None:
-    frames = traceback.extract_tb(unraisable.exc_traceback)
-    last = frames[-1].filename.replace('\\', '/') if frames else ''
-    # Orbax closes the event loop while reads of tensorstore are under way.
-    abandoned = last.endswith('asyncio/base_events.py') and (
-      str(unraisable.exc_value) == 'Event loop is closed'
+def _is_not_of_orbax(record: logging.LogRecord) -> bool:
+  if _is_debugging():
+    return True
+  if record.name == 'asyncio':
+    text = record.getMessage()
+    return 'exception was never retrieved' not in text or not (
+      'orbax' in text or 'tensorstore' in text
     )
-    debug = absl_logging.get_verbosity() >= absl_logging.DEBUG
-    if debug or not (abandoned or '/orbax/' in last):
-      self._previous(unraisable)
+  return '/orbax/' not in record.pathname.replace('\\', '/')
 
 
-_FILTER = _NotOrbax()
+def _is_debugging() -> bool:
+  return absl_logging.get_verbosity() >= absl_logging.DEBUG

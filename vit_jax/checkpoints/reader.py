@@ -1,5 +1,6 @@
 """Reading of a checkpoint, with detection of damage."""
 
+import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -45,8 +46,9 @@ def read_state(
     found = _read_leaves(path / 'state', named)
   except Exception as e:
     error, verdict = shorten(e), _UNKNOWN if _is_no_damage(e) else _DAMAGED
-  # Each process reads its own part; all of them go the same way.
-  verdict = _worst(verdict)
+  if jax.process_count() > 1:
+    # Each process reads its own part; all of them go the same way.
+    verdict = multihost_utils.process_allgather(np.int32(verdict)).max()
   if verdict == _UNKNOWN:
     raise RunError(
       f'cannot read the checkpoint {path}, which may well be good: '
@@ -114,12 +116,6 @@ def load_params(
   raise UserError(f'no good checkpoint in {directory}; the reasons are above')
 
 
-def _worst(verdict: int) -> int:
-  if jax.process_count() == 1:
-    return verdict
-  return int(multihost_utils.process_allgather(np.int32(verdict)).max())
-
-
 def _is_no_damage(error: Exception) -> bool:
   text = str(error)
   return (
@@ -142,8 +138,7 @@ def _read_leaves(path: epath.Path, named: Mapping[str, Any]) -> dict[str, Any]:
   }
   # The bare handler: anything above it waits for the other processes, for ever
   # if one of them finds damage.
-  handler = ocp.PyTreeCheckpointHandler()
-  try:
+  with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
     tree = handler.restore(
       path,
       args=ocp.args.PyTreeRestore(
@@ -152,8 +147,6 @@ def _read_leaves(path: epath.Path, named: Mapping[str, Any]) -> dict[str, Any]:
         partial_restore=True,
       ),
     )
-  finally:
-    handler.close()
   return trees.flatten(tree)
 
 

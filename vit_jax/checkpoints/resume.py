@@ -38,12 +38,9 @@ def check(
     for n in wanted
     if n in saved and saved[n] != wanted[n]
   ]
-  for differences, what in (
-    (missing, 'missing (-)'),
-    (unexpected, 'unexpected (+)'),
-    (wrong, 'of another shape or dtype (!)'),
-  ):
-    lines += _cut(differences, what)
+  lines += _cut(missing, 'missing (-)')
+  lines += _cut(unexpected, 'unexpected (+)')
+  lines += _cut(wrong, 'of another shape or dtype (!)')
   if lines:
     raise UserError(
       f'the checkpoint of step {meta["step"]} in {directory} is not of the '
@@ -54,22 +51,26 @@ def check(
     )
 
 
-def differences(saved: Any, current: Any, name: str = '') -> list[str]:
+def differences(
+  saved: Mapping[str, Any], current: Mapping[str, Any], prefix: str = ''
+) -> list[str]:
   """Returns one line for every setting that is not as in the checkpoint."""
-  if isinstance(saved, dict) and isinstance(current, dict):
-    return [
-      line
-      for key in dict.fromkeys([*saved, *current])
-      for line in differences(
-        saved.get(key, _NOT_SET),
-        current.get(key, _NOT_SET),
-        f'{name}.{key}' if name else key,
+  lines = []
+  for key in dict.fromkeys([*saved, *current]):
+    pair = [section.get(key) for section in (saved, current)]
+    if all(isinstance(value, dict) for value in pair):
+      lines += differences(*pair, f'{prefix}{key}.')
+      continue
+    # By their text: NaN differs from itself.
+    old, new = (
+      repr(section[key]) if key in section else 'not set'
+      for section in (saved, current)
+    )
+    if old != new:
+      lines.append(
+        f'{prefix}{key}: {old} in the checkpoint, {new} in the config'
       )
-    ]
-  # By their text: NaN differs from itself.
-  if repr(saved) == repr(current):
-    return []
-  return [f'{name}: {saved!r} in the checkpoint, {current!r} in the config']
+  return lines
 
 
 def _model_differences(saved, config) -> list[str]:
@@ -79,15 +80,7 @@ def _model_differences(saved, config) -> list[str]:
     {k: v for k, v in (c.get('model') or {}).items() if k not in cost}
     for c in (saved, config)
   )
-  return differences(saved, current, 'model')
-
-
-class _NotSet:
-  def __repr__(self) -> str:
-    return 'not set'
-
-
-_NOT_SET = _NotSet()
+  return differences(saved, current, 'model.')
 
 
 def _cut(lines: list[str], what: str) -> list[str]:
