@@ -6,6 +6,7 @@ made for.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,7 +19,8 @@ from vit_jax.errors import RunError, UserError
 from vit_jax.evaluators import _rows
 from vit_jax.parallel import mesh as mesh_lib
 
-Predict = Callable[..., Mapping[str, jax.Array]]
+# The default of TPUs and recent GPUs multiplies float32 in fewer digits.
+matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +35,8 @@ class Features:
 class Splits:
   """A training and a test split, and a model's features of them.
 
-  Evaluators of features extend it by their own options, check those in
-  `__post_init__` and call `open`.
+  Evaluators of features extend it by their own options, and check those in
+  `__post_init__` before they call this one.
 
   Args:
     predict: `(params, batch) -> {name: [B, ...]}`, jittable.
@@ -55,7 +57,7 @@ class Splits:
     UserError: an option or the data; labels that are not one integer each.
   """
 
-  predict: Predict
+  predict: Callable[..., Mapping[str, jax.Array]]
   mesh: jax.sharding.Mesh
   _: dataclasses.KW_ONLY
   data_train: Mapping[str, Any]
@@ -67,10 +69,6 @@ class Splits:
   num_threads: int | None = None
 
   def __post_init__(self):
-    self.open()
-
-  def open(self) -> None:
-    """Opens and checks the data."""
     self._splits = {
       name: _rows.Rows(
         self.mesh,
@@ -92,20 +90,21 @@ class Splits:
     """Returns features of train and test, the number of classes, and facts.
 
     The number of classes is that of the sources or else the largest label of
-    the two plus 1. The facts are `num_examples`, the number of test images that
-    were read, and with on_error='skip' `num_skipped`, the number of images of
-    both that could not be read.
+    the two plus 1. The facts, which every evaluator of features returns too:
+
+    `num_examples`: the number of test images that were read.
+    `num_skipped` (with on_error='skip'): images of both splits that could not
+      be read.
 
     Raises:
       UserError: a representation the model lacks, or labels out of range.
       RunError: features that are not finite.
     """
-    train, test = (self._of_split(name, params) for name in self._splits)
+    found = {name: self._of_split(name, params) for name in self._splits}
     known = {x.num_classes for x in self.inputs.values()} - {None}
-    num_classes = next(iter(known), None)
-    if num_classes is None:
-      num_classes = int(max(train.label.max(), test.label.max())) + 1
-    for name, split in zip(self._splits, (train, test), strict=True):
+    largest = max(split.label.max() for split in found.values())
+    num_classes = next(iter(known), int(largest) + 1)
+    for name, split in found.items():
       label_N = split.label
       outside = label_N[(label_N < 0) | (label_N >= num_classes)]
       if outside.size:
@@ -113,11 +112,11 @@ class Splits:
           f'{name} has the labels {sorted(set(outside.tolist()))[:5]}, which '
           f'are not among the {num_classes} classes 0..{num_classes - 1}'
         )
-    facts = {'num_examples': float(len(test.x))}
+    facts = {'num_examples': float(len(found['data_test'].x))}
     skipped = [rows.num_skipped for rows in self._splits.values()]
     if None not in skipped:
       facts['num_skipped'] = float(sum(skipped))
-    return train, test, num_classes, facts
+    return *found.values(), num_classes, facts
 
   def _of_split(self, name: str, params: Any) -> Features:
     parts = self._splits[name].map(
@@ -162,7 +161,7 @@ class Splits:
 def put(x: np.ndarray, mesh: jax.sharding.Mesh) -> jax.Array:
   """Returns an array that every device holds; equal in every process."""
   x = np.asarray(x)
-  return _put(x.shape, mesh_lib.replicated(mesh), lambda index: x[index])
+  return _put(x.shape, mesh_lib.replicated(mesh), x.__getitem__)
 
 
 def put_rows(
@@ -202,8 +201,8 @@ def _represent(params, batch, *, predict, representation):
 
 def _vectors(outputs: Mapping[str, jax.Array], name: str) -> jax.Array:
   """Returns the output `name` as float32 `[B, D]`."""
-  shapes = {key: list(value.shape) for key, value in outputs.items()}
   if name not in outputs:
+    shapes = {key: list(value.shape) for key, value in outputs.items()}
     raise UserError(
       f'representation: the model has no output {name!r}; it has {shapes}'
     )
@@ -214,7 +213,8 @@ def _vectors(outputs: Mapping[str, jax.Array], name: str) -> jax.Array:
     x = x[:, 0]
   if x.ndim != 2:
     raise UserError(
-      f'representation: {name!r} is {shapes[name]}, but one vector for each '
+      f'representation: {name!r} is {list(outputs[name].shape)}, but one '
+      f'vector for each '
       f"image is needed; 'tokens' is the mean over patches"
     )
   return x

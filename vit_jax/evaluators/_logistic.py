@@ -53,11 +53,9 @@ def sgd(
     'kernel': np.broadcast_to(np.float32(kernel_DC), shape),
     'bias': np.zeros((len(rates), num_classes), np.float32),
   }
-  velocity = {key: np.zeros_like(x) for key, x in heads.items()}
-  heads, velocity = (
-    {key: _features.put(x, mesh) for key, x in tree.items()}
-    for tree in (heads, velocity)
-  )
+  put = functools.partial(_features.put, mesh=mesh)
+  velocity = jax.tree.map(lambda x: put(np.zeros_like(x)), heads)
+  heads = jax.tree.map(put, heads)
   size = min(batch_size, num_rows)
   num_steps = math.ceil(num_rows / size)
   for epoch in range(epochs):
@@ -72,8 +70,8 @@ def sgd(
       velocity,
       x_MD,
       label_N,
-      _features.put(order.reshape(num_steps, size), mesh),
-      _features.put(rates * np.float32(factor), mesh),
+      put(order.reshape(num_steps, size)),
+      put(rates * np.float32(factor)),
       mesh=mesh,
     )
   return heads
@@ -167,10 +165,7 @@ def _sum_over_blocks(function, argument, rows, block: int, mesh):
 
 
 def _logits(head, x_MD):
-  # The default of TPUs and recent GPUs multiplies in fewer digits.
-  highest = jax.lax.Precision.HIGHEST
-  logits_MC = jnp.matmul(x_MD, head['kernel'], precision=highest)
-  return logits_MC + head['bias'][None]
+  return _features.matmul(x_MD, head['kernel']) + head['bias'][None]
 
 
 def _rank(logits_BC, label_B):
@@ -294,9 +289,8 @@ def _sums(heads, x_MD, label_M, counted_M, *, block, mesh):
   def of_head(head):
     rows = x_MD, label_M, counted_M
     sums = _sum_over_blocks(of_block, head, rows, block, mesh)
-    leaves = jax.tree.leaves(head)
-    finite = jnp.stack([jnp.isfinite(x).all() for x in leaves]).all()
-    return sums | {'finite': finite}
+    finite = [jnp.isfinite(x).all() for x in jax.tree.leaves(head)]
+    return sums | {'finite': jnp.stack(finite).all()}
 
   sums = jax.lax.map(of_head, heads)
   return jax.lax.with_sharding_constraint(sums, mesh_lib.replicated(mesh))

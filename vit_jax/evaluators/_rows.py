@@ -126,13 +126,11 @@ def logits_of(outputs: Mapping[str, jax.Array]) -> jax.Array:
 
 def fetch_one_behind(results: Iterable[Any]) -> Iterator[Any]:
   """Yields each result on the host, after the next one was dispatched."""
-  waiting = None
+  waiting = []
   for current in results:
-    if waiting is not None:
-      yield jax.device_get(waiting)
-    waiting = current
-  if waiting is not None:
-    yield jax.device_get(waiting)
+    yield from map(jax.device_get, waiting)
+    waiting = [current]
+  yield from map(jax.device_get, waiting)
 
 
 @functools.partial(

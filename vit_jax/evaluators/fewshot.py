@@ -17,6 +17,7 @@ import numpy as np
 
 from vit_jax.errors import UserError
 from vit_jax.evaluators import _features
+from vit_jax.evaluators._features import matmul
 from vit_jax.parallel import mesh as mesh_lib
 
 _BIAS = 100.0  # The constant feature: so large that l2 hardly reaches it.
@@ -60,7 +61,7 @@ class Evaluator(_features.Splits):
       problems.append(f'held_out_per_class is at least 1; got {self._held_out}')
     if problems:
       raise UserError(f'fewshot: {"; ".join(problems)}')
-    self.open()
+    super().__post_init__()
 
   def run(self, params: Any) -> dict[str, float]:
     """Returns the accuracy for each number of shots.
@@ -78,13 +79,11 @@ class Evaluator(_features.Splits):
       are, for every seed and class, the images that come next in the
       permutation after the largest number of shots. The choice thus sees more
       labels than k, but none of the test images.
-    `num_examples`: the number of test images behind these numbers.
-    `num_skipped` (with on_error='skip'): images that could not be read.
+
+    Also returns the facts and raises the errors of `_features.Splits.extract`.
 
     Raises:
-      UserError: labels out of range, a representation that the model lacks, no
-        image left to hold out, or an l2 too small for float32.
-      RunError: features that are not finite.
+      UserError: no image left to hold out, or an l2 too small for float32.
     """
     train, test, num_classes, facts = self.extract(params)
     searches = len(self._l2) > 1
@@ -206,10 +205,10 @@ def _ridge(
   x_ME = _design(x_MD, mean_D, std_D) * used_M1
   y_MC = jax.nn.one_hot(label_M, num_classes)
   x_EM = x_ME.T
-  gram_EE = _matmul(x_EM, x_ME) + l2 * jnp.eye(len(x_EM))
+  gram_EE = matmul(x_EM, x_ME) + l2 * jnp.eye(len(x_EM))
   factor = jax.scipy.linalg.cho_factor(gram_EE)
-  w_EC = jax.scipy.linalg.cho_solve(factor, _matmul(x_EM, y_MC))
-  residual_EC = _matmul(x_EM, y_MC - _matmul(x_ME, w_EC)) - l2 * w_EC
+  w_EC = jax.scipy.linalg.cho_solve(factor, matmul(x_EM, y_MC))
+  residual_EC = matmul(x_EM, y_MC - matmul(x_ME, w_EC)) - l2 * w_EC
   w_EC += jax.scipy.linalg.cho_solve(factor, residual_EC)
   return jax.lax.with_sharding_constraint(w_EC, out_sharding)
 
@@ -217,7 +216,7 @@ def _ridge(
 @functools.partial(jax.jit, static_argnames='out_sharding')
 def _answer(x_MD, w_EC, mean_D, std_D, *, out_sharding):
   """Returns the class of each row, or -1 for all without a solution."""
-  scores_MC = _matmul(_design(x_MD, mean_D, std_D), w_EC)
+  scores_MC = matmul(_design(x_MD, mean_D, std_D), w_EC)
   answer_M = jnp.argmax(scores_MC, axis=-1)
   answer_M = jnp.where(jnp.isfinite(w_EC).all(), answer_M, -1)
   return jax.lax.with_sharding_constraint(answer_M, out_sharding)
@@ -226,7 +225,3 @@ def _answer(x_MD, w_EC, mean_D, std_D, *, out_sharding):
 def _design(x_MD, mean_D, std_D):
   x_MD = (x_MD - mean_D[None]) / std_D[None]
   return jnp.pad(x_MD, ((0, 0), (0, 1)), constant_values=_BIAS)
-
-
-# The default of TPUs and recent GPUs multiplies float32 in fewer digits.
-_matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)

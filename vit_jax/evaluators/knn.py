@@ -51,7 +51,7 @@ class Evaluator(_features.Splits):
         f'knn: k are at least 1 and temperature is positive; got k={self.k}, '
         f'temperature={self.temperature}'
       )
-    self.open()
+    super().__post_init__()
 
   def run(self, params: Any) -> dict[str, float]:
     """Returns the accuracy for each k.
@@ -60,12 +60,8 @@ class Evaluator(_features.Splits):
       exp(similarity / temperature) over the k most similar training images. Of
       equally similar images the earlier counts as nearer, of equal sums the
       lower class wins.
-    `num_examples`: the number of test images behind these numbers.
-    `num_skipped` (with on_error='skip'): images that could not be read.
 
-    Raises:
-      UserError: labels out of range, or a representation the model lacks.
-      RunError: features that are not finite.
+    Also returns the facts and raises the errors of `_features.Splits.extract`.
     """
     train, test, num_classes, facts = self.extract(params)
     if self._k[-1] > len(train.x):
@@ -76,13 +72,9 @@ class Evaluator(_features.Splits):
       )
     answers = _rows.fetch_one_behind(self._answers(train, test, num_classes))
     answer_KM = np.concatenate(list(answers), axis=1)
-    correct_KN = answer_KM[:, : len(test.label)] == test.label
-    accuracies = correct_KN.mean(axis=1)
-    result = {
-      f'{k}nn': float(accuracy)
-      for k, accuracy in zip(self._k, accuracies, strict=True)
-    }
-    return result | facts
+    accuracies = (answer_KM[:, : len(test.label)] == test.label).mean(axis=1)
+    names = (f'{k}nn' for k in self._k)
+    return dict(zip(names, accuracies.tolist(), strict=True)) | facts
 
   def _answers(self, train, test, num_classes: int) -> Iterator[jax.Array]:
     """Yields `[len(k), Q]` for Q test images at a time, at last padded."""
@@ -154,12 +146,7 @@ def _vote(
 
 def _nearest(train_ND, label_N, known_N, query_QD, *, k):
   """Returns similarities and labels `[Q, K]` of the nearest, in order."""
-  similarity_QN = jnp.matmul(
-    query_QD,
-    train_ND.T,
-    # The default of TPUs and recent GPUs multiplies in fewer digits.
-    precision=jax.lax.Precision.HIGHEST,
-  )
+  similarity_QN = _features.matmul(query_QD, train_ND.T)
   similarity_QN = jnp.where(known_N[None], similarity_QN, -jnp.inf)
   label_QN = jnp.broadcast_to(label_N[None], similarity_QN.shape)
   return _top(similarity_QN, label_QN, k)

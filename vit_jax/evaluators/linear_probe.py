@@ -90,7 +90,7 @@ class Evaluator(_features.Splits):
       raise UserError(f'{where}: {"; ".join(problems)}')
     self._solve = functools.partial(solver, **options)
     self._held_out = 0.1 if held_out is None else held_out
-    self.open()
+    super().__post_init__()
 
   def run(self, params: Any) -> dict[str, float]:
     """Returns the test metrics of the classifier of all training images.
@@ -102,13 +102,11 @@ class Evaluator(_features.Splits):
       best top-1 on held-out training images, and of equals the lowest loss.
       As in CLIP, l2 is tried at 1e-6, 1e-4, ... 1e6, then around the best in
       ever smaller steps down to 1/8 of a decade.
-    `num_examples`: the number of test images behind these numbers.
-    `num_skipped` (with on_error='skip'): images that could not be read.
+
+    Also returns the facts and raises the errors of `_features.Splits.extract`.
 
     Raises:
-      UserError: labels out of range, a representation that the model lacks, or
-        too few images to hold some out.
-      RunError: features that are not finite.
+      UserError: too few images to hold some out.
     """
     train, test, num_classes, facts = self.extract(params)
     task = _Task(train, num_classes, self._held_out, self.seed, self.mesh)
