@@ -96,12 +96,12 @@ def test_rows_lost_between_two_runs_are_named_when_it_continues(
   workdir, capsys
 ):
   train.train(workdir, **CONFIG | dict(total_steps=5))
-  assert 'lost are' not in capsys.readouterr().out
+  assert 'rows (steps' not in capsys.readouterr().out
   (workdir / 'metrics.jsonl').unlink()
   train.train(workdir, **CONFIG | dict(total_steps=6))
   assert (
-    f'{workdir}/metrics.jsonl has 0 of the 5 rows that were logged until this '
-    'checkpoint; lost are those of steps 1 to 5. The weights are not affected'
+    f'{workdir}/metrics.jsonl has 0 of the 5 rows (steps 1 to 5) that were '
+    'logged until this checkpoint. The weights are not affected'
   ) in capsys.readouterr().out
 
 
@@ -117,4 +117,4 @@ def test_a_checkpoint_of_an_older_version_says_nothing_of_its_rows(
   train.train(workdir, **CONFIG | dict(total_steps=6))
   out = capsys.readouterr().out
   assert 'continuing from step 5' in out
-  assert 'lost are' not in out
+  assert 'rows (steps' not in out

@@ -1,5 +1,6 @@
 """Communication in the text of a compiled program: kind, bytes, mesh axis."""
 
+import collections
 import dataclasses
 import itertools
 import math
@@ -50,12 +51,10 @@ def parse(line: str, mesh_shape: Mapping[str, int]) -> Collective | None:
   result = line[: call.start()].partition(' = ')[2]
   size = num_bytes(result)
   if call[2] and call[1] != 'all-reduce':
-    # The tuple of a start holds the arguments too; the result is its last
-    # array, but for counters.
-    shapes = [s for s in _SHAPE.finditer(result) if s[2]]
-    size = num_bytes(shapes[len(shapes) // 2][0]) if shapes else 0
-    if len(shapes) > 2:
-      size = sum(num_bytes(s[0]) for s in shapes[len(shapes) // 2 :])
+    # The tuple of a start holds the arguments too, before the results; counters
+    # after them have no dimension.
+    shapes = [shape[0] for shape in _SHAPE.finditer(result) if shape[2]]
+    size = sum(map(num_bytes, shapes[len(shapes) // 2 :]))
   return Collective(call[1], _axes(line, mesh_shape), size)
 
 
@@ -65,25 +64,19 @@ def merge(found: Mapping[Collective, int]) -> tuple[Collective, ...]:
   Args:
     found: how often a step runs each.
   """
-  totals: dict[tuple[str, tuple[str, ...]], list[int]] = {}
+  size, count = collections.Counter(), collections.Counter()
   for one, times in found.items():
-    total = totals.setdefault((one.kind, one.axes), [0, 0])
-    total[0] += one.bytes * times
-    total[1] += times
-  merged = [Collective(*key, *total) for key, total in totals.items()]
+    size[one.kind, one.axes] += one.bytes * times
+    count[one.kind, one.axes] += times
+  merged = [Collective(*key, size[key], count[key]) for key in count]
   return tuple(sorted(merged, key=lambda one: -one.bytes))
 
 
 def num_bytes(text: str) -> int:
   """Returns the bytes of all arrays whose shapes are in a text."""
-  return (
-    sum(
-      math.prod(int(side) for side in dims.split(',') if side)
-      * _item_bits(dtype)
-      for dtype, dims in _SHAPE.findall(text)
-    )
-    // 8
-  )
+  shapes = _SHAPE.findall(text)
+  bits = (math.prod(_numbers(dims)) * _item_bits(t) for t, dims in shapes)
+  return sum(bits) // 8
 
 
 def _item_bits(dtype: str) -> int:

@@ -191,8 +191,7 @@ def _executed(
 
 def _turns(line: str, computations: dict[str, list[str]]) -> int | None:
   """Returns how often a loop runs, None if the text does not say."""
-  known = re.search(r'known_trip_count[^0-9]*(\d+)', line)
-  if known:
+  if known := re.search(r'known_trip_count[^0-9]*(\d+)', line):
     return int(known[1])
   condition = re.search(r'condition=%?([\w.\-]+)', line)[1]
   bounds = [
@@ -204,16 +203,15 @@ def _turns(line: str, computations: dict[str, list[str]]) -> int | None:
 
 
 def _branches(line: str) -> list[str]:
-  listed = re.search(r'branch_computations=\{([^}]*)\}', line)
-  if listed:
+  if listed := re.search(r'branch_computations=\{([^}]*)\}', line):
     return re.findall(r'%?([\w.\-]+)', listed[1])
   return re.findall(r'(?:true|false)_computation=%?([\w.\-]+)', line)
 
 
 def _phase(line: str) -> str:
   """The phase by the name that JAX gave the operation."""
-  name = _OP_NAME.search(line)
-  name = name[1] if name else ''
+  found = _OP_NAME.search(line)
+  name = found[1] if found else ''
   if 'transpose(' in name or 'rematted_computation' in name:
     return 'backward'
   if 'jvp(' in name:
@@ -254,10 +252,7 @@ def _kernels(
 
 
 def _iterations(base: str, grids: Mapping[str, int]) -> int | None:
-  """Returns those of the kernel whose name is in that of an instruction.
-
-  JAX may put a transformation around it: `jvp_attention_forward_`.
-  """
+  """Returns those of a kernel; `jvp_attention_forward_` may be its name."""
   names = [name for name in grids if name in base]
   return grids[max(names, key=len)] if names else None
 

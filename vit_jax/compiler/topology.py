@@ -135,18 +135,15 @@ def devices(slices: Topology) -> list[jax.Device]:
   generation, grid = slices.generation, slices.grid
   # On v4 and v5p the two cores of a chip are one device.
   megacore = generation.devices_per_chip == 1 and generation.dims == 3
-  options = dict(
-    chip_config_name='megacore' if megacore else 'default',
-    chips_per_host_bounds=tuple(min(2, side) for side in grid[:2]) + (1,),
-    wrap=_wrap(generation, grid),
-  )
   shape = 'x'.join(map(str, grid))
   try:
     description = topologies.get_topology_desc(
       platform='tpu',
       topology_name=f'{generation.platform}:{shape}',
       num_slices=slices.num_slices,
-      **options,
+      chip_config_name='megacore' if megacore else 'default',
+      chips_per_host_bounds=tuple(min(2, side) for side in grid[:2]) + (1,),
+      wrap=_wrap(generation, grid),
     )
   except Exception as e:
     raise UserError(
@@ -164,13 +161,10 @@ def schedules() -> str:
   """
   directory = tempfile.TemporaryDirectory(prefix='vit_jax_schedules_')
   atexit.register(directory.cleanup)
-  os.environ['LIBTPU_INIT_ARGS'] = ' '.join(
-    [
-      os.environ.get('LIBTPU_INIT_ARGS', ''),
-      f'--xla_jf_dump_to={directory.name}',
-      '--xla_jf_dump_llo_text=true',
-      '--xla_jf_dump_llo_pass_label_regex=final_bundles',
-    ]
+  os.environ['LIBTPU_INIT_ARGS'] = (
+    f'{os.environ.get("LIBTPU_INIT_ARGS", "")} '
+    f'--xla_jf_dump_to={directory.name} --xla_jf_dump_llo_text=true '
+    '--xla_jf_dump_llo_pass_label_regex=final_bundles'
   ).strip()
   return directory.name
 
@@ -186,11 +180,8 @@ def _grid(num_chips: float, dims: int) -> tuple[int, ...] | None:
   return tuple(2**side for side in sides)
 
 
-def _wrap(
-  generation: Generation, grid: tuple[int, ...]
-) -> tuple[bool, bool, bool]:
-  """Returns for each dimension whether it is a ring."""
+def _wrap(generation: Generation, grid: tuple[int, ...]) -> tuple[bool, ...]:
+  """Returns for each of three dimensions whether it is a ring."""
   if generation.dims == 3:
     return (all(side % 4 == 0 for side in grid),) * 3
-  ring = [side == 16 for side in grid]
-  return (*ring, False)
+  return *(side == 16 for side in grid), False

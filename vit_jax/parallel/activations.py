@@ -33,8 +33,8 @@ _current: contextvars.ContextVar[tuple[Mesh, bool] | None] = (
 def use(mesh: Mesh, *, split_tokens: bool = False) -> Iterator[None]:
   """Makes `constrain` mean this mesh; to be entered while tracing.
 
-  Args:
-    split_tokens: whether `tensor` splits tokens where it splits nothing else.
+  With `split_tokens` the axis `tensor` splits tokens where it splits no other
+  dimension.
   """
   token = _current.set((mesh, split_tokens))
   try:
@@ -51,13 +51,10 @@ def constrain(x: jax.Array, dims: str) -> jax.Array:
   mesh, split_tokens = _current.get()
   if mesh.shape['fsdp'] * mesh.shape['tensor'] == 1:
     return x
-  of_tensor = [dim for dim in dims if dim in _TENSOR_DIMS]
-  if not of_tensor and split_tokens:
-    of_tensor = ['L']
+  last = 'L' if split_tokens else None
+  of_tensor = next((dim for dim in dims if dim in _TENSOR_DIMS), last)
   left = _axes_left(mesh)
-  axes = {'B': _axes(_BATCH_AXES, left)}
-  if of_tensor:
-    axes[of_tensor[0]] = _axes(('tensor',), left)
+  axes = {'B': _axes(_BATCH_AXES, left), of_tensor: _axes(('tensor',), left)}
   spec = P(*(axes.get(dim) for dim in dims))
   inside = len(left) < len(mesh.shape)  # Of `jax.shard_map`, with its mesh.
   sharding = spec if inside else NamedSharding(mesh, spec)

@@ -55,11 +55,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   )
 
 
-def initialize(args: argparse.Namespace) -> str | None:
+def initialize(args: argparse.Namespace) -> None:
   """Connects this process to the others, before anything asks for devices.
-
-  Returns:
-    Where the numbers came from, such as 'SLURM'; None for a single process.
 
   Raises:
     UserError: flags that do not go together, or no way to find the others.
@@ -73,8 +70,8 @@ def initialize(args: argparse.Namespace) -> str | None:
 
   flags = {name: getattr(args, name) for name in _FLAGS}
   found = find(flags, os.environ, platforms=jax.config.jax_platforms)
-  if found is None:
-    return None
+  if found is None:  # A single process.
+    return
   source, known = found
   # A program that waits for other processes on a CPU holds a thread for each of
   # its devices. XLA has as many threads as cores, unless this says otherwise,
@@ -98,7 +95,6 @@ def initialize(args: argparse.Namespace) -> str | None:
       '--coordinator=HOST:PORT of process 0, --num_processes and --process_id, '
       'or --num_processes=1 to run alone'
     ) from e
-  return source
 
 
 def find(
@@ -127,20 +123,14 @@ def find(
     return None
   if 'JAX_COORDINATOR_ADDRESS' in environ:
     known.setdefault('coordinator', environ['JAX_COORDINATOR_ADDRESS'])
-  launcher = next(
-    (
-      name
-      for name, (size, rank) in _LAUNCHERS.items()
-      if rank in environ and _number(environ, size, 1) > 1
-    ),
-    None,
-  )
-  numbers = {}
-  if launcher is not None:
-    size, rank = (_number(environ, key) for key in _LAUNCHERS[launcher])
-    numbers = dict(num_processes=size, process_id=rank)
+  launcher, numbers = None, {}
+  for name, (size, rank) in _LAUNCHERS.items():
+    if rank in environ and _number(environ, size, 1) > 1:
+      launcher, number = name, _number(environ, rank)
+      numbers = dict(num_processes=_number(environ, size), process_id=number)
+      break
   if known:
-    known = {**numbers, **known}
+    known = numbers | known
     missing = [f'--{name}' for name in _FLAGS if name not in known]
     if missing:
       given = ', '.join(f'{k}={v}' for k, v in known.items())
@@ -158,9 +148,10 @@ def find(
   # jax sets it where it finds libtpu and chips.
   on_tpu = 'TPU_ML_PLATFORM' in environ and 'tpu' in (platforms or 'tpu')
   if on_tpu and 'TPU_WORKER_HOSTNAMES' in environ:  # GKE
-    many = ',' in environ['TPU_WORKER_HOSTNAMES']
-    many = many or _number(environ, 'MEGASCALE_NUM_SLICES', 1) > 1
-    return ('GKE', {}) if many else None
+    is_alone = ',' not in environ['TPU_WORKER_HOSTNAMES'] and (
+      _number(environ, 'MEGASCALE_NUM_SLICES', 1) == 1
+    )
+    return None if is_alone else ('GKE', {})
   if on_tpu:
     return 'TPU metadata', {}
   if {'KUBERNETES_SERVICE_HOST', 'JOB_COMPLETION_INDEX'} <= set(environ):

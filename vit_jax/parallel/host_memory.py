@@ -30,13 +30,8 @@ def keep_freed_memory() -> bool:
     mallopt = ctypes.CDLL(None).mallopt
   except (OSError, AttributeError):
     return False
-  settings = {
-    _M_MMAP_MAX: 0,
-    _M_TRIM_THRESHOLD: 2**31 - 1,
-    _M_TOP_PAD: 2**28,
-    # Arenas of further threads cannot hold large buffers.
-    _M_ARENA_MAX: 1,
-  }
+  settings = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1, _M_TOP_PAD: 2**28}
+  settings[_M_ARENA_MAX] = 1  # Those of further threads hold no large buffers.
   return all([mallopt(key, value) for key, value in settings.items()])
 
 

@@ -109,10 +109,9 @@ def _rows(leaf: jax.ShapeDtypeStruct) -> list[tuple[tuple[str, ...], int]]:
   shard = leaf.sharding.shard_shape(leaf.shape)
   out = []
   for dim, axes in enumerate(leaf.sharding.spec):
-    axes = (axes,) if isinstance(axes, str) else tuple(axes or ())
-    if not axes:
-      continue
-    # Heads are counted with their size: a whole head is many columns.
-    rows = shard[dim] if 'fsdp' in axes else math.prod(shard[dim:])
-    out.append((axes, rows))
+    axes = (axes,) if isinstance(axes, str) else axes
+    if axes:
+      # Heads are counted with their size: a whole head is many columns.
+      rows = shard[dim] if 'fsdp' in axes else math.prod(shard[dim:])
+      out.append((axes, rows))
   return out

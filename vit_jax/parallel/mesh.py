@@ -65,7 +65,6 @@ def make_mesh(
       f'mesh {given} does not fit {count} devices: the sizes must multiply to '
       f'{count}, or with one of them -1 the others must divide {count}'
     )
-  types = (AxisType.Auto,) * len(AXES)
   shape = tuple(sizes.values())
   if slices is None:
     slices = len({getattr(d, 'slice_index', 0) for d in devices})
@@ -77,7 +76,7 @@ def make_mesh(
     )
   else:
     placed = _hybrid(shape, slices, devices, given)
-  return Mesh(placed, AXES, axis_types=types)
+  return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def _hybrid(shape, slices, devices, given: str):

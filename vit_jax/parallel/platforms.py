@@ -31,15 +31,15 @@ def skip_absent_tpu(
   (also to nothing, by which jax tries all), where there is a sign of a TPU or
   no libtpu, and where a plugin other than CUDA's might have devices of its own.
   """
-  if environ is os.environ and 'jax' in sys.modules:
+  is_late = environ is os.environ and 'jax' in sys.modules
+  if is_late or 'JAX_PLATFORMS' in environ:
     return False
-  if 'JAX_PLATFORMS' in environ or importlib.util.find_spec('libtpu') is None:
+  if importlib.util.find_spec('libtpu') is None:
     return False
   found = _find(environ, pathlib.Path(root))
-  if found is None:
-    return False
-  environ['JAX_PLATFORMS'] = found
-  return True
+  if found is not None:
+    environ['JAX_PLATFORMS'] = found
+  return found is not None
 
 
 def runs_on_cpu(
@@ -56,9 +56,8 @@ def runs_on_cpu(
 def _find(environ: Mapping[str, str], root: pathlib.Path) -> str | None:
   """Returns 'cpu' or 'cuda,cpu'; None where jax may find something else."""
   plugins = _plugins()
-  if _has_sign_of_tpu(environ, root):
-    return None
-  if not all(name.startswith('xla_cuda') for name in plugins):
+  is_cuda = all(name.startswith('xla_cuda') for name in plugins)
+  if not is_cuda or _has_sign_of_tpu(environ, root):
     return None
   has_gpu = any((root / path).exists() for path in _CUDA_DEVICES)
   return 'cuda,cpu' if plugins and has_gpu else 'cpu'

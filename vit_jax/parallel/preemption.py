@@ -71,23 +71,21 @@ def watch() -> Iterator[Callable[[int], int]]:
   terminals = [fd for fd in (0, 1, 2) if os.isatty(fd)]
   code = 0
 
-  def handle(number, frame):
+  def handle(number, _):
     nonlocal code
-    del frame
     if number == signal.SIGINT:
       if code:
         raise KeyboardInterrupt
-      print(
-        '\nsaving a checkpoint; press Ctrl-C again to quit without it',
-        file=sys.stderr,
-        flush=True,
-      )
+      text = 'saving a checkpoint; press Ctrl-C again to quit without it'
+      print(f'\n{text}', file=sys.stderr, flush=True)
       code = SIGINT_EXIT_CODE
       return
     if number == signal.SIGHUP:
       # Writing to a terminal that is gone fails, and would end the run here.
+      nothing = os.open(os.devnull, os.O_RDWR)
       for fd in terminals:
-        _point_to_nothing(fd)
+        os.dup2(nothing, fd)
+      os.close(nothing)
     if alone:
       code = SIGTERM_EXIT_CODE
     else:
@@ -121,9 +119,8 @@ def watch() -> Iterator[Callable[[int], int]]:
 _exiting = threading.Lock()
 
 
-def _exit(number: int, frame=None) -> None:
+def _exit(number: int, _=None) -> None:
   """Ends the process; a signal handler, and called by the woken thread."""
-  del frame
   if not _exiting.acquire(blocking=False):
     return
   name = signal.Signals(number).name
@@ -143,12 +140,6 @@ def _exit_if_woken(woken: socket.socket) -> None:
 
 def _ignored(number: int) -> bool:
   return signal.getsignal(number) is signal.SIG_IGN
-
-
-def _point_to_nothing(fd: int) -> None:
-  nothing = os.open(os.devnull, os.O_RDWR)
-  os.dup2(nothing, fd)
-  os.close(nothing)
 
 
 @functools.cache

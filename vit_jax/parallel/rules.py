@@ -105,12 +105,12 @@ class Report:
         f'{printable.size(wasted)} on each device could not be split as the '
         'rules ask (the mesh axes do not divide the dimensions):'
       )
-      lines += [
-        f'  {name} {list(shape)} over {", ".join(axes)}: {printable.size(size)}'
-        for name, shape, size, axes in self.unsplit[:5]
-      ]
-      if len(self.unsplit) > 5:
-        lines.append(f'  and {len(self.unsplit) - 5} more')
+    lines += [
+      f'  {name} {list(shape)} over {", ".join(axes)}: {printable.size(size)}'
+      for name, shape, size, axes in self.unsplit[:5]
+    ]
+    if len(self.unsplit) > 5:
+      lines.append(f'  and {len(self.unsplit) - 5} more')
     return '\n'.join(lines)
 
 
@@ -156,8 +156,7 @@ def _specs(
     _check_ranks(rule_of, params)
   specs = {}
   for name, leaf in leaves.items():
-    parameter = _parameter_of(name, leaf, params)
-    if parameter is not None:
+    if parameter := _parameter_of(name, leaf, params):
       rule = rule_of[parameter]
     elif name.startswith('frozen/'):
       rule = _first_match(rules, name.removeprefix('frozen/'))
@@ -169,11 +168,11 @@ def _specs(
 
 def _parameter_of(name: str, leaf: Any, params: dict[str, Any]) -> str | None:
   """The longest suffix of `name` that is a parameter of the leaf's shape."""
-  parts = name.split('/')
-  for start in range(len(parts)):
-    suffix = '/'.join(parts[start:])
+  suffix = name
+  while suffix:
     if suffix in params and params[suffix].shape == leaf.shape:
       return suffix
+    suffix = suffix.partition('/')[2]
   return None
 
 
@@ -221,16 +220,13 @@ def _as_rule(rule: Any) -> Any:
 
 
 def _check_rules(rules: Sequence[tuple[str, Any]], mesh: Mesh) -> None:
-  problems = []
-  for pattern, rule in rules:
-    if isinstance(rule, tuple):
-      flat = jax.tree.leaves(rule)  # Drops the Nones.
-      known = all(axis in mesh.shape for axis in flat)
-      known = known and len(set(flat)) == len(flat)
-    else:
-      known = rule in ('fsdp', 'replicated')
-    if not known:
-      problems.append(f'{pattern!r}: {rule!r}')
+  def is_known(rule):
+    if not isinstance(rule, tuple):
+      return rule in ('fsdp', 'replicated')
+    axes = jax.tree.leaves(rule)  # Drops the Nones.
+    return set(axes) <= set(mesh.shape) and len(set(axes)) == len(axes)
+
+  problems = [f'{p!r}: {rule!r}' for p, rule in rules if not is_known(rule)]
   if problems:
     raise UserError(
       "sharding rules: a rule is 'fsdp', 'replicated' or one entry per "

@@ -103,7 +103,7 @@ class Clock:
     """
     if not self._recent:
       return None
-    seconds, steps = (sum(column) for column in zip(*self._recent, strict=True))
+    seconds, steps = map(sum, zip(*self._recent, strict=True))
     share = 1 + self._paused_seconds / self._trained_seconds
     return (total_steps - step) * seconds / steps * share
 

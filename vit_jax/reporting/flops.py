@@ -122,7 +122,7 @@ _GPUS = (
 
 
 def _count(jaxpr: core.Jaxpr) -> int:
-  return sum(_equation(eqn) for eqn in jaxpr.eqns)
+  return sum(map(_equation, jaxpr.eqns))
 
 
 def _equation(eqn: core.JaxprEqn) -> int:

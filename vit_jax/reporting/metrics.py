@@ -10,7 +10,7 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -62,7 +62,12 @@ class MetricWriter:
       first_step = 0 if restored_step is None else restored_step + 1
       self._events = tensorboard.EventFile(self._workdir, first_step)
     if logged is not None and len(steps) < logged['rows']:
-      on_log(_lost(self._path, steps, logged))
+      found = f' (steps {steps[0]} to {steps[-1]})' if steps else ''
+      on_log(
+        f'{self._path} has {len(steps)}{found} of the {logged["rows"]} rows '
+        f'(steps {logged["first"]} to {logged["last"]}) that were logged until '
+        'this checkpoint. The weights are not affected'
+      )
 
   @property
   def logged(self) -> dict[str, int] | None:
@@ -188,25 +193,6 @@ def _rows_until(
       )
     rows.append((step, row, line + b'\n'))
   return rows
-
-
-def _lost(
-  path: pathlib.Path, steps: Sequence[int], logged: Mapping[str, int]
-) -> str:
-  """Returns a message about the rows that are no longer in the file."""
-  first, last = logged['first'], logged['last']
-  if not steps:
-    lost = f'those of steps {first} to {last}'
-  elif steps[-1] < last:
-    lost = f'those after step {steps[-1]}, up to step {last}'
-  elif steps[0] > first:
-    lost = f'those before step {steps[0]}, from step {first}'
-  else:
-    lost = f'some between steps {first} and {last}'
-  return (
-    f'{path} has {len(steps)} of the {logged["rows"]} rows that were logged '
-    f'until this checkpoint; lost are {lost}. The weights are not affected'
-  )
 
 
 def _line(step: int, row: Mapping[str, Any]) -> bytes:

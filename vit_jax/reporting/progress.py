@@ -36,7 +36,7 @@ class Progress:
       total_steps: the step at which the run ends.
       every_seconds: time between two plain lines.
       file: where to write; None is stdout.
-      live: a bar (True) or plain lines (False); None is a bar on a terminal.
+      live: a bar or plain lines; None is a bar on a terminal.
       now: a clock in seconds.
     """
     self._total, self._step = total_steps, 0
@@ -68,10 +68,9 @@ class Progress:
     if self._live is not None:
       live, self._live = self._live, None
       live.stop()  # Draws the last state and shows the cursor again.
-    elif self._enabled and error is None and self._step >= self._total:
+    elif error is None and self._step >= self._total and self._metrics:
       # Here and not in `update`: the last evaluation belongs to this line.
-      if self._metrics:
-        self._print_line()
+      self._print_line()
 
   def update(
     self,
@@ -82,10 +81,9 @@ class Progress:
   ) -> None:
     """Moves to `step`; `metrics` replace what is shown under their names.
 
-    Shown are `train/loss`, `train/learning_rate`, `train/images_per_second`,
-    `train/mfu`, `train/skipped_updates` if there are any, and of the last
-    metrics that are not `train/...` the first. Without a bar the line of the
-    last step is printed at the end of the `with`.
+    Shown are the names of `_SHOWN`, and of the last metrics that are not
+    `train/...` the first. Without a bar the line of the last step is printed
+    at the end of the `with`.
     """
     self._step = step
     if eta_seconds is not None:
@@ -97,14 +95,12 @@ class Progress:
       if len(_only_train(metrics)) < len(metrics):
         old = _only_train(old)
       self._metrics = {**old, **metrics}
-    if self._enabled and self._live is None and step < self._total:
+    if self._live is None and step < self._total:
       if first or self._now() - self._printed >= self._every_seconds:
         self._print_line()
 
   def log(self, message: str) -> None:
     """Prints a line that stays: a checkpoint was saved, a result."""
-    if not self._enabled:
-      return
     if self._live is None:
       self._print(message)
     else:
@@ -127,24 +123,28 @@ class Progress:
 
   def _print_line(self) -> None:
     self._printed = self._now()
-    self._print('  '.join([f'step {self._position()}', *self._facts()]))
+    step = f'step {self._position()}'
+    self._print('  '.join([step, *self._facts(), *self._eta()]))
 
   def _print(self, line: str) -> None:
-    show(line, file=self._file, flush=True)
+    if self._enabled:
+      show(line, file=self._file, flush=True)
 
   def _position(self) -> str:
     percent = 100 * self._step // max(self._total, 1)
     return f'{self._step}/{self._total}  {percent:2d}%'
 
-  def _facts(self, with_eta: bool = True) -> list[str]:
+  def _eta(self) -> list[str]:
+    seconds = self._eta_seconds
+    return [] if seconds is None else [f'ETA {_duration(seconds)}']
+
+  def _facts(self) -> list[str]:
     facts, metrics = [], self._metrics
     for name, form in _SHOWN.items():
       if name in metrics and (name not in _IF_ANY or metrics[name]):
         facts.append(form.format(float(metrics[name])))
     for name in [n for n in metrics if not n.startswith('train/')][:1]:
       facts.append(f'{printable_lines(name)} {float(metrics[name]):.4g}')
-    if with_eta and self._eta_seconds is not None:
-      facts.append(f'ETA {_duration(self._eta_seconds)}')
     return facts
 
   def _render(self):
@@ -160,13 +160,10 @@ class Progress:
     first.add_column(no_wrap=True)
     first.add_column(ratio=1)
     first.add_column(no_wrap=True)
-    eta = self._eta_seconds
-    end = self._position() + ('' if eta is None else f'  ETA {_duration(eta)}')
+    end = '  '.join([self._position(), *self._eta()])
     first.add_row(self._status or 'training', bar, end)
-    facts = '  '.join(self._facts(with_eta=False))
-    second = rich.text.Text(
-      facts, style='dim', no_wrap=True, overflow='ellipsis'
-    )
+    style = dict(style='dim', no_wrap=True, overflow='ellipsis')
+    second = rich.text.Text('  '.join(self._facts()), **style)
     return rich.console.Group(first, second)
 
 

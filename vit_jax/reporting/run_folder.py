@@ -86,12 +86,9 @@ def writing(workdir: pathlib.Path, error: type[Exception] = RunError):
   try:
     yield
   except OSError as e:
+    advice = 'saved checkpoints are safe; the same command continues from them'
     if error is UserError:
       advice = 'give a workdir that you may write to'
-    else:
-      advice = (
-        'saved checkpoints are safe; the same command continues from them'
-      )
     name = str(e.filename or workdir)
     raise error(f'cannot write {name!r}: {e.strerror}; {advice}') from e
 
@@ -104,7 +101,6 @@ def replace(path: pathlib.Path, data: bytes) -> None:
 
 def _same_values(one: bytes, other: bytes) -> bool:
   """Returns whether two JSON texts differ at most in the order of keys."""
-  try:
+  with contextlib.suppress(ValueError):
     return json.loads(one) == json.loads(other)
-  except ValueError:
-    return False
+  return False

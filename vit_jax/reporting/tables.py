@@ -32,7 +32,6 @@ def print_table(
   import rich.table
 
   rows = list(rows)
-  num_columns = max(map(len, [header, *rows]))
   file = sys.stdout if file is None else file
   table = rich.table.Table(
     title=None if title is None else printable(title),
@@ -40,7 +39,7 @@ def print_table(
     show_header=bool(header),
   )
   longest = max((len(row[0]) for row in rows if row), default=0)
-  for i in range(num_columns):
+  for i in range(max(map(len, [header, *rows]))):
     table.add_column(
       printable(header[i]) if header else '',
       justify='left' if i in left else 'right',
@@ -53,10 +52,8 @@ def print_table(
     else:
       table.add_section()
   width = None if file.isatty() else _WIDTH
-  console = rich.console.Console(
-    file=file, width=width, markup=False, emoji=False
-  )
-  console.print(table)
+  options = dict(width=width, markup=False, emoji=False)
+  rich.console.Console(file=file, **options).print(table)
 
 
 def print_metrics(
