@@ -113,6 +113,8 @@ OTHER = dict(
   attention='einsum',
   head_bias_init=-10.0,
   head_zero_init=False,
+  weight_init='torch',
+  position_init=0.1,
 )
 
 

@@ -93,15 +93,15 @@ class Evaluator(_features.Splits):
     held_out_correct = np.zeros_like(correct)
     for seed in range(self.num_seeds):
       index, rank = _permuted(train.label, num_classes, seed)
-      held_out = self._held_out_images(train, index, rank) if searches else None
+      splits = [(correct, test_x, test.label)]
+      if searches:
+        held_out = self._held_out_images(train, index, rank)
+        splits.append((held_out_correct, *held_out))
       classifiers = self._classifiers(train, index, rank, num_classes)
       for i, classifier in enumerate(classifiers):
         where = seed, *divmod(i, len(self._l2))
-        correct[where] = _num_correct(classifier, test_x, test.label, self.mesh)
-        if searches:
-          held_out_correct[where] = _num_correct(
-            classifier, *held_out, self.mesh
-          )
+        for counts, *rows in splits:
+          counts[where] = _num_correct(classifier, *rows, self.mesh)
     # Of equals argmax takes the first, which is the largest l2.
     best = held_out_correct.sum(axis=0).argmax(axis=-1)
     result = {}

@@ -71,8 +71,8 @@ class Evaluator(_features.Splits):
         f'linear_probe: solver={self.solver!r}; expected one of {list(solvers)}'
       )
     solver, held_out = solvers[self.solver], self.held_out
-    options = ('l2', 'max_iterations', 'learning_rates', 'epochs')
-    options = {k: getattr(self, k) for k in (*options, 'sgd_batch_size')}
+    keys = 'l2 max_iterations learning_rates epochs sgd_batch_size'.split()
+    options = {key: getattr(self, key) for key in keys}
     options = {key: x for key, x in options.items() if x is not None}
     where = f'linear_probe with solver={self.solver!r}'
     lookup.check_keys(solver, options, where, num_args=1)
@@ -145,25 +145,17 @@ def _with_lbfgs(
   task: _Task, *, l2: float | None = None, max_iterations: int = 1000
 ) -> tuple[_logistic.Heads, dict[str, float]]:
   """Returns CLIP's classifier and the chosen l2."""
-
-  def fit(images: _features.Features, l2: float) -> _logistic.Heads:
-    return _logistic.lbfgs(
-      images,
-      task.mesh,
-      num_classes=task.num_classes,
-      l2=l2,
-      max_iterations=max_iterations,
-    )
-
+  fit = functools.partial(
+    _logistic.lbfgs,
+    mesh=task.mesh,
+    num_classes=task.num_classes,
+    max_iterations=max_iterations,
+  )
   if l2 is not None:
-    return fit(task.train, l2), {}
+    return fit(task.train, l2=l2), {}
   part, held_out = task.split()
-
-  def score(l2: float) -> tuple[float, float]:
-    return _ranks(fit(part, l2), held_out, task.mesh)[0]
-
-  l2 = _search(score)
-  return fit(task.train, l2), {'l2': l2}
+  l2 = _search(lambda l2: _ranks(fit(part, l2=l2), held_out, task.mesh)[0])
+  return fit(task.train, l2=l2), {'l2': l2}
 
 
 def _search(score: Callable[[float], Any]) -> float:
@@ -191,27 +183,21 @@ def _with_sgd(
   sgd_batch_size: int = 1024,
 ) -> tuple[_logistic.Heads, dict[str, float]]:
   """Returns DINO's classifier and the chosen learning rate."""
-
-  def fit(
-    images: _features.Features, rates: Sequence[float]
-  ) -> _logistic.Heads:
-    return _logistic.sgd(
-      images,
-      task.mesh,
-      num_classes=task.num_classes,
-      seed=task.seed,
-      learning_rates=rates,
-      epochs=epochs,
-      batch_size=sgd_batch_size,
-    )
-
+  fit = functools.partial(
+    _logistic.sgd,
+    mesh=task.mesh,
+    num_classes=task.num_classes,
+    seed=task.seed,
+    epochs=epochs,
+    batch_size=sgd_batch_size,
+  )
   rates = sorted(learning_rates)
   if len(rates) == 1:
-    return fit(task.train, rates), {}
+    return fit(task.train, learning_rates=rates), {}
   part, held_out = task.split()
-  ranks = _ranks(fit(part, rates), held_out, task.mesh)
+  ranks = _ranks(fit(part, learning_rates=rates), held_out, task.mesh)
   rate = float(rates[ranks.index(max(ranks))])
-  return fit(task.train, [rate]), {'learning_rate': rate}
+  return fit(task.train, learning_rates=[rate]), {'learning_rate': rate}
 
 
 def _ranks(

@@ -6,6 +6,7 @@ k, in training and in evaluation, is one row. JSON knows no NaN and no infinity:
 both are `null` (a NaN again in pandas); the event file has the true value.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -20,7 +21,7 @@ from vit_jax.errors import UserError
 from vit_jax.reporting import run_folder, tensorboard
 
 
-class MetricWriter:
+class MetricWriter(contextlib.AbstractContextManager):
   """Writes the metrics of a run, step after step, on process 0 only.
 
   The row of a step is open, in memory, until a later step is written; `flush`
@@ -125,9 +126,6 @@ class MetricWriter:
       self._file.close()
       self._events.close()
       self._enabled = False
-
-  def __enter__(self):
-    return self
 
   def __exit__(self, *_):
     self.close()

@@ -1,5 +1,6 @@
 """Traces of some training steps, for a profiler."""
 
+import contextlib
 import os
 import re
 from collections.abc import Callable
@@ -26,7 +27,7 @@ def problem(steps: Any, total_steps: int) -> str | None:
   return None
 
 
-class Trace:
+class Trace(contextlib.AbstractContextManager):
   """A context manager that traces the steps START to STOP of a loop.
 
   Process 0 traces itself and its devices. To look at it: TensorBoard with the
@@ -62,9 +63,6 @@ class Trace:
       )
     elif jax.process_index() == 0:
       self._first, self._last = first, last
-
-  def __enter__(self):
-    return self
 
   def __exit__(self, *_):
     if self._is_tracing:
