@@ -44,7 +44,7 @@ def test_parameters_are_loaded_without_knowing_the_optimizer(tmp_path):
   assert_same_bits(params, host_params(2))
   assert {type(x) for x in jax.tree.leaves(params)} == {np.ndarray}
   assert meta['config'] == {'model': {'variant': 'B/16'}}
-  params, meta = reader.load_params(tmp_path, 1)
+  params, meta = reader.load_params(tmp_path, [1])
   assert_same_bits(params, host_params(1))
   assert meta['step'] == 1
   params, _ = reader.load_params(tmp_path, ema=True)
@@ -62,14 +62,14 @@ def test_loading_passes_over_damage_and_changes_nothing(tmp_path):
   assert len(lines) == 1
   assert lines[0].startswith(f'checkpoint {tmp_path}/2 is damaged: ValueError')
   with pytest.raises(UserError, match='no good checkpoint'):
-    reader.load_params(tmp_path, 2, on_log=lines.append)
+    reader.load_params(tmp_path, [2], on_log=lines.append)
   assert sorted(p.name for p in tmp_path.iterdir()) == ['1', '2']
 
 
 def test_loading_what_is_not_there_says_what_is(tmp_path):
   save(tmp_path, [1])
   with pytest.raises(UserError, match=f'of step 3 in {tmp_path}; it has: 1'):
-    reader.load_params(tmp_path, 3)
+    reader.load_params(tmp_path, [3])
   with pytest.raises(UserError, match='it has: none'):
     reader.load_params(tmp_path / 'elsewhere')
   with pytest.raises(UserError, match='1 holds no ema_params: the run kept no'):

@@ -76,7 +76,7 @@ def read_state(
 
 def load_params(
   directory: str | os.PathLike,
-  step: int | Sequence[int] | None = None,
+  wanted: Sequence[int] | None = None,
   *,
   ema: bool = False,
   on_log: Callable[[str], Any] = print,
@@ -87,8 +87,8 @@ def load_params(
 
   Args:
     directory: the one that was given to `manager.Checkpointer`.
-    step: which checkpoint, or several of which the first good one is taken;
-      None is the newest good one.
+    wanted: steps of which the first good one is taken; None is all of them,
+      the newest first.
     on_log: is given one line of text for every damaged checkpoint.
 
   Raises:
@@ -97,9 +97,7 @@ def load_params(
   orbax_noise.silence()
   directory = absolute(directory)
   found = steps(directory)
-  if step is None:
-    step = found
-  wanted = [step] if isinstance(step, int) else step
+  wanted = found if wanted is None else wanted
   missing = [s for s in wanted if s not in found]
   if not found or missing:
     raise UserError(

@@ -24,7 +24,9 @@ _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 _CALLED = re.compile(r'(?:to_apply|calls)=%?([\w.\-]+)')
 _NAME = re.compile(r'^\s*(?:ROOT )?%?([\w.\-]+) = ')
-_HEAD = re.compile(r'^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$')
+_COMPUTATION = re.compile(
+  r'^(ENTRY )?%?([\w.\-]+) \([^\n]*\{\s*?\n(.*?)^\}', re.DOTALL | re.MULTILINE
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,19 +146,9 @@ def read(
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:
   """Returns the lines of each computation, and the name of the entry."""
-  out: dict[str, list[str]] = {}
-  name, entry = None, ''
-  for line in text.splitlines():
-    head = _HEAD.match(line)
-    if head:
-      name = head[2]
-      out[name] = []
-      entry = name if head[1] else entry
-    elif line.rstrip() == '}':
-      name = None
-    elif name is not None:
-      out[name].append(line)
-  return out, entry
+  found = _COMPUTATION.findall(text)
+  entry = next((name for is_entry, name, _ in found if is_entry), '')
+  return {name: lines.splitlines() for _, name, lines in found}, entry
 
 
 def _executed(

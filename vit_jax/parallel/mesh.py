@@ -46,12 +46,9 @@ def make_mesh(
   devices = jax.devices() if devices is None else list(devices)
   count = len(devices)
   given = ', '.join(f'{axis}={size}' for axis, size in sizes.items())
-  wrong = [
-    axis
-    for axis, size in sizes.items()
-    if not isinstance(size, int) or (size < 1 and size != -1)
-  ]
   free = [axis for axis, size in sizes.items() if size == -1]
+  whole = [a for a, n in sizes.items() if isinstance(n, int) and n >= 1]
+  wrong = [axis for axis in sizes if axis not in free + whole]
   if wrong or len(free) > 1:
     raise UserError(
       f'mesh {given}: a size is a whole number from 1 up, or -1 (what the '

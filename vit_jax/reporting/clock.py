@@ -12,10 +12,9 @@ from typing import Any
 class Clock:
   """Measures the training speed over the time since the last report.
 
-  `train.train` shows its use: `start` after the first step, `waiting` around
-  the input, `pause` around evaluations. A step that the device has not finished
-  belongs to the report after it, so a report follows the fetching of its step's
-  metrics, and so should a pause.
+  Call `start` after the first step; `waiting` is around the input and `pause`
+  around evaluations. A step that the device has not finished belongs to the
+  report after it, so fetch the metrics of a step before a report or a pause.
 
   Args:
     batch_size: images per step, over all processes.

@@ -43,9 +43,8 @@ class MetricWriter(contextlib.AbstractContextManager):
     Args:
       workdir: folder of the run.
       restored_step: the step that this run continues from. Rows of later steps
-        will be written again, so they are removed (atomically), and with them a
-        line that a kill has cut short; so does TensorBoard. None is a new run:
-        all rows are removed.
+        and a line that a kill has cut short are removed (atomically). None is
+        a new run: all rows are removed.
       logged: `MetricWriter.logged` at `restored_step`, where it is known.
       on_log: receives a line of text if rows of `logged` are no longer there.
 
