@@ -41,13 +41,8 @@ def area(box: Box) -> jax.Array:
 
 def inside(box: Box, size: tuple[int, int]) -> jax.Array:
   """Returns bool `[..., H, W]`: which pixels of an image lie in the box."""
-  top, bottom, left, right = (jnp.asarray(x)[..., None] for x in box)
-  rows, columns = jnp.arange(size[0]), jnp.arange(size[1])
-  in_rows = _between(rows, top, bottom)
-  in_columns = _between(columns, left, right)
-  return in_rows[..., :, None] & in_columns[..., None, :]
-
-
-def _between(x: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
-  x = x.reshape((1,) * (low.ndim - 1) + (-1,))
-  return (x >= low) & (x < high)
+  top, bottom, left, right = (jnp.asarray(x)[..., None, None] for x in box)
+  shape = (*top.shape[:-2], *size)
+  row = jax.lax.broadcasted_iota(jnp.int32, shape, len(shape) - 2)
+  column = jax.lax.broadcasted_iota(jnp.int32, shape, len(shape) - 1)
+  return (row >= top) & (row < bottom) & (column >= left) & (column < right)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.data.device_ops._image_op import ImageOp
+from vit_jax.data.ops._checks import size_of
 from vit_jax.errors import UserError
 
 
@@ -27,14 +28,13 @@ def crop(size: int | tuple[int, int]) -> ImageOp:
   Raises:
     UserError: when tracing, a window that is larger than the image.
   """
-  height, width = (size, size) if isinstance(size, int) else size
+  window = size_of(size)
 
-  def keep(image):
-    free = min(image.shape[0] - height, image.shape[1] - width)
-    _check(free, image, (height, width))
-    return image[:height, :width]
+  def cut(image):
+    _free(image, window)
+    return image[: window[0], : window[1]]
 
-  return ImageOp(evaluate=keep)
+  return ImageOp(evaluate=cut)
 
 
 def random_crop(
@@ -58,32 +58,29 @@ def random_crop(
   if pad_mode not in ('constant', 'reflect'):
     raise UserError(f"pad_mode={pad_mode!r}: expected 'constant' or 'reflect'")
 
-  def window(image):
-    if size is None:
-      return image.shape[:2]
-    return (size, size) if isinstance(size, int) else tuple(size)
+  size = None if size is None else size_of(size)
 
   def train(image, key):
-    height, width = window(image)
+    window = size or image.shape[:2]
     around = (padding, padding)
     image = jnp.pad(image, (around, around, (0, 0)), mode=pad_mode)
-    free = image.shape[0] - height, image.shape[1] - width
-    _check(min(free), image, (height, width))
-    top, left = jax.random.randint(key, (2,), 0, jnp.array(free) + 1)
-    shape = (height, width, image.shape[2])
+    free = jnp.array(_free(image, window))
+    top, left = jax.random.randint(key, (2,), 0, free + 1)
+    shape = (*window, image.shape[2])
     return jax.lax.dynamic_slice(image, (top, left, 0), shape)
 
   def evaluate(image):
-    height, width = window(image)
-    top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
-    _check(min(top, left), image, (height, width))
-    return image[top : top + height, left : left + width]
+    top, left = (free // 2 for free in _free(image, size))
+    return image[top : top + size[0], left : left + size[1]]
 
   return ImageOp(train, None if size is None else evaluate)
 
 
-def _check(free: int, image: jax.Array, window: tuple[int, int]) -> None:
-  if free < 0:
+def _free(image: jax.Array, window: tuple[int, int]) -> tuple[int, int]:
+  """Returns by how many pixels an image is higher and wider than a window."""
+  free = image.shape[0] - window[0], image.shape[1] - window[1]
+  if min(free) < 0:
     raise UserError(
       f'cannot cut {window} out of an image of {image.shape[:2]} pixels'
     )
+  return free

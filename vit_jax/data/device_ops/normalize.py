@@ -72,12 +72,18 @@ def normalize(
       raise UserError(f'normalize({low}, {high}) makes all images the same')
     # x * (high - low) + low, written so that both ends are exact.
     return _image_op(lambda x: x * (high - low) + low, max_value)
-  mean, std = np.float32(mean), np.float32(std)
+  mean, std = np.broadcast_arrays(np.float32(mean), np.float32(std))
   if not np.all(std > 0):
     raise UserError(f'std must be positive; got {std}')
 
   def standardize(x):
-    return (x - _per_channel(mean, x)) / _per_channel(std, x)
+    if mean.ndim and mean.shape != x.shape[-1:]:
+      raise UserError(
+        f'mean and std {mean.tolist()} are for {mean.size} channels; the '
+        f'images have {x.shape[-1]}'
+      )
+    per_channel = (1,) * (x.ndim - 1) + (-1,)
+    return (x - mean.reshape(per_channel)) / std.reshape(per_channel)
 
   return _image_op(standardize, max_value)
 
@@ -96,18 +102,6 @@ def _image_op(
     return fn(image.astype(jnp.float32) / (max_value or 255))
 
   return ImageOp(evaluate=op)
-
-
-def _per_channel(values: np.ndarray, image: jax.Array) -> jax.Array:
-  """Returns a scalar, or `[1, 1, C]` for an image `[H, W, C]`."""
-  if values.ndim == 0:
-    return jnp.asarray(values)
-  if values.shape != image.shape[-1:]:
-    raise UserError(
-      f'mean and std {values.tolist()} are for {values.size} channels; the '
-      f'images have {image.shape[-1]}'
-    )
-  return jnp.asarray(values).reshape((1,) * (image.ndim - 1) + (-1,))
 
 
 def _is_number(value: Any) -> bool:
