@@ -122,7 +122,7 @@ def timm_row(name: str, image: np.ndarray):
   for magnitude in (3, 6, 9):
     op = _timm_policy.Op(kind, magnitude=magnitude)
     chance = np.random.default_rng(2)  # its first number is below 1/2
-    out = _timm_policy.run(image, [op.draw(chance)])
+    out = np.asarray(op.draw(chance)(Image.fromarray(image)))
     cells.append((f'm {magnitude}' if kind.argument else '', out))
   return f'timm: {name}', cells if kind.argument else cells[:1]
 

@@ -13,9 +13,9 @@ from vit_jax.data.device_ops import mixing
 CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
 
 
-def bound(find, segment):
+def bound(segment, folder):
   """Returns the arguments of an op as it gets them, defaults included."""
-  taken = inspect.signature(find(segment.name)).bind(
+  taken = inspect.signature(ops_language.find(segment.name, folder)).bind(
     *segment.args, **segment.kwargs
   )
   taken.apply_defaults()
@@ -48,16 +48,16 @@ def resolve(recipe, arg):
   for segment in host:
     found |= {
       f'{segment.name}.{key}': value
-      for key, value in bound(ops_language._find, segment).items()
+      for key, value in bound(segment, 'data/ops').items()
     }
-  text, find = config.input.device_ops, device_ops_language._find
-  device = ops_language.build(text, find, limits=None)
+  folder = device_ops_language.FOLDER
+  device = ops_language.build(config.input.device_ops, folder, limits=None)
   found['device_order'] = [segment.name for segment, _ in device]
   for segment, op in device:
     if isinstance(op, mixing.Mix):
       found |= {f'mix.{k}': v for k, v in dataclasses.asdict(op).items()}
     else:
-      arguments = bound(device_ops_language._find, segment).items()
+      arguments = bound(segment, folder).items()
       found |= {f'{segment.name}.{key}': value for key, value in arguments}
   return found
 

@@ -1,10 +1,8 @@
 """The language of the device ops: ops on a batch, inside the jitted step.
 
 Written like the host ops (`data/ops_language.py`), as in
-`'normalize(-1, 1)|mixup(0.2)'`. A name is a public function of a file of
-`device_ops/` or, where the text is trusted, the dotted name of a factory of the
-user's own. A factory takes the arguments once, `num_classes` of the data by
-default, and returns one of
+`'normalize(-1, 1)|mixup(0.2)'`, with names from `device_ops/`. A factory takes
+the arguments once, `num_classes` of the data by default, and returns one of
 - `(batch, rng, *, train) -> batch`: jax code on a dict of `[B, ...]` arrays
   that keeps shapes and sharding. With `train=False` it must be deterministic
   and do without `rng`;
@@ -14,17 +12,13 @@ default, and returns one of
 
 import collections
 import contextlib
-import functools
-import importlib
-import inspect
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import jax
 import numpy as np
 
-from vit_jax import lookup
 from vit_jax.data import fields as fields_lib, ops_language
 from vit_jax.data.device_ops import normalize as normalize_file
 from vit_jax.data.device_ops._image_op import ImageOp
@@ -34,7 +28,7 @@ from vit_jax.errors import UserError
 
 Batch = dict[str, Any]
 
-_FOLDER = 'data/device_ops'
+FOLDER = 'data/device_ops'
 
 # The ops that text from a file may name. Those of training alone are among
 # them, since a run's text has them; in evaluation they do nothing.
@@ -48,6 +42,8 @@ FROM_FILES = (
   'random_crop',
   'random_erasing',
 )
+# The largest number is that of max_value=65535.
+_LIMITS = _from_files.Limits(FROM_FILES, 'device_ops', 'max_number', 2**16)
 
 STATISTICS = normalize_file.STATISTICS
 
@@ -66,7 +62,6 @@ def parse(
   *,
   roles: Mapping[str, str] | None = None,
   trusted: bool = False,
-  max_number: float = _from_files.MAX_NUMBER,
 ) -> DeviceOp:
   """Returns the device ops that `text` names as one.
 
@@ -79,8 +74,6 @@ def parse(
     num_classes: of the data, for ops that turn class ids into soft labels.
     roles: of the fields, as the source declares them (`fields.declared`).
     trusted: whether the user wrote the text, see `ops_language`.
-    max_number: the largest number that ops may have as an argument where the
-      text is not trusted.
 
   Raises:
     UserError: syntax, an unknown op or bad arguments, all in one message;
@@ -91,8 +84,9 @@ def parse(
   ops = []
   for segment, op in ops_language.build(
     text,
-    functools.partial(_find, num_classes=num_classes),
-    limits=None if trusted else _limits(max_number),
+    FOLDER,
+    limits=None if trusted else _LIMITS,
+    **({} if num_classes is None else {'num_classes': num_classes}),
   ):
     salt = zlib.crc32(f'{segment.name}#{counts[segment.name]}'.encode())
     counts[segment.name] += 1
@@ -103,7 +97,7 @@ def parse(
     images: set[str] = set()
     for segment, op, salt in ops:
       key = None if rng is None else jax.random.fold_in(rng, salt)
-      with _named(segment):
+      with ops_language.named(segment):
         if not isinstance(op, ImageOp):
           batch = op(batch, key, train=train)
           continue
@@ -129,24 +123,11 @@ def of_evaluation(text: str) -> str:
   kept = []
   for segment in ops_language.segments(text):
     op = None
-    with contextlib.suppress(UserError):  # Of an op that `_limits` refuse.
-      ((_, op),) = ops_language.build(segment.text, _find, limits=_limits())
+    with contextlib.suppress(UserError):  # Of an op that `_LIMITS` refuse.
+      ((_, op),) = ops_language.build(segment.text, FOLDER, limits=_LIMITS)
     if not getattr(op, 'training_only', False):
       kept.append(segment.text)
   return '|'.join(kept)
-
-
-def _limits(number: float = _from_files.MAX_NUMBER) -> _from_files.Limits:
-  return _from_files.Limits(FROM_FILES, 'device_ops', 'max_number', number)
-
-
-@contextlib.contextmanager
-def _named(segment: ops_language.Segment):
-  """Puts the text of an op before the errors that it raises for users."""
-  try:
-    yield
-  except UserError as e:
-    raise UserError(f'{segment.text}: {e}') from e
 
 
 def _check(ops: list[tuple], num_classes: int | None) -> None:
@@ -164,21 +145,3 @@ def _check(ops: list[tuple], num_classes: int | None) -> None:
         f'{segment.text}: num_classes={given}, but the data has {num_classes} '
         'classes: leave num_classes out'
       )
-
-
-def _find(name: str, num_classes: int | None = None) -> Callable[..., Any]:
-  if '.' in name:
-    factory = ops_language.find_dotted(name)
-  else:
-    choices: dict[str, Callable[..., Any]] = {}
-    for file in lookup.names(_FOLDER):
-      module = importlib.import_module(f'vit_jax.data.device_ops.{file}')
-      choices |= ops_language.public_functions(module)
-    if name not in choices:
-      raise ops_language.unknown(name, choices)
-    factory = choices[name]
-  if num_classes is None:
-    return factory
-  takes_it = 'num_classes' in inspect.signature(factory).parameters
-  default = {'num_classes': num_classes} if takes_it else {}
-  return functools.partial(factory, **default)

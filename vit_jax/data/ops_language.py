@@ -3,8 +3,9 @@
 Segments between `|` are names, or calls whose arguments are Python literals;
 nothing is evaluated. Empty segments are skipped, so that `f'decode|{extra}'`
 works when `extra` is empty. A name is the function of that name in the file of
-that name in `ops/`, or a public function of `color.py`, `image.py` or
-`label.py` there. `my_project.ops.solarize` is a factory of the user's own.
+that name in `ops/`, or a public function of a file there that has no function
+of its own name, such as `color.py`. `my_project.ops.solarize` is a factory of
+the user's own.
 
 To import and call what a text names is to run code, so a text is `trusted` only
 where the user wrote it. Text out of a file, such as a header of weights, may
@@ -16,6 +17,7 @@ the numpy Generator of this one example and the only source of chance.
 """
 
 import ast
+import contextlib
 import dataclasses
 import importlib
 import inspect
@@ -32,7 +34,6 @@ Example = dict[str, Any]
 Op = Callable[[Example, np.random.Generator], Example]
 
 _FOLDER = 'data/ops'
-_COLLECTIONS = ('color', 'image', 'label')  # Files that hold more than one op.
 
 # The ops that text from a file may name: those that prepare an image for
 # evaluation. None of them takes the name of other code, as multi_crop does.
@@ -48,6 +49,9 @@ FROM_FILES = (
   'resize',
   'resize_small',
 )
+_LIMITS = _from_files.Limits(FROM_FILES, 'ops', 'max_side', 4096)  # pixels
+_MAX_LENGTH = 10_000  # characters of the longest text that is parsed
+_MAX_PARTS = 50  # of a dotted name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,9 +64,7 @@ class Segment:
   kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def parse(
-  text: str, *, trusted: bool = False, max_side: int = _from_files.MAX_SIDE
-) -> Op:
+def parse(text: str, *, trusted: bool = False) -> Op:
   """Returns the host ops that `text` names as one `(example, rng) -> example`.
 
   An exception that an op raises later on an example carries the op's text.
@@ -70,26 +72,18 @@ def parse(
   Args:
     text: the ops.
     trusted: whether the user wrote them, and no file.
-    max_side: in pixels, the largest number that ops may have as an argument
-      where they are not trusted.
 
   Raises:
     UserError: a segment that is not a name or a call with literals, an unknown
       op, arguments that the op does not take, or what a text that is not
       trusted may not ask for; all of them in one message.
   """
-  limits = _from_files.Limits(FROM_FILES, 'ops', 'max_side', max_side)
-  ops = build(text, _find, limits=None if trusted else limits)
+  ops = build(text, _FOLDER, limits=None if trusted else _LIMITS)
 
   def apply(example: Example, rng: np.random.Generator) -> Example:
     for segment, op in ops:
-      try:
+      with named(segment):
         example = op(example, rng)
-      except UserError as e:
-        raise UserError(f'{segment.text}: {e}') from e
-      except Exception as e:
-        e.add_note(f'in the op {segment.text!r}')
-        raise
       if not isinstance(example, dict):
         kind = None if example is None else f'a {type(example).__name__}'
         raise TypeError(
@@ -101,24 +95,21 @@ def parse(
   return apply
 
 
-def names() -> list[str]:
-  """Lists the host ops of this package."""
-  files = set(lookup.names(_FOLDER)) - set(_COLLECTIONS)
-  return sorted(files | _collected().keys())
+def names(folder: str = _FOLDER) -> list[str]:
+  """Lists the ops in a folder of this package."""
+  return sorted(_factories(folder))
 
 
 def build(
-  text: str,
-  find: Callable[[str], Callable[..., Any]],
-  *,
-  limits: _from_files.Limits | None,
+  text: str, folder: str, *, limits: _from_files.Limits | None, **offered
 ) -> list[tuple[Segment, Any]]:
   """Returns each segment with what its factory made of the arguments.
 
   Args:
     text: ops in the mini-language.
-    find: returns the factory that a name means, or raises UserError.
+    folder: of this package, where the ops are.
     limits: for text from a file; None for text of the user.
+    **offered: default arguments for the factories that take them.
 
   Raises:
     UserError: all problems of all segments in one message.
@@ -126,28 +117,34 @@ def build(
   found = segments(text)
   if limits is not None:
     _from_files.check_count(len(found), limits)
-  ops, problems = [], []
-  for segment in found:
-    try:
-      # A name without a dot is one of this package: a mistyped one gets a hint.
-      factory = None if '.' in segment.name else find(segment.name)
-      if limits is not None:
-        _from_files.check_segment(segment, limits)
-      factory = factory or find(segment.name)
-      ops.append((segment, _call(factory, segment)))
-    except UserError as e:
-      problems.append(str(e))
-  if problems:
-    raise UserError('\n'.join(problems))
-  return ops
+
+  def make(segment: Segment) -> tuple[Segment, Any]:
+    # A name without a dot is one of this package: a mistyped one gets a hint.
+    factory = None if '.' in segment.name else find(segment.name, folder)
+    if limits is not None:
+      _from_files.check_segment(segment, limits)
+    factory = factory or find(segment.name, folder)
+    return segment, _call(factory, segment, offered)
+
+  return _each(make, found)
 
 
-def segments(text: str, *, max_length: int = 10_000) -> list[Segment]:
+@contextlib.contextmanager
+def named(segment: Segment) -> Iterator[None]:
+  """Adds the text of an op to the errors that it raises."""
+  try:
+    yield
+  except UserError as e:
+    raise UserError(f'{segment.text}: {e}') from e
+  except Exception as e:
+    e.add_note(f'in the op {segment.text!r}')
+    raise
+
+
+def segments(text: str) -> list[Segment]:
   """Returns the parsed segments of `text`, empty ones left out.
 
-  Args:
-    text: ops in the mini-language; nothing is imported or called.
-    max_length: characters of the longest text that is parsed.
+  Nothing is imported or called.
 
   Raises:
     UserError: the segments that do not parse, all in one message.
@@ -156,28 +153,31 @@ def segments(text: str, *, max_length: int = 10_000) -> list[Segment]:
     raise UserError(
       f"ops are written as text such as 'decode|resize(224)'; got {text!r}"
     )
-  if len(text) > max_length:
+  if len(text) > _MAX_LENGTH:
     raise UserError(
-      f'ops of {len(text):,} characters are over max_length={max_length:,};'
+      f'ops of {len(text):,} characters are over max_length={_MAX_LENGTH:,};'
       f' they begin with {text[:40]!r}'
     )
-  parsed, problems = [], []
-  for piece in _split(text):
-    try:
-      parsed.append(_parse_segment(piece))
-    except UserError as e:
-      problems.append(str(e))
-  if problems:
-    raise UserError('\n'.join(problems))
-  return parsed
+  return _each(_parse_segment, _split(text))
 
 
-def find_dotted(name: str) -> Callable[..., Any]:
-  """Returns the user's own factory, `package.module.function`.
+def find(name: str, folder: str = _FOLDER) -> Callable[..., Any]:
+  """Returns the factory that a name means; a dotted one is the user's own.
 
   Raises:
-    UserError: the module cannot be found or has no such function.
+    UserError: an unknown op, or a module that cannot be found or has no such
+      function.
   """
+  if '.' not in name:
+    choices = _factories(folder)
+    if name in choices:
+      return choices[name]
+    close = suggestions.close(name, sorted(choices))
+    hint = f' (did you mean {close!r}?)' if close else ''
+    raise UserError(
+      f'unknown op {name!r}{hint}; there are: {", ".join(sorted(choices))}; an '
+      'op of your own is written module.function'
+    )
   module_name, _, function = name.rpartition('.')
   try:
     factory = lookup.find(_FOLDER, module_name, function, trusted=True)
@@ -190,60 +190,46 @@ def find_dotted(name: str) -> Callable[..., Any]:
   return factory
 
 
-def unknown(name: str, choices: Iterable[str]) -> UserError:
-  """Returns the error for a name that is not among `choices`."""
-  choices = sorted(choices)
-  close = suggestions.close(name, choices)
-  hint = f' (did you mean {close!r}?)' if close else ''
-  return UserError(
-    f'unknown op {name!r}{hint}; there are: {", ".join(choices)}; an op of '
-    'your own is written module.function'
-  )
-
-
 def public_functions(module: Any) -> dict[str, Callable[..., Any]]:
   """Returns the functions that a module itself defines, private ones not."""
-  members = inspect.getmembers(module, inspect.isfunction)
   return {
     name: fn
-    for name, fn in members
+    for name, fn in inspect.getmembers(module, inspect.isfunction)
     if not name.startswith('_') and fn.__module__ == module.__name__
   }
 
 
-def _find(name: str) -> Callable[..., Any]:
-  if '.' in name:
-    return find_dotted(name)
-  if name not in names():
-    raise unknown(name, names())
-  return _collected().get(name) or lookup.find(_FOLDER, name, name)
+def _factories(folder: str) -> dict[str, Callable[..., Any]]:
+  """Returns the ops in a folder of this package by name."""
+  package, found = 'vit_jax.' + folder.replace('/', '.'), {}
+  for file in lookup.names(folder):
+    functions = public_functions(importlib.import_module(f'{package}.{file}'))
+    found |= {file: functions[file]} if file in functions else functions
+  return found
 
 
-def _collected() -> dict[str, Callable[..., Any]]:
-  """Returns the ops in files that hold more than one."""
-  modules = (
-    importlib.import_module(f'vit_jax.data.ops.{c}') for c in _COLLECTIONS
-  )
-  return {
-    k: v for module in modules for k, v in public_functions(module).items()
-  }
-
-
-def _call(factory: Callable[..., Any], segment: Segment) -> Any:
-  """Returns `factory(*args, **kwargs)`, mistakes named as the user's."""
+def _call(
+  factory: Callable[..., Any], segment: Segment, offered: Mapping[str, Any]
+) -> Any:
+  """Returns what a factory makes, mistakes named as the user's."""
   signature = inspect.signature(factory)
+  taken = {k: v for k, v in offered.items() if k in signature.parameters}
+  kwargs = taken | dict(segment.kwargs)
   try:
-    signature.bind(*segment.args, **segment.kwargs)
+    signature.bind(*segment.args, **kwargs)
   except TypeError as e:
-    wrong = [key for key in segment.kwargs if key not in signature.parameters]
+    wrong = [key for key in kwargs if key not in signature.parameters]
     close = [suggestions.close(key, signature.parameters) for key in wrong]
     hints = ''.join(f' (did you mean {key!r}?)' for key in close if key)
+    plain = [
+      p.replace(annotation=p.empty) for p in signature.parameters.values()
+    ]
     raise UserError(
       f'{segment.text}: {e}{hints}; it takes: '
-      f'{segment.name}{_without_annotations(signature)}'
+      f'{segment.name}{inspect.Signature(plain)}'
     ) from e
   try:
-    op = factory(*segment.args, **segment.kwargs)
+    op = factory(*segment.args, **kwargs)
   except (TypeError, ValueError) as e:
     raise UserError(f'{segment.text}: {e}') from e
   if not callable(op):
@@ -251,11 +237,17 @@ def _call(factory: Callable[..., Any], segment: Segment) -> Any:
   return op
 
 
-def _without_annotations(signature: inspect.Signature) -> str:
-  parameters = [
-    p.replace(annotation=p.empty) for p in signature.parameters.values()
-  ]
-  return str(inspect.Signature(parameters))
+def _each(function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+  """Returns what a function makes of items, all their mistakes in one error."""
+  made, problems = [], []
+  for item in items:
+    try:
+      made.append(function(item))
+    except UserError as e:
+      problems.append(str(e))
+  if problems:
+    raise UserError('\n'.join(problems))
+  return made
 
 
 def _split(text: str) -> Iterator[str]:
@@ -288,29 +280,24 @@ def _parse_segment(text: str) -> Segment:
   except (SyntaxError, ValueError, RecursionError, MemoryError) as e:
     reason = e.msg if isinstance(e, SyntaxError) else str(e)
     raise UserError(f'{start}: {reason}') from e
-  if not isinstance(node, ast.Call):
-    return Segment(text, _dotted_name(node, start))
-  kwargs = {}
-  for keyword in node.keywords:
-    if keyword.arg is None:
-      raise UserError(f'{start}: ** is not supported')
-    kwargs[keyword.arg] = _literal(keyword.value, text, start)
-  args = tuple(_literal(arg, text, start) for arg in node.args)
-  return Segment(text, _dotted_name(node.func, start), args, kwargs)
-
-
-def _dotted_name(node: ast.expr, start: str, *, max_parts: int = 50) -> str:
+  args, kwargs, parts = (), {}, []
+  if isinstance(node, ast.Call):
+    for keyword in node.keywords:
+      if keyword.arg is None:
+        raise UserError(f'{start}: ** is not supported')
+      kwargs[keyword.arg] = _literal(keyword.value, text, start)
+    args = tuple(_literal(arg, text, start) for arg in node.args)
+    node = node.func
   # A loop and not ast.unparse, whose recursion deep nesting would exhaust, as
   # it would that of an import.
-  parts = []
   while isinstance(node, ast.Attribute):
     parts.append(node.attr)
     node = node.value
   if not isinstance(node, ast.Name):
     raise UserError(f'{start}: expected name or name(arguments)')
-  if len(parts) >= max_parts:
-    raise UserError(f'{start}: its name has over max_parts={max_parts} parts')
-  return '.'.join([node.id, *reversed(parts)])
+  if len(parts) >= _MAX_PARTS:
+    raise UserError(f'{start}: its name has over max_parts={_MAX_PARTS} parts')
+  return Segment(text, '.'.join([node.id, *reversed(parts)]), args, kwargs)
 
 
 def _literal(node: ast.expr, text: str, start: str) -> Any:

@@ -10,10 +10,8 @@ from vit_jax.data import ops_language
 from vit_jax.data.ops import (
   _pillow,
   _timm_policy,
-  aug_mix,
-  auto_augment,
   color,
-  rand_augment,
+  policies,
 )
 
 IMAGES = {
@@ -66,18 +64,18 @@ def test_our_ops_are_those_of_timms_policies(theirs):
     'TranslateX',
     'TranslateY',
   }
-  assert theirs._RAND_TRANSFORMS == list(rand_augment._PLAIN)
-  assert theirs._RAND_INCREASING_TRANSFORMS == list(rand_augment._INCREASING)
-  assert theirs._AUGMIX_TRANSFORMS == list(aug_mix._NAMES)
+  assert theirs._RAND_TRANSFORMS == list(policies._PLAIN)
+  assert theirs._RAND_INCREASING_TRANSFORMS == list(policies._INCREASING)
+  assert theirs._AUGMIX_TRANSFORMS == list(policies._MIXED)
 
 
-@pytest.mark.parametrize('name', auto_augment._POLICIES)
+@pytest.mark.parametrize('name', policies._POLICIES)
 def test_policies_of_autoaugment_are_timms(name, theirs):
   policy = [
     [(op.name, op.prob, op.magnitude) for op in pair]
     for pair in theirs.auto_augment_policy(name)
   ]
-  assert auto_augment.sub_policies(name) == policy
+  assert policies._sub_policies(name) == policy
 
 
 @pytest.mark.parametrize(
@@ -96,8 +94,8 @@ def test_settings_are_read_as_timm_reads_them(config, theirs, monkeypatch):
     made.append((kind, fields))
     return make(kind, **fields)
 
-  monkeypatch.setattr(_timm_policy, 'Op', record)
-  rand_augment.rand_augment(config)
+  monkeypatch.setattr(policies, 'Op', record)
+  policies.rand_augment(config)
   transform = theirs.rand_augment_transform(config, {})
   for (kind, fields), op in zip(made, transform.ops, strict=True):
     assert kind is _timm_policy.KINDS[op.name]
@@ -120,7 +118,7 @@ def test_aug_mix_mixes_as_timm(theirs, monkeypatch):
   )
   picture = PICTURES['RGB']
   np.testing.assert_array_equal(
-    np.asarray(aug_mix.mix(picture, chains, weights, share)),
+    np.asarray(policies._mix(picture, chains, weights, share)),
     np.asarray(transform(picture)),
   )
 

@@ -9,13 +9,7 @@ import pytest
 from scipy import stats
 
 from vit_jax.data import ops_language
-from vit_jax.data.ops import (
-  _pillow,
-  _timm_policy,
-  aug_mix,
-  auto_augment,
-  rand_augment,
-)
+from vit_jax.data.ops import _pillow, _timm_policy, policies
 
 
 def digest(table):
@@ -35,15 +29,15 @@ def digest(table):
   ],
 )
 def test_policies_are_timms(name, expected):
-  assert digest(auto_augment.sub_policies(name)) == expected
+  assert digest(policies._sub_policies(name)) == expected
 
 
 @pytest.mark.parametrize(
   'table, expected',
   [
-    (list(rand_augment._PLAIN), 4071162941),
-    (list(rand_augment._INCREASING), 343189592),
-    (list(aug_mix._NAMES), 2548160479),
+    (list(policies._PLAIN), 4071162941),
+    (list(policies._INCREASING), 343189592),
+    (list(policies._MIXED), 2548160479),
   ],
 )
 def test_sets_of_ops_are_timms(table, expected):
@@ -92,9 +86,7 @@ def test_greying_grows_with_the_magnitude():
 
 
 def test_the_ops_of_a_sub_policy_come_in_its_order(monkeypatch):
-  monkeypatch.setitem(
-    auto_augment._POLICIES, '3a', 'Invert 1 0, SolarizeAdd 1 1'
-  )
+  monkeypatch.setitem(policies._POLICIES, '3a', 'Invert 1 0, SolarizeAdd 1 1')
   dark = np.full((1, 1, 1), 100, np.uint8)
   out = ops_language.parse("auto_augment('3a')", trusted=True)(
     {'image': dark}, np.random.default_rng(0)
@@ -103,22 +95,20 @@ def test_the_ops_of_a_sub_policy_come_in_its_order(monkeypatch):
 
 
 def test_defaults_are_timms(monkeypatch):
-  for op in (rand_augment.rand_augment, auto_augment.auto_augment):
+  for op in (policies.rand_augment, policies.auto_augment):
     parameters = inspect.signature(op).parameters
     assert parameters['method'].default == 'bicubic'
     assert parameters['fill'].default == (124, 116, 104)
   assert (
-    inspect.signature(auto_augment.auto_augment).parameters['config'].default
+    inspect.signature(policies.auto_augment).parameters['config'].default
     == 'original'
   )
   seen = []
   monkeypatch.setattr(
-    aug_mix, 'mix', lambda image, *rest: seen.append(rest) or image
+    policies, '_mix', lambda image, *rest: seen.append(rest) or image
   )
-  op, rng = (
-    ops_language.parse('aug_mix', trusted=True),
-    np.random.default_rng(0),
-  )
+  op = ops_language.parse('aug_mix', trusted=True)
+  rng = np.random.default_rng(0)
   for _ in range(1000):
     op({'image': np.zeros((1, 1, 1), np.uint8)}, rng)
   assert {len(chains) for chains, _, _ in seen} == {3}
@@ -129,18 +119,16 @@ def test_defaults_are_timms(monkeypatch):
 
 
 def test_aug_mix_turns_by_at_most_nine_degrees(monkeypatch):
-  monkeypatch.setattr(aug_mix, '_NAMES', ('Rotate',))
+  monkeypatch.setattr(policies, '_MIXED', ('Rotate',))
   turns = []
   kind = _timm_policy.Kind(
     lambda x, degrees, *_: turns.append(degrees) or x,
-    aug_mix._KINDS['Rotate'].argument,
+    policies._MIX_KINDS['Rotate'].argument,
     True,
   )
-  monkeypatch.setattr(aug_mix, '_KINDS', {'Rotate': kind})
-  op, rng = (
-    ops_language.parse('aug_mix', trusted=True),
-    np.random.default_rng(0),
-  )
+  monkeypatch.setattr(policies, '_MIX_KINDS', {'Rotate': kind})
+  op = ops_language.parse('aug_mix', trusted=True)
+  rng = np.random.default_rng(0)
   for _ in range(300):
     op({'image': np.zeros((1, 1, 1), np.uint8)}, rng)
   # +-30 degrees * 3 / 10.
@@ -149,4 +137,4 @@ def test_aug_mix_turns_by_at_most_nine_degrees(monkeypatch):
 
 def test_aug_mix_moves_by_at_most_three_tenths_of_a_side():
   for name in ('TranslateXRel', 'TranslateYRel'):
-    assert aug_mix._KINDS[name].argument(1.0, 0.0) == 0.3
+    assert policies._MIX_KINDS[name].argument(1.0, 0.0) == 0.3

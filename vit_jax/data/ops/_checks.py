@@ -1,9 +1,15 @@
-"""Checks of examples and of size arguments, shared by the image ops."""
+"""Ops on the image of an example, and checks that the image ops share.
 
+A value that does not pass is a UserError.
+"""
+
+import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from vit_jax.data.ops_language import Example, Op
 from vit_jax.errors import UserError
 
 # 8192 x 8192. Nobody trains on larger images; a mistyped size makes them.
@@ -30,12 +36,17 @@ def check_growth(
     )
 
 
-def image_of(example: dict[str, Any]) -> np.ndarray:
-  """Returns the image of an example, `[H, W, C]`.
+def image_op(
+  change: Callable[[np.ndarray, np.random.Generator], np.ndarray],
+) -> Op:
+  """Returns the op that makes the image, `[H, W, C]`, `change(image, rng)`."""
+  return lambda example, rng: (
+    example | {'image': change(image_of(example), rng)}
+  )
 
-  Raises:
-    UserError: it is missing, not decoded yet, or has another rank.
-  """
+
+def image_of(example: Example) -> np.ndarray:
+  """Returns the image, `[H, W, C]`, of an example that has one, decoded."""
   image = example.get('image')
   if image is None:
     raise UserError(f"the example has no 'image'; it has {sorted(example)}")
@@ -51,17 +62,9 @@ def image_of(example: dict[str, Any]) -> np.ndarray:
 
 
 def size_of(size: Any) -> tuple[int, int]:
-  """Returns `(height, width)` of a size given as one int (square) or a pair.
-
-  Raises:
-    UserError: anything else, or a size that is not positive.
-  """
+  """Returns `(height, width)` of a size given as one int (square) or a pair."""
   pair = tuple(size) if isinstance(size, tuple | list) else (size, size)
-  if (
-    len(pair) != 2
-    or any(isinstance(n, bool) or not isinstance(n, int) for n in pair)
-    or min(pair) < 1
-  ):
+  if len(pair) != 2 or not all(is_int(n, 1) for n in pair):
     raise UserError(
       f'a size is a positive int or a pair (height, width); got {size!r}'
     )
@@ -69,27 +72,28 @@ def size_of(size: Any) -> tuple[int, int]:
 
 
 def probability(rate: Any) -> float:
-  """Returns `rate`.
-
-  Raises:
-    UserError: it is not a number in 0 .. 1.
-  """
+  """Returns `rate`, which is a number in 0 .. 1."""
   if not isinstance(rate, int | float) or not 0 <= rate <= 1:
     raise UserError(f'rate is a probability, 0 to 1; got {rate!r}')
   return rate
 
 
-def range_of(name: str, value: Any) -> tuple[float, float]:
-  """Returns the pair (smallest, largest) that `value` is.
-
-  Raises:
-    UserError: anything else; both are at least 0.
-  """
-  if not is_range(value, 0, np.inf):
+def range_of(
+  name: str, value: Any, *, positive: bool = False
+) -> tuple[float, float]:
+  """Returns the pair (smallest, largest) of at least 0, or `positive`."""
+  if not is_range(value, math.ulp(0.0) if positive else 0, math.inf):
+    kind = 'positive numbers' if positive else 'at least 0'
     raise UserError(
-      f'{name} is a pair (smallest, largest) of at least 0; got {value!r}'
+      f'{name} is a pair (smallest, largest) of {kind}; got {value!r}'
     )
   return tuple(value)
+
+
+def is_int(value: Any, least: int, most: float = math.inf) -> bool:
+  """Whether `value` is an int, and no bool, within `least .. most`."""
+  is_bool = isinstance(value, bool)
+  return isinstance(value, int) and not is_bool and least <= value <= most
 
 
 def is_range(value: Any, least: float, most: float) -> bool:

@@ -13,8 +13,6 @@ from typing import Any
 from vit_jax.errors import UserError
 from vit_jax.printable import printable
 
-MAX_SIDE = 4096  # pixels
-MAX_NUMBER = 2**16  # of arguments on the device, such as max_value=65535
 _MAX_OPS = 20
 _MAX_CLASSES = 10**6
 _OWN_LIMITS = {'max_pixels', 'max_scans'}  # Arguments of decode.
@@ -22,27 +20,25 @@ _OWN_LIMITS = {'max_pixels', 'max_scans'}  # Arguments of decode.
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-  """Limits on the text of ops that comes from a file.
+  """Limits on the text of ops that comes from a file."""
 
-  Attributes:
-    names: of the ops.
-    option: with which the user gives ops: 'ops' or 'device_ops'.
-    argument: what the limit on numbers is called in messages.
-    max_number: the largest size of a number among the arguments.
-  """
+  names: tuple[str, ...]  # of the ops
+  option: str  # with which the user gives ops: 'ops' or 'device_ops'
+  argument: str  # what the limit on numbers is called in messages
+  max_number: float  # the largest size of a number among the arguments
 
-  names: tuple[str, ...]
-  option: str
-  argument: str
-  max_number: float
+  def error(self, problem: str) -> UserError:
+    return UserError(
+      f'{problem}. If you trust them, give them yourself: {self.option}=... in'
+      f' Python, --{self.option}=... on the command line'
+    )
 
 
 def check_count(num_ops: int, limits: Limits) -> None:
   """Raises UserError for more ops than an evaluation needs."""
   if num_ops > _MAX_OPS:
-    raise UserError(
-      f'a file asks for {num_ops:,} ops, over max_ops={_MAX_OPS}.'
-      f' {_advice(limits)}'
+    raise limits.error(
+      f'a file asks for {num_ops:,} ops, over max_ops={_MAX_OPS}'
     )
 
 
@@ -50,32 +46,24 @@ def check_segment(segment: Any, limits: Limits) -> None:
   """Raises UserError for an op that text from a file may not name or size."""
   text = printable(segment.text, max_length=80)
   if segment.name not in limits.names:
-    raise UserError(
+    raise limits.error(
       f'{text}: nothing that a file names is imported, and its'
-      f' {limits.option} may only be {", ".join(limits.names)}.'
-      f' {_advice(limits)}'
+      f' {limits.option} may only be {", ".join(limits.names)}'
     )
   if raised := sorted(_OWN_LIMITS & segment.kwargs.keys()):
-    raise UserError(
+    raise limits.error(
       f'{text}: a file does not choose {", ".join(raised)}, which guard'
-      f' against images that take too long. {_advice(limits)}'
+      f' against images that take too long'
     )
   most, argument = limits.max_number, limits.argument
   if segment.name == 'onehot':
     most, argument = _MAX_CLASSES, 'max_classes'
   for number in _numbers([*segment.args, *segment.kwargs.values()]):
     if not abs(number) <= most:  # Also for NaN.
-      raise UserError(
+      raise limits.error(
         f'{text}: {number:g} is over {argument}={most:,}, the limit for'
-        f' {limits.option} of a file. {_advice(limits)}'
+        f' {limits.option} of a file'
       )
-
-
-def _advice(limits: Limits) -> str:
-  return (
-    f'If you trust them, give them yourself: {limits.option}=... in Python,'
-    f' --{limits.option}=... on the command line'
-  )
 
 
 def _numbers(values: Iterable[Any]) -> Iterable[float]:

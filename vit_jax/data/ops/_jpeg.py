@@ -8,7 +8,6 @@ import itertools
 import re
 import struct
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -48,11 +47,10 @@ def read(
   Raises:
     ValueError: the data breaks off or is corrupt, or a limit is exceeded.
   """
-  header = _header(data, max_scans)
-  if header is None:
+  components = _check_limits(data, max_pixels, max_scans)
+  if components is None:
     return None
-  _check_limits(data, header, max_pixels, max_scans)
-  is_cmyk = header.components == 4
+  is_cmyk = components == 4
   colorspace = 'CMYK' if is_cmyk else _COLORSPACES[channels]
   try:
     image = simplejpeg.decode_jpeg(data, colorspace, fastdct=dct == 'fast')
@@ -72,21 +70,11 @@ def problem(data: bytes) -> str:
   return 'Pillow does not know it'
 
 
-class _Header(NamedTuple):
-  """The header of a frame, and the number of scans."""
+def _check_limits(data: bytes, max_pixels: int, max_scans: int) -> int | None:
+  """Returns the number of components, or None without a header.
 
-  kind: int
-  height: int
-  width: int
-  components: int
-  scans: int
-
-
-def _header(data: bytes, max_scans: int) -> _Header | None:
-  """Returns the header, or None without one.
-
-  Counting scans ends at `max_scans + 1`; those of sequential frames are not
-  counted.
+  Raises:
+    ValueError: the file would take too much time or memory.
   """
   markers = _markers(data)
   for kind, at in markers:
@@ -95,17 +83,10 @@ def _header(data: bytes, max_scans: int) -> _Header | None:
   else:
     return None
   _, _, height, width, components = _FRAME.unpack_from(data, at)
-  scans = (at for marker, at in markers if marker == _SCAN)
+  # Of sequential frames scans are not counted, of others no more than needed.
+  found = (at for marker, at in markers if marker == _SCAN)
   most = 0 if kind in _SEQUENTIAL else max_scans + 1
-  num_scans = sum(1 for _ in itertools.islice(scans, most))
-  return _Header(kind, height, width, components, num_scans)
-
-
-def _check_limits(
-  data: bytes, header: _Header, max_pixels: int, max_scans: int
-) -> None:
-  """Raises ValueError for files that would take too much time or memory."""
-  kind, height, width, _, scans = header
+  scans = sum(1 for _ in itertools.islice(found, most))
   pixels = height * width
   if scans > max_scans:
     raise ValueError(
@@ -129,6 +110,7 @@ def _check_limits(
       f'its {scans} scans of {height} x {width} pixels exceed the limit of '
       f'{_SCANS_OF_LARGEST} times {max_pixels:,} (max_pixels)'
     )
+  return components
 
 
 def _markers(data: bytes) -> Iterator[tuple[int, int]]:

@@ -116,12 +116,8 @@ def resize_across(image: np.ndarray, width: int, cubic: bool) -> np.ndarray:
   """Returns uint8 `[H, width, 3]` of uint8 `[H, W, 3]`, antialiased.
 
   Sixteen rows at a time are turned so that the sums run along memory, with
-  four bytes a pixel.
-
-  Args:
-    image: of any strides.
-    width: of the result.
-    cubic: Keys' cubic with a = -0.5, else a triangle.
+  four bytes a pixel. The image may have any strides; `cubic` is Keys' with
+  a = -0.5, else the kernel is a triangle.
   """
   first, count, weights = _weights(image.shape[1], width, cubic)
   out = np.empty((image.shape[0], width, 3), np.uint8)
@@ -156,13 +152,7 @@ def resize_across(image: np.ndarray, width: int, cubic: bool) -> np.ndarray:
 
 @_compile(_RESIZED(_IMAGE, numba.int64, numba.boolean))
 def resize_down(image: np.ndarray, height: int, cubic: bool) -> np.ndarray:
-  """Returns uint8 `[height, W, 3]`; see `resize_across`.
-
-  Args:
-    image: uint8 `[H, W, 3]`, contiguous.
-    height: of the result.
-    cubic: as in `resize_across`.
-  """
+  """Returns uint8 `[height, W, 3]` of a contiguous image: `resize_across`."""
   first, count, weights = _weights(image.shape[0], height, cubic)
   row = 3 * image.shape[1]
   out = np.empty((height, row), np.uint8)
@@ -176,12 +166,9 @@ def resize_down(image: np.ndarray, height: int, cubic: bool) -> np.ndarray:
 def sum_across(
   image: np.ndarray, index: np.ndarray, weight: np.ndarray
 ) -> np.ndarray:
-  """Returns float32 `[H, new, C]`, the weighted sums of columns.
+  """Returns float32 `[H, new, C]`, sums of columns with weights `[K, new]`.
 
-  Args:
-    image: `[H, W, C]`, uint8 or float32, contiguous.
-    index: `[K, new]`, which columns to sum.
-    weight: float32 `[K, new]`.
+  The image is uint8 or float32, contiguous.
   """
   height, _, channels = image.shape
   num, new = index.shape
@@ -231,14 +218,8 @@ def interpolate(
 ) -> np.ndarray:
   """Returns float32 `[h, w, C]`, each pixel between four, across first.
 
-  Args:
-    image: `[H, W, C]`, uint8 or float32, contiguous.
-    above: `[h]`, the upper rows.
-    below: `[h]`, the lower rows; no number is under the one before.
-    down: float32 `[h]`, how far down between the two, 0 to 1.
-    left: `[w]`, the left columns.
-    right: `[w]`, the right columns.
-    across: float32 `[w]`, how far to the right between the two.
+  The image is uint8 or float32, contiguous. Rows `above` and `below`, and how
+  far `down` between them, are `[h]`; columns likewise `[w]`.
   """
   channels = image.shape[2]
   width = len(left) * channels
@@ -282,11 +263,8 @@ def shift_rows(
   rounded) of the matrix (1, slope, offset, 0, 1, 0), in its order of float64
   operations.
 
-  Args:
-    image: uint8 `[H, W, 3]`, contiguous.
-    slope: pixels per row; positions are those of pixel centres, from 1/2 on.
-    offset: pixels.
-    fill: uint8 `[3]`, the colour outside of the image.
+  The image is contiguous, `fill` uint8 `[3]`. Positions are those of pixel
+  centres, from 1/2 on.
   """
   height, width = image.shape[:2]
   flat = image.reshape(height, 3 * width)
@@ -332,16 +310,4 @@ def shift_rows(
           image[y, min(left + 2, width - 1), channel],
           between[3 * x],
         )
-  return out
-
-
-@_compile(_RESIZED(_IMAGE))
-def swap(image: np.ndarray) -> np.ndarray:
-  """Returns `[W, H, 3]`, contiguous, of `[H, W, 3]`."""
-  out = np.empty((image.shape[1], image.shape[0], 3), np.uint8)
-  for x in range(image.shape[1]):
-    for y in range(image.shape[0]):
-      out[x, y, 0] = image[y, x, 0]
-      out[x, y, 1] = image[y, x, 1]
-      out[x, y, 2] = image[y, x, 2]
   return out

@@ -7,7 +7,6 @@ Images are of mode RGB or L; what a greyscale image is filled with is the grey
 of the colour.
 """
 
-import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -54,12 +53,9 @@ def as_op(
   """Returns the op that applies `change(picture, rng)` to the image.
 
   Args:
-    change: of an image of mode RGB or L.
+    change: of an image of mode RGB or L; it may return the very image.
     rate: the probability of the change; None changes every image and draws no
       random number for the decision.
-
-  Raises:
-    UserError: `rate` is not a probability.
   """
   rate = None if rate is None else probability(rate)
 
@@ -67,18 +63,17 @@ def as_op(
     image = picture_of(example)
     if rate is not None and rng.random() >= rate:
       return example
-    return example | {'image': to_array(change(to_pillow(image), rng))}
+    picture = to_pillow(image)
+    changed = change(picture, rng)
+    if changed is picture:
+      return example
+    return example | {'image': to_array(changed)}
 
   return op
 
 
 def picture_of(example: Example) -> np.ndarray:
-  """Returns the image of an example, uint8 `[H, W, 3]` or `[H, W, 1]`.
-
-  Raises:
-    UserError: it is missing or empty, or has another dtype or number of
-      channels.
-  """
+  """Returns the image of an example, uint8 `[H, W, 3]` or `[H, W, 1]`."""
   image = image_of(example)
   if image.dtype != np.uint8 or image.shape[2] not in (1, 3) or not image.size:
     raise UserError(
@@ -122,26 +117,24 @@ def affine(
   )
 
 
-def shear_x(image, factor: float, resample, fill: Color) -> Image.Image:
-  """Shifts row y to the left by `factor * y` pixels."""
-  return affine(image, (1, factor, 0, 0, 1, 0), resample, fill)
+def _mover(matrix: Callable[[float, int, int], tuple]) -> Callable:
+  """Returns `(image, amount, resample, fill) -> image`.
+
+  `matrix(amount, width, height)` is that of `affine`.
+  """
+
+  def move(image, amount: float, resample, fill: Color) -> Image.Image:
+    return affine(image, matrix(amount, *image.size), resample, fill)
+
+  return move
 
 
-def shear_y(image, factor: float, resample, fill: Color) -> Image.Image:
-  """Shifts column x up by `factor * x` pixels."""
-  return affine(image, (1, 0, 0, factor, 1, 0), resample, fill)
-
-
-def translate_x(image, fraction: float, resample, fill: Color) -> Image.Image:
-  """Shifts to the left by a fraction of the width."""
-  matrix = (1, 0, fraction * image.size[0], 0, 1, 0)
-  return affine(image, matrix, resample, fill)
-
-
-def translate_y(image, fraction: float, resample, fill: Color) -> Image.Image:
-  """Shifts up by a fraction of the height."""
-  matrix = (1, 0, 0, 0, 1, fraction * image.size[1])
-  return affine(image, matrix, resample, fill)
+# Row y moves left by `factor * y` pixels, or column x up by `factor * x`.
+shear_x = _mover(lambda factor, width, height: (1, factor, 0, 0, 1, 0))
+shear_y = _mover(lambda factor, width, height: (1, 0, 0, factor, 1, 0))
+# To the left, or up, by a fraction of the side.
+translate_x = _mover(lambda part, width, height: (1, 0, part * width, 0, 1, 0))
+translate_y = _mover(lambda part, width, height: (1, 0, 0, 0, 1, part * height))
 
 
 def rotate(image, degrees: float, resample, fill: Color) -> Image.Image:
@@ -151,7 +144,8 @@ def rotate(image, degrees: float, resample, fill: Color) -> Image.Image:
 
 def solarize_add(image: Image.Image, addition: int) -> Image.Image:
   """Adds to the values below 128, at most up to 255."""
-  return image.point(_solarize_add_table(addition) * len(image.getbands()))
+  table = [min(255, v + addition) if v < 128 else v for v in range(256)]
+  return image.point(table * len(image.getbands()))
 
 
 def posterize(image: Image.Image, bits: int) -> Image.Image:
@@ -206,8 +200,11 @@ def _shift(image, matrix, resample, fill: Color) -> Image.Image | None:
   if (d, f) == (0, 0):
     return Image.fromarray(kernels.shift_rows(pixels, b, c, fill))
   if (b, c) == (0, 0):
-    turned = kernels.shift_rows(kernels.swap(pixels), d, f, fill)
-    return Image.fromarray(kernels.swap(turned))
+    turn = Image.Transpose.TRANSPOSE
+    columns = np.asarray(image.transpose(turn))
+    return Image.fromarray(kernels.shift_rows(columns, d, f, fill)).transpose(
+      turn
+    )
   return None
 
 
@@ -215,8 +212,3 @@ def _fill(image: Image.Image, fill: Color) -> Color | int:
   if image.mode == 'RGB':
     return fill
   return Image.new('RGB', (1, 1), fill).convert('L').getpixel((0, 0))
-
-
-@functools.lru_cache(maxsize=256)
-def _solarize_add_table(addition: int) -> list[int]:
-  return [min(255, v + addition) if v < 128 else v for v in range(256)]

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from vit_jax.data.ops import _pillow
-from vit_jax.data.ops._checks import is_range, range_of
+from vit_jax.data.ops._checks import is_int, is_range, range_of
 from vit_jax.data.ops_language import Op
 from vit_jax.errors import UserError
 
@@ -72,7 +72,7 @@ def solarize(rate: float = 1.0, *, threshold: int = 128) -> Op:
     rate: a probability.
     threshold: 0 inverts everything, 256 nothing.
   """
-  if not isinstance(threshold, int) or not 0 <= threshold <= 256:
+  if not is_int(threshold, 0, 256):
     raise UserError(f'threshold is an integer of 0 .. 256; got {threshold!r}')
   return _pillow.as_op(
     lambda image, rng: _pillow.solarize(image, threshold), rate

@@ -1,11 +1,13 @@
 """decode: image files to uint8 arrays."""
 
+import functools
 import io
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from vit_jax.data.ops import _jpeg
+from vit_jax.data.ops._checks import is_int
 from vit_jax.data.ops_language import Example, Op
 from vit_jax.errors import UserError
 
@@ -58,8 +60,16 @@ def decode(
   if dct not in ('accurate', 'fast'):
     raise UserError(f"dct is 'accurate' or 'fast'; got {dct!r}")
   for name, limit in (('max_pixels', max_pixels), ('max_scans', max_scans)):
-    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+    if not is_int(limit, 1):
       raise UserError(f'{name} is a positive int; got {limit!r}')
+  read = functools.partial(
+    decode_image,
+    channels=channels or 3,
+    exif_orientation=exif_orientation,
+    dct=dct,
+    max_pixels=max_pixels,
+    max_scans=max_scans,
+  )
 
   def op(example: Example, rng: np.random.Generator) -> Example:
     del rng
@@ -75,15 +85,7 @@ def decode(
         f"'image' is {type(image).__name__}; expected the bytes of an image "
         'file, or an array'
       )
-    image = decode_image(
-      image,
-      channels or 3,
-      exif_orientation,
-      dct=dct,
-      max_pixels=max_pixels,
-      max_scans=max_scans,
-    )
-    return example | {'image': image}
+    return example | {'image': read(image)}
 
   return op
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from vit_jax.data.ops._checks import is_int
 from vit_jax.data.ops_language import Example, Op
 from vit_jax.errors import UserError
 
@@ -39,13 +40,8 @@ def decode_bands(
     UserError: per example, another kind of file, a broken one, one over
       `max_bytes`, other ranks than 2 and 3, or a band that is not there.
   """
-  if bands is not None and (
-    not isinstance(bands, list | tuple)
-    or not bands
-    or any(
-      isinstance(b, bool) or not isinstance(b, int) or b < 0 for b in bands
-    )
-  ):
+  is_list = isinstance(bands, list | tuple) and bands
+  if bands is not None and not (is_list and all(is_int(b, 0) for b in bands)):
     raise UserError(f'bands is a list of numbers from 0; got {bands!r}')
 
   def op(example: Example, rng: np.random.Generator) -> Example:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from vit_jax.data import ops_language
-from vit_jax.data.ops._checks import image_of
+from vit_jax.data.ops._checks import image_of, is_int
 from vit_jax.data.ops.random_resized_crop import random_resized_crop
 from vit_jax.data.ops_language import Example, Op
 from vit_jax.errors import UserError
@@ -54,7 +54,7 @@ def multi_crop(
       global view, as many as there are texts.
     local_ops: what follows the crop of every local view.
   """
-  if not isinstance(num_local, int) or num_local < 0:
+  if not is_int(num_local, 0):
     raise UserError(f'num_local is 0, 1, 2, ...; got {num_local!r}')
   if isinstance(global_ops, str) or not len(global_ops):
     raise UserError(

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageStat
 
 from vit_jax.data.ops import _pillow
+from vit_jax.data.ops._checks import is_int
 from vit_jax.data.ops_language import Op
 from vit_jax.errors import UserError
 
@@ -55,7 +56,7 @@ def randaug(
       with is height * width / 256, at most 255, whatever the image holds (196
       at 224 x 224).
   """
-  if not isinstance(num_layers, int) or num_layers < 0:
+  if not is_int(num_layers, 0):
     raise UserError(f'num_layers is 0, 1, 2, ...; got {num_layers!r}')
   if not isinstance(magnitude, int | float) or not 0 <= magnitude < math.inf:
     raise UserError(f'magnitude is a number of at least 0; got {magnitude!r}')
@@ -73,12 +74,9 @@ def randaug(
 
 def table(magnitude: float, flavour: str) -> dict[str, functools.partial]:
   """Returns the 16 ops at one magnitude, each `(image, rng) -> image`."""
-  factor = magnitude / 10 * 1.8 + 0.1
-  threshold = int(magnitude / 10 * 256)
-  compat = flavour == 'compat'
+  level, compat = magnitude / 10, flavour == 'compat'
+  factor, threshold = level * 1.8 + 0.1, int(level * 256)
   threshold = threshold % 256 if compat else min(256, threshold)
-  shear, pixels = magnitude / 10 * 0.3, magnitude / 10 * 100.0
-  bits, addition = int(magnitude / 10 * 4), int(magnitude / 10 * 110)
 
   def plain(function, *args):
     return lambda image, rng: function(image, *args)
@@ -91,7 +89,7 @@ def table(magnitude: float, flavour: str) -> dict[str, functools.partial]:
   def moved(matrix, largest):
     return signed(
       lambda image, x: _pillow.affine(image, matrix(x), _NEAREST, _FILL),
-      largest,
+      level * largest,
     )
 
   return {
@@ -100,21 +98,21 @@ def table(magnitude: float, flavour: str) -> dict[str, functools.partial]:
     'Invert': plain(_pillow.invert),
     'Rotate': signed(
       lambda image, degrees: _pillow.rotate(image, degrees, _NEAREST, _FILL),
-      magnitude / 10 * 30.0,
+      level * 30.0,
     ),
-    'Posterize': plain(_pillow.posterize, max(1, bits)),
+    'Posterize': plain(_pillow.posterize, max(1, int(level * 4))),
     'Solarize': plain(_pillow.solarize, threshold),
     'Color': plain(_pillow.color, factor),
     'Contrast': plain(_contrast, factor, compat),
     'Brightness': plain(_pillow.brightness, factor),
     'Sharpness': plain(_pillow.sharpness, factor),
     # TensorFlow's origin is the centre of the first pixel, not its corner.
-    'ShearX': moved(lambda f: (1, f, _TIE - f / 2, 0, 1, 0), shear),
-    'ShearY': moved(lambda f: (1, 0, 0, f, 1, _TIE - f / 2), shear),
-    'TranslateX': moved(lambda n: (1, 0, n, 0, 1, 0), pixels),
-    'TranslateY': moved(lambda n: (1, 0, 0, 0, 1, n), pixels),
-    'Cutout': functools.partial(_cutout, half=int(magnitude / 10 * 40)),
-    'SolarizeAdd': plain(_pillow.solarize_add, addition),
+    'ShearX': moved(lambda f: (1, f, _TIE - f / 2, 0, 1, 0), 0.3),
+    'ShearY': moved(lambda f: (1, 0, 0, f, 1, _TIE - f / 2), 0.3),
+    'TranslateX': moved(lambda n: (1, 0, n, 0, 1, 0), 100.0),
+    'TranslateY': moved(lambda n: (1, 0, 0, 0, 1, n), 100.0),
+    'Cutout': functools.partial(_cutout, half=int(level * 40)),
+    'SolarizeAdd': plain(_pillow.solarize_add, int(level * 110)),
   }
 
 

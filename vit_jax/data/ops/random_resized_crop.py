@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vit_jax.data.ops._checks import image_of, is_range, size_of
+from vit_jax.data.ops._checks import image_op, range_of, size_of
 from vit_jax.data.ops.resize import check_method, resample
-from vit_jax.data.ops_language import Example, Op
+from vit_jax.data.ops_language import Op
 from vit_jax.errors import UserError
 
 Box = tuple[int, int, int, int]
@@ -46,21 +46,20 @@ def random_resized_crop(
   if sampling not in _LAWS:
     raise UserError(f'unknown sampling {sampling!r}; there are {list(_LAWS)}')
   draw, default_scale, default_ratio = _LAWS[sampling]
-  scale = _range('scale', default_scale if scale is None else scale)
-  ratio = _range('ratio', default_ratio if ratio is None else ratio)
+  scale = default_scale if scale is None else scale
+  ratio = default_ratio if ratio is None else ratio
+  scale = range_of('scale', scale, positive=True)
+  ratio = range_of('ratio', ratio, positive=True)
   if scale[1] > 1:
     raise UserError(f'scale is a fraction of the area, at most 1; got {scale}')
+  look = dict(method=method, antialias=antialias, truncate=truncate)
 
-  def op(example: Example, rng: np.random.Generator) -> Example:
-    image = image_of(example)
+  def change(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     top, left, height, width = draw(*image.shape[:2], scale, ratio, rng)
     image = image[top : top + height, left : left + width]
-    image = resample(
-      image, size, method=method, antialias=antialias, truncate=truncate
-    )
-    return example | {'image': image}
+    return resample(image, size, **look)
 
-  return op
+  return image_op(change)
 
 
 def torchvision_box(
@@ -132,11 +131,3 @@ _LAWS = {
   'torchvision': (torchvision_box, (0.08, 1.0), (3 / 4, 4 / 3)),
   'tensorflow': (tensorflow_box, (0.05, 1.0), (0.75, 1.33)),
 }
-
-
-def _range(name: str, value: Sequence[float]) -> tuple[float, float]:
-  if not is_range(value, math.ulp(0.0), math.inf):
-    raise UserError(
-      f'{name} is a pair (smallest, largest) of positive numbers; got {value!r}'
-    )
-  return tuple(value)
