@@ -200,7 +200,7 @@ class TestWorker:
     ],
     ids=lambda e: type(e).__name__,
   )
-  def test_whatever_ends_it_names_the_record(
+  def test_any_fatal_exception_names_the_record(
     self, monkeypatch, death, num_threads
   ):
     read = synthetic.Source.__getitem__
@@ -226,7 +226,7 @@ class TestWorker:
     assert one.skipped == 1
 
   @pytest.mark.parametrize('death', [SystemExit(0), _PanicError('index')])
-  def test_in_preflight_and_prepare_it_is_a_bad_image_too(
+  def test_preflight_and_prepare_report_it_as_a_bad_image(
     self, monkeypatch, tmp_path, capsys, death
   ):
     def getitem(self, index):
@@ -271,7 +271,7 @@ _cli.run(run, [])
     assert f'"<{tmp_path}/train/one/2.jpg>"' in crashed
     assert 'one/1.jpg' not in crashed
 
-  def test_ctrl_c_is_no_broken_record(self, monkeypatch):
+  def test_ctrl_c_is_not_skipped_as_a_broken_record(self, monkeypatch):
     def getitem(self, index):
       raise KeyboardInterrupt
 
@@ -323,7 +323,7 @@ class TestHang:
     # The first look may come at any time after the read began.
     [(None, 30, 3, None), (90, 30, 3, 4), (1800, 30, 3, 61), (20, 20, None, 2)],
   )
-  def test_it_is_named_and_ended_after_so_many_looks(
+  def test_a_hanging_read_is_named_and_ended_after_some_looks(
     self, monkeypatch, most, step, named, ended
   ):
     look, events = 0, {}
@@ -360,7 +360,7 @@ class TestHang:
     if ended:
       assert events['ended'][1] == text.format(most)
 
-  def test_a_read_that_does_not_end_is_named_while_it_lasts(self, hangs):
+  def test_a_hanging_read_is_named_while_it_lasts(self, hangs):
     data = dict(name='synthetic', split='train', num_examples=20)
     batches = iter(
       pipeline.EvalInput(data=data, ops='', batch_size=20, num_threads=2)
@@ -371,13 +371,15 @@ class TestHang:
     assert self._named(13) == 1
     assert batch['mask'].all()
 
-  def test_so_is_the_first_of_all(self, hangs):
+  def test_a_hanging_first_read_is_named(self, hangs):
     hangs.add(0)
     _batches(dict(name='synthetic', split='train', num_examples=20), 0, ops='')
     assert self._named(0) == 1
 
   @pytest.mark.parametrize('command', [preflight, prepare])
-  def test_so_it_is_in_preflight_and_prepare(self, hangs, tmp_path, command):
+  def test_a_hanging_read_is_named_in_preflight_and_prepare(
+    self, hangs, tmp_path, command
+  ):
     hangs.add(13)
     argv = ['synthetic(num_examples=20)', str(tmp_path)]
     assert command.main(argv[: 1 + (command is prepare)]) == 0

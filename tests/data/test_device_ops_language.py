@@ -194,7 +194,7 @@ def test_statistics_of_another_number_of_channels_are_refused():
     run("normalize('imagenet')", jnp.array(levels(4)))
 
 
-def test_a_file_in_the_folder_is_all_that_an_op_needs(tmp_path, monkeypatch):
+def test_a_file_in_the_folder_is_an_op(tmp_path, monkeypatch):
   folder = tmp_path / 'data' / 'device_ops'
   folder.mkdir(parents=True)
   (folder / 'double.py').write_text(DOUBLE)

@@ -47,9 +47,7 @@ def shapes(section):
   return {name: x.shape for name, x in spec.items()}
 
 
-def test_every_field_has_the_shape_that_the_recipes_own_ops_give_it(
-  tmp_path, monkeypatch
-):
+def test_every_field_has_the_shape_of_the_recipes_ops(tmp_path, monkeypatch):
   (tmp_path / 'their_texts.py').write_text(OWN)
   monkeypatch.syspath_prepend(tmp_path)
   views = "multi_crop(32, num_local=3, local_size=16, local_ops='flip_lr')"

@@ -140,7 +140,7 @@ def test_an_unknown_op_is_named_with_a_close_match_and_all_choices():
     assert name in message
 
 
-def test_bad_arguments_say_what_the_op_takes():
+def test_bad_arguments_show_the_signature_of_the_op():
   takes = "it takes: resize(size, *, method='bilinear', antialias=True"
   message = error("resize(32, metod='area')")
   assert "'metod' (did you mean 'method'?)" in message
@@ -155,12 +155,12 @@ def test_all_mistakes_are_reported_at_once():
     assert part in message
 
 
-def test_text_is_asked_for_when_something_else_comes():
+def test_other_types_than_text_are_refused():
   assert 'got None' in error(None)
   assert "got ['decode']" in error(['decode'])
 
 
-def test_a_dotted_name_that_leads_nowhere_is_explained(user_ops):
+def test_a_broken_dotted_name_is_explained(user_ops):
   assert "no data/ops named 'nowhere.ops'" in error('nowhere.ops.solarize')
   assert 'is written module.function' in error('their_project.solarize')
   assert "does not define 'solarize'" in error('their_project.ops.solarize')

@@ -60,7 +60,7 @@ class TestBrokenRecords:
     assert train_input.skipped == 3
     assert any("record 19 of 'train'" in n for n in train_input.skipped_names)
 
-  def test_what_is_skipped_is_one_line_each(self, broken, monkeypatch):
+  def test_skipped_records_are_one_line_each(self, broken, monkeypatch):
     name = 'a\x1b[31m.jpg\nresults of step 9'
     monkeypatch.setattr(synthetic.Source, 'describe', lambda *_: name)
     reader = records.Reader(DATA, '', on_error='skip')
@@ -70,7 +70,7 @@ class TestBrokenRecords:
     assert line.startswith(r'a\x1b[31m.jpg\nresults of step 9: ')
     assert '\n' not in line
 
-  def test_what_is_skipped_does_not_depend_on_threads_or_start(self, broken):
+  def test_skipped_records_do_not_depend_on_threads_or_start(self, broken):
     broken.update({0, 7, 8})
     reference = take(make_train(on_error='skip', num_threads=0), 9)
     threaded = make_train(on_error='skip', num_threads=5)
@@ -128,7 +128,7 @@ class TestMistakesInCode:
       (None, '`__getitem__` returned None, expected a dict with image'),
     ],
   )
-  def test_a_source_that_returns_no_dict_is_reported(
+  def test_a_source_without_dicts_is_reported(
     self, monkeypatch, example, words
   ):
     monkeypatch.setattr(synthetic.Source, '__getitem__', lambda *_: example)
@@ -256,7 +256,7 @@ class TestExamples:
       make_train()
 
   @pytest.mark.parametrize('make', [make_train, make_eval])
-  def test_images_of_two_sizes_are_named_with_what_to_do(self, tmp_path, make):
+  def test_images_of_two_sizes_are_named_with_a_remedy(self, tmp_path, make):
     for i, size in enumerate([(8, 9, 3), (5, 5, 3)]):
       path = tmp_path / 'train' / 'x' / f'{i}.png'
       path.parent.mkdir(parents=True, exist_ok=True)
@@ -283,7 +283,7 @@ class TestExamples:
     for name in ('batch_size', 'prefetch', 'num_threads'):
       assert f'{name} is an integer of at least' in str(error.value)
 
-  def test_a_seed_that_is_no_number_is_an_error(self):
+  def test_a_seed_other_than_a_number_is_an_error(self):
     with pytest.raises(UserError, match="seed='x': expected a whole number"):
       make_train(seed='x')
 

@@ -114,7 +114,7 @@ def test_a_worker_that_is_killed_is_an_error():
     _take(_input('kill', num_workers=2), 10)
 
 
-def test_data_that_has_changed_is_refused(tmp_path):
+def test_changed_data_is_refused(tmp_path):
   path = tmp_path / 'images.npz'
   arrays = dict(
     train_images=np.zeros((20, 8, 8, 3), np.uint8),

@@ -76,7 +76,7 @@ def test_impossible_crops_are_explained(text, message):
     device_ops_language.parse(text)
 
 
-def test_of_evaluation_keeps_what_evaluation_needs():
+def test_of_evaluation_keeps_the_ops_of_evaluation():
   text = (
     "flip_lr|random_crop(4)|normalize('imagenet')|my.op(1)|random_erasing|"
     'mixup(0.2)|random_crop(padding=2)'

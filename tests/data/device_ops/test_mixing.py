@@ -74,7 +74,7 @@ def test_a_cutmix_box_is_centred_even_and_clipped():
   assert inside[1, :3, :5].all() and inside[4, :, 9:].all()
 
 
-def test_cutmix_pastes_the_partner_and_counts_what_is_left():
+def test_cutmix_pastes_the_partner_and_weights_labels_by_area():
   op = mixing.cutmix(mode='elem')
   batch = batch_of(64)
   mixed = mix(op, batch)
@@ -94,7 +94,7 @@ def test_cutmix_pastes_the_partner_and_counts_what_is_left():
 @pytest.mark.parametrize(
   'mode, distinct', [('batch', 1), ('pair', 32), ('elem', 64)]
 )
-def test_a_mode_says_which_rows_share_a_draw(mode, distinct):
+def test_rows_share_a_draw_by_mode(mode, distinct):
   op = mixing.mixup_cutmix(mode=mode)
   weight, is_cut, box = draw(op, 64, (500, 500))
   if mode != 'elem':  # A row and its partner have the same.
@@ -143,7 +143,7 @@ def test_the_centre_of_a_box_is_uniform_over_the_image():
     assert scipy.stats.chisquare(counts).pvalue > 1e-3
 
 
-def test_defaults_are_those_of_deit_and_timm():
+def test_defaults_match_deit_and_timm():
   rest = dict(
     switch_rate=0.5,
     rate=1.0,

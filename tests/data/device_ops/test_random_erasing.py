@@ -59,7 +59,7 @@ def test_some_images_lose_a_box_of_timms_area_aspect_and_place():
     assert scipy.stats.ks_2samp(got, wanted).statistic < 0.055
 
 
-def test_defaults_are_those_of_deit_and_timm():
+def test_defaults_match_deit_and_timm():
   parameters = inspect.signature(random_erasing.random_erasing).parameters
   assert {name: x.default for name, x in parameters.items()} == dict(
     rate=0.25, mode='const', count=1, area=(0.02, 1 / 3), aspect=(0.3, 1 / 0.3)

@@ -91,7 +91,7 @@ def test_flips_crops_and_erasing_send_no_image():
   assert max(sent(compiled).values(), default=0) <= B * 5
 
 
-def test_the_check_sees_images_that_are_sent():
+def test_the_check_detects_sent_images():
   rows = mesh_lib.batch_sharding(mesh_lib.make_mesh())
   split = jax.device_put(batch(), rows)
   mixed = jax.jit(lambda x: x['image'] + jnp.flip(x['image'] / 255, 0))

@@ -97,7 +97,7 @@ def test_color_jitter_has_a_function_for_each_colour():
   assert green.tolist() == [[[0, 255, 0], [255, 255, 255]]]
 
 
-def test_color_jitter_leaves_out_what_is_not_asked_for(monkeypatch):
+def test_color_jitter_leaves_out_factors_of_zero(monkeypatch):
   seen = set()
   for name in color._FUNCTIONS:
     monkeypatch.setitem(

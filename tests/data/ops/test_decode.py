@@ -44,7 +44,7 @@ def decode(image, args=''):
   [dict(subsampling=s) for s in range(3)]
   + [dict(progressive=True), dict(keep_rgb=True), dict(restart_marker_rows=1)],
 )
-def test_jpeg_is_what_pillow_reads(kwargs, channels):
+def test_jpegs_match_pillow(kwargs, channels):
   data = encode(picture(), 'JPEG', **kwargs)
   got = decode_image(data, channels)
   want = pillow(data, {1: 'L', 3: 'RGB', 4: 'RGBA'}[channels])
@@ -175,7 +175,7 @@ def test_bytes_of_any_kind_are_decoded_and_other_things_are_named():
     decode('cat.jpg')
 
 
-def test_bytes_that_are_no_image_are_named():
+def test_bytes_other_than_images_are_named():
   with pytest.raises(UserError, match='0 bytes: the file is empty'):
     decode(b'')
   with pytest.raises(UserError, match=r"no known format begins with b'<html"):
@@ -309,11 +309,11 @@ def test_the_size_of_a_thumbnail_is_not_that_of_the_image():
 
 @pytest.mark.parametrize('limit', ['max_pixels', 'max_scans'])
 @pytest.mark.parametrize('value', ['0', '1.5', 'True', 'None'])
-def test_a_limit_that_is_none_is_an_error(limit, value):
+def test_an_invalid_limit_is_an_error(limit, value):
   with pytest.raises(UserError, match=f'{limit} is a positive int; got'):
     ops_language.parse(f'decode({limit}={value})', trusted=True)
 
 
-def test_a_number_of_channels_that_no_file_has_is_an_error():
+def test_an_unsupported_number_of_channels_is_an_error():
   with pytest.raises(UserError, match='channels is 1, 3, 4 or None; got 2'):
     ops_language.parse('decode(2)')

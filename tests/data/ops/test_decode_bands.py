@@ -74,7 +74,7 @@ def test_two_dimensions_are_one_band():
   assert _decode(_tiff(_image((5, 6)))).shape == (5, 6, 1)
 
 
-def test_bytes_that_are_no_image_of_bands_are_named():
+def test_bytes_other_than_band_images_are_named():
   whole = _npy(_image((5, 6, 4)))
   png = io.BytesIO()
   Image.new('L', (4, 3)).save(png, 'PNG')
@@ -101,7 +101,7 @@ def test_a_tiff_that_ends_early_is_an_error():
       _decode(whole[:length])
 
 
-def test_sizes_that_no_memory_has_are_an_error():
+def test_sizes_beyond_memory_are_an_error():
   for shape in [(10**6, 10**6, 10), (10**400,), (10**9,) * 4]:
     header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}}}"
     header = header.encode().ljust(1000) + b'\n'

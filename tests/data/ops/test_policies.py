@@ -80,7 +80,7 @@ def test_each_of_two_ops_is_skipped_with_probability_one_half(draws):
   'inc, names',
   [('', policies._PLAIN), ('-inc1', policies._INCREASING)],
 )
-def test_inc_says_which_fifteen_ops(inc, names, draws):
+def test_inc_selects_among_the_fifteen_ops(inc, names, draws):
   assert set(names_of(draws(f"rand_augment('rand-p1{inc}')", 400))) == set(
     names
   )

@@ -104,7 +104,7 @@ def test_the_fallback_of_torchvision_is_rounded_to_the_nearest():
   assert torchvision_box(1000, 8, (0.9, 1), (3 / 4, 4 / 3), rng)[2] == 11
 
 
-def test_ranges_are_those_of_torchvision_and_of_tensorflow():
+def test_default_ranges_match_torchvision_and_tensorflow():
   laws = random_resized_crop._LAWS
   assert laws['torchvision'][1:] == ((0.08, 1.0), (3 / 4, 4 / 3))
   assert laws['tensorflow'][1:] == ((0.05, 1.0), (0.75, 1.33))
@@ -158,7 +158,7 @@ def test_tensorflow_takes_the_largest_height_whose_rounded_width_fits():
   assert stats.chisquare(counts).pvalue > 1e-3
 
 
-def test_tensorflow_rejects_what_rounding_pushes_out_of_the_image():
+def test_tensorflow_rejects_boxes_rounded_out_of_the_image():
   # Only 11 x 11 has an area in 105 .. 125, and the image is 10 high.
   got = tensorflow_box(10, 100, (0.105, 0.125), (1, 1), Counting())
   assert got == (0, 0, 10, 100)

@@ -98,7 +98,7 @@ def test_float_images_agree_with_jax(ours, theirs, antialias):
 
 
 @pytest.mark.parametrize('size', SIZES)
-def test_uint8_images_are_what_pillow_makes_across_and_then_down(size, route):
+def test_uint8_images_match_pillow_across_and_then_down(size, route):
   image = noise(40, 52, 3)
   for method in PILLOW:
     got = resample(image, size, method=method)
@@ -151,7 +151,7 @@ def test_uint8_without_antialias_is_the_rounded_exact_result(method):
 
 
 @pytest.mark.parametrize('size', SIZES)
-def test_nearest_is_what_pillow_takes(size):
+def test_nearest_matches_pillow(size):
   image = noise(40, 52, 3)
   want = Image.fromarray(image).resize(size[::-1], Image.Resampling.NEAREST)
   got = resample(image, size, method='nearest')
@@ -236,12 +236,12 @@ def test_an_image_of_the_right_size_is_not_touched():
 
 
 @pytest.mark.parametrize('size', ['0', '-3', '2.5', 'True', '(3,)', '"a"'])
-def test_a_size_that_is_none_is_refused(size):
+def test_an_invalid_size_is_refused(size):
   with pytest.raises(UserError, match=r'positive int or a pair \(height, wid'):
     ops_language.parse(f'resize({size})')
 
 
-def test_methods_that_do_not_exist_are_refused():
+def test_unknown_methods_are_refused():
   with pytest.raises(UserError, match="unknown method 'cubic'; there are"):
     ops_language.parse('resize(3, method="cubic")')
   with pytest.raises(UserError, match='always antialiases'):

@@ -88,7 +88,7 @@ def test_truncate_cuts_the_floats_to_whole_levels(method, route):
 
 
 @pytest.mark.parametrize('method', ['bicubic', 'lanczos', 'bilinear'])
-def test_truncate_clips_what_overshoots(method):
+def test_truncate_clips_overshoot(method):
   image = np.repeat(np.uint8([0, 0, 255, 255]), 4).reshape(4, 4, 1)
   exact = resample(image.astype(np.float32), (16, 4), method=method)
   got = resample(image, (16, 4), method=method, truncate=True)
@@ -96,7 +96,7 @@ def test_truncate_clips_what_overshoots(method):
   assert got.min() == 0 and got.max() == 255
 
 
-def test_truncate_is_an_option_of_every_op_that_resizes():
+def test_every_resizing_op_takes_truncate():
   image = noise(40, 52, 3)
   cut = resample(image, (20, 26), method='area', truncate=True)
   assert (cut != resample(image, (20, 26), method='area')).any()

@@ -58,7 +58,7 @@ def test_every_op_is_timms_at_every_magnitude(
         np.testing.assert_array_equal(ours, np.asarray(op(picture)))
 
 
-def test_our_ops_are_those_of_timms_policies(theirs):
+def test_ops_match_timms_policies(theirs):
   assert set(theirs.NAME_TO_OP) - set(_timm_policy.KINDS) == {
     'GaussianBlur',
     'TranslateX',

@@ -170,7 +170,7 @@ class TestDisappears:
     with pytest.raises(UserError, match=r'dataset\.json: it is a device'):
       _source(folder)
 
-  def test_an_unknown_split_lists_those_there_are(self, folder):
+  def test_an_unknown_split_lists_the_splits(self, folder):
     _prepare(folder)
     with pytest.raises(UserError, match="no split 'test'; it has: train"):
       _source(folder, 'test')

@@ -68,7 +68,7 @@ def test_a_test_label_outside_the_classes_is_named(tmp_path):
     arrays.Source('test', path=path)
 
 
-def test_a_missing_split_lists_what_the_file_has(tmp_path):
+def test_a_missing_split_lists_the_splits_of_the_file(tmp_path):
   path = _write(tmp_path / 'a.npz')
   with pytest.raises(
     UserError, match='no test_images and no test_labels; it has: train_images'
@@ -76,12 +76,12 @@ def test_a_missing_split_lists_what_the_file_has(tmp_path):
     arrays.Source('test', path=path)
 
 
-def test_a_missing_file_says_which_arrays_it_should_hold(tmp_path):
+def test_a_missing_file_lists_the_expected_arrays(tmp_path):
   with pytest.raises(UserError, match=r'no file .*train_images and train_'):
     arrays.Source('train', path=str(tmp_path / 'none.npz'))
 
 
-def test_a_file_that_is_no_npz_is_named(tmp_path):
+def test_a_file_other_than_npz_is_named(tmp_path):
   (tmp_path / 'a.npz').write_text('hello')
   with pytest.raises(UserError, match=r'a\.npz cannot be read as an npz'):
     arrays.Source('train', path=str(tmp_path / 'a.npz'))
@@ -97,7 +97,7 @@ def test_a_file_that_is_no_npz_is_named(tmp_path):
     arrays.Source('train', path=str(tmp_path / 'c.npz'))
 
 
-def test_all_that_does_not_fit_is_said_at_once(tmp_path):
+def test_all_mismatches_are_reported_at_once(tmp_path):
   path = _write(
     tmp_path / 'a.npz',
     train_images=_IMAGES.astype(np.int64),
@@ -170,7 +170,7 @@ def test_a_damaged_npz_is_named(tmp_path, signature, offset, value, reason):
 @pytest.mark.parametrize(
   'shape', [(10**5, 10**5, 3, 1), (10**7, 10**7, 3, 1), (10**30, 3, 3, 1)]
 )
-def test_no_memory_is_taken_for_what_a_header_claims(tmp_path, shape):
+def test_claimed_sizes_allocate_no_memory(tmp_path, shape):
   header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}\n"
   start = b'\x93NUMPY\x01\x00' + struct.pack('<H', len(header))
   with zipfile.ZipFile(tmp_path / 'a.npz', 'w') as file:

@@ -7,7 +7,7 @@ from vit_jax.data.sources import digits
 from vit_jax.errors import UserError
 
 
-def test_the_splits_have_1437_and_360_images_that_differ():
+def test_the_splits_have_1437_and_360_different_images():
   train, test = digits.Source('train'), digits.Source('test')
   assert (len(train), len(test)) == (1437, 360)
   names = [s.describe(i) for s in (train, test) for i in range(len(s))]

@@ -90,7 +90,7 @@ def test_an_image_can_be_a_file_or_an_array(path):
   assert _source(path, image_key='bytes')[1]['image'] == _png(1) + bytes(2)
 
 
-def test_a_column_that_holds_no_images_is_named(path):
+def test_a_column_without_images_is_named(path):
   with pytest.raises(UserError, match=r"'word' is Value.*string.*expected ima"):
     _source(path, image_key='word')
 

@@ -149,7 +149,7 @@ def test_weights_that_do_not_fit_are_all_named(sources):
     mixture.Source('train', sources={})
 
 
-def test_an_error_of_a_source_says_which(sources):
+def test_an_error_names_its_source(sources):
   with pytest.raises(UserError, match="source 'c' of the mixture is 3; expec"):
     mixture.Source('train', sources=sources | dict(c=3))
   sources['b']['path'] = 'nowhere.npz'

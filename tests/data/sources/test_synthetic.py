@@ -28,7 +28,7 @@ def test_records_splits_and_seeds_differ():
     assert (other['image'] != source[0]['image']).any()
 
 
-def test_shape_classes_and_length_are_those_asked_for():
+def test_shape_classes_and_length_follow_the_arguments():
   source = synthetic.Source(
     'x', num_examples=7, image_size=(4, 6), channels=2, num_classes=3
   )

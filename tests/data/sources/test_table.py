@@ -152,7 +152,7 @@ def test_a_missing_label_or_image_is_named_when_it_is_read(write):
     source[1]
 
 
-def test_a_missing_column_lists_those_there_are(write):
+def test_a_missing_column_lists_the_columns(write):
   path = write('a.csv', ['path,class', '0.jpg,1'])
   with pytest.raises(
     UserError, match="no column 'image', 'label'; its first line has: path, cl"
@@ -163,7 +163,7 @@ def test_a_missing_column_lists_those_there_are(write):
     table.Source('all', path=path.replace('a.csv', 'e.csv'))
 
 
-def test_a_column_that_no_row_has_is_missing_from_json_too(write):
+def test_a_column_missing_from_all_rows_is_missing_from_json(write):
   path = write('a.jsonl', [{'file': '0.jpg', 'label': 'cat'}])
   with pytest.raises(UserError, match=r"no column 'image'.*: file, label"):
     table.Source('all', path=path)
@@ -178,12 +178,12 @@ def test_a_column_or_cell_too_many_is_never_guessed(write):
     table.Source('all', path=path)
 
 
-def test_a_path_that_is_no_text_is_shown_escaped(write):
+def test_an_undecodable_path_is_shown_escaped(write):
   path = write('a.jsonl', [{'image': '\ud800.jpg', 'label': 'cat'}])
   assert r'\ud800.jpg (line 1' in table.Source('all', path=path).describe(0)
 
 
-def test_spaces_around_a_label_make_no_other_class(write):
+def test_spaces_around_a_label_are_ignored(write):
   path = write('a.csv', _csv('cat', ' cat', 'dog '))
   assert table.Source('all', path=path).class_names == ['cat', 'dog']
 
@@ -212,14 +212,14 @@ def test_class_ids_do_not_become_names_beside_names(write):
     table.Source('all', path=path)
 
 
-def test_a_date_is_no_class_id(write):
+def test_dates_are_refused_as_class_ids(write):
   path = write('a.csv', _csv(20250131))
   with pytest.raises(UserError, match=r'a\.csv: .*20,250,132 classes'):
     table.Source('all', path=path)
   assert table.Source('all', path=path, num_classes=30_000_000)
 
 
-def test_a_file_that_is_no_table_is_named(write, tmp_path):
+def test_a_file_other_than_a_table_is_named(write, tmp_path):
   with pytest.raises(UserError, match=r'no\.csv'):
     table.Source('all', path=f'{tmp_path}/no.csv')
   with pytest.raises(UserError, match=r'is a file \.csv, \.tsv, \.jsonl'):

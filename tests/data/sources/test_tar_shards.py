@@ -84,7 +84,7 @@ def test_the_pattern_contains_the_name_of_the_split(folder):
   assert len(_source(folder, paths=both)) == 10
 
 
-def test_tars_that_are_missing_are_named(folder):
+def test_missing_tars_are_named(folder):
   with pytest.raises(UserError, match=r'2 of 5 are missing: .*train-3\.tar'):
     _source(folder, pattern='{split}-{0..4}.tar')
 
@@ -181,7 +181,7 @@ def test_tars_without_images_are_an_error(tmp_path):
     tar_shards.Source('all', paths=path, num_classes=2)
 
 
-def test_a_link_is_the_file_that_it_leads_to(tmp_path):
+def test_a_link_is_its_target(tmp_path):
   members = {
     'a/0.png': _png(7),
     'a/1.png': (tarfile.LNKTYPE, 'a/0.png'),
@@ -225,7 +225,7 @@ def test_an_image_lost_by_dots_in_its_name_is_a_bad_one(tmp_path):
   assert source.describe(1) == f'{path}: b.v2.png'
 
 
-def test_a_file_that_is_there_twice_is_an_error(tmp_path):
+def test_a_duplicate_file_is_an_error(tmp_path):
   path = _write(tmp_path / 'x.tar', {'a.png': _png(1)})
   with tarfile.open(path, 'a') as tar:
     tar.addfile(tarfile.TarInfo('a.png'))
@@ -278,13 +278,13 @@ class TestIndex:
     with pytest.raises(UserError, match=rf'more behind its end at.* {header}'):
       _source(folder)
 
-  def test_tars_that_were_joined_by_cat_are_an_error(self, folder):
+  def test_concatenated_tars_are_an_error(self, folder):
     first, second = folder / 'train-0.tar', folder / 'train-1.tar'
     first.write_bytes(first.read_bytes() + second.read_bytes())
     with pytest.raises(UserError, match='joined by cat'):
       _source(folder)
 
-  def test_a_folder_is_no_tar(self, folder):
+  def test_a_folder_is_refused_as_a_tar(self, folder):
     (folder / 'test-1.tar').mkdir()
     with pytest.raises(UserError, match='Is a directory'):
       _source(folder, split='test', pattern='{split}-1.tar')
@@ -295,7 +295,7 @@ class TestIndex:
     with pytest.raises(UserError, match=r'unpack it first: gunzip .*train-0'):
       _source(folder)
 
-  def test_what_is_wrong_with_several_is_said_at_once(self, folder):
+  def test_several_mistakes_are_reported_at_once(self, folder):
     for k in (0, 2):
       (folder / f'train-{k}.tar').write_bytes(b'junk' * 300)
     with pytest.raises(UserError) as error:

@@ -128,7 +128,7 @@ def test_our_own_slices_are_as_long_as_those_of_tfds(data_dir, part):
   assert len(splits.parse(f'train{part}').records(_NUM)) == theirs
 
 
-def test_even_splits_are_those_of_tfds(data_dir):
+def test_even_splits_match_tfds(data_dir):
   texts = [f'train[part {k} of 4]' for k in range(1, 5)]
   parts = [_source(data_dir, text) for text in texts]
   whole = _source(data_dir)
@@ -152,12 +152,12 @@ def test_an_image_stored_as_a_tensor_comes_as_its_array(data_dir):
   assert example['image'].dtype == np.uint8
 
 
-def test_an_unknown_feature_lists_those_there_are(data_dir):
+def test_an_unknown_feature_lists_the_features(data_dir):
   with pytest.raises(UserError, match=r"no feature 'lable'; it has: .*label"):
     _source(data_dir, label_key='lable')
 
 
-def test_an_unknown_split_lists_those_there_are(data_dir):
+def test_an_unknown_split_lists_the_splits(data_dir):
   with pytest.raises(
     UserError, match=r'trian.*it has: train \(23 records\), test \(5 records\)'
   ):
@@ -170,7 +170,7 @@ def test_an_unknown_dataset_names_close_ones(data_dir):
 
 
 @pytest.mark.parametrize('dataset', ['/data/pets', 'foldr:~/pets', 'a/pets'])
-def test_a_path_is_no_dataset(tmp_path, monkeypatch, dataset):
+def test_a_path_is_refused_as_a_dataset(tmp_path, monkeypatch, dataset):
   monkeypatch.chdir(tmp_path)
   (tmp_path / 'a' / 'pets').mkdir(parents=True)
   path = dataset.removeprefix('foldr:')
