@@ -1,6 +1,5 @@
 """Changes of colour and sharpness: their laws and what they change."""
 
-import functools
 import itertools
 
 import numpy as np
@@ -8,18 +7,12 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from vit_jax.data import ops_language, pipeline
+from tests.data.ops.op_runs import assert_refused, parse, run
+from vit_jax.data import pipeline
 from vit_jax.data.ops import _pillow, color
-from vit_jax.errors import UserError
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (24, 20, 3)).astype(np.uint8)
 PICTURE = Image.fromarray(IMAGE)
-parse = functools.partial(ops_language.parse, trusted=True)
-
-
-def run(text, seed=0, image=IMAGE):
-  op = parse(text)
-  return op({'image': image}, np.random.default_rng(seed))['image']
 
 
 def assert_uniform(counts):
@@ -103,7 +96,7 @@ def test_color_jitter_leaves_out_factors_of_zero(monkeypatch):
     monkeypatch.setitem(
       color._FUNCTIONS, name, lambda x, _, name=name: seen.add(name) or x
     )
-  run('color_jitter(0.3, saturation=0.3)')
+  run('color_jitter(0.3, saturation=0.3)', IMAGE)
   assert seen == {'brightness', 'saturation'}
 
 
@@ -138,10 +131,10 @@ def test_rates_are_probabilities_of_being_changed(text, changed):
     assert is_changed or out is IMAGE
     count += is_changed
   assert stats.binomtest(int(count), 1000, 0.3).pvalue > 1e-3
-  np.testing.assert_array_equal(run(text.format(1)), changed)
+  np.testing.assert_array_equal(run(text.format(1), IMAGE), changed)
   always = text.replace('rate={}', '').replace('{}, ', '').format('')
   for seed in range(9):
-    np.testing.assert_array_equal(run(always, seed), changed)
+    np.testing.assert_array_equal(run(always, IMAGE, seed), changed)
 
 
 @pytest.mark.parametrize(
@@ -158,9 +151,7 @@ def test_rates_are_probabilities_of_being_changed(text, changed):
   ],
 )
 def test_mistakes_are_named(text, message):
-  with pytest.raises(UserError) as e:
-    parse(text)
-  assert message in str(e.value)
+  assert_refused(text, message)
 
 
 @pytest.mark.parametrize(

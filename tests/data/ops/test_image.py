@@ -5,23 +5,15 @@ import collections
 import numpy as np
 import pytest
 
+from tests.data.ops.op_runs import assert_refused, noise, parse, run
 from vit_jax.data import ops_language
 from vit_jax.errors import UserError
-
-
-def noise(*shape):
-  return np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
 
 
 def ramp(height, width):
   """An image whose pixels are all different: `10 * y + x`."""
   y, x = np.mgrid[:height, :width]
   return (10 * y + x).astype(np.uint8)[:, :, None]
-
-
-def run(text, image, seed=0):
-  op = ops_language.parse(text)
-  return op({'image': image}, np.random.default_rng(seed))['image']
 
 
 @pytest.mark.parametrize(
@@ -111,7 +103,7 @@ def test_a_crop_larger_than_the_image_names_both_sizes(op, shape):
 
 
 def test_random_crop_places_are_equally_likely():
-  image, op = ramp(4, 5), ops_language.parse('random_crop((2, 4))')
+  image, op = ramp(4, 5), parse('random_crop((2, 4))')
   rng = np.random.default_rng(0)
   corners = collections.Counter()
   for _ in range(3000):
@@ -164,7 +156,7 @@ def test_flip_mirrors_columns_exactly():
 
 @pytest.mark.parametrize('args, rate', [('', 0.5), ('(0.2)', 0.2)])
 def test_flip_happens_at_its_rate(args, rate):
-  image, op = ramp(1, 2), ops_language.parse('flip_lr' + args)
+  image, op = ramp(1, 2), parse('flip_lr' + args)
   rng = np.random.default_rng(0)
   flips = [op({'image': image}, rng)['image'][0, 0, 0] for _ in range(4000)]
   assert abs(np.mean(flips) - rate) < 0.03  # Four standard deviations.
@@ -175,7 +167,7 @@ def test_flip_happens_at_its_rate(args, rate):
   [
     ('flip_lr(1.5)', 'probability, 0 to 1; got 1.5'),
     ('flip_lr("a")', "probability, 0 to 1; got 'a'"),
-    ('resize_small((3, 4))', r'shorter side is a positive int; got \(3, 4\)'),
+    ('resize_small((3, 4))', 'shorter side is a positive int; got (3, 4)'),
     ("resize_small(3, rounding='up')", "'nearest' or 'down'; got 'up'"),
     ("central_crop(3, rounding='up')", "'down' or 'even'; got 'up'"),
     ('random_crop(3, padding=-1)', '0 or more; got -1'),
@@ -183,9 +175,7 @@ def test_flip_happens_at_its_rate(args, rate):
   ],
 )
 def test_bad_arguments_are_refused(text, message):
-  with pytest.raises(UserError) as e:
-    ops_language.parse(text)
-  assert message.replace('\\', '') in str(e.value)
+  assert_refused(text, message)
 
 
 ARGUMENTS = {
@@ -219,7 +209,7 @@ NAMES = sorted({*ops_language.names()} - {'multi_crop'})
 @pytest.mark.parametrize('name', NAMES)
 def test_every_op_leaves_its_input_alone_and_is_decided_by_its_generator(name):
   text = name + ARGUMENTS.get(name, '')
-  op = ops_language.parse(text, trusted=True)
+  op = parse(text)
   for channels in (1, 3) if name in OF_PILLOW else (1, 3, 10):
     image = noise(9, 8, channels)
     image.flags.writeable = False

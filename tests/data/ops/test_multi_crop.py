@@ -1,18 +1,16 @@
 """Views of multi_crop, against DINO's table."""
 
-import functools
 import inspect
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from tests.data.ops.op_runs import assert_refused, parse
 from vit_jax.data import ops_language, pipeline
 from vit_jax.data.ops import _pillow, color, multi_crop
-from vit_jax.errors import UserError
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (24, 20, 3)).astype(np.uint8)
-parse = functools.partial(ops_language.parse, trusted=True)
 
 # arXiv:2104.14294 and DataAugmentationDINO of facebookresearch/dino.
 COLOURS = [
@@ -151,5 +149,4 @@ def test_views_of_several_images_make_a_batch():
   ],
 )
 def test_mistakes_are_named(text, message):
-  with pytest.raises(UserError, match=message):
-    parse(f'multi_crop({text})')
+  assert_refused(f'multi_crop({text})', message)

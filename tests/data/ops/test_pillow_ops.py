@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.data.ops.op_runs import noise
 from vit_jax.data.ops import _compiled, _pillow
 
 FILL = (9, 8, 7)
@@ -18,11 +19,6 @@ def grey(rows):
 
 def pixels(image):
   return np.asarray(image).tolist()
-
-
-def noise(height, width, channels=3, seed=0):
-  rng = np.random.default_rng(seed)
-  return rng.integers(0, 256, (height, width, channels)).astype(np.uint8)
 
 
 @pytest.mark.parametrize('channels', [1, 3])
@@ -87,7 +83,7 @@ def test_half_a_pixel_is_interpolated_by_the_kernel():
 
 
 def test_rgb_is_filled_with_the_colour():
-  image = _pillow.to_pillow(noise(3, 4))
+  image = _pillow.to_pillow(noise(3, 4, 3))
   moved = np.asarray(_pillow.translate_x(image, 0.5, BICUBIC, FILL))
   assert (moved[:, 2:] == FILL).all()
   assert (moved[:, :2] == np.asarray(image)[:, 2:]).all()
@@ -98,7 +94,7 @@ def test_compiled_shears_and_translations_make_pillows_pixels(axis):
   assert _compiled.kernels(), 'the test extra installs Numba'
   rng = np.random.default_rng(0)
   for trial in range(60):
-    image = _pillow.to_pillow(noise(*rng.integers(1, 60, 2), seed=trial))
+    image = _pillow.to_pillow(noise(*rng.integers(1, 60, 2), 3, seed=trial))
     slope, offset = rng.normal(scale=[0.4, 20])
     # By whole, half and hardly any pixels, and without one of the two.
     slope = (slope, 0, 0.25, slope, -1e-16)[trial % 5]
@@ -114,7 +110,7 @@ def test_compiled_shears_and_translations_make_pillows_pixels(axis):
 
 
 def test_other_moves_are_pillows():
-  image = _pillow.to_pillow(noise(20, 30))
+  image = _pillow.to_pillow(noise(20, 30, 3))
   for matrix in (
     (2, 0, 3, 0, 1, 0),
     (1, 0, 0, 0, 0.5, 1),

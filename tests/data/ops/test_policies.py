@@ -1,24 +1,18 @@
 """RandAugment, AutoAugment and AugMix: their grammar and what they draw."""
 
 import dataclasses
-import functools
 import math
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from vit_jax.data import ops_language
+from tests.data.ops.op_runs import assert_refused, parse, run
 from vit_jax.data.ops import _pillow, _timm_policy, policies
 from vit_jax.errors import UserError
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (16, 20, 3)).astype(np.uint8)
 DEIT = 'rand-m9-mstd0.5-inc1'
-parse = functools.partial(ops_language.parse, trusted=True)
-
-
-def run(text, image=IMAGE, seed=0):
-  return parse(text)({'image': image}, np.random.default_rng(seed))['image']
 
 
 @pytest.fixture
@@ -52,12 +46,6 @@ def draws(monkeypatch):
     return done
 
   return draw
-
-
-def _assert_refused(text, message):
-  with pytest.raises(UserError) as e:
-    parse(text)
-  assert message in str(e.value)
 
 
 def names_of(done):
@@ -219,7 +207,7 @@ def test_exposed_corners_have_the_fill_colour(monkeypatch):
   monkeypatch.setattr(policies, '_PLAIN', ('TranslateXRel',))
   for fill in ((124, 116, 104), (1, 2, 3)):
     arguments = '' if fill[0] == 124 else f', fill={fill}'
-    out = run(f"rand_augment('rand-m10-p1-n1'{arguments})")
+    out = run(f"rand_augment('rand-m10-p1-n1'{arguments})", IMAGE)
     assert any((out[:, x] == fill).all() for x in (0, -1))
 
 
@@ -241,7 +229,7 @@ def test_exposed_corners_have_the_fill_colour(monkeypatch):
   ],
 )
 def test_mistakes_in_the_text_are_named(text, message):
-  _assert_refused(f'rand_augment({text})', message)
+  assert_refused(f'rand_augment({text})', message)
 
 
 @pytest.mark.parametrize(
@@ -309,7 +297,7 @@ def test_noise_moves_the_magnitudes_of_a_policy(monkeypatch):
   ],
 )
 def test_unknown_policies_and_settings_are_named(text, message):
-  _assert_refused(text, message)
+  assert_refused(text, message)
 
 
 # AugMix.

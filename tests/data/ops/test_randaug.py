@@ -5,9 +5,8 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from vit_jax.data import ops_language
+from tests.data.ops.op_runs import assert_refused, parse, run
 from vit_jax.data.ops import _pillow, randaug
-from vit_jax.errors import UserError
 
 NAMES = (
   'AutoContrast Equalize Invert Rotate Posterize Solarize Color Contrast '
@@ -176,10 +175,7 @@ def test_every_layer_applies_one_op_and_all_are_equally_likely(monkeypatch):
   drawn = []
   names = {n: lambda x, rng, n=n: drawn.append(n) or x for n in NAMES}
   monkeypatch.setattr(randaug, 'table', lambda *_: names)
-  op, rng = (
-    ops_language.parse('randaug(3, 10)', trusted=True),
-    np.random.default_rng(0),
-  )
+  op, rng = parse('randaug(3, 10)'), np.random.default_rng(0)
   for _ in range(2000):
     op({'image': IMAGE}, rng)
   assert len(drawn) == 6000
@@ -189,13 +185,8 @@ def test_every_layer_applies_one_op_and_all_are_equally_likely(monkeypatch):
 
 def test_defaults_are_two_ops_at_ten_without_the_slips():
   for seed in range(20):
-    plain, full = (
-      ops_language.parse(text, trusted=True)(
-        {'image': IMAGE}, np.random.default_rng(seed)
-      )
-      for text in ('randaug', "randaug(2, 10, flavour='fixed')")
-    )
-    np.testing.assert_array_equal(plain['image'], full['image'])
+    full = run("randaug(2, 10, flavour='fixed')", IMAGE, seed)
+    np.testing.assert_array_equal(run('randaug', IMAGE, seed), full)
 
 
 def test_directions_are_equally_likely():
@@ -208,10 +199,9 @@ def test_directions_are_equally_likely():
 @pytest.mark.parametrize('channels', [1, 3])
 @pytest.mark.parametrize('flavour', ['fixed', 'compat'])
 def test_one_pixel_is_enough(channels, flavour):
-  op = ops_language.parse(f'randaug(4, 15, flavour={flavour!r})', trusted=True)
   image = np.full((1, 1, channels), 50, np.uint8)
   for seed in range(40):
-    out = op({'image': image}, np.random.default_rng(seed))['image']
+    out = run(f'randaug(4, 15, flavour={flavour!r})', image, seed)
     assert out.shape == image.shape and out.dtype == np.uint8
 
 
@@ -227,6 +217,4 @@ def test_one_pixel_is_enough(channels, flavour):
   ],
 )
 def test_mistakes_are_named(arguments, message):
-  with pytest.raises(UserError) as e:
-    ops_language.parse(f'randaug({arguments})', trusted=True)
-  assert message in str(e.value)
+  assert_refused(f'randaug({arguments})', message)

@@ -4,11 +4,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from vit_jax.data import ops_language
-from vit_jax.data.ops import random_resized_crop
+from tests.data.ops.op_runs import assert_refused, noise, run
 from vit_jax.data.ops.random_resized_crop import tensorflow_box, torchvision_box
 from vit_jax.data.ops.resize import resample
-from vit_jax.errors import UserError
 
 LAWS = [torchvision_box, tensorflow_box]
 
@@ -104,12 +102,6 @@ def test_the_fallback_of_torchvision_is_rounded_to_the_nearest():
   assert torchvision_box(1000, 8, (0.9, 1), (3 / 4, 4 / 3), rng)[2] == 11
 
 
-def test_default_ranges_match_torchvision_and_tensorflow():
-  laws = random_resized_crop._LAWS
-  assert laws['torchvision'][1:] == ((0.08, 1.0), (3 / 4, 4 / 3))
-  assert laws['tensorflow'][1:] == ((0.05, 1.0), (0.75, 1.33))
-
-
 def test_after_ten_attempts_torchvision_takes_the_image_if_its_aspect_fits():
   # A quarter more than fits: never accepted.
   got = torchvision_box(10, 10, (1, 1), (1.5, 1.5), Counting())
@@ -189,25 +181,22 @@ def test_tensorflow_never_places_a_box_at_the_last_row_or_column():
   ],
 )
 def test_the_op_cuts_the_box_of_its_law_and_resizes_it(args, law, scale, ratio):
-  image = np.random.default_rng(0).integers(0, 256, (50, 70, 3)).astype('uint8')
-  op = ops_language.parse(f'random_resized_crop((16, 24){args})')
+  image = noise(50, 70, 3)
   for seed in range(5):
     box = law(50, 70, scale, ratio, np.random.default_rng(seed))
     top, left, height, width = box
     cut = image[top : top + height, left : left + width]
-    got = op({'image': image}, np.random.default_rng(seed))['image']
+    got = run(f'random_resized_crop((16, 24){args})', image, seed)
     np.testing.assert_array_equal(got, resample(cut, (16, 24)))
 
 
 def test_the_method_is_handed_on():
-  image = np.random.default_rng(0).integers(0, 256, (50, 70, 3)).astype('uint8')
+  image = noise(50, 70, 3)
   for how in ('method="area"', 'antialias=False', 'method="bicubic"'):
     whole = 'scale=(1, 1), ratio=(1.4, 1.4)'
-    op = ops_language.parse(f'random_resized_crop(16, {whole}, {how})')
-    want = ops_language.parse(f'resize(16, {how})')
-    rng = np.random.default_rng(0)
     np.testing.assert_array_equal(
-      op({'image': image}, rng)['image'], want({'image': image}, rng)['image']
+      run(f'random_resized_crop(16, {whole}, {how})', image),
+      run(f'resize(16, {how})', image),
     )
 
 
@@ -223,6 +212,4 @@ def test_the_method_is_handed_on():
   ],
 )
 def test_bad_arguments_are_refused(args, message):
-  with pytest.raises(UserError) as e:
-    ops_language.parse(f'random_resized_crop(224, {args})')
-  assert message in str(e.value)
+  assert_refused(f'random_resized_crop(224, {args})', message)

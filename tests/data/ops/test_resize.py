@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_jax.data import ops_language
+from tests.data.ops.op_runs import assert_refused, noise, parse
 from vit_jax.data.ops import _compiled
 from vit_jax.data.ops._checks import check_growth
 from vit_jax.data.ops.resize import METHODS, resample
@@ -18,17 +18,6 @@ PILLOW = {
   'bicubic': Image.Resampling.BICUBIC,
   'lanczos': Image.Resampling.LANCZOS,
 }
-
-
-def noise(*shape, dtype=np.uint8):
-  rng = np.random.default_rng(0)
-  return rng.integers(0, 256, shape).astype(dtype)
-
-
-@pytest.fixture(params=['compiled', 'plain'])
-def route(request, monkeypatch):
-  if request.param == 'plain':
-    monkeypatch.setattr(_compiled, 'kernels', lambda: None)
 
 
 def pillow_resize(image, size, method):
@@ -224,7 +213,7 @@ def test_a_flipped_view_resizes_like_its_copy():
 
 def test_the_op_takes_height_before_width_and_keeps_other_keys():
   example = {'image': noise(4, 5, 3), 'label': 7}
-  op = ops_language.parse('resize((8, 3), method="area")')
+  op = parse('resize((8, 3), method="area")')
   got = op(example, np.random.default_rng(0))
   assert got['image'].shape == (8, 3, 3) and got['label'] == 7
   assert example['image'].shape == (4, 5, 3)
@@ -237,19 +226,17 @@ def test_an_image_of_the_right_size_is_not_touched():
 
 @pytest.mark.parametrize('size', ['0', '-3', '2.5', 'True', '(3,)', '"a"'])
 def test_an_invalid_size_is_refused(size):
-  with pytest.raises(UserError, match=r'positive int or a pair \(height, wid'):
-    ops_language.parse(f'resize({size})')
+  assert_refused(f'resize({size})', 'positive int or a pair (height, wid')
 
 
 def test_unknown_methods_are_refused():
-  with pytest.raises(UserError, match="unknown method 'cubic'; there are"):
-    ops_language.parse('resize(3, method="cubic")')
-  with pytest.raises(UserError, match='always antialiases'):
-    ops_language.parse('resize(3, method="area", antialias=False)')
+  assert_refused("resize(3, method='cubic')", "unknown method 'cubic'; there")
+  text = "resize(3, method='area', antialias=False)"
+  assert_refused(text, 'always antialiases')
 
 
 def test_images_that_cannot_be_resized_are_named():
-  rng, op = np.random.default_rng(0), ops_language.parse('resize(3)')
+  rng, op = np.random.default_rng(0), parse('resize(3)')
   with pytest.raises(UserError, match=r'empty image of shape \(0, 5, 3\)'):
     op({'image': noise(0, 5, 3)}, rng)
   with pytest.raises(UserError, match='is bytes, not an array; put decode be'):
@@ -270,7 +257,7 @@ def test_images_that_cannot_be_resized_are_named():
   ],
 )
 def test_no_op_makes_an_image_that_fills_the_memory(text):
-  op, rng = ops_language.parse(text, trusted=True), np.random.default_rng(0)
+  op, rng = parse(text), np.random.default_rng(0)
   with pytest.raises(UserError, match='max_pixels=67,108,864'):
     op({'image': np.zeros((16, 16, 3), np.uint8)}, rng)
 

@@ -9,8 +9,7 @@ import zlib
 import numpy as np
 import pytest
 
-from vit_jax.data import ops_language
-from vit_jax.data.ops import _compiled
+from tests.data.ops.op_runs import noise, run
 from vit_jax.data.ops.resize import resample
 
 # Shrinking, growing, both at once, and one axis alone.
@@ -45,21 +44,6 @@ HXj1KhkcI5JKlm6EZyDj27/5+pS1T0HbzsPU7lxvAlxnAJBOTz198f8A1uzGGdwG7gkgAcAZH+fbBoo
 pptyaMudrUcrR4YlTkHHXO0ccfgfxxzRRRWU3qaN8r0P/2Q==
 """
 DECODED = 3515347379
-
-
-@pytest.fixture(params=['compiled', 'plain'])
-def route(request, monkeypatch):
-  if request.param == 'plain':
-    monkeypatch.setattr(_compiled, 'kernels', lambda: None)
-
-
-def noise(*shape):
-  return np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
-
-
-def run(text, image):
-  op = ops_language.parse(text)
-  return op({'image': image}, np.random.default_rng(0))['image']
 
 
 def options(method):

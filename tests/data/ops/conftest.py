@@ -1,0 +1,11 @@
+"""Ops with the Numba kernels and without."""
+
+import pytest
+
+from vit_jax.data.ops import _compiled
+
+
+@pytest.fixture(params=['compiled', 'plain'])
+def route(request, monkeypatch):
+  if request.param == 'plain':
+    monkeypatch.setattr(_compiled, 'kernels', lambda: None)
