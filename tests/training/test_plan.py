@@ -17,7 +17,7 @@ def _check(
   run = types.SimpleNamespace(total_steps=total_steps, input=data)
   job = types.SimpleNamespace(weights=dict(val='params', val_ema='ema'))
   plan = plan_lib.Plan(
-    config={},
+    config=dict(stop_after=None),
     run=run,
     jobs=[job],
     pictures={},

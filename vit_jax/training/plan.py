@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from vit_jax import lookup
 from vit_jax.errors import UserError
 from vit_jax.pretrained import like
 from vit_jax.reporting import clock as clock_lib, profiling
@@ -145,6 +146,15 @@ def problems(plan: Plan, profile: str | None = None) -> list[str]:
         else 'config.evals has no evaluation that could measure it'
       )
     )
+  stop_after = plan.config['stop_after']
+  if stop_after is not None:
+    if lookup.expected(int, stop_after) or stop_after < 1:
+      found.append(f'config.stop_after={stop_after!r}: expected 1 or more')
+    elif best is None:
+      found.append(
+        f'config.stop_after={stop_after} needs the metric that should improve: '
+        'set --config.checkpoint.keep_best, such as val/top1'
+      )
   if problem := profiling.problem(profile, run.total_steps):
     found.append(problem)
   return found

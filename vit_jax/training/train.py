@@ -20,6 +20,7 @@ from vit_jax.training import (
   plan as plan_lib,
   run as run_lib,
   session as session_lib,
+  stopping,
 )
 
 
@@ -39,6 +40,7 @@ def train(
   sharding: Mapping[str, Any] | None = None,
   evals: Mapping[str, Mapping[str, Any]] | None = None,
   checkpoint: Mapping[str, Any] | None = None,
+  stop_after: int | None = None,
   log_every_steps: int | None = 50,
   pictures: Mapping[str, Mapping[str, Any]] | None = None,
   on_nonfinite: str = 'stop',
@@ -76,6 +78,10 @@ def train(
       `val/...`, another as `val_ema/...`.
     checkpoint: `every_steps` or `every_epochs` and arguments of
       `checkpoints.manager.Checkpointer`. The end of the run is always saved.
+    stop_after: the run ends after so many evaluations in a row without an
+      improvement of `checkpoint.keep_best`, as at its last step; the learning
+      rate is where its schedule then is. Each best state so far is saved, also
+      between the steps of `checkpoint`. None goes to the end.
     log_every_steps: cadence of the training metrics, but at least every 20th
       of `total_steps`, so that a short run has a curve; the last step is always
       logged. None logs the last step alone.
@@ -114,7 +120,16 @@ def train(
         f'in {path}. To go on, raise total_steps or total_epochs; to evaluate '
         'it, set total_steps to 0'
       )
-      return opened.meta['metrics']
+      return stopping.Stopping.results(opened.meta['metrics'])
+    early = stopping.Stopping(
+      plan.config['stop_after'],
+      plan.checkpoint.get('keep_best'),
+      plan.checkpoint.get('keep_best_mode', 'max'),
+      opened.meta['metrics'] if opened.meta else None,
+    )
+    if early.ends and not plan.evaluates_only:
+      progress.log(f'this run is finished: {early}. To go on, raise stop_after')
+      return stopping.Stopping.results(opened.meta['metrics'])
     session = session_lib.start(stack, plan, opened, profile)
     clock, writer, state = session.clock, session.writer, session.state
 
@@ -147,11 +162,17 @@ def train(
       with clock.pause():
         if due:
           results = evaluation.evaluate(due, run, state, step, progress)
+          saves |= early.improves(step, results)
+          if early.ends and not is_last:
+            progress.log(f'stopping early: {early}')
+            is_last = saves = True
+            rest = [job for job in plan.jobs if job not in due]
+            results |= evaluation.evaluate(rest, run, state, step, progress)
           writer.write(step, results)
           progress.update(step, results)
           progress.log(evaluation.one_line(step, results))
         if saves:
-          session.save(step, state, results if due else {})
+          session.save(step, state, (results if due else {}) | early.metrics())
         if is_last:
           # Now that all is saved: a picture that fails costs no training.
           evaluation.draw(plan.pictures, run, state, step, path, writer)
@@ -161,6 +182,8 @@ def train(
           f'saved step {step} and stopped; the same command continues'
         )
         raise SystemExit(exit_code)
+      if is_last:
+        break
 
     if plan.evaluates_only:
       results = evaluation.evaluate(plan.jobs, run, state, step, progress)
