@@ -27,16 +27,8 @@ _RECIPES = (
 )
 _TOPOLOGIES = ('v5e-256', 'v5p-512', 'v6e-256')
 _HEADER = (
-  'recipe',
-  'topology',
-  'mesh',
-  'images a chip',
-  'peak GiB',
-  'of GiB',
-  'step ms',
-  'images/s/chip',
-  'MFU',
-  'compile s',
+  '| recipe | topology | mesh | images a chip | peak GiB | of GiB | step ms | '
+  'images/s/chip | MFU | compile s |'
 )
 
 
@@ -46,12 +38,11 @@ def main() -> None:
   parser.add_argument('--only', default='', help='recipes with this in them')
   parser.add_argument('--topology', action='append', help='instead of all')
   args = parser.parse_args()
-  _row(_HEADER)
-  _row(['---'] * len(_HEADER))
+  print(_HEADER, '---'.join('|' * _HEADER.count('|')), sep='\n')
   for recipe in _RECIPES:
     for topology in args.topology or _TOPOLOGIES:
       if args.only in recipe[0]:
-        _row(_compile(recipe, topology))
+        print('|', ' | '.join(_compile(recipe, topology)), '|', flush=True)
 
 
 def _compile(recipe, topology: str) -> list[str]:
@@ -78,10 +69,6 @@ def _compile(recipe, topology: str) -> list[str]:
       f'{found["mfu"]:.1%}',
     ]
   return [*cells, f'{found["compile_seconds"]:.0f}']
-
-
-def _row(cells) -> None:
-  print('|', ' | '.join(cells), '|', flush=True)
 
 
 if __name__ == '__main__':

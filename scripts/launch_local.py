@@ -34,31 +34,19 @@ def main(argv: list[str] | None = None) -> int:
   )
   parser.add_argument('arguments', nargs='*', help='of vit_jax train')
   args = parser.parse_args(argv)
-  return run(
-    args.processes, args.devices, args.heartbeat_seconds, args.arguments
-  )
-
-
-def run(
-  num_processes: int,
-  num_devices: int,
-  heartbeat_seconds: int,
-  arguments: list[str],
-) -> int:
-  """Returns the exit code of a run of several processes."""
   with socket.socket() as s:
     s.bind(('localhost', 0))
     port = s.getsockname()[1]
-  command = [sys.executable, '-u', '-m', 'vit_jax', 'train', *arguments]
+  command = [sys.executable, '-u', '-m', 'vit_jax', 'train', *args.arguments]
   command += [
     f'--coordinator=localhost:{port}',
-    f'--num_processes={num_processes}',
-    f'--heartbeat_seconds={heartbeat_seconds}',
+    f'--num_processes={args.processes}',
+    f'--heartbeat_seconds={args.heartbeat_seconds}',
   ]
   workers = [
     subprocess.Popen(
       [*command, f'--process_id={i}'],
-      env=_environment(num_devices),
+      env=_environment(args.devices),
       stdout=subprocess.PIPE,
       stderr=subprocess.STDOUT,
       text=True,
@@ -66,7 +54,7 @@ def run(
       # Ctrl-C comes to us alone.
       start_new_session=True,
     )
-    for i in range(num_processes)
+    for i in range(args.processes)
   ]
   readers = [
     threading.Thread(target=_copy, args=(i, worker.stdout))
@@ -86,7 +74,7 @@ def run(
   signal.signal(signal.SIGINT, stop)
   signal.signal(signal.SIGTERM, stop)
   try:
-    code = _wait(workers, patience_seconds=2 * heartbeat_seconds + 10)
+    code = _wait(workers, patience_seconds=2 * args.heartbeat_seconds + 10)
   finally:
     for worker in workers:
       worker.kill()

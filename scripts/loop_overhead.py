@@ -11,6 +11,7 @@ import dataclasses
 import sys
 import tempfile
 import time
+from unittest import mock
 
 import jax
 import machine
@@ -57,12 +58,9 @@ def _times(log_every_steps: int) -> list[float]:
 
     return dataclasses.replace(run, step=step)
 
-  run_lib.build = build_idle
-  try:
-    with tempfile.TemporaryDirectory() as workdir:
+  with tempfile.TemporaryDirectory() as workdir:
+    with mock.patch.object(run_lib, 'build', build_idle):
       train.train(workdir, **_config(log_every_steps))
-  finally:
-    run_lib.build = build
   return times
 
 
@@ -71,13 +69,7 @@ def _config(log_every_steps: int) -> dict:
     model=dict(name='vit', variant='mu/16', num_classes=8),
     objective=dict(name='supervised'),
     input=dict(
-      data=dict(
-        name='synthetic',
-        split='train',
-        num_examples=64,
-        image_size=32,
-        num_classes=8,
-      ),
+      data=dict(name='synthetic', split='train', image_size=32, num_classes=8),
       ops='',
       device_ops='normalize(-1, 1)',
       batch_size=16,

@@ -10,11 +10,7 @@ def describe() -> str:
 
   CPUs are those that this process may use: hardware threads, not always cores.
   """
-  count = (
-    len(os.sched_getaffinity(0))
-    if hasattr(os, 'sched_getaffinity')
-    else (os.cpu_count())
-  )
+  count = len(os.sched_getaffinity(0))
   return f'{_name()}, {count} CPU{"s" if count != 1 else ""}'
 
 

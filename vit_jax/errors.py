@@ -7,16 +7,18 @@ hold nothing that controls a terminal, wherever they are printed.
 from vit_jax.printable import printable_lines
 
 
-class UserError(ValueError):
+class _PrintableError(Exception):
+  def __str__(self) -> str:
+    """Returns the message with control characters written as escapes."""
+    return printable_lines(super().__str__())
+
+
+class UserError(_PrintableError, ValueError):
   """A problem that the user can fix: a config, a path, an image.
 
   The message says what we got, what we expected and how to fix it.
   A command prints it alone and exits with code 2.
   """
-
-  def __str__(self) -> str:
-    """Returns the message with control characters written as escapes."""
-    return printable_lines(super().__str__())
 
 
 class DataError(UserError):
@@ -27,13 +29,9 @@ class DevicesError(UserError):
   """Devices that a config was not made for; its data may be missing too."""
 
 
-class RunError(RuntimeError):
+class RunError(_PrintableError, RuntimeError):
   """A run that cannot go on: a non-finite loss, a full disk.
 
   The message says what is lost and what is safe. A command prints it alone
   and exits with code 1.
   """
-
-  def __str__(self) -> str:
-    """Returns the message with control characters written as escapes."""
-    return printable_lines(super().__str__())

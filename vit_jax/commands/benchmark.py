@@ -143,8 +143,10 @@ def measure_step(config: Mapping[str, Any], *, steps: int) -> dict[str, Any]:
   batches.close()
   times = np.diff(ends[-steps - 1 :])
   images_per_second = run.input.batch_size * len(times) / times.sum()
+  device = run.mesh.devices.flat[0]
+  memory = device.memory_stats() or {}
   result = dict(
-    device=f'{run.mesh.size} x {run.mesh.devices.flat[0].device_kind}',
+    device=f'{run.mesh.size} x {device.device_kind}',
     batch_size=run.input.batch_size,
     num_parameters=sum(x.size for x in jax.tree.leaves(state.params)),
     compile_seconds=compile_seconds,
@@ -154,9 +156,9 @@ def measure_step(config: Mapping[str, Any], *, steps: int) -> dict[str, Any]:
     dispatch_seconds=float(np.median(dispatched[-steps:])),
     images_per_second=float(images_per_second),
     input_stall_fraction=float(sum(waited[-steps:]) / times.sum()),
-    peak_memory_bytes=_peak_memory_bytes(run.mesh.devices.flat[0]),
+    peak_memory_bytes=memory.get('peak_bytes_in_use', host_memory.peak_bytes()),
   )
-  peak = flops.peak_flops(run.mesh.devices.flat[0])
+  peak = flops.peak_flops(device)
   if peak is not None:
     work = run.flops_per_step() * len(times) / times.sum()
     result['mfu'] = float(work / (peak * run.mesh.size))
@@ -168,6 +170,7 @@ def _choose_data(sections: dict[str, Any], choice: str) -> str | None:
   from vit_jax import lookup
   from vit_jax.data import dummy_input
 
+  why = 'asked for'
   if choice != 'synthetic':
     try:
       data = sections['input']['data']
@@ -177,19 +180,10 @@ def _choose_data(sections: dict[str, Any], choice: str) -> str | None:
       if choice == 'config':
         raise
       why = str(e).splitlines()[0]
-  else:
-    why = 'asked for'
   num_classes = sections['model'].get('num_classes')
   data = dummy_input.data_section(num_classes, encoded=True)
   sections['input'] = dict(sections['input'], data=data)
   return f'measured on synthetic JPEG files of 500 x 400 pixels ({why})'
-
-
-def _peak_memory_bytes(device) -> int:
-  stats = device.memory_stats() or {}
-  if 'peak_bytes_in_use' in stats:
-    return stats['peak_bytes_in_use']
-  return host_memory.peak_bytes()
 
 
 def _print(result: Mapping[str, Any]) -> None:

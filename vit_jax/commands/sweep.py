@@ -165,11 +165,8 @@ def _sorted(results, metric: str, lower: bool):
   loss_name = f'{metric.rpartition("/")[0]}/loss'
 
   def place(item):
-    value = item[1].get(metric, math.nan)
-    loss = item[1].get(loss_name, math.nan)
-    if math.isnan(loss):
-      loss = math.inf
-    return (not item[1], math.isnan(value), sign * value, loss)
+    value, loss = (item[1].get(k, math.nan) for k in (metric, loss_name))
+    return not item[1], math.isnan(value), sign * value, math.isnan(loss), loss
 
   return dict(sorted(results.items(), key=place))
 
