@@ -28,11 +28,11 @@ def read(
   path = os.path.expanduser(path)
   entries, metadata = files.read_safetensors_header(path)
   problems = []
-  for name, entry in entries.items():
-    label = f'{printable(name, max_length=80)} {tuple(entry["shape"])}'
-    if entry['dtype'] not in _DTYPES:
-      problems.append(f'{label} is {printable(entry["dtype"], max_length=40)}')
-    elif 0 in entry['shape']:
+  for name, (dtype, shape) in entries.items():
+    label = f'{printable(name, max_length=80)} {tuple(shape)}'
+    if dtype not in _DTYPES:
+      problems.append(f'{label} is {dtype}')
+    elif 0 in shape:
       problems.append(f'{label} is empty')
   if problems:
     more = f'; and {len(problems) - 3} more' if len(problems) > 3 else ''
