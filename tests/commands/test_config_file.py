@@ -111,7 +111,7 @@ def test_a_value_may_be_the_next_word(recipe):
     (['--config.total_steps=1.5'], 'a whole number such as 10, got 1.5'),
     (
       ['--config.optimizer.learning_rate=fast'],
-      "learning_rate=fast: expected a number such as 0.1, got 'fast'",
+      "learning_rate=fast: expected a finite number such as 0.1, got 'fast'",
     ),
     (['--config.model.name=3'], "expected a text such as 'vit', got 3"),
     (['--config.model=3'], 'it is a section with the keys'),

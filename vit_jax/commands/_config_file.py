@@ -19,7 +19,7 @@ from typing import Any
 
 import ml_collections
 
-from vit_jax import suggestions
+from vit_jax import lookup, suggestions
 from vit_jax.commands import _recipe
 from vit_jax.errors import UserError
 
@@ -159,13 +159,17 @@ def _change(
         f'--config.{name}={text}: it is a section with the keys {list(old)}; '
         'set one of them, or the whole with a dict'
       )
-  elif not _fits(value, old):
-    raise UserError(
-      f'--config.{name}={text}: expected {_kind(old)}, got {value!r}'
-    )
+  elif value is not None and old is not None:
+    kind = tuple if isinstance(old, list) else type(old)
+    if words := lookup.expected(kind, value):
+      raise UserError(
+        f'--config.{name}={text}: expected {words} such as {old!r}, got '
+        f'{value!r}'
+      )
+  widens = isinstance(old, float) and value is not None
   try:
     with config.ignore_type(), section.unlocked():
-      section[key] = float(value) if _widens(value, old) else value
+      section[key] = float(value) if widens else value
   except (TypeError, ValueError, AttributeError, KeyError, OverflowError) as e:
     raise UserError(f'--config.{name}={text}: {e}') from e
   return section, key
@@ -214,25 +218,3 @@ def _literal(text: str) -> Any:
     return ast.literal_eval(text)
   except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
     return text  # A TypeError: {[]: 1}, whose key cannot be hashed.
-
-
-def _kind(old: Any) -> str:
-  """Returns the words for a value that may replace `old`."""
-  if isinstance(old, bool):
-    return 'True or False'
-  words = {float: 'a number', int: 'a whole number', str: 'a text'}
-  kind = words.get(type(old), f'a {type(old).__name__}')
-  return f'{kind} such as {old!r}'
-
-
-def _widens(value: Any, old: Any) -> bool:
-  return isinstance(old, float) and type(value) is int
-
-
-def _fits(value: Any, old: Any) -> bool:
-  if value is None or old is None or _widens(value, old):
-    return True
-  sequences = (list, tuple)
-  if isinstance(old, sequences) and isinstance(value, sequences):
-    return True
-  return type(value) is type(old)

@@ -69,7 +69,15 @@ def _main(argv: Sequence[str]) -> None:
   lookup.check_keys(train.train, sections, 'config', num_args=1)
   note = _choose_data(sections, args.data)
   if args.input_only:
-    result = measure_input(sections, seconds=args.seconds, steps=args.steps)
+    from vit_jax.data import pipeline, throughput
+
+    section, seed = sections['input'], sections.get('seed', 0)
+    inputs = lookup.call(
+      pipeline.TrainInput, section, 'config.input', seed=seed
+    )
+    result = dict(batch_size=inputs.batch_size) | throughput.measure(
+      inputs, section['ops'], seconds=args.seconds, num_batches=args.steps
+    )
   else:
     result = measure_step(sections, steps=args.steps or 20)
   if note:
@@ -79,23 +87,6 @@ def _main(argv: Sequence[str]) -> None:
     print(json.dumps(result))
   else:
     _print(result)
-
-
-def measure_input(
-  config: Mapping[str, Any], *, seconds: float, steps: int | None = None
-) -> dict[str, Any]:
-  """Returns the speed of the input of a config; see `throughput.measure`."""
-  from vit_jax import lookup
-  from vit_jax.data import pipeline, throughput
-
-  section = config['input']
-  train_input = lookup.call(
-    pipeline.TrainInput, section, 'config.input', seed=config.get('seed', 0)
-  )
-  measured = throughput.measure(
-    train_input, section['ops'], seconds=seconds, num_batches=steps
-  )
-  return dict(batch_size=train_input.batch_size, **measured)
 
 
 def measure_step(config: Mapping[str, Any], *, steps: int) -> dict[str, Any]:

@@ -33,8 +33,7 @@ def _main(argv: Sequence[str]) -> None:
   options = _cli.weights_options(args)
   weights = catalog.load(args.source, **options)
   show(f'read     {args.source}: {_kind(weights)}')
-  for name, fact in _facts(weights):
-    show(f'{name:8} {printable(fact)}')
+  _show_facts(weights)
   catalog.save(
     weights,
     args.target,
@@ -101,33 +100,33 @@ def _kind(weights: Any) -> str:
   return ' '.join(parts)
 
 
-def _facts(weights: Any) -> list[tuple[str, str]]:
+def _show_facts(weights: Any) -> None:
   import numpy as np
+
+  def say(name: str, fact: str) -> None:
+    show(f'{name:8} {printable(fact)}')
 
   arrays = [np.asarray(array) for array in weights.params.values()]
   dtypes = sorted({str(array.dtype) for array in arrays})
-  section = ', '.join(f'{k}={v}' for k, v in weights.model.items())
   ops, device_ops = (
     weights.preprocess.get(key, 'unknown') or 'nothing'
     for key in ('ops', 'device_ops')
   )
-  facts = [
-    ('model', section),
-    (
-      'params',
-      f'{sum(a.size for a in arrays):,} in {len(arrays)} arrays,'
-      f' {", ".join(dtypes)}, {sum(a.nbytes for a in arrays) / 1e6:,.1f} MB',
-    ),
-    ('images', f'on the host {ops}; on the device {device_ops}'),
-  ]
-  if weights.class_names is not None:
-    names = weights.class_names
-    first = ', '.join(names[:3]) + (', ...' if len(names) > 3 else '')
-    facts.append(('classes', f'{len(names):,}: {first}'))
+  say('model', ', '.join(f'{k}={v}' for k, v in weights.model.items()))
+  say(
+    'params',
+    f'{sum(a.size for a in arrays):,} in {len(arrays)} arrays,'
+    f' {", ".join(dtypes)}, {sum(a.nbytes for a in arrays) / 1e6:,.1f} MB',
+  )
+  say('images', f'on the host {ops}; on the device {device_ops}')
+  if names := weights.class_names:
+    say('classes', f'{len(names):,}: {_first(names, 3)}')
   if unused := weights.source.get('unused'):
-    listed = ', '.join(unused[:5]) + (', ...' if len(unused) > 5 else '')
-    facts.append(('left', f'{len(unused)} arrays of no encoder: {listed}'))
-  return facts
+    say('left', f'{len(unused)} arrays of no encoder: {_first(unused, 5)}')
+
+
+def _first(names: Sequence[str], most: int) -> str:
+  return ', '.join(names[:most]) + (', ...' if len(names) > most else '')
 
 
 def _compare(before: Any, after: Any) -> str:

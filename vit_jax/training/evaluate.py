@@ -215,7 +215,14 @@ def _run(
   """Builds the evaluator of a section and runs it on a model."""
   where, weights = f'config.evals.{name}', model.weights
   if section.get('ops') is None and {'data', 'data_train'} & set(section):
-    section = dict(section, ops=_ops(weights, where))
+    if 'ops' not in weights.preprocess:
+      raise UserError(
+        f'{where} has no ops, and the weights do not say how images were '
+        "prepared. Give ops, such as 'decode|resize(224)' (--ops on the "
+        'command line)'
+      )
+    section = dict(section, ops=weights.preprocess['ops'])
+    ops_language.parse(section['ops'], trusted='ops' in weights.trusted)
   evaluator = evaluation.build(
     section,
     model.part.predict,
@@ -252,16 +259,3 @@ def _model_part(weights: Weights, mesh: jax.sharding.Mesh) -> run_lib.ModelPart:
   )
   objective = supervised.Objective(module)  # Predicts what the model returns.
   return run_lib.ModelPart(mesh, module, objective, device_ops)
-
-
-def _ops(weights: Weights, where: str) -> str:
-  """Returns the host ops of the weights."""
-  if 'ops' not in weights.preprocess:
-    raise UserError(
-      f'{where} has no ops, and the weights do not say how images were '
-      "prepared. Give ops, such as 'decode|resize(224)' (--ops on the command "
-      'line)'
-    )
-  text = weights.preprocess['ops']
-  ops_language.parse(text, trusted='ops' in weights.trusted)
-  return text
