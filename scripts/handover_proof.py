@@ -65,10 +65,8 @@ def _answers(model, data: str, split: str) -> dict[str, np.ndarray]:
   """Returns `features`, `logits` and `label` of a split, one row an image."""
   source = _source(data, split)
   examples = [source[i] for i in range(len(source))]
-  rows = list(
-    model.stream((e['image'] for e in examples), outputs=('features', 'logits'))
-  )
-  out = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+  images = [example['image'] for example in examples]
+  out = model(images, outputs=('features', 'logits'))
   return out | {'label': np.asarray([e['label'] for e in examples])}
 
 

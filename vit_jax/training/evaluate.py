@@ -177,16 +177,12 @@ class _Model:
   weights: Weights
   part: run_lib.ModelPart
   on_log: Callable[[str], Any]
-  placed: tuple[Any, Any] = (None, None)  # The shape of an image, parameters.
+  placed: tuple[Any, Any] | None = None  # For which image, parameters.
 
   def on_devices(self, image: jax.ShapeDtypeStruct | None) -> dict[str, Any]:
     """Returns `{'params': ...}`, resized to images of a shape."""
-    shape = None if image is None else image.shape
-    if self.placed[1] is None or self.placed[0] != shape:
-      self.placed = shape, self._place(image)
-    return self.placed[1]
-
-  def _place(self, image: jax.ShapeDtypeStruct | None) -> dict[str, Any]:
+    if self.placed is not None and self.placed[0] == image:
+      return self.placed[1]
     module = self.part.model
     if image is None:  # The evaluator has data of its own, or no images.
       named = self.weights.params
@@ -200,13 +196,15 @@ class _Model:
         jax.random.key(0),
         image,
       )
-    return initialize_lib.initialize(
+    params = initialize_lib.initialize(
       train_state.sharded({'params': shapes}, self.part.mesh),
       [dict(weights=self.weights)],
       models=self.part.models,
       model_name=self.weights.model['name'],
       on_log=self.on_log,
     )
+    self.placed = image, params
+    return params
 
 
 def _run(

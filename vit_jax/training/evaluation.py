@@ -1,7 +1,6 @@
 """Evaluations and pictures of a run: their schedule, weights and results."""
 
 import dataclasses
-import inspect
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
@@ -71,7 +70,7 @@ def make_jobs(
       image = data.element_spec().get('image')
       if image is not None:
         image = jax.ShapeDtypeStruct(image.shape[1:], image.dtype)
-        _check_image(image, run, where)
+        inputs.check_image(run, image, where)
     jobs.append(Job(name, evaluator, every_steps, weights))
   names = [prefix for job in jobs for prefix in job.weights]
   # Training's own metrics are train/...
@@ -99,13 +98,15 @@ def build(
   Raises:
     UserError: a section that does not fit its evaluator.
   """
-  section = dict(section)
-  if 'name' in section:
-    kind = lookup.find('evaluators', section['name'], 'Evaluator', trusted=True)
-    if 'batch_size' in inspect.signature(kind).parameters:
-      section.setdefault('batch_size', batch_size)
   return lookup.build(
-    'evaluators', section, 'Evaluator', forward, mesh, where=where, trusted=True
+    'evaluators',
+    section,
+    'Evaluator',
+    forward,
+    mesh,
+    where=where,
+    trusted=True,
+    offered={} if 'batch_size' in section else dict(batch_size=batch_size),
   )
 
 
@@ -219,7 +220,7 @@ def make_pictures(
     )
     image = getattr(built[name], 'image', None)
     if image is not None:
-      _check_image(image, run, where)
+      inputs.check_image(run, image, where)
   return built
 
 
@@ -237,14 +238,6 @@ def draw(
     path = workdir / f'{name}.png'
     picture.draw(weights, path)
     writer.write_image(step, name, path)
-
-
-def _check_image(
-  image: jax.ShapeDtypeStruct, run: run_lib.Run, where: str
-) -> None:
-  inputs.check_images(
-    run.predict, run.weights(run.abstract_state), run.batch_spec, image, where
-  )
 
 
 def one_line(step: int, results: Mapping[str, float]) -> str:

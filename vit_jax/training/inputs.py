@@ -47,24 +47,16 @@ def check_num_classes(wanted: Any, found: int | None, where: str = '') -> None:
     )
 
 
-def check_images(
-  predict: Any,
-  weights: Any,
-  batch: Mapping[str, jax.ShapeDtypeStruct],
-  image: jax.ShapeDtypeStruct,
-  where: str,
-) -> None:
-  """Raises DataError where a model cannot take the images of an evaluation.
-
-  `weights`, `batch` (of the training) and `image` (a single one) are shapes.
-  """
-  trained = batch['image']
+def check_image(run: Any, image: jax.ShapeDtypeStruct, where: str) -> None:
+  """Raises DataError where a run's model cannot take images of a shape."""
+  trained = run.batch_spec['image']
   size = trained.shape[1:]
   if (image.shape, image.dtype) == (size, trained.dtype):
     return
   ours = jax.ShapeDtypeStruct((trained.shape[0], *image.shape), image.dtype)
   try:
-    jax.eval_shape(predict, weights, {**batch, 'image': ours})
+    weights = run.weights(run.abstract_state)
+    jax.eval_shape(run.predict, weights, {**run.batch_spec, 'image': ours})
   except Exception as e:  # Whatever a model raises for shapes that do not fit.
     raise DataError(
       f'{where}: the model is trained on images {trained.dtype}{list(size)}, '
