@@ -39,8 +39,10 @@ class Plan:
     return self.run.total_steps == 0
 
   def logs(self, step: int) -> bool:
-    """Whether the metrics of a step are logged."""
-    return self._is_due(self.log_every_steps, step)
+    """Whether the metrics of a step are logged, which the config decides."""
+    most = max(1, self.run.total_steps // _MIN_ROWS)
+    every = self.log_every_steps
+    return self._is_due(every and min(every, most), step)
 
   def saves(self, step: int) -> bool:
     """Whether the state is saved after a step."""
@@ -107,12 +109,7 @@ def make(config: Mapping[str, Any], *, profile: str | None = None) -> Plan:
   )
   if found := problems(plan, profile):
     raise UserError('; '.join(found))
-  if plan.log_every_steps is None:
-    return plan
-  # Of the config alone, so that a run that continues logs the same steps.
-  most = max(1, run.total_steps // _MIN_ROWS)
-  cadence = min(plan.log_every_steps, most)
-  return dataclasses.replace(plan, log_every_steps=cadence)
+  return plan
 
 
 def problems(plan: Plan, profile: str | None = None) -> list[str]:
