@@ -34,20 +34,14 @@ class Job:
   weights: dict[str, str]  # 'params' or 'ema' by the prefix of its metrics.
 
 
-def make_jobs(
-  evals: Mapping[str, Mapping[str, Any]],
-  run: run_lib.Run,
-  *,
-  model: Mapping[str, Any],
-  has_ema: bool,
-) -> list[Job]:
+def make_jobs(run: run_lib.Run, config: Mapping[str, Any]) -> list[Job]:
   """Builds the evaluators of `config.evals`; a section that is None is off.
 
   Raises:
     UserError: a section that does not fit its evaluator, the model or the run.
   """
   jobs = []
-  for name, section in sections(evals, 'config.evals').items():
+  for name, section in sections(config['evals'] or {}, 'config.evals').items():
     where = f'config.evals.{name}'
     section = durations.in_steps(section, run.input.steps_per_epoch, where)
     every_steps = section.pop('every_steps', None)
@@ -55,7 +49,7 @@ def make_jobs(
     problem = durations.cadence_problem(f'{where}.every_steps', every_steps)
     if problem:
       raise UserError(problem)
-    weights = weights_of(name, weights, has_ema=has_ema)
+    weights = weights_of(name, weights, has_ema=config['ema'] is not None)
     evaluator = build(
       section,
       run.predict,
@@ -65,7 +59,8 @@ def make_jobs(
     )
     # Few-shot, k-NN and probes bring classes of their own.
     found = getattr(evaluator, 'num_classes', None)
-    inputs.check_num_classes(model.get('num_classes'), found, f'{where}: ')
+    num_classes = config['model'].get('num_classes')
+    inputs.check_num_classes(num_classes, found, f'{where}: ')
     for data in inputs_of(evaluator, where).values():
       image = data.element_spec().get('image')
       if image is not None:
@@ -203,10 +198,10 @@ def evaluate(
 
 
 def make_pictures(
-  pictures: Mapping[str, Mapping[str, Any]], run: run_lib.Run
+  run: run_lib.Run, config: Mapping[str, Any]
 ) -> dict[str, Any]:
   """Builds the pictures of a config by name; a section that is None is off."""
-  built = {}
+  built, pictures = {}, config['pictures'] or {}
   for name, section in sections(pictures, 'config.pictures').items():
     where = f'config.pictures.{name}'
     built[name] = lookup.build(

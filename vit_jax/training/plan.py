@@ -76,13 +76,8 @@ def make(config: Mapping[str, Any], *, profile: str | None = None) -> Plan:
   config = like.complete(config)
   with inputs.all_problems(config):
     run = run_lib.build(config)
-    jobs = evaluation.make_jobs(
-      config['evals'] or {},
-      run,
-      model=config['model'],
-      has_ema=config['ema'] is not None,
-    )
-    pictures = evaluation.make_pictures(config['pictures'] or {}, run)
+    jobs = evaluation.make_jobs(run, config)
+    pictures = evaluation.make_pictures(run, config)
   checkpoint = durations.in_steps(
     config['checkpoint'] or {}, run.input.steps_per_epoch, 'config.checkpoint'
   )
