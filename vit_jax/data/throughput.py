@@ -43,7 +43,7 @@ def measure(
     for _ in range(3):  # Threads start and buffers fill.
       next(batches)
     num, early_peak = 0, None
-    cpu, start = _cpu_seconds(), time.monotonic()
+    cpu, start = cpu_seconds(), time.monotonic()
     for taken in itertools.count(1):
       num += len(next(batches)['index'])
       elapsed = time.monotonic() - start
@@ -52,7 +52,7 @@ def measure(
         early_peak = host_memory.peak_bytes()
       if done >= 1:
         break
-    cpu = _cpu_seconds() - cpu
+    cpu = cpu_seconds() - cpu
     peak = host_memory.peak_bytes()
   finally:
     batches.close()
@@ -98,7 +98,7 @@ def _distinct(names: list[str]) -> list[str]:
   ]
 
 
-def _cpu_seconds() -> float:
+def cpu_seconds() -> float:
   """Returns the CPU time of this process and its workers.
 
   NaN if there are workers and the system is not Linux.
