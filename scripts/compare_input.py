@@ -28,7 +28,7 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 import fix_torchvision
 import machine
 
-from vit_jax.data import pipeline
+from vit_jax.data import pipeline, throughput
 from vit_jax.data.sources import synthetic_jpegs
 from vit_jax.parallel import host_memory
 
@@ -98,33 +98,13 @@ def _measure(batches, seconds: float) -> tuple[float, float]:
   """Returns images per second and per CPU-second of `next(batches)`."""
   for _ in range(4):
     next(batches)
-  num, cpu, start = 0, _cpu_seconds(), time.monotonic()
+  num, cpu, start = 0, throughput.cpu_seconds(), time.monotonic()
   while time.monotonic() - start < seconds:
     num += len(next(batches))
   elapsed = time.monotonic() - start
-  cpu = _cpu_seconds() - cpu
+  cpu = throughput.cpu_seconds() - cpu
   batches.close()
   return num / elapsed, num / cpu
-
-
-def _cpu_seconds() -> float:
-  """Returns the CPU time of this process and its living children (Linux)."""
-  processes = {}
-  for path in pathlib.Path('/proc').glob('[0-9]*/stat'):
-    try:
-      # The name, in parentheses, may hold spaces.
-      fields = path.read_text().rpartition(')')[2].split()
-    except OSError:  # It has just ended.
-      continue
-    parent, spent = int(fields[1]), int(fields[11]) + int(fields[12])
-    processes[int(path.parent.name)] = parent, spent
-  family, total = [os.getpid()], 0
-  for pid in family:
-    total += processes[pid][1]
-    family += [
-      child for child, (parent, _) in processes.items() if parent == pid
-    ]
-  return total / os.sysconf('SC_CLK_TCK')
 
 
 def _ours(folder: str, name: str):
