@@ -33,7 +33,13 @@ _NUM_CLASSES = {
 _SOURCES = dict(folder='image_folder', records='array_record')
 
 
-def images(data: str, split: str, data_dir: str | None = None) -> ConfigDict:
+def images(
+  data: str,
+  split: str,
+  data_dir: str | None = None,
+  *,
+  label_key: str | None = None,
+) -> ConfigDict:
   """Returns the data section for a dataset as a user names it.
 
   Args:
@@ -43,15 +49,20 @@ def images(data: str, split: str, data_dir: str | None = None) -> ConfigDict:
       'validation'.
     data_dir: where TFDS finds the dataset; None is $TFDS_DATA_DIR or else
       ~/tensorflow_datasets.
+    label_key: the feature of TFDS that has the label; None is `label`.
 
   Raises:
-    ValueError: a data_dir besides a path, where it has no effect.
+    ValueError: a data_dir or a label_key besides a path, where it has no
+      effect.
   """
   name, path = _source(data)
   if name == 'tfds':
+    section = dict(name=name, dataset=path, split=split, data_dir=data_dir)
     return ConfigDict(
-      dict(name=name, dataset=path, split=split, data_dir=data_dir)
+      section | (dict(label_key=label_key) if label_key else {})
     )
+  if label_key is not None:
+    raise ValueError(f'the labels {label_key!r} of TFDS are not in {data!r}')
   if data_dir is not None:
     raise ValueError(f'data_dir={data_dir!r} has no effect on {data!r}')
   word, bracket, part = split.partition('[')

@@ -100,8 +100,9 @@ def imagenet_variants(val: dict, data_dir: str | None) -> dict[str, dict]:
     data_dir: of TFDS.
   """
   v2 = common_data.images('imagenet_v2/matched-frequency', 'test', data_dir)
-  real = common_data.images('imagenet2012_real', 'validation', data_dir)
-  real.label_key = 'real_label'
+  real = common_data.images(
+    'imagenet2012_real', 'validation', data_dir, label_key='real_label'
+  )
   return dict(
     v2=dict(val, data=v2),
     real=dict(val, data=real, ops=f'{val["ops"]}|onehot(1000)'),

@@ -16,7 +16,7 @@ _NOT_KEPT = {
   field
   for kind in ('head', 'training', 'cost', 'layout')
   for field in FIELDS[kind]
-}
+} | {'weight_init', 'position_init'}
 _UNIT = 'normalize(-1, 1)'
 
 

@@ -19,12 +19,20 @@ names. The first 51,200 images of ImageNet-21k are kept for evaluation here.
 authors: 16 GPUs for S, 32 for the others, batch 2048. Expected top-1 on
 ImageNet-1k after the second, theirs:
 
-  S/16 83.1   B/16 85.7   L/16 87.0   H/14 87.2
+  S/16 83.1   M/16 84.5   B/16 85.7   L/16 87.0   H/14 87.2
 
 LAMB is NVIDIA's FusedLAMB, whose clipping to norm 1 is hidden in it. Of 128 px
-the patches of H/14 see 126. Not kept: float16, and their initial weights
-(kernels N(0, 0.02); ours are Xavier uniform, the head starts at zero). Not run
-here.
+the patches of H/14 see 126. Initial weights, of the new head too, are theirs:
+LAMB can hardly train a head that starts at zero. Not run here.
+
+Differs from the paper's code:
+  * The sum of the blocks' outputs is bfloat16, and theirs float32.
+  * bfloat16 in place of float16 with loss scaling.
+  * No average of the weights, which they computed and did not evaluate.
+  * 51,200 images are held out; theirs drops the last incomplete batch of an
+    epoch.
+  * No command of M/16 is published: its stochastic depth and batches are ours,
+    between those of S/16 and B/16.
 """
 
 import ml_collections
@@ -36,6 +44,7 @@ from vit_jax.configs import common, common_data
 SIZES = {
   'B/16': (240.0, 224, 0.1, 0.15, 64),
   'S/16': (240.0, 224, 0.05, 0.05, 128),
+  'M/16': (240.0, 224, 0.05, 0.1, 128),
   'L/16': (240.0, 224, 0.3, 0.4, 64),
   'H/14': (90.0, 128, 0.5, 0.45, 64),
 }
@@ -87,10 +96,11 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     num_classes=num_classes,
     pooling='token',
     activation='gelu',
+    weight_init='torch',
     layer_scale=1e-4,
     stochastic_depth_rate=depth_rates[bool(options.finetune)],
     stochastic_depth_schedule='constant',
-    dtype='bfloat16',  # As TPUs multiply; parameters and norms are float32.
+    dtype='bfloat16',
   )
   if options.finetune:
     config.init_from = [

@@ -23,10 +23,22 @@ seeds (with another batch size or warm-up, others report 79 %):
 Kept from the code: one draw of mixup or CutMix for each process (64 images of
 B, 256 of S and Ti); three copies of an image in a batch, so that an epoch holds
 a third of the images; a rate that is set once an epoch and one epoch late; no
-clipping; at 384 px no stochastic depth, for the model was in evaluation mode.
-Not kept: float16 with loss scaling (bfloat16 here), the average of the weights,
-which they did not evaluate, and their initial weights (kernels N(0, 0.02); ours
-are Xavier uniform, the head starts at zero). Not run here.
+clipping; at 384 px no stochastic depth, for the model was in evaluation mode;
+positions resized by torch's bicubic interpolation; their initial weights. Not
+run here.
+
+epochs=1000 is the paper's long run. Its numbers are of distilled models, which
+are not offered here.
+
+Differs from the paper's code:
+  * The sum of the blocks' outputs is bfloat16, and theirs float32.
+  * bfloat16 in place of float16 with loss scaling.
+  * No average of the weights, which they computed and did not evaluate.
+  * An epoch is 1251.1 steps, 375,342 in all; theirs drops the last incomplete
+    batch, 375,300.
+  * Neither the class token nor the position table decays, as in their code
+    today; the models of December 2020 decayed both.
+  * Without distillation.
 """
 
 import ml_collections
@@ -51,6 +63,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     arg,
     variant=tuple(GROUP_SIZE),
     finetune=None,
+    epochs=(300, 1000),
     data='imagenet2012',
     data_dir=None,
     smoke=False,
@@ -61,6 +74,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
       raise ValueError(
         f'variant={options.variant}: of these only B/16 is fine-tuned'
       )
+    if options.epochs != 300:
+      raise ValueError('epochs= goes without finetune=, which takes 30')
     pixels, group_size = 384, 32
   mix = (
     'mixup_cutmix(0.8, 1.0, switch_rate=0.5, label_smoothing=0.1, '
@@ -75,15 +90,16 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     return common_data.images(options.data, split, options.data_dir)
 
   config = ml_collections.ConfigDict()
-  config.total_epochs = 30.0 if options.finetune else 300.0
+  config.total_epochs = 30.0 if options.finetune else float(options.epochs)
   config.model = dict(
     name='vit',
     variant=options.variant,
     num_classes=common_data.num_classes(options.data, default=1000),
     pooling='token',
     activation='gelu',
+    weight_init='torch',
     stochastic_depth_rate=0.0 if options.finetune else 0.1,
-    dtype='bfloat16',  # As TPUs multiply; parameters and norms are float32.
+    dtype='bfloat16',
   )
   if options.finetune:
     config.init_from = [dict(weights=options.finetune, resize='torch')]

@@ -166,10 +166,9 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   train_ops, eval_ops = common_transfer.ops(options, setting, resolution)
 
   def data(split):
-    section = common_data.images(name, split, options.data_dir)
-    if setting.label_key and section.name == 'tfds':
-      section.label_key = setting.label_key
-    return section
+    return common_data.images(
+      name, split, options.data_dir, label_key=setting.label_key
+    )
 
   config = ml_collections.ConfigDict()
   if steps:

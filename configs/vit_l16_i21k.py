@@ -23,6 +23,15 @@ Hardware: about 30 days on a TPU v3 with 8 cores, as the paper has it. Expected:
 49.9 % of the validation images get a right class (issue 62); fine-tuned at
 384 px, 85.05 % top-1 on ImageNet-1k (their README). No op is missing: crops and
 flips are all the augmentation of this pre-training. Not run here.
+
+Differs from the paper's code, which was never released:
+  * The sum of the blocks' outputs is bfloat16, and theirs float32.
+  * The weight decay; see above.
+  * One label for each image; multi_label takes TFDS's feature `labels`, all
+    classes of an image.
+  * Update k has the rate of step k; in the authors' code for fine-tuning that
+    of k - 1.
+  * Their images near to test images were removed; ours are as they come.
 """
 
 import ml_collections
@@ -46,6 +55,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     arg,
     data='imagenet21k',
     data_dir=None,
+    multi_label=False,
     weight_decay=0.1,
     smoke=False,
   )
@@ -53,25 +63,32 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     options.data, held_out=dict(test='[:25600]', val='[25600:51200]')
   )
 
+  num_classes = common_data.num_classes(options.data, default=21_843)
+  label_key, labels = None, ''
+  if options.multi_label:
+    label_key, labels = 'labels', f'|onehot({num_classes})'
+
   def data(split):
-    return common_data.images(options.data, split, options.data_dir)
+    return common_data.images(
+      options.data, split, options.data_dir, label_key=label_key
+    )
 
   config = ml_collections.ConfigDict()
   config.total_epochs = 90.0
   config.model = dict(
     name='vit',
     variant='L/16',
-    num_classes=common_data.num_classes(options.data, default=21_843),
+    num_classes=num_classes,
     pooling='token',
     representation_size=True,
     dropout_rate=0.1,
     head_bias_init=-10.0,
-    dtype='bfloat16',  # As TPUs multiply; parameters and norms are float32.
+    dtype='bfloat16',
   )
   config.objective = dict(name='supervised', loss='sigmoid')
   config.input = dict(
     data=data(train),
-    ops=TRAIN_OPS,
+    ops=TRAIN_OPS + labels,
     device_ops='normalize(-1, 1)',
     batch_size=4096,
   )
@@ -92,7 +109,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
       every_steps=10_000,
       loss='sigmoid',
       data=data(split),
-      ops=EVAL_OPS,
+      ops=EVAL_OPS + labels,
     )
 
   config.evals = {name: top1(split) for name, split in evals.items()}

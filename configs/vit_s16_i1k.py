@@ -19,6 +19,18 @@ Top-1 on the validation set, by the authors:
 `randaug` has the two slips that the authors' had (flavour='compat'); without
 them others measured the same within 0.2 (ICLR 2025 blog, "ViT baseline
 revisited"). Mixup has one weight a step, as theirs. Not run here.
+
+ImageNet-V2 and ReaL are evaluated too where TFDS has them prepared
+(extra_evals=, configs/common_evals.py).
+
+Differs from the paper's code:
+  * The sum of the blocks' outputs is bfloat16, and theirs float32.
+  * Update k has the rate of step k; theirs that of k - 1, so that the first
+    does nothing.
+  * The first moment is computed in float32 and then rounded to bfloat16; optax
+    multiplies it in bfloat16.
+  * Each epoch is a random permutation of all images; theirs is a shuffle buffer
+    of 250,000 images.
 """
 
 import ml_collections
@@ -62,7 +74,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     position='sincos2d',
     pooling='mean',
     representation_size=True,
-    dtype='bfloat16',  # As TPUs multiply; parameters and norms are float32.
+    dtype='bfloat16',
   )
   config.objective = dict(name='supervised', loss='softmax')
   config.input = dict(

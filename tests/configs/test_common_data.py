@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from vit_jax import main
-from vit_jax.configs import common_data, vit_l16_i21k
+from vit_jax.configs import common_data, vit_i21k, vit_l16_i21k
 from vit_jax.data import open_source
+from vit_jax.training import train
 
 ROOT = pathlib.Path(__file__).parents[2]
 RECIPES = [
@@ -152,6 +153,28 @@ def test_prepared_imagenet21k_has_one_split(tmp_path):
     name='array_record', data_dir=str(tmp_path), split='full[51200:]'
   )
   assert config.evals.val.data.split == 'full[25600:51200]'
+
+
+@pytest.mark.parametrize(
+  'recipe', ['vit_i21k', 'vit_l16_i21k', 'vit_h14_i21k', 'vit_g14']
+)
+def test_imagenet21k_may_have_several_labels_for_an_image(recipe, tmp_path):
+  get_config = importlib.import_module(f'vit_jax.configs.{recipe}').get_config
+  for arg, key, op in (('', None, False), ('multi_label', 'labels', True)):
+    config = get_config(arg)
+    for section in (config.input, config.evals.val, config.evals.test):
+      assert section.data.get('label_key') == key
+      assert section.ops.endswith('|onehot(21843)') == op
+  _write(tmp_path, 'train/cat', 'train/dog', 'val/cat')
+  with pytest.raises(ValueError, match="the labels 'labels' of TFDS are not"):
+    get_config(f'data={tmp_path},multi_label')
+
+
+def test_several_labels_for_an_image_train(tmp_path):
+  config = vit_i21k.get_config('multi_label,smoke')
+  assert config.input.ops.endswith('|onehot(4)')
+  results = train.train(str(tmp_path), **config.to_dict())
+  assert 'val/top1' in results
 
 
 def test_training_images_are_counted_up_to_a_limit(tmp_path):

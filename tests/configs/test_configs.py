@@ -91,6 +91,10 @@ PUBLISHED = {
     ),
     'weight_decay=0.03': dict(weight_decay=0.03),
   },
+  'vit_h14_i21k': {
+    '': dict(weight_decay=0.1, mu_dtype='bfloat16', grad_clip_norm=1.0),
+    'weight_decay=0.03': dict(weight_decay=0.03),
+  },
 }
 CASES = [
   (recipe, arg) for recipe, args in PUBLISHED.items() for arg in ('', *args)

@@ -81,6 +81,7 @@ DEIT = {
   'num_classes': 1000,
   'pooling': 'token',
   'activation': 'gelu',
+  'weight_init': 'torch',  # timm 0.3.2, and models_v2.py of DeiT III.
   # Defaults that are theirs: learnt, 1e-6, none, none, 0.9, 0.999, 1e-8.
   **none('position norm_epsilon layer_scale init_from b1 b2 eps'),
   'batch_size': 1024,
@@ -235,7 +236,9 @@ I1K = {
   'val_split': 'validation',
   'pooling': 'token',
   'representation_size': True,
-  **none('position dropout_rate stochastic_depth_rate class_reduction'),
+  **none('position class_reduction'),
+  'position_init': 'big_vision',  # N(0, 1 / sqrt(width)), models/vit.py.
+  **dict.fromkeys(['dropout_rate', 'stochastic_depth_rate'], 0.0),
   'repeats': 1,
   'optimizer': 'adamw',
   'mu_dtype': 'bfloat16',
@@ -250,8 +253,13 @@ I21K = I1K | {  # configs/vit_i21k.py, with the class token of the weights.
   'test_split': 'full[:25600]',
   'val_split': 'full[25600:51200]',
   **none('minitrain_split minival_split representation_size'),
+  **none('dropout_rate stochastic_depth_rate'),
 }
-S16 = I1K | {'pooling': 'mean', 'position': 'sincos2d'}  # vit_s16_i1k.py.
+S16 = I1K | {  # vit_s16_i1k.py; its positions are not learnt.
+  'pooling': 'mean',
+  'position': 'sincos2d',
+  **none('position_init dropout_rate stochastic_depth_rate'),
+}
 
 
 def augreg(randaug, mixup, **more):
@@ -295,6 +303,7 @@ SCALING = {  # big_vision, configs/proj/scaling_laws/train_vit_g.py.
   'warmup_steps': 10_000,
   'cooldown_steps': 50_000,
   'pooling': 'map',
+  'position_init': 'big_vision',
   'loss': 'sigmoid',
   'head_bias_init': -10,
   # Those of the published optimizer are our defaults.
@@ -305,12 +314,15 @@ PUBLISHED = {
   'deit_b16_i1k': {
     'variant=B/16': DEIT | {'mix.group_size': 64},
     'variant=B/16,finetune=x': DEIT_384,
+    'variant=B/16,epochs=1000': DEIT | {'epochs': 1000, 'mix.group_size': 64},
     'variant=S/16': DEIT | {'mix.group_size': 256},
     'variant=Ti/16': DEIT | {'mix.group_size': 256},
   },
   'deit3_i1k': {
     'variant=S/16': deit3(DEIT3, 224, 0.05, 256, 4e-3),
     'variant=B/16': deit3(DEIT3, 192, 0.2, 256),
+    # No command of it is published.
+    'variant=M/16': deit3(DEIT3, 224, 0.1, 256),
     'variant=L/16': deit3(DEIT3, 192, 0.45, 64),
     'variant=H/14': deit3(
       DEIT3,
@@ -331,6 +343,7 @@ PUBLISHED = {
   'deit3_i21k': {
     'variant=S/16': deit3_src(DEIT3_21K, 224, 0.05, 128),
     'variant=B/16': deit3_src(DEIT3_21K, 224, 0.1, 64),
+    'variant=M/16': deit3_src(DEIT3_21K, 224, 0.05, 128),
     'variant=L/16': deit3_src(DEIT3_21K, 224, 0.3, 64),
     'variant=H/14': deit3_src(
       DEIT3_21K,
@@ -355,6 +368,16 @@ PUBLISHED = {
     'variant=B/16': augreg((2, 15), 0.5, **I1K),
     'variant=L/16': augreg((2, 15), 0.5, **I1K),
     'variant=L/16,augmentation=strong2': augreg((2, 20), 0.8, **I1K),
+    # arXiv:2106.10270, section 3.3: 0 or 0.1 for both.
+    'L/16,dropout=0.1,stochastic_depth=0.1': augreg(
+      (2, 15),
+      0.5,
+      **I1K
+      | {
+        **dict.fromkeys(['dropout_rate', 'stochastic_depth_rate'], 0.1),
+        'stochastic_depth_schedule': None,
+      },
+    ),
   },
   'vit_i21k': {
     'variant=Ti/16': augreg(None, 0, **I21K),
@@ -392,7 +415,9 @@ def test_a_recipe_resolves_to_the_published_table(recipe, arg):
     ),
     ('deit3_i1k', 'H/14,finetune=x,pixels=384', '384 px; those that are: S/16'),
     ('deit3_i1k', 'pixels=384', 'pixels= goes with finetune='),
+    ('deit3_i1k', 'M/16,finetune=x', '224 px; those that are: B/16, L/16'),
     ('deit_b16_i1k', 'S/16,finetune=x', 'S/16: of these only B/16'),
+    ('deit_b16_i1k', 'B/16,finetune=x,epochs=1000', 'goes without finetune='),
   ],
 )
 def test_deit_is_fine_tuned_only_as_published(recipe, arg, message):
