@@ -100,7 +100,9 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     **size,
   )
   if options.size == 'small':
-    config.model.update(stochastic_depth_rate=0.1, dtype='bfloat16')
+    config.model.update(
+      stochastic_depth_rate=0.1, dtype='bfloat16', residual_dtype='float32'
+    )
   config.objective = dict(name='supervised', label_smoothing=0.1)
   config.input = dict(
     data=data(train),

@@ -18,6 +18,8 @@ _NOT_KEPT = {
   for field in FIELDS[kind]
 } | {'weight_init', 'position_init'}
 _UNIT = 'normalize(-1, 1)'
+# Matrix products in bfloat16, the sum of the blocks' outputs in float32.
+_PRECISION = dict(dtype='bfloat16', residual_dtype='float32')
 
 
 def model_of(
@@ -46,7 +48,7 @@ def model_of(
   match = _PUBLISHED.fullmatch(model)
   if match and (relative := _relative(match[1])):
     section = {k: v for k, v in relative.model.items() if k not in _NOT_KEPT}
-    section |= dict(variant=match[2], dtype='bfloat16')
+    section |= dict(variant=match[2], **_PRECISION)
     device_ops = relative.preprocess.get('device_ops', _UNIT)
     patch = int(match[2].rpartition('/')[2])
     resolution = resolution or round(pixels / patch) * patch
@@ -60,7 +62,7 @@ def model_of(
     ) from e
   if found is None:
     section = dict(name='vit', like=model, representation_size=None)
-    return section | dict(dtype='bfloat16'), {}, resolution or 224
+    return section | _PRECISION, {}, resolution or 224
   section, device_ops, size = found
   section = {k: v for k, v in section.items() if k not in _NOT_KEPT}
   # What a config names is imported, and what a file names must not be.

@@ -36,7 +36,6 @@ image are right. Of 160 px the patches of H/14 see 154. Initial weights are
 theirs: LAMB can hardly train a head that starts at zero. Not run here.
 
 Differs from the paper's code:
-  * The sum of the blocks' outputs is bfloat16, and theirs float32.
   * bfloat16 in place of float16 with loss scaling.
   * No average of the weights, which they computed and did not evaluate.
   * An epoch is 625.6 steps, rounded up to 626 where the rate changes, 500,456
@@ -109,7 +108,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     layer_scale=1e-4,
     stochastic_depth_rate=depth_rate,
     stochastic_depth_schedule='constant',
-    dtype='bfloat16',
+    dtype='bfloat16',  # Of matrix products, as in the authors' runs;
+    residual_dtype='float32',  # the sum of the blocks' outputs is exact.
   )
   crop = f"decode|random_resized_crop({pixels}, method='bicubic')|flip_lr"
   mix = f'mixup_cutmix(0.8, 1.0, switch_rate=0.5, group_size={group_size}'

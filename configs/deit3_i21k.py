@@ -26,7 +26,6 @@ the patches of H/14 see 126. Initial weights, of the new head too, are theirs:
 LAMB can hardly train a head that starts at zero. Not run here.
 
 Differs from the paper's code:
-  * The sum of the blocks' outputs is bfloat16, and theirs float32.
   * bfloat16 in place of float16 with loss scaling.
   * No average of the weights, which they computed and did not evaluate.
   * 51,200 images are held out; theirs drops the last incomplete batch of an
@@ -100,7 +99,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     layer_scale=1e-4,
     stochastic_depth_rate=depth_rates[bool(options.finetune)],
     stochastic_depth_schedule='constant',
-    dtype='bfloat16',
+    dtype='bfloat16',  # Of matrix products, as in the authors' runs;
+    residual_dtype='float32',  # the sum of the blocks' outputs is exact.
   )
   if options.finetune:
     config.init_from = [

@@ -32,7 +32,6 @@ Six few-shot datasets are evaluated every 10,000 steps where TFDS has them
 prepared (extra_evals=, configs/common_evals.py).
 
 Differs from the paper's code:
-  * The sum of the blocks' outputs is bfloat16, and theirs float32.
   * The data and its classes. One label for each image; multi_label takes TFDS's
     feature `labels`, all classes of an image.
   * Blocks are scanned and their parameters stacked, and the state is sharded;
@@ -95,7 +94,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     pooling='map',
     position_init='big_vision',
     head_bias_init=-10.0,
-    dtype='bfloat16',
+    dtype='bfloat16',  # Of matrix products, as in the authors' runs;
+    residual_dtype='float32',  # the sum of the blocks' outputs is exact.
     scan=True,
     remat='full',
   )

@@ -22,7 +22,6 @@ evaluated too where TFDS has them prepared (extra_evals=,
 configs/common_evals.py).
 
 Differs from the paper's code:
-  * The sum of the blocks' outputs is bfloat16, and theirs float32.
   * Update k has the rate of step k; theirs that of k - 1, so that the first
     does nothing.
   * The first moment is computed in float32 and then rounded to bfloat16; optax
@@ -93,7 +92,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     dropout_rate=options.dropout,
     stochastic_depth_rate=options.stochastic_depth,
     head_bias_init=-6.9,  # log(1 / 1000): what a sigmoid loss starts best from.
-    dtype='bfloat16',
+    dtype='bfloat16',  # Of matrix products, as in the authors' runs;
+    residual_dtype='float32',  # the sum of the blocks' outputs is exact.
   )
   config.objective = dict(name='supervised', loss='sigmoid')
   config.input = dict(

@@ -29,7 +29,6 @@ evaluated every 25,000 steps where TFDS has them prepared (extra_evals=,
 configs/common_evals.py). Not run here.
 
 Differs from the paper's code:
-  * The sum of the blocks' outputs is bfloat16, and theirs float32.
   * Class token, weight decay and augmentation are those of the published
     checkpoints. big_vision's config has the mean of the tokens, a decay of 0.1
     for all, and light2, light2 and medium2 for B/32, B/16 and L/16.
@@ -109,7 +108,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     pooling='token',
     position_init='big_vision',
     head_bias_init=-10.0,
-    dtype='bfloat16',
+    dtype='bfloat16',  # Of matrix products, as in the authors' runs;
+    residual_dtype='float32',  # the sum of the blocks' outputs is exact.
   )
   config.objective = dict(name='supervised', loss='sigmoid')
   config.input = dict(

@@ -25,7 +25,6 @@ Hardware: about 30 days on a TPU v3 with 8 cores, as the paper has it. Expected:
 flips are all the augmentation of this pre-training. Not run here.
 
 Differs from the paper's code, which was never released:
-  * The sum of the blocks' outputs is bfloat16, and theirs float32.
   * The weight decay; see above.
   * One label for each image; multi_label takes TFDS's feature `labels`, all
     classes of an image.
@@ -83,7 +82,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     representation_size=True,
     dropout_rate=0.1,
     head_bias_init=-10.0,
-    dtype='bfloat16',
+    dtype='bfloat16',  # Of matrix products, as in the authors' runs;
+    residual_dtype='float32',  # the sum of the blocks' outputs is exact.
   )
   config.objective = dict(name='supervised', loss='sigmoid')
   config.input = dict(

@@ -221,6 +221,18 @@ def test_a_recipe_trains_two_smoke_steps(recipe, tmp_path):
     assert (tmp_path / f'{name}.png').is_file()
 
 
+@pytest.mark.parametrize(
+  'recipe, arg', [*((r, '') for r in RECIPES), ('cifar10', 'size=small')]
+)
+def test_in_bfloat16_the_residual_stream_stays_float32(recipe, arg):
+  # As in big_vision (dtype_mm) and under DeiT's autocast.
+  model = load(recipe, arg).model
+  in_bfloat16 = model.get('dtype') == 'bfloat16'
+  assert (model.get('residual_dtype') == 'float32') == in_bfloat16
+  small = {('quickstart', ''), ('cifar10', ''), ('scratch', '')}
+  assert in_bfloat16 == ((recipe, arg) not in small)
+
+
 def test_smoke_keeps_what_a_recipe_is_about():
   full, small = load('vit_l16_i21k'), load('vit_l16_i21k', 'smoke')
   assert small.model.variant == 'mu/8'

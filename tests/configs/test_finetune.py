@@ -30,6 +30,7 @@ def test_the_model_section_is_that_of_the_published_name(name):
   config = load(f'model={name},dataset=cifar10')
   model = config.model.to_dict()
   assert model.pop('dtype') == 'bfloat16'
+  assert model.pop('residual_dtype') == 'float32'
   assert model.pop('num_classes') == 10
   model.pop('dropout_rate', None)  # Of vit-L/16 and vit-H/14.
   expected = dict(entry.model)
@@ -384,6 +385,7 @@ def test_a_model_section_that_does_not_fit_the_weights_is_refused(tune):
 
 def test_every_published_model_becomes_a_section_that_computes_the_same():
   cost_and_training = {'dtype', 'num_classes', 'representation_size'}
+  cost_and_training.add('residual_dtype')
   for name, weights in published.PUBLISHED.items():
     section, device_ops, _ = common_weights.model_of(name)
     assert section['variant'].partition('/')[0] in vit.VARIANTS
