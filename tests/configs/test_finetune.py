@@ -393,10 +393,3 @@ def test_every_published_model_becomes_a_section_that_computes_the_same():
       assert section[key] == weights.model[key], (name, key)
     expected = weights.preprocess.get('device_ops', 'normalize(-1, 1)')
     assert device_ops == dict(device_ops=expected)
-
-
-def test_a_size_that_is_not_published_is_of_its_family():
-  section, device_ops, resolution = common_weights.model_of('dinov2-g/14', 518)
-  assert (section['layer_scale'], section['activation']) == (1e-5, 'gelu')
-  assert device_ops == dict(device_ops="normalize('imagenet')")
-  assert resolution == 518

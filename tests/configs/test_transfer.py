@@ -7,7 +7,7 @@ import pathlib
 import pytest
 
 from vit_jax.commands import _recipe
-from vit_jax.configs import common_transfer
+from vit_jax.configs import common_transfer, common_weights
 from vit_jax.data import splits
 from vit_jax.errors import UserError
 from vit_jax.training import train
@@ -270,3 +270,10 @@ def test_a_setting_trains_two_smoke_steps(arg, tmp_path):
   results = train.train(str(tmp_path), **config.to_dict())
   assert all(math.isfinite(value) for value in results.values())
   assert {f'{name}/top1' for name in config.evals} <= results.keys()
+
+
+def test_a_size_that_is_not_published_is_of_its_family():
+  section, device_ops, resolution = common_weights.model_of('dinov2-g/14', 518)
+  assert (section['layer_scale'], section['activation']) == (1e-5, 'gelu')
+  assert device_ops == dict(device_ops="normalize('imagenet')")
+  assert resolution == 518

@@ -1,69 +1,8 @@
-"""Resolved settings of recipes, against the papers' tables and commands."""
-
-import dataclasses
-import inspect
-import pathlib
+"""Resolved settings of DeiT and DeiT III, against their tables and commands."""
 
 import pytest
 
-from vit_jax.commands import _recipe
-from vit_jax.data import device_ops_language, ops_language
-from vit_jax.data.device_ops import mixing
-
-CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
-
-
-def bound(segment, folder):
-  """Returns the arguments of an op as it gets them, defaults included."""
-  taken = inspect.signature(ops_language.find(segment.name, folder)).bind(
-    *segment.args, **segment.kwargs
-  )
-  taken.apply_defaults()
-  return dict(taken.arguments)
-
-
-def resolve(recipe, arg):
-  """Returns what a recipe does in the words of the papers' tables."""
-  config = _recipe.load(f'{CONFIGS / recipe}.py:{arg}')
-  found = {}
-  for section in ('optimizer', 'objective', 'model'):
-    found |= config[section].to_dict()
-  found |= dict(
-    optimizer=config.optimizer.name,
-    epochs=config.get('total_epochs'),
-    steps=config.get('total_steps'),
-    batch_size=config.input.batch_size,
-    repeats=config.input.get('repeats', 1),
-    init_from=config.to_dict().get('init_from'),
-    input_split=config.input.data.split,
-    eval_ops=config.evals.val.ops,
-  )
-  found |= {
-    f'{name}_split': section.data.split
-    for name, section in config.evals.items()
-    if 'data' in section
-  }
-  host = ops_language.segments(config.input.ops)
-  found['order'] = [segment.name for segment in host]
-  for segment in host:
-    found |= {
-      f'{segment.name}.{key}': value
-      for key, value in bound(segment, 'data/ops').items()
-    }
-  folder = device_ops_language.FOLDER
-  device = ops_language.build(config.input.device_ops, folder, limits=None)
-  found['device_order'] = [segment.name for segment, _ in device]
-  for segment, op in device:
-    if isinstance(op, mixing.Mix):
-      found |= {f'mix.{k}': v for k, v in dataclasses.asdict(op).items()}
-    else:
-      arguments = bound(segment, folder).items()
-      found |= {f'{segment.name}.{key}': value for key, value in arguments}
-  return found
-
-
-def none(names):
-  return dict.fromkeys(names.split())
+from tests.configs.resolved import none, resolve
 
 
 def eval_ops(resized, size):
@@ -228,88 +167,6 @@ def deit3_src(base, pixels, depth_rate, group_size, **more):
   return deit3(base, pixels, depth_rate, group_size, **sizes, **more)
 
 
-# big_vision, configs/vit_i1k.py; rates and lengths are in test_configs.py.
-I1K = {
-  'input_split': 'train[:99%]',
-  'minitrain_split': 'train[:2%]',
-  'minival_split': 'train[99%:]',
-  'val_split': 'validation',
-  'pooling': 'token',
-  'representation_size': True,
-  **none('position class_reduction'),
-  'position_init': 'big_vision',  # N(0, 1 / sqrt(width)), models/vit.py.
-  **dict.fromkeys(['dropout_rate', 'stochastic_depth_rate'], 0.0),
-  'repeats': 1,
-  'optimizer': 'adamw',
-  'mu_dtype': 'bfloat16',
-  **none('label_smoothing end_learning_rate b1 b2 eps'),
-  'random_resized_crop.size': 224,
-  # (0.05, 1) and (0.75, 1.33) with this sampling.
-  **none('random_resized_crop.scale random_resized_crop.ratio'),
-  'random_resized_crop.method': 'bilinear',
-}
-I21K = I1K | {  # configs/vit_i21k.py, with the class token of the weights.
-  'input_split': 'full[51200:]',
-  'test_split': 'full[:25600]',
-  'val_split': 'full[25600:51200]',
-  **none('minitrain_split minival_split representation_size'),
-  **none('dropout_rate stochastic_depth_rate'),
-}
-S16 = I1K | {  # vit_s16_i1k.py; its positions are not learnt.
-  'pooling': 'mean',
-  'position': 'sincos2d',
-  **none('position_init dropout_rate stochastic_depth_rate'),
-}
-
-
-def augreg(randaug, mixup, **more):
-  """arXiv:2106.10270, section 3.3: layers, magnitude and mixup's alpha."""
-  host = ['decode', 'random_resized_crop', 'flip_lr']
-  return {
-    'order': host + (['randaug'] if randaug else []),
-    'device_order': ['normalize'] + (['mixup'] if mixup else []),
-    'random_resized_crop.sampling': 'tensorflow',
-    'random_resized_crop.antialias': False,
-    'randaug.num_layers': randaug and randaug[0],
-    'randaug.magnitude': randaug and randaug[1],
-    'randaug.flavour': randaug and 'compat',
-    'mix.mixup_alpha': mixup or None,
-    'mix.cutmix_alpha': 0.0 if mixup else None,
-    'mix.partner': 'roll' if mixup else None,
-    'mix.dominant': True if mixup else None,
-    'mix.group_size': None,
-    'mix.rate': 1.0 if mixup else None,
-    'mix.mode': 'batch' if mixup else None,
-    'normalize.low': -1,
-    'normalize.high': 1,
-    **more,
-  }
-
-
-SCALING = {  # big_vision, configs/proj/scaling_laws/train_vit_g.py.
-  'steps': 1_000_000,
-  'batch_size': 4096 * 4,
-  'optimizer': 'adafactor',
-  'learning_rate': 8e-4,
-  'weight_decay': 0.03,
-  'weight_decay_mults': [
-    ('head/kernel', 100.0),
-    ('(.*/)?kernel', 1.0),
-    ('.*', 0.0),
-  ],
-  'grad_clip_norm': 1.0,
-  'schedule': 'rsqrt',
-  'timescale_steps': 10_000,
-  'warmup_steps': 10_000,
-  'cooldown_steps': 50_000,
-  'pooling': 'map',
-  'position_init': 'big_vision',
-  'loss': 'sigmoid',
-  'head_bias_init': -10,
-  # Those of the published optimizer are our defaults.
-  **none('b2 momentum mu_dtype'),
-}
-
 PUBLISHED = {
   'deit_b16_i1k': {
     'variant=B/16': DEIT | {'mix.group_size': 64},
@@ -358,39 +215,6 @@ PUBLISHED = {
     'variant=B/16,finetune=x': deit3_src(DEIT3_21K_1K, 224, 0.15, 64),
     'variant=L/16,finetune=x': deit3_src(DEIT3_21K_1K, 224, 0.4, 64),
     'variant=H/14,finetune=x': deit3_src(DEIT3_21K_1K, 224, 0.45, 64),
-  },
-  'vit_s16_i1k': {'': augreg((2, 10), 0.2, **S16)},
-  'vit_i1k': {
-    'variant=Ti/16': augreg((2, 0), 0, **I1K),
-    'variant=S/32': augreg((2, 15), 0.2, **I1K),
-    'variant=S/16': augreg((2, 15), 0.5, **I1K),
-    'variant=B/32': augreg((2, 15), 0.5, **I1K),
-    'variant=B/16': augreg((2, 15), 0.5, **I1K),
-    'variant=L/16': augreg((2, 15), 0.5, **I1K),
-    'variant=L/16,augmentation=strong2': augreg((2, 20), 0.8, **I1K),
-    # arXiv:2106.10270, section 3.3: 0 or 0.1 for both.
-    'L/16,dropout=0.1,stochastic_depth=0.1': augreg(
-      (2, 15),
-      0.5,
-      **I1K
-      | {
-        **dict.fromkeys(['dropout_rate', 'stochastic_depth_rate'], 0.1),
-        'stochastic_depth_schedule': None,
-      },
-    ),
-  },
-  'vit_i21k': {
-    'variant=Ti/16': augreg(None, 0, **I21K),
-    'variant=S/32': augreg(None, 0, **I21K),
-    'variant=S/16': augreg((2, 0), 0, **I21K),
-    'variant=B/32': augreg((2, 0), 0, **I21K),
-    'variant=B/16': augreg((2, 15), 0.2, **I21K),
-    'variant=L/16': augreg((2, 20), 0.5, **I21K),
-    'variant=L/16,augmentation=light2': augreg((2, 10), 0.2, **I21K),
-  },
-  'vit_g14': {
-    'variant=g/14': augreg(None, 0, variant='g/14', **SCALING),
-    'variant=G/14': augreg(None, 0, variant='G/14', **SCALING),
   },
 }
 
