@@ -119,6 +119,7 @@ def evaluate(
   batch_size: int = 128,
   ops: str | None = None,
   device_ops: str | None = None,
+  image_size: int | Sequence[int] | None = None,
   mesh: 'jax.sharding.Mesh | None' = None,
   model: Mapping[str, Any] | None = None,
   step: int | str | None = None,
@@ -145,7 +146,8 @@ def evaluate(
       None takes the evaluations of the run that the weights are from.
     names: which of them; None is all.
     batch_size: of sections that have none; it does not change the results.
-    ops, device_ops, model, step, weights_dir, on_log, **options: see `load`.
+    ops, device_ops, image_size, model, step, weights_dir, on_log, **options:
+      see `load`.
     mesh: from `vit_jax.parallel.mesh.make_mesh`; None shards the batch over all
       devices.
     ema: of a run, whether to take the averaged weights. None goes by the key

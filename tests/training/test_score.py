@@ -171,6 +171,32 @@ def test_a_preset_prepares_images_of_the_size_of_the_weights(weights, tmp_path):
     score.score(weights, data, preset='diet')
 
 
+def test_images_of_another_size_are_prepared_in_the_same_way(
+  weights, tmp_path, capsys
+):
+  files, labels = write_images(tmp_path / 'data' / 'val', NAMES)
+  data, output = str(tmp_path / 'data'), tmp_path / 'results.json'
+  argv = [f'--weights={weights}', '--image_size=24', f'--output={output}']
+  assert evaluate.main([*argv, f'--data={data}']) == 0
+  found = json.loads(output.read_text())
+  ops = "decode|resize_small(27, method='bicubic')|central_crop(24)"
+  assert found['preprocess']['ops'] == ops
+  model = vit_jax.load(weights, image_size=24)
+  answers = [model(str(file))['logits'].argmax() for file in files]
+  right = np.array(answers) == labels
+  assert found['metrics']['top1'] == pytest.approx(right.mean(), abs=1e-12)
+  found = score.score(weights, data, preset='deit', image_size=(24, 24))
+  assert 'resize_small(27' in found.preprocess['ops']  # int(24 / 0.875)
+  # Few-shot, k-NN and probes, too, where their sections have no ops.
+  images = dict(name='image_folder', data_dir=data, classes_from='val')
+  knn = dict(name='knn', k=(1,), batch_size=8)
+  for key, split in (('data_train', 'val[:30]'), ('data_test', 'val[30:]')):
+    knn[key] = dict(images, split=split)
+  lines = []
+  vit_jax.evaluate(weights, dict(knn=knn), image_size=24, on_log=lines.append)
+  assert any(ops in line for line in lines)
+
+
 def test_splits_of_folders(tmp_path):
   section = score._section
   write_images(tmp_path / 'flat', NAMES, count=20)

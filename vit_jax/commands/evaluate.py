@@ -84,6 +84,14 @@ def _main(argv: Sequence[str]) -> None:
     help="normalization, such as 'normalize(-1, 1)' (default: that of the "
     'weights)',
   )
+  parser.add_argument(
+    '--image_size',
+    type=_cli.size,
+    metavar='SIZE',
+    help='of images, such as 384 or 384,256: where an evaluation has no ops, '
+    'those of the weights give this size, and positions are resized (default: '
+    'that of the weights)',
+  )
   _add_score_options(parser)
   _cli.add_weights_options(parser)
   distributed.add_flags(parser)
@@ -105,6 +113,7 @@ def _main(argv: Sequence[str]) -> None:
     batch_size=args.batch_size,
     ops=args.ops,
     device_ops=args.device_ops,
+    image_size=args.image_size,
     mesh=mesh_lib.make_mesh(**args.mesh) if args.mesh else None,
     **_cli.weights_options(args),
   )

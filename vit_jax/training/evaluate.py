@@ -13,6 +13,7 @@ from jax.experimental import multihost_utils
 from vit_jax import lookup, suggestions, trees
 from vit_jax.data import device_ops_language, ops_language
 from vit_jax.errors import UserError
+from vit_jax.inference import image_size as image_size_lib
 from vit_jax.objectives import supervised
 from vit_jax.parallel import mesh as mesh_lib
 from vit_jax.pretrained import blocks, catalog, initialize as initialize_lib
@@ -32,10 +33,12 @@ class Results:
     metrics: `{'val/top1': ...}`; for the second of several weights
       `val_ema/top1`, as in training.
     source: of the weights: 'format', 'path' and, of a run, 'step'.
+    preprocess: 'ops' and 'device_ops' for evaluations that have no ops.
   """
 
   metrics: dict[str, float]
   source: dict[str, Any]
+  preprocess: dict[str, Any]
 
 
 def evaluate(
@@ -46,6 +49,7 @@ def evaluate(
   batch_size: int = _BATCH_SIZE,
   ops: str | None = None,
   device_ops: str | None = None,
+  image_size: int | Sequence[int] | None = None,
   mesh: jax.sharding.Mesh | None = None,
   step: int | str | None = None,
   ema: bool | None = None,
@@ -93,13 +97,17 @@ def evaluate(
       if found.source['step'] != step:
         found = read(step=step, ema=wanted)
     found = found.with_preprocess(ops=ops, device_ops=device_ops)
+    if image_size is not None:
+      found = image_size_lib.resize(
+        found, image_size, keep_ops=ops is not None, on_log=on_log
+      )
     # One forward pass compiles each evaluator once.
     parts = [x.part for x in loaded.values()]
     part = parts[0] if parts else _model_part(found, mesh)
     loaded[wanted] = _Model(found, part, on_log)
     return loaded[wanted]
 
-  metrics, source = {}, {}
+  metrics, source, preprocess = {}, {}, {}
   for name, section in evals.items():
     section = {k: x for k, x in section.items() if not k.startswith('every_')}
     kinds = section.pop('weights', None)
@@ -114,6 +122,7 @@ def evaluate(
     for prefix, wanted in kinds.items():
       found = load(wanted)
       source = source or dict(found.weights.source)
+      preprocess = preprocess or dict(found.weights.preprocess)
       on_log(f'evaluating {prefix}')
       try:
         numbers = _run(found, section, name, batch_size)
@@ -121,7 +130,7 @@ def evaluate(
         e.add_note(f'in the evaluation {name}')
         raise
       metrics |= {f'{prefix}/{key}': value for key, value in numbers.items()}
-  return Results(metrics, source)
+  return Results(metrics, source, preprocess)
 
 
 def _check_from_file(

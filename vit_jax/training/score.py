@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -49,6 +49,7 @@ def score(
   preset: str | None = None,
   ops: str | None = None,
   device_ops: str | None = None,
+  image_size: int | Sequence[int] | None = None,
   loss: str | None = None,
   per_class: bool = False,
   batch_size: int = 128,
@@ -70,6 +71,9 @@ def score(
       that of the weights.
     ops: host ops that replace those of the weights or of the preset.
     device_ops: likewise.
+    image_size: a side of square images in pixels, or (height, width): the sizes
+      in the ops of the weights or of the preset become those. None is the size
+      that the weights are for.
     loss: 'softmax' or 'sigmoid'; None is what the weights were trained with.
     per_class: adds the accuracy of each class.
     batch_size: of the forward pass; it does not change the result.
@@ -95,7 +99,7 @@ def score(
     )
   given = {}
   if preset is not None:
-    given = _preset(found, preset)
+    given = _preset(found, preset, image_size)
   given |= {k: x for k, x in dict(ops=ops, device_ops=device_ops).items() if x}
   mapping = labels
   if labels is None:
@@ -117,6 +121,7 @@ def score(
     },
     ops=given.get('ops'),
     device_ops=given.get('device_ops'),
+    image_size=image_size,
     batch_size=batch_size,
     mesh=mesh,
     on_log=on_log,
@@ -125,12 +130,11 @@ def score(
   published = None
   if num_classes == label_sets.NUM_CLASSES and labels in (None, 'imagenet'):
     published = SCORES.get(found.source.get('name'))
-  shown = {k: found.preprocess.get(k) for k in ('ops', 'device_ops')} | given
   return Scored(
     name=name,
     metrics={k.partition('/')[2]: x for k, x in results.metrics.items()},
     source=results.source,
-    preprocess=shown,
+    preprocess={k: results.preprocess[k] for k in ('ops', 'device_ops')},
     published=published,
   )
 
@@ -170,14 +174,17 @@ def _section(
   return section
 
 
-def _preset(weights: Weights, family: str) -> dict[str, str]:
-  size = weights.preprocess.get('image_size')
+def _preset(
+  weights: Weights, family: str, image_size: int | Sequence[int] | None
+) -> dict[str, str]:
+  size = image_size or weights.preprocess.get('image_size')
   if size is None:
     raise UserError(
       f'the weights do not say for what size of images they are, so preset='
-      f'{family!r} cannot be used; give ops and device_ops'
+      f'{family!r} cannot be used; give image_size as well'
     )
-  return presets.preprocess(family, tuple(size))
+  size = size if isinstance(size, int) else tuple(size)
+  return presets.preprocess(family, size)
 
 
 def _matching_classes(
