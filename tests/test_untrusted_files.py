@@ -27,7 +27,6 @@ from vit_jax.data import device_ops_language, ops_language
 from vit_jax.errors import UserError
 from vit_jax.pretrained import initialize, like
 from vit_jax.pretrained.formats import (
-  _npz,
   huggingface,
   npz,
   vit_jax as ours,
@@ -96,9 +95,9 @@ def _write_npz(weights, path):
   said = {key: section.pop(key) for key in ('name', 'stem') if key in section}
   plain = dataclasses.replace(weights, model=section | dict(name='vit'))
   npz.write(plain, path)
-  arrays, note = _npz.read(path)
+  arrays, note = npz.read_arrays(path)
   note['model'] = note.get('model', {}) | said
-  _npz.write(path, arrays, note)
+  npz.write_arrays(path, arrays, note)
 
 
 def _write_run(weights, path):

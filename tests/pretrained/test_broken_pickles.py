@@ -8,7 +8,7 @@ import pytest
 
 from tests.pretrained.broken import collect
 from vit_jax.errors import UserError
-from vit_jax.pretrained.formats import _npz, _pickle, _state_dict_files
+from vit_jax.pretrained.formats import _pickle, npz, state_dict
 
 CASES, case, broken = collect()
 
@@ -157,7 +157,7 @@ def test_a_bomb_is_refused_before_torch_inflates_it(tmp_path):
   pytest.importorskip('torch')
   path = tmp_path / 'x.pth'
   with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
-    archive.writestr('x/data.pkl', bytes(_npz.SMALL_BYTES + 1))
+    archive.writestr('x/data.pkl', bytes(npz.SMALL_BYTES + 1))
   with pytest.raises(UserError, match=r'it inflates from .* to 67,108,865 b'):
     _pickle.read(path)
 
@@ -215,7 +215,7 @@ def test_tensors_in_the_same_memory_do_not_add_up_to_many_files(tmp_path):
   path = tmp_path / 'x.pth'
   row = torch.zeros(2**20)
   torch.save({str(i): row for i in range(15)}, path)
-  assert len(_state_dict_files.read(path).arrays) == 15  # 60 MiB
+  assert len(state_dict.read_files(path).arrays) == 15  # 60 MiB
   torch.save({str(i): row for i in range(10**4)}, path)
   with pytest.raises(UserError, match='the limit is max_sharing=4; write'):
-    _state_dict_files.read(path)
+    state_dict.read_files(path)

@@ -104,7 +104,7 @@ def test_the_next_address_is_tried(server, fetch):
 
 
 def test_what_a_server_says_cannot_control_the_terminal(fetch, monkeypatch):
-  def refuse(url, deadline):
+  def refuse(url, seconds):
     raise OSError('no \x1b[2J')
 
   monkeypatch.setattr(transfer, '_opened', refuse)
@@ -144,7 +144,7 @@ def test_without_a_network_the_error_says_what_to_put_where(fetch, tmp_path):
 
 def test_a_server_that_says_nothing_is_given_up(server, fetch, monkeypatch):
   (url, _), (fetch, _) = server, fetch
-  monkeypatch.setattr(transfer, 'OPEN_SECONDS', 0.2)
+  monkeypatch.setattr(transfer, 'ANSWER_SECONDS', 0.2)
   start = time.monotonic()
   with pytest.raises(UserError, match=r'no answer within 0\.2 s'):
     fetch(Remote(f'{url}/mute/x.npz'))

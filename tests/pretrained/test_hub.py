@@ -86,9 +86,9 @@ def test_a_repository_with_several_files_of_weights(hub, tensors, tmp_path):
   # An index comes from outside.
   index = path / 'model.safetensors.index.json'
   for text, message in (
-    ('{"weight_map": {"a": "../../x.safetensors"}}', 'is not a file name'),
-    ('{"weight_map": {"a": []}}', 'lists no files'),
-    ('[]', 'lists no files'),
+    ('{"weight_map": {"a": "../../x.safetensors"}}', 'names of files beside'),
+    ('{"weight_map": {"a": []}}', 'names of files beside'),
+    ('[]', 'must be a JSON object'),
   ):
     index.write_text(text)
     with pytest.raises(UserError, match=message):

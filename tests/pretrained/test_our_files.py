@@ -65,25 +65,6 @@ def test_weights_of_google_go_through_ours_and_back_bit_by_bit(
       assert a[name].tobytes() == b[name].tobytes(), name
 
 
-def test_files_with_older_keys_of_the_source_are_read(google_file, tmp_path):
-  """Of Google's weights the file had two keys, of others the key `aside`."""
-  np.savez(tmp_path / 'in.npz', **google_file(prefix='opt/target/'))
-  weights = npz.read(tmp_path / 'in.npz')
-  source = dict(weights.source)
-  unmapped = source.pop('unmapped')
-  token, rows = unmapped['opt/target/cls'], unmapped['rows']
-  older = dict(source, class_token=token, class_position=rows[None])
-  path = tmp_path / 'x.safetensors'
-  ours.write(dataclasses.replace(weights, source=older), path)
-  npz.write(ours.read(path), tmp_path / 'out.npz')
-  with np.load(tmp_path / 'in.npz') as a, np.load(tmp_path / 'out.npz') as b:
-    np.testing.assert_array_equal(a['opt/target/cls'], b['opt/target/cls'])
-  older = dict(source, dialect='timm', aside=unmapped)
-  ours.write(dataclasses.replace(weights, source=older), path)
-  found = ours.read(path).source['unmapped']
-  assert found.keys() == unmapped.keys()
-
-
 def test_a_convolutional_stem_comes_back_and_only_ours_can_hold_it(
   make_weights, tmp_path
 ):

@@ -76,11 +76,12 @@ google = types.SimpleNamespace(detect=lambda arrays: None)
 torch = types.SimpleNamespace(
   detect=lambda arrays: (DIALECT, '') if 'stem.weight' in arrays else None
 )
-facts = types.SimpleNamespace(
-  facts=lambda stored, dialect, unused: Facts(),
-  num_heads=lambda *known: None,
-  resize_method=lambda *known, **more: 'timm',
-)
+
+def facts(stored, dialect, theirs, unused, model):
+  return Facts()
+
+def resize_method(*known, **more):
+  return 'timm'
 """
 
 

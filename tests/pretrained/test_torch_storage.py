@@ -10,7 +10,7 @@ import pytest
 import safetensors.numpy
 
 from vit_jax.errors import UserError
-from vit_jax.pretrained.formats import _state_dict_files
+from vit_jax.pretrained.formats import state_dict
 
 ARRAYS = {'a.weight': np.arange(6, dtype=np.float32).reshape(2, 3)}
 
@@ -33,25 +33,25 @@ def assert_is_arrays(stored, expected=ARRAYS):
 
 def test_a_folder_is_read_with_its_configs(tmp_path):
   configs = {'config': {'x': 1}, 'preprocessor_config': {'y': 2}}
-  _state_dict_files.write(tmp_path, ARRAYS, configs)
-  stored = _state_dict_files.read(tmp_path)
+  state_dict.write_files(tmp_path, ARRAYS, configs)
+  stored = state_dict.read_files(tmp_path)
   assert_is_arrays(stored)
   assert (stored.config, stored.preprocessor) == ({'x': 1}, {'y': 2})
-  same = _state_dict_files.read(tmp_path / 'model.safetensors')
+  same = state_dict.read_files(tmp_path / 'model.safetensors')
   assert same.config == {'x': 1}
 
 
 def test_a_file_has_its_configs_inside_and_ignores_those_beside(tmp_path):
   (tmp_path / 'config.json').write_text('{"of": "another"}')
   path = tmp_path / 'mine.safetensors'
-  _state_dict_files.write(path, ARRAYS, {'config': {'x': 1}})
-  assert _state_dict_files.read(path).config == {'x': 1}
+  state_dict.write_files(path, ARRAYS, {'config': {'x': 1}})
+  assert state_dict.read_files(path).config == {'x': 1}
   safetensors.numpy.save_file(ARRAYS, path)
-  assert _state_dict_files.read(path).config == {}
+  assert state_dict.read_files(path).config == {}
 
 
 def test_the_file_says_that_it_is_for_torch(tmp_path):
-  _state_dict_files.write(tmp_path, ARRAYS, {})
+  state_dict.write_files(tmp_path, ARRAYS, {})
   path = tmp_path / 'model.safetensors'
   with safetensors.safe_open(path, framework='np') as file:
     assert file.metadata() == {'format': 'pt'}
@@ -64,16 +64,16 @@ def test_weights_in_several_files_are_put_together(tmp_path):
     safetensors.numpy.save_file({name: arrays[name]}, tmp_path / file)
   path = tmp_path / 'model.safetensors.index.json'
   path.write_text(json.dumps({'weight_map': index}))
-  assert_is_arrays(_state_dict_files.read(tmp_path), arrays)
+  assert_is_arrays(state_dict.read_files(tmp_path), arrays)
   outside = {'a': f'../{tmp_path.name}/{index["a"]}'}  # It is there.
   (tmp_path / 'model.bin.index.json').write_text(
     json.dumps({'weight_map': outside})
   )
   with pytest.raises(UserError, match='names of files beside it'):
-    _state_dict_files.read(tmp_path / 'model.bin.index.json')
+    state_dict.read_files(tmp_path / 'model.bin.index.json')
   (tmp_path / index['b']).unlink()
   with pytest.raises(UserError, match=r'cannot read .*model-b.safetensors'):
-    _state_dict_files.read(tmp_path)
+    state_dict.read_files(tmp_path)
 
 
 def test_bfloat16_and_float16_stay_what_they_are(tmp_path, torch):
@@ -83,9 +83,9 @@ def test_bfloat16_and_float16_stay_what_they_are(tmp_path, torch):
     'h': np.array([1.5, -0.1], np.float16),
   }
   torch.save({'b': half.bfloat16(), 'h': half.half()}, tmp_path / 'x.pth')
-  assert_is_arrays(_state_dict_files.read(tmp_path / 'x.pth'), arrays)
-  _state_dict_files.write(tmp_path / 'x.safetensors', arrays, {})
-  assert_is_arrays(_state_dict_files.read(tmp_path / 'x.safetensors'), arrays)
+  assert_is_arrays(state_dict.read_files(tmp_path / 'x.pth'), arrays)
+  state_dict.write_files(tmp_path / 'x.safetensors', arrays, {})
+  assert_is_arrays(state_dict.read_files(tmp_path / 'x.safetensors'), arrays)
 
 
 def test_the_weights_are_found_among_what_a_checkpoint_holds(tmp_path, torch):
@@ -100,18 +100,18 @@ def test_the_weights_are_found_among_what_a_checkpoint_holds(tmp_path, torch):
     'epoch': 3,
   }
   torch.save(content, path)
-  assert_is_arrays(_state_dict_files.read(path))
-  stored = _state_dict_files.read(path, 'model_ema')
+  assert_is_arrays(state_dict.read_files(path))
+  stored = state_dict.read_files(path, 'model_ema')
   assert_is_arrays(stored, {k: v + 1 for k, v in ARRAYS.items()})
   with pytest.raises(UserError, match="no entry 'teacher'; it has"):
-    _state_dict_files.read(path, 'teacher')
+    state_dict.read_files(path, 'teacher')
   torch.save({'student': first, 'teacher': second}, path)
   assert_is_arrays(
-    _state_dict_files.read(path), {k: v + 1 for k, v in ARRAYS.items()}
+    state_dict.read_files(path), {k: v + 1 for k, v in ARRAYS.items()}
   )
   torch.save({'net': first, 'other': second}, path)
   with pytest.raises(UserError, match=r"set entry= .* \['net', 'other'\]"):
-    _state_dict_files.read(path)
+    state_dict.read_files(path)
 
 
 class Malicious:
@@ -123,7 +123,7 @@ def test_code_in_a_pickle_is_not_run(tmp_path, torch, capsys):
   path = tmp_path / 'bad.pth'
   torch.save({'model': Malicious()}, path)
   with pytest.raises(UserError, match=r'cannot read .*bad.pth'):
-    _state_dict_files.read(path)
+    state_dict.read_files(path)
   assert 'must not run' not in capsys.readouterr().out
 
 
@@ -131,18 +131,18 @@ def test_a_pickle_without_torch_says_what_to_do(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, 'torch', None)
   (tmp_path / 'x.pth').write_bytes(b'')
   with pytest.raises(UserError, match='pip install torch'):
-    _state_dict_files.read(tmp_path / 'x.pth')
+    state_dict.read_files(tmp_path / 'x.pth')
 
 
 def test_broken_and_unclear_places_are_named(tmp_path, torch):
   broken = tmp_path / 'x.safetensors'
   broken.write_bytes(b'12345678' * 4)
   with pytest.raises(UserError, match=r'cannot read .*x.safetensors'):
-    _state_dict_files.read(broken)
+    state_dict.read_files(broken)
   torch.save([1, 2], tmp_path / 'list.pth')
   with pytest.raises(UserError, match='holds a list, not a state dict'):
-    _state_dict_files.read(tmp_path / 'list.pth')
+    state_dict.read_files(tmp_path / 'list.pth')
   with pytest.raises(UserError, match=r'one file of weights.*list.pth, x.safe'):
-    _state_dict_files.read(tmp_path)
+    state_dict.read_files(tmp_path)
   with pytest.raises(UserError, match=r'expected one of .safetensors, .pth'):
-    _state_dict_files.read(tmp_path / 'x.h5')
+    state_dict.read_files(tmp_path / 'x.h5')

@@ -48,29 +48,26 @@ def stack(named: Mapping[str, Any]) -> dict[str, Any]:
   Raises:
     UserError: blocks of one folder that are not alike, or numbers left out.
   """
-  out, stacks = {}, {}
+  out, stacks, problems = {}, {}, []
   for name, array in named.items():
-    match = _APART.fullmatch(name)
-    if match:
+    if match := _APART.fullmatch(name):
       folder, number, rest = match.groups()
-      stacks.setdefault((folder, rest), {})[int(number)] = array
+      leaves = stacks.setdefault(folder, {})
+      leaves.setdefault(rest, {})[int(number)] = array
     else:
       out[name] = array
-  depths = {}
-  for folder, rest in stacks:
-    depth = 1 + max(stacks[folder, rest])
-    depths[folder] = max(depth, depths.get(folder, 0))
-  problems = []
-  for (folder, rest), arrays in stacks.items():
-    missing = sorted(set(range(depths[folder])) - set(arrays))
-    shapes = {array.shape for array in arrays.values()}
-    if missing:
-      problems.append(f'{rest} is missing in blocks {missing} of {folder}')
-    elif len(shapes) > 1:
-      problems.append(f'{rest} has shapes {sorted(shapes)} in {folder}')
-    else:
-      parts = [arrays[i] for i in range(depths[folder])]
-      out[f'{folder}blocks/{rest}'] = np.stack(parts)
+  for folder, leaves in stacks.items():
+    depth = 1 + max(map(max, leaves.values()))
+    for rest, arrays in leaves.items():
+      missing = sorted(set(range(depth)) - set(arrays))
+      shapes = {array.shape for array in arrays.values()}
+      if missing:
+        problems.append(f'{rest} is missing in blocks {missing} of {folder}')
+      elif len(shapes) > 1:
+        problems.append(f'{rest} has shapes {sorted(shapes)} in {folder}')
+      else:
+        parts = [arrays[i] for i in range(depth)]
+        out[f'{folder}blocks/{rest}'] = np.stack(parts)
   if problems:
     raise UserError('these blocks cannot be stacked: ' + '; '.join(problems))
   return out

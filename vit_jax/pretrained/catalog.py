@@ -9,6 +9,7 @@ import difflib
 import fnmatch
 import importlib.util
 import inspect
+import itertools
 import os
 import pathlib
 import re
@@ -87,9 +88,9 @@ def load(
   if text in PUBLISHED:
     return _load_published(text, fetching, options)
   if is_augreg_name(text):
-    name = text.removesuffix('.npz')
-    remote = download.Remote(f'{AUGREG}{name}.npz')
-    return _read(download.fetch([remote], **fetching), **options)
+    return _load_address(
+      f'{AUGREG}{text.removesuffix(".npz")}.npz', fetching, options
+    )
   text = re.sub('^hf[-_]hub:', '', text)
   if reason := timm_refusal(text):
     raise UserError(
@@ -153,12 +154,13 @@ def writer(path: str | os.PathLike, format: str | None) -> Callable[..., None]:
   Raises:
     UserError: an unknown format, or none for the suffix.
   """
-  formats, suffix = _formats('write'), pathlib.Path(path).suffix
   if is_own(format):
     return lookup.find(_FORMATS, format, 'write', trusted=True)
+  formats, suffix = _formats('write'), pathlib.Path(path).suffix
   if format is None:  # That which reads such files as well.
-    both = (k for k in _formats('read') if k in formats)
-    format = next((k for k in both if suffix in _suffixes(formats[k])), None)
+    for name in formats.keys() & _formats('read').keys():
+      if suffix in getattr(formats[name], 'SUFFIXES', ()):
+        format = name
   if format not in formats:
     raise UserError(
       f'{os.fspath(path)}: give format= as one of {", ".join(formats)}; got'
@@ -183,24 +185,17 @@ def _formats(export: str) -> dict[str, types.ModuleType]:
   }
 
 
-def _suffixes(*formats: types.ModuleType) -> list[str]:
-  """Returns those of the files that formats read or write, each once."""
-  found = (s for format in formats for s in getattr(format, 'SUFFIXES', ()))
-  return list(dict.fromkeys(found))
-
-
-def _is_file(path: str) -> bool:
-  """Whether the suffix is that of files which some format reads."""
-  known = _suffixes(*_formats('read').values())
-  return pathlib.PurePath(path).suffix in known
+def _suffixes(export: str = 'read') -> list[str]:
+  """Returns those of the files that formats with `export` have, each once."""
+  found = (getattr(f, 'SUFFIXES', ()) for f in _formats(export).values())
+  return list(dict.fromkeys(itertools.chain.from_iterable(found)))
 
 
 def _reader(path: str | os.PathLike, format: str | None) -> Callable:
   """Returns the function that reads a path."""
   if format is not None:
     return lookup.find(_FORMATS, format, 'read', trusted=True)
-  formats = _formats('matches')
-  for found in formats.values():
+  for found in _formats('matches').values():
     if found.matches(path):
       return found.read
   if os.path.isdir(path):
@@ -209,7 +204,7 @@ def _reader(path: str | os.PathLike, format: str | None) -> Callable:
       f'{os.fspath(path)} should hold one file of weights, such as'
       f' model.safetensors; there are: {names}'
     )
-  suffixes = ', '.join(_suffixes(*formats.values()))
+  suffixes = ', '.join(_suffixes('matches'))
   raise UserError(f'{os.fspath(path)}: expected one of {suffixes}, or format=')
 
 
@@ -239,13 +234,13 @@ def _load_address(url: str, fetching, options) -> Weights:
     if file is None:
       return _load_repository(repository, fetching, options)
   remote = download.Remote(url)
-  if options['format'] or _is_file(remote.file_name):
+  suffixes = _suffixes()
+  if options['format'] or remote.file_name.endswith(tuple(suffixes)):
     return _read(download.fetch([remote], **fetching), **options)
   if url.startswith(('http://', 'https://', 'hf://')):
-    suffixes = ', '.join(_suffixes(*_formats('read').values()))
     raise UserError(
       f'{url} is not the address of a file of weights; expected one that ends'
-      f' in {suffixes}'
+      f' in {", ".join(suffixes)}'
     )
   return _read(url, **options)  # A run in a bucket.
 
@@ -298,13 +293,22 @@ def _check(path, name, weights: Weights, entry: Published, wanted) -> None:
 
 
 def _unknown(text: str) -> UserError:
-  is_path = os.sep in text and not text.startswith(tuple(_families()))
-  close = _close(text, 0.8 if is_path else 0.6)
+  families = sorted({name.partition('-')[0] for name in PUBLISHED})
+  is_path = os.sep in text and not text.startswith(tuple(families))
+  # Case and punctuation do not count.
+  keys = {_letters(name): name for name in reversed(names())}
+  cutoff = 0.8 if is_path else 0.6
+  close = difflib.get_close_matches(_letters(text), keys, cutoff=cutoff)
+  close = [keys[key] for key in close]
   hint = f'; did you mean {" or ".join(close)}?' if close else ''
   hub = f'hf://{text}' if text.count('/') == 1 else 'hf://owner/name'
   hub = f'for a model of the Hugging Face Hub write {hub}'
   if is_path:
-    is_name = text.count('/') == 1 and not _is_file(text) and not hint
+    is_name = (
+      text.count('/') == 1
+      and not text.endswith(tuple(_suffixes()))
+      and not hint
+    )
     hub = f'; {hub}' if is_name else ''
     return UserError(f'there is no file or folder {text}{hint}{hub}')
   tag = ''
@@ -315,22 +319,9 @@ def _unknown(text: str) -> UserError:
   return UserError(
     f'{text!r} is neither an existing path nor the name of published weights'
     f'{hint or "."}{tag} vit_jax.list_models() lists the names, which start'
-    f' with {", ".join(_families())}; {hub}'
+    f' with {", ".join(families)}; {hub}'
   )
-
-
-def _close(text: str, cutoff: float) -> list[str]:
-  """Returns similar names; case and punctuation do not count."""
-  keys: dict[str, str] = {}
-  for name in names():
-    keys.setdefault(_letters(name), name)
-  close = difflib.get_close_matches(_letters(text), keys, n=3, cutoff=cutoff)
-  return [keys[key] for key in close]
 
 
 def _letters(name: str) -> str:
   return re.sub('[^a-z0-9]', '', name.lower())
-
-
-def _families() -> list[str]:
-  return sorted({name.partition('-')[0] for name in PUBLISHED})

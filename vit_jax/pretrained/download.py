@@ -14,7 +14,7 @@ from typing import Any
 from vit_jax import files
 from vit_jax.errors import UserError
 from vit_jax.files import MAX_JSON_BYTES
-from vit_jax.pretrained import intact, transfer
+from vit_jax.pretrained import transfer
 from vit_jax.pretrained.transfer import FailedError
 from vit_jax.printable import printable
 
@@ -198,8 +198,8 @@ def fetch_repository(
     if path is None:
       raise FailedError(f'it has none of {", ".join(_REPOSITORY_WEIGHTS)}')
     if path.name.endswith('.index.json'):
-      for name in _shards(path):
-        get(name)
+      for shard in shards(path):
+        get(shard.name)
   except FailedError as e:
     with contextlib.suppress(OSError):  # It stays if files are in it.
       (directory / inside).rmdir()
@@ -219,6 +219,28 @@ def fetch_repository(
       f' weights_dir or ${FOLDER_VARIABLE}'
     ) from None
   return directory / inside
+
+
+def shards(index: pathlib.Path) -> list[pathlib.Path]:
+  """Returns the files that an index of several names, which are beside it.
+
+  Raises:
+    UserError: no such index, or names that are not of files beside it.
+  """
+  table = files.read_json_object(index).get('weight_map')
+  if not (
+    isinstance(table, dict)
+    and table
+    and all(
+      isinstance(name, str) and pathlib.PurePath(name).name == name
+      for name in table.values()
+    )
+  ):
+    raise UserError(
+      f'{index} must have a weight_map from names of arrays to names of files'
+      ' beside it; if it was downloaded, delete it and try again'
+    )
+  return [index.parent / name for name in sorted(set(table.values()))]
 
 
 def _get(
@@ -250,17 +272,7 @@ def _wrong(path: pathlib.Path, remote: Remote, suffix: str) -> str | None:
       found = hashlib.file_digest(file, algorithm).hexdigest()
     if not found.startswith(expected):
       return f'its {algorithm} is {found[: len(expected)]}, expected {expected}'
-  return intact.problem(path, suffix)
-
-
-def _shards(index: pathlib.Path) -> list[str]:
-  """Returns the names of the files that an index lists."""
-  content = files.read_json(index)
-  table = content.get('weight_map') if isinstance(content, dict) else None
-  names = list(table.values()) if isinstance(table, dict) else []
-  if not names or not all(isinstance(name, str) for name in names):
-    raise FailedError(f'{index.name} lists no files')
-  return sorted(set(names))
+  return transfer.problem(path, suffix)
 
 
 def _late(deadline: float, download_seconds: float) -> str:

@@ -42,11 +42,8 @@ def _is_side(value: Any) -> bool:
 TEXT = Kind('a text', lambda v: isinstance(v, str))
 FLAG = Kind('true or false', lambda v: isinstance(v, bool))
 OBJECT = Kind('a JSON object', lambda v: isinstance(v, Mapping))
-COUNT = Kind(f'an integer of 0 to {MAX_INT}', lambda v: _is_int(v, 0))
 SIZE = Kind(f'an integer of 1 to {MAX_INT}', _is_int)
-NUMBER = Kind('a finite number', _is_number)
 POSITIVE = Kind('a positive number', lambda v: _is_number(v) and v > 0)
-RATE = Kind('a number of 0 to 1', lambda v: _is_number(v) and 0 <= v <= 1)
 PAIR = Kind(
   f'[height, width] of 1 to {MAX_INT}',
   lambda v: _is_list(v, _is_int) and len(v) == 2,
@@ -60,9 +57,6 @@ SIDE_OR_SIDES = Kind(
   f'1 to {MAX_SIDE} pixels, or [height, width]',
   lambda v: _is_side(v) or SIDES.fits(v),
 )
-SIZE_OR_PAIR = Kind(
-  'a positive integer or two', lambda v: _is_int(v) or PAIR.fits(v)
-)
 SIZES = Kind('a list of positive integers', lambda v: _is_list(v, _is_int))
 CHANNELS = Kind(
   'a number, or one per channel',
@@ -74,28 +68,6 @@ POSITIVE_CHANNELS = Kind(
 )
 TEXTS = Kind('a list of texts', lambda v: _is_list(v, TEXT.fits))
 
-# Of a model section; other keys are text, or unknown and refused as such.
-_MODEL = {
-  'patch_size': SIZE_OR_PAIR,
-  **dict.fromkeys(
-    ('width', 'depth', 'mlp_dim', 'num_heads', 'num_classes'), SIZE
-  ),
-  **dict.fromkeys(('name', 'variant', 'stem', 'pooling', 'position'), TEXT),
-  'position_resize': TEXT,
-  **dict.fromkeys(('final_norm', 'activation', 'dtype', 'attention'), TEXT),
-  **dict.fromkeys(('qk_norm', 'qkv_bias', 'scan', 'head_zero_init'), FLAG),
-  **dict.fromkeys(('stochastic_depth_schedule', 'remat'), TEXT),
-  **dict.fromkeys(('weight_init', 'residual_dtype'), TEXT),
-  **dict.fromkeys(('stochastic_depth_rate', 'dropout_rate'), RATE),
-  'attention_dropout_rate': RATE,
-  'num_registers': COUNT,
-  'representation_size': Kind(
-    'true, false or a positive integer', lambda v: FLAG.fits(v) or _is_int(v)
-  ),
-  'layer_scale': POSITIVE,
-  'norm_epsilon': POSITIVE,
-  'head_bias_init': NUMBER,
-}
 _PREPROCESS = {'image_size': SIDES, 'ops': TEXT, 'device_ops': TEXT}
 _SOURCE = {'format': TEXT, 'path': TEXT, 'name': TEXT, 'loss': TEXT}
 _DESCRIPTION = {
@@ -123,11 +95,6 @@ def check(
   ]
   if wrong:
     raise UserError(f'{where} has values that are wrong: ' + '; '.join(wrong))
-
-
-def check_model(section: Mapping[str, Any], where: str) -> None:
-  """Raises UserError for a model section with values of another kind."""
-  check(section, _MODEL, where)
 
 
 def class_names(value: Any, where: str) -> list[str] | None:
@@ -172,5 +139,4 @@ def parse_description(
   check(said, _DESCRIPTION, where)
   check(said.get('preprocess') or {}, _PREPROCESS, f'preprocess in {where}')
   check(said.get('source') or {}, _SOURCE, f'source in {where}')
-  check_model(said.get('model') or {}, f'model in {where}')
   return said

@@ -1,8 +1,15 @@
 """Conversion of parameters between our names and layouts and others'.
 
-Shapes: D width, N heads, K head size, h, w rows and columns of the patches.
+Our position table is of patches only. Other models may have a row for the class
+token, or for every prefix token: reading adds these rows to the tokens, which
+gives the same model, and keeps both in `unmapped`, so that weights that did not
+change are written back bit by bit.
+
+Shapes: h, w rows and columns of the patches, P prefix tokens (class token and
+registers), D width.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -10,10 +17,8 @@ from typing import Any
 import numpy as np
 
 from vit_jax.errors import UserError
-from vit_jax.pretrained import blocks, model_section, tokens
-from vit_jax.pretrained.names._dialect import Dialect
-
-Arrays = dict[str, np.ndarray]
+from vit_jax.pretrained import blocks, model_section
+from vit_jax.pretrained.names._dialect import Arrays, Dialect
 
 
 def read(
@@ -21,7 +26,6 @@ def read(
   dialect: Dialect,
   *,
   known: Mapping[str, Any],
-  num_heads: int | None = None,
   grid: tuple[int, int] | None = None,
   class_names: list[str] | None = None,
   model: Mapping[str, Any] | None = None,
@@ -30,20 +34,21 @@ def read(
 
   `theirs` has names without prefix. With a known `pooling` other than 'token'
   their class token takes part in attention alone, and becomes our first
-  register. `num_heads` is needed for torch's layout, which does not show it,
-  and `grid` where it is not square. The user's `model` wins, see
+  register. `num_heads` must be known for torch's layout, which does not show it;
+  `grid` is needed where it is not square. The user's `model` wins, see
   `model_section.override`.
 
   Raises:
     UserError: names, shapes or values that are not exactly those of the model,
       all of them in one message.
   """
-  tokens.check(theirs, dialect)
+  check_tokens(theirs, dialect)
   pooling = known.get('pooling') or _guess_pooling(theirs, dialect)
-  grid = tokens.find_grid(theirs, dialect, grid)
+  num_heads = known.get('num_heads')
+  grid = _find_grid(theirs, dialect, grid)
   numbers = _block_numbers(theirs, dialect)
   depth = max(numbers, default=-1) + 1
-  named, unmapped = tokens.read(theirs, dialect, grid, pooling)
+  named, unmapped = _read_tokens(theirs, dialect, grid, pooling)
   problems: dict[str, str] = {}
   if absent := sorted(set(range(depth)) - numbers):
     problems['blocks'] = f'blocks {absent} of 0 to {depth - 1} are missing'
@@ -61,7 +66,7 @@ def read(
       problems[name] = f'unexpected: {name} {array.shape}'
     else:
       try:
-        named |= _split(name, array, table[name], dialect, num_heads, pooling)
+        named |= dialect.read(name, array, table[name], num_heads, pooling)
       except (ValueError, IndexError, TypeError) as e:
         problems[name] = f'{name} {theirs[name].shape}: {e}'
   if dialect.stacked:
@@ -106,6 +111,31 @@ def without_unused(
   return theirs, unused
 
 
+def check_tokens(theirs: Mapping[str, np.ndarray], dialect: Dialect) -> None:
+  """Raises UserError if patches, tokens or positions are not such arrays."""
+  token = (3, '(1, tokens, width)')
+  expected = dict.fromkeys(dialect.tokens.values(), token)
+  if dialect.position_rows == 'none' and dialect.layout == 'torch':
+    expected[dialect.position] = (2, '(tokens, width)')
+  is_torch = dialect.layout == 'torch'
+  expected[dialect.anchor] = (4, '(width, channels, rows, columns)')
+  if not is_torch:
+    expected[dialect.anchor] = (4, '(rows, columns, channels, width)')
+  problems = [
+    f'{name} {theirs[name].shape}: expected {shape}'
+    for name, (ndim, shape) in expected.items()
+    if name in theirs and theirs[name].ndim != ndim
+  ]
+  if not problems and dialect.anchor in theirs:
+    width = theirs[dialect.anchor].shape[0 if is_torch else -1]
+    for name in dialect.tokens.values():
+      shape = theirs[name].shape if name in theirs else (1, width)
+      if shape[-1] != width or (len(shape) == 3 and shape[0] != 1):
+        problems.append(f'{name} {shape}: expected 1 x tokens x {width}')
+  if problems:
+    raise UserError('; '.join(problems))
+
+
 def write(
   ours: Mapping[str, np.ndarray],
   dialect: Dialect,
@@ -132,12 +162,7 @@ def write(
   written = set(dialect.tokens)
   for name, parts in dialect.table(depth).items():
     if parts[0] in named:
-      array = named[parts[0]]
-      if dialect.layout == 'torch':
-        array = np.concatenate([_to_torch(n, named[n]) for n in parts])
-      if name == dialect.leaf(dialect.head, 'kernel') and dialect.head_reads:
-        array = _write_head(array, dialect, pooling)
-      theirs[name] = array
+      theirs[name] = dialect.write(name, named, parts, pooling)
       written |= set(parts)
   if homeless := sorted(set(named) - written):
     raise UserError(
@@ -150,7 +175,7 @@ def write(
   if dialect.mask_token:
     zeros = np.zeros((1, theirs[dialect.anchor].shape[0]), np.float32)
     theirs[dialect.mask_token] = kept.get(dialect.mask_token, zeros)
-  return theirs | tokens.write(ours, dialect, kept)
+  return theirs | _write_tokens(ours, dialect, kept)
 
 
 def _section(named, dialect, known, *, labels, reported, model):
@@ -225,76 +250,115 @@ def _guess_pooling(theirs: Mapping[str, np.ndarray], dialect: Dialect) -> str:
   return 'token'
 
 
-def _split(name, array, ours, dialect, num_heads, pooling) -> Arrays:
-  """Returns our arrays of one of theirs; ValueError where it cannot be."""
-  if dialect.layout == 'flax':
-    return {ours[0]: array}
-  if name == dialect.leaf(dialect.head, 'kernel') and dialect.head_reads:
-    array = _read_head(array, dialect, pooling)
-  if len(array) % len(ours):
-    raise ValueError(f'{len(array)} rows are not {len(ours)} equal parts')
-  parts = np.split(array, len(ours))
-  return {
-    name: _from_torch(name, part, num_heads)
-    for name, part in zip(ours, parts, strict=True)
-  }
+def _find_grid(
+  theirs: Mapping[str, np.ndarray],
+  dialect: Dialect,
+  grid: tuple[int, int] | None,
+) -> tuple[int, int] | None:
+  """Returns (h, w) of the position table, or None without a table.
 
+  It is square where `grid` is None.
 
-def _read_head(array, dialect, pooling):
-  reads = dialect.head_reads
-  parts = dict(zip(reads, np.split(array, len(reads), axis=1), strict=True))
-  used = parts.pop(pooling, None)
-  if used is None or any(np.any(part) for part in parts.values()):
+  Raises:
+    UserError: the table does not fit `grid`, or not exactly one square.
+  """
+  if dialect.position not in theirs:
+    return None
+  length = theirs[dialect.position].shape[-2]
+  names = (dialect.class_token, dialect.registers)
+  tokens = sum(theirs[name].shape[-2] for name in names if name in theirs)
+  rows = {'all': {0, tokens}, 'class': {1}, 'none': {0}}
+  rows = rows[dialect.position_rows]
+  found = f'{dialect.position} has {length} rows, which'
+  say = 'set grid=(rows, columns)'
+  if grid is not None:
+    if length - grid[0] * grid[1] not in rows:
+      raise UserError(
+        f'{found} are not those of {grid[0]}x{grid[1]} patches; {say}'
+      )
+    return tuple(grid)
+  patches = {length - row for row in rows if row < length}
+  squares = {n for p in patches if (n := math.isqrt(p)) ** 2 == p}
+  if len(squares) != 1:
     raise UserError(
-      f'{dialect.head} reads {" and ".join(reads)} together, which'
-      ' models/vit.py does not do: set num_classes=None to read the encoder'
-      ' alone'
+      f'{found} could be those of {len(squares)} squares of patches: {say}'
     )
-  return used
+  return (squares.pop(),) * 2
 
 
-def _write_head(array, dialect, pooling):
-  return np.concatenate(
-    [
-      array if read == pooling else np.zeros_like(array)
-      for read in dialect.head_reads
-    ],
-    axis=1,
-  )
+def _read_tokens(
+  theirs: Mapping[str, np.ndarray],
+  dialect: Dialect,
+  grid: tuple[int, int] | None,
+  pooling: str,
+) -> tuple[Arrays, Arrays]:
+  """Returns our class token, registers and positions; what is unmapped."""
+  names = [n for n in (dialect.class_token, dialect.registers) if n in theirs]
+  unmapped = {name: theirs[name] for name in names}
+  params = {}
+  if grid is not None:
+    # [1, L, D] or, as an embedding's weight, [L, D].
+    table = theirs[dialect.position]
+    table = table.reshape(-1, table.shape[-1])
+    split = len(table) - grid[0] * grid[1]
+    unmapped['rows'] = table[:split]
+    params['position_embedding'] = table[split:].reshape(*grid, -1)
+  if names:
+    prefix = _fold(unmapped, names)
+    if pooling == 'token' and dialect.class_token in theirs:
+      params['class_token'], prefix = prefix[:, :1], prefix[:, 1:]
+    if prefix.shape[1]:
+      params['registers'] = prefix
+  return params, unmapped
 
 
-def _from_torch(name: str, array: np.ndarray, num_heads: int) -> np.ndarray:
-  """Returns a torch array in the layout of our `name`, or ValueError."""
-  layer, leaf = name.rpartition('/')[::2]
-  layer = layer.rpartition('/')[2]
-  ndim = {'kernel': 4 if layer == 'patch_embedding' else 2, 'bias': 1}.get(leaf)
-  if ndim is not None and array.ndim != ndim:
-    raise ValueError(f'expected {ndim} dimensions')
-  if leaf == 'bias' and layer in ('query', 'key', 'value'):
-    return array.reshape(num_heads, -1)
-  if leaf != 'kernel':
-    return array
-  if layer == 'patch_embedding':
-    return array.transpose(2, 3, 1, 0)
-  if layer in ('query', 'key', 'value'):
-    return array.reshape(num_heads, -1, array.shape[1]).transpose(2, 0, 1)
-  if layer == 'out':
-    return array.T.reshape(num_heads, -1, array.shape[0])
-  return array.T
+def _write_tokens(
+  ours: Mapping[str, np.ndarray],
+  dialect: Dialect,
+  unmapped: Mapping[str, np.ndarray],
+) -> Arrays:
+  """Returns their tokens and position table: the inverse."""
+  own = [ours[n] for n in ('class_token', 'registers') if n in ours]
+  names = [n for n in (dialect.class_token, dialect.registers) if n in unmapped]
+  rows, theirs = None, {}
+  if own:
+    prefix = np.concatenate(own, axis=1)
+    if names and _is_fold(unmapped, names, prefix):
+      theirs = {name: unmapped[name] for name in names}
+      rows = unmapped.get('rows')
+    else:
+      has_class = 'class_token' in ours or dialect.position_rows == 'class'
+      if has_class:
+        theirs[dialect.class_token] = prefix[:, :1]
+      if prefix.shape[1] > has_class:
+        theirs[dialect.registers] = prefix[:, has_class:]
+  if 'position_embedding' in ours:
+    table = ours['position_embedding']
+    table = table.reshape(-1, table.shape[-1])
+    if rows is None:
+      number = int(dialect.position_rows == 'class')
+      rows = np.zeros((number, table.shape[-1]), table.dtype)
+    table = np.concatenate([rows, table])
+    is_flat = dialect.position_rows == 'none' and dialect.layout == 'torch'
+    theirs[dialect.position] = table if is_flat else table[None]
+  return theirs
 
 
-def _to_torch(name: str, array: np.ndarray) -> np.ndarray:
-  """Returns our array `name` in the layout of torch: the inverse."""
-  layer, leaf = name.rpartition('/')[::2]
-  layer = layer.rpartition('/')[2]
-  if leaf == 'bias' and layer in ('query', 'key', 'value'):
-    return array.reshape(-1)
-  if leaf != 'kernel':
-    return array
-  if layer == 'patch_embedding':
-    return array.transpose(3, 2, 0, 1)
-  if layer in ('query', 'key', 'value'):
-    return array.transpose(1, 2, 0).reshape(-1, array.shape[0])
-  if layer == 'out':
-    return array.reshape(-1, array.shape[-1]).T
-  return array.T
+def _fold(unmapped, names) -> np.ndarray:
+  """Returns the prefix tokens [1, P, D] with their position rows added."""
+  tokens = np.concatenate([unmapped[name] for name in names], axis=1)
+  rows = unmapped.get('rows', ())
+  if len(rows):
+    # In float32 also where both are shorter, as models add them.
+    tokens = tokens.astype(np.float32)
+    tokens[0, : len(rows)] += rows.astype(np.float32)
+  return tokens
+
+
+def _is_fold(unmapped, names, prefix: np.ndarray) -> bool:
+  """Whether the prefix tokens are those that `_fold` made of `unmapped`."""
+  try:
+    folded = _fold(unmapped, names)
+  except (ValueError, IndexError, TypeError):  # They may be from a file.
+    return False
+  return folded.shape == prefix.shape and np.array_equal(folded, prefix)

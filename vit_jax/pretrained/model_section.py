@@ -27,6 +27,18 @@ def names_named(name: str) -> types.ModuleType:
   return importlib.import_module(f'vit_jax.pretrained.names.{name}')
 
 
+def detect(code_base: str, arrays: Mapping[str, Any]) -> tuple | None:
+  """Returns the file of `names/` that knows the names of arrays, and how.
+
+  How is what `detect` of its dialects of a code base ('google' or 'torch')
+  returns; None if no file knows the names.
+  """
+  for names in all_names():
+    if found := getattr(names, code_base).detect(arrays):
+      return names, found
+  return None
+
+
 def names_of(model: Any) -> types.ModuleType | None:
   """Returns the file of `names/` for a model, by its class; None without."""
   return next((n for n in all_names() if isinstance(model, n.Model)), None)

@@ -1,4 +1,4 @@
-"""Download of one file within limits of time.
+"""Download of one file within limits of time, and checks that it is whole.
 
 `http(s)://` and, where no client of Google's cloud is installed, public
 `gs://` files are read with the standard library, `hf://` files through the
@@ -7,29 +7,28 @@ Hub's web addresses, and everything else by epath. Nothing is tried twice.
 
 import contextlib
 import errno
-import http.client
 import os
 import pathlib
-import queue
 import socket
 import ssl
-import threading
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
-from typing import Any, BinaryIO
+import zipfile
+from typing import Any
 
 from etils import epath
 
+from vit_jax import files
 from vit_jax.errors import UserError
 from vit_jax.printable import printable
 
-OPEN_SECONDS = 30  # From the name of the server to the start of its answer.
-READ_SECONDS = 30  # Between two packets.
+ANSWER_SECONDS = 30  # To connect, to start an answer, between two packets.
 _STORAGE = 'https://storage.googleapis.com/'
 _CHUNK_BYTES = 1 << 20
+PICKLES = ('.pth', '.pt', '.bin', '.ckpt', '.tar')  # Of torch.
+_ZIP, _PICKLE = b'PK', b'\x80'
 _TRUE = ('1', 'on', 'yes', 'true')
 
 
@@ -61,9 +60,11 @@ def copy(
   Raises:
     FailedError: no complete answer; also for a full disk.
   """
+  seconds = max(0.01, min(ANSWER_SECONDS, deadline - time.monotonic()))
   try:
-    with _opened(url, deadline) as source, part.open('wb') as target:
-      expected = _content_length(source)
+    with _opened(url, seconds) as source, part.open('wb') as target:
+      length = getattr(source, 'headers', {}).get('Content-Length')
+      expected = None if length is None else int(length)
       read = getattr(source, 'read1', source.read)  # One packet, not a chunk.
       while chunk := read(_CHUNK_BYTES):
         target.write(chunk)
@@ -84,10 +85,53 @@ def copy(
     # From the libraries of whatever service it is; a full disk as well.
     reason = e.reason if isinstance(e, urllib.error.URLError) else e
     text = ' '.join(str(reason).split()) or type(e).__name__
-    raise FailedError(text[:300], offline=_is_offline(reason)) from e
+    if isinstance(reason, TimeoutError):
+      text = f'no answer within {seconds:.3g} s'
+    # Not every timeout: a server may also be slow.
+    offline = isinstance(reason, socket.gaierror | ConnectionRefusedError) or (
+      getattr(reason, 'errno', None) in (errno.ENETUNREACH, errno.EHOSTUNREACH)
+    )
+    raise FailedError(text[:300], offline=offline) from e
   # A connection that is cut looks like the end of the file.
   if expected is not None and received != expected:
     raise FailedError(f'the connection ended after {received} of {expected} B')
+
+
+def problem(path: pathlib.Path, suffix: str) -> str | None:
+  """Returns why a file is not a whole one of its kind, or None.
+
+  A server may answer with a web page (a login, a notice) instead of the file,
+  and a connection that is cut looks like the end of a file of unknown length.
+  Both are seen without reading all of it.
+
+  Args:
+    path: of the file.
+    suffix: that it has or will have: '.npz', '.safetensors', '.pth' and its
+      like, '.json'. Of others only web pages are found.
+  """
+  with path.open('rb') as file:
+    start = file.read(256)
+  if not start:
+    return 'it is empty'
+  if start.lstrip().lower().startswith((b'<!doctype', b'<html')):
+    return f'it is a web page, not a {suffix or "file of weights"}'
+  if suffix == '.npz' and not start.startswith(_ZIP):
+    return f'it is not an .npz: it begins with {start[:8]!r}'
+  if suffix in PICKLES and not start.startswith((_ZIP, _PICKLE)):
+    return f'it is not a {suffix} of torch: it begins with {start[:8]!r}'
+  if suffix in ('.npz', *PICKLES) and start.startswith(_ZIP):
+    # The table of contents is at the end.
+    return None if zipfile.is_zipfile(path) else 'its end is missing'
+  try:
+    if suffix == '.safetensors':
+      files.read_safetensors_header(path)
+    elif suffix == '.json':
+      files.read_json(path)
+  except UserError as e:
+    if suffix == '.json':
+      return str(e).replace(str(path), 'it').partition('; if it was')[0]
+    return 'its end is missing, or its header is not of safetensors'
+  return None
 
 
 def address(url: str) -> str:
@@ -123,44 +167,28 @@ def hub_parts(url: str) -> tuple[str, str | None]:
   return f'{owner}/{repository}', path or None
 
 
-def _is_offline(reason: Any) -> bool:
-  """Returns whether an error says that a server could not be reached."""
-  # Not every timeout: a server may also be slow.
-  return isinstance(reason, socket.gaierror | ConnectionRefusedError) or (
-    isinstance(reason, OSError)
-    and reason.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH)
-  )
-
-
-def _opened(url: str, deadline: float) -> Any:
-  scheme = url.partition('://')[0]
+def _opened(url: str, seconds: float) -> Any:
+  """Returns an open file, whose server has `seconds` for each answer."""
+  scheme, token = url.partition('://')[0], None
   if scheme == 'hf':
     if os.environ.get('HF_HUB_OFFLINE', '').lower() in _TRUE:
       raise FailedError('the variable HF_HUB_OFFLINE is set')
     token = _hub_token()
-    return _within(lambda: _open_http(address(url), token), deadline)
-  if scheme in ('http', 'https'):
-    return _within(lambda: _open_http(url), deadline)
-  return _within(lambda: _open_by_epath(url), deadline)
-
-
-def _open_by_epath(url: str) -> BinaryIO | http.client.HTTPResponse:
-  try:
-    return epath.Path(url).open('rb')
-  except ImportError:  # No client of Google's cloud; what is public needs none.
-    if not url.startswith('gs://'):
-      raise
-    return _open_http(address(url))
-
-
-def _open_http(url: str, token: str | None = None) -> http.client.HTTPResponse:
-  request = urllib.request.Request(url, headers={'User-Agent': 'vit_jax'})
+  elif scheme not in ('http', 'https'):
+    try:
+      return epath.Path(url).open('rb')
+    except ImportError:  # What is public needs no client of Google's cloud.
+      if scheme != 'gs':
+        raise
+  request = urllib.request.Request(
+    address(url), headers={'User-Agent': 'vit_jax'}
+  )
   if token:
     request.add_unredirected_header('Authorization', f'Bearer {token}')
   opener = urllib.request.build_opener(
     _Redirects, urllib.request.HTTPSHandler(context=_ssl_context())
   )
-  return opener.open(request, timeout=READ_SECONDS)
+  return opener.open(request, timeout=seconds)
 
 
 def _ssl_context() -> ssl.SSLContext:
@@ -194,41 +222,3 @@ def _hub_token() -> str | None:
   except ImportError:
     return os.environ.get('HF_TOKEN')
   return huggingface_hub.get_token()
-
-
-def _within(open_it: Callable[[], Any], deadline: float) -> Any:
-  """Returns what `open_it` returns, if that takes less than OPEN_SECONDS.
-
-  A server has several addresses, each with a time limit of its own, and the
-  search for its name has none: this is the limit of all together.
-  """
-  answers: queue.SimpleQueue = queue.SimpleQueue()
-  late = threading.Event()
-
-  def work():
-    try:
-      answer = open_it()
-    except BaseException as e:  # Raised again below.
-      answers.put((None, e))
-      return
-    answers.put((answer, None))
-    if late.is_set():
-      with contextlib.suppress(Exception):
-        answer.close()
-
-  seconds = max(0.0, min(OPEN_SECONDS, deadline - time.monotonic()))
-  threading.Thread(target=work, daemon=True).start()
-  try:
-    answer, error = answers.get(timeout=seconds)
-  except queue.Empty:
-    late.set()
-    raise FailedError(f'no answer within {seconds:.3g} s') from None
-  if error is not None:
-    raise error
-  return answer
-
-
-def _content_length(source: Any) -> int | None:
-  headers = getattr(source, 'headers', None)
-  text = headers.get('Content-Length') if headers is not None else None
-  return int(text) if text is not None else None

@@ -21,7 +21,7 @@ import numpy as np
 
 from vit_jax import files
 from vit_jax.errors import UserError
-from vit_jax.pretrained.formats import _npz
+from vit_jax.pretrained.formats import npz
 from vit_jax.printable import printable
 
 MAX_PICKLE_BYTES = 16 * 2**20  # Without the tensors, which are beside it.
@@ -57,7 +57,7 @@ def read(path: pathlib.Path) -> dict[str, Any]:
       is_zip = file.read(4) == b'PK\x03\x04'  # As torch decides it.
     if is_zip:
       with zipfile.ZipFile(path) as archive:
-        _npz.check_archive(archive, size)
+        npz.check_archive(archive, size)
         check_archive(archive)
     else:  # Not compressed.
       check_legacy(path)

@@ -3,7 +3,7 @@
 import os
 
 from vit_jax.pretrained import model_section
-from vit_jax.pretrained.formats import _state_dict_files
+from vit_jax.pretrained.formats import state_dict
 from vit_jax.pretrained.weights import Weights
 
 
@@ -22,4 +22,4 @@ def write(weights: Weights, path: str | os.PathLike) -> None:
     UserError: transformers has no such model, or it cannot be written.
   """
   names, model = model_section.to_write(weights, 'huggingface')
-  _state_dict_files.write(path, *names.huggingface.write(weights, model))
+  state_dict.write_files(path, *names.huggingface.write(weights, model))

@@ -1,20 +1,33 @@
-"""The .npz files of vision_transformer and big_vision."""
+"""The .npz files of vision_transformer and big_vision.
+
+What they cannot say is in a note in the zip comment, which numpy and the
+readers built on it do not look at.
+"""
 
 import dataclasses
+import json
 import os
 import pathlib
+import zipfile
 from collections.abc import Mapping
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
-from vit_jax import lookup
+from vit_jax import bounded_npz, files, lookup
 from vit_jax.errors import UserError
-from vit_jax.pretrained import mapping, model_section
-from vit_jax.pretrained.formats import _npz
+from vit_jax.pretrained import json_fields, mapping, model_section
 from vit_jax.pretrained.weights import Weights
 
 SUFFIXES = ('.npz',)
+_MARK = b'vit_jax '
+_MAX_COMMENT_BYTES = 65535  # Of a zip comment.
+
+# Trained weights hardly compress at all; zeros do, by up to 1,032 times.
+MAX_RATIO = 20
+SMALL_BYTES = 64 * 2**20
+MAX_BYTES = 128 * 2**30  # A ViT-22B in float32 has 82 GiB.
 
 
 def matches(path: str | os.PathLike) -> bool:
@@ -43,7 +56,7 @@ def read(
     UserError: no readable file, another kind of model, or names and shapes that
       are not exactly those of the model; all of them in one message.
   """
-  arrays, note = _npz.read(path)
+  arrays, note = read_arrays(path)
   try:
     return _weights(os.fspath(path), arrays, note, model, grid)
   except UserError as e:
@@ -84,7 +97,9 @@ def write(
   style, unmapped = google.style_for(weights, dialect, module)
   google.check_writable(module, style, allow_note_only=allow_note_only)
   named, style, computed = google.prepare(weights, module, style)
-  known = google.known(has_positions='position_embedding' in named)
+  known = google.COMPUTED
+  if 'position_embedding' not in named:
+    known = known | google.FIXED
   section = names.section(names.infer(named) | known)
   implied = lookup.build('models', section, 'Model')
   preprocess = google.evaluation(style, named)
@@ -101,14 +116,94 @@ def write(
   arrays = mapping.write(
     named, style.dialect(), pooling=module.pooling, unmapped=unmapped
   )
-  _npz.write(path, arrays, note)
+  write_arrays(path, arrays, note)
+
+
+def read_arrays(
+  path: str | os.PathLike,
+  *,
+  max_ratio: float = MAX_RATIO,
+  max_bytes: int = MAX_BYTES,
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+  """Returns the arrays by name, and the note, which may be empty.
+
+  All arrays together may have `max_bytes` and, over SMALL_BYTES, `max_ratio`
+  times the size of the file.
+
+  numpy does not know bfloat16 and stores it as two bytes of nothing in
+  particular; such arrays become bfloat16 again.
+
+  Raises:
+    UserError: the file cannot be read, holds Python objects, inflates to more
+      than the limits, or is encrypted.
+  """
+  path = pathlib.Path(path).expanduser()
+  size = files.check_regular(path)
+  try:
+    with zipfile.ZipFile(path) as archive:
+      comment = archive.comment
+      members = check_archive(
+        archive, size, max_ratio=max_ratio, max_bytes=max_bytes
+      )
+      arrays = {
+        _array_name(member): bounded_npz.read_array(
+          archive, member, allow_empty=False
+        )
+        for member in members
+      }
+  except bounded_npz.BROKEN as e:
+    raise files.unreadable(path, e, kind='an .npz of arrays') from e
+  # A view needs contiguous memory, which arrays from a file are.
+  arrays = {
+    name: array.view(ml_dtypes.bfloat16) if array.dtype == 'V2' else array
+    for name, array in arrays.items()
+  }
+  note = {}
+  if comment.startswith(_MARK):
+    text = comment.removeprefix(_MARK)
+    note = json_fields.parse_description(text, f'the note in {path}')
+  return arrays, note
+
+
+def check_archive(
+  archive: zipfile.ZipFile,
+  size: int,
+  *,
+  max_ratio: float = MAX_RATIO,
+  max_bytes: int = MAX_BYTES,
+) -> list[zipfile.ZipInfo]:
+  """Returns the members of a zip file, if they can be read within limits.
+
+  Raises:
+    ValueError: they are encrypted, in another compression than zlib's, twice
+      there, or larger than the limits.
+  """
+  members = archive.infolist()
+  bounded_npz.check_members(
+    members,
+    size,
+    max_ratio=max_ratio,
+    max_bytes=max_bytes,
+    small_bytes=SMALL_BYTES,
+  )
+  return members
 
 
 def _weights(path: str, arrays, note, model, grid) -> Weights:
-  names, style = _detect(arrays)
+  detected = model_section.detect('google', arrays)
+  if detected is None:
+    raise UserError(
+      'the file does not hold a Vision Transformer of Google: expected'
+      ' embedding/kernel, perhaps behind params/img/, params/, opt/target/ or'
+      f' img/; it has {len(arrays)} arrays'
+      + (f', such as {sorted(arrays)[:3]}' if arrays else '')
+    )
+  names, style = detected
   google, dialect = names.google, style.dialect()
   theirs, _ = mapping.without_unused(arrays, dialect)
-  known = google.known(has_positions=dialect.position in theirs)
+  known = google.COMPUTED
+  if dialect.position not in theirs:
+    known = known | google.FIXED
   named, section, unmapped = mapping.read(
     theirs,
     dialect,
@@ -137,14 +232,35 @@ def _weights(path: str, arrays, note, model, grid) -> Weights:
   )
 
 
-def _detect(arrays: Mapping[str, np.ndarray]) -> tuple[Any, Any]:
-  """Returns the file of `names/` and the style of names that an .npz has."""
-  for names in model_section.all_names():
-    if style := names.google.detect(arrays):
-      return names, style
-  raise UserError(
-    'the file does not hold a Vision Transformer of Google: expected'
-    ' embedding/kernel, perhaps behind params/img/, params/, opt/target/ or'
-    f' img/; it has {len(arrays)} arrays'
-    + (f', such as {sorted(arrays)[:3]}' if arrays else '')
-  )
+def write_arrays(
+  path: str | os.PathLike,
+  arrays: Mapping[str, np.ndarray],
+  note: Mapping[str, Any],
+) -> None:
+  """Writes arrays and a note that JSON can hold; an empty one is left out.
+
+  Of a note that is too long for a zip comment, `class_names` is left out.
+
+  Raises:
+    UserError: the file cannot be written.
+  """
+  note = {key: value for key, value in note.items() if value}
+  comment = _comment(note)
+  if len(comment) > _MAX_COMMENT_BYTES:
+    comment = _comment({k: v for k, v in note.items() if k != 'class_names'})
+  with files.write_atomically(path) as part:
+    with open(part, 'wb') as file:
+      np.savez(file, **arrays)
+    if comment:
+      with zipfile.ZipFile(part, 'a') as archive:
+        archive.comment = comment
+
+
+def _array_name(member: zipfile.ZipInfo) -> str:
+  if not member.filename.endswith('.npy'):
+    raise ValueError(f'{member.filename!r} in it is not an array')
+  return member.filename.removesuffix('.npy')
+
+
+def _comment(note: Mapping[str, Any]) -> bytes:
+  return _MARK + json.dumps(note).encode() if note else b''

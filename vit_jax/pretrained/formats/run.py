@@ -250,7 +250,6 @@ def _checked_config(meta: Mapping[str, Any], path: str) -> dict[str, Any]:
   config = {**config, **{k: config.get(k) or {} for k in sections}}
   evals = {k: v for k, v in config['evals'].items() if v is not None}
   json_fields.check(evals, dict.fromkeys(evals, json_fields.OBJECT), where)
-  json_fields.check_model(config['model'], f'model in {where}')
   json_fields.check(config['objective'], {'loss': json_fields.TEXT}, where)
   for section in (config['input'], *evals.values()):
     json_fields.check(section, _OPS, where)

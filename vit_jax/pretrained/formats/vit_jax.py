@@ -12,20 +12,25 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import safetensors
 import safetensors.numpy
 
 from vit_jax import files
 from vit_jax.errors import UserError
 from vit_jax.pretrained import json_fields, model_section
-from vit_jax.pretrained.formats import _safetensors
 from vit_jax.pretrained.weights import Weights
 from vit_jax.printable import printable
 
 SUFFIXES = ('.safetensors',)
 _KEY = 'vit_jax'
 _VERSION = 1
-# Before the arrays of `Weights.source`, which are not parameters.
+# Before the arrays that are not parameters: those `unmapped` in the source.
 _ASIDE = 'source:'
+# Types that numpy has, and bfloat16 of ml_dtypes. Files have others, such as
+# F8_E4M3 and F4, which are scaled in ways that no header says.
+_DTYPES = frozenset(
+  'BOOL U8 I8 U16 I16 U32 I32 U64 I64 F16 BF16 F32 F64'.split()
+)
 
 
 def matches(path: str | os.PathLike) -> bool:
@@ -54,7 +59,7 @@ def read(
       exactly the parameters of its model.
   """
   path = _file(path)
-  _, metadata = files.read_safetensors_header(path)
+  arrays, metadata = read_safetensors(path)
   if _KEY not in metadata:
     raise UserError(f'{path} was not written by vit_jax')
   said = json_fields.parse_description(
@@ -67,11 +72,40 @@ def read(
       f'{path} is of version {said["version"]} of the format, and this vit_jax'
       f' knows those up to {_VERSION}: update it'
     )
-  arrays, _ = _safetensors.read(path)
   try:
     return _weights(said, arrays, model)
   except UserError as e:
     raise UserError(f'{path}: {e}') from e
+
+
+def read_safetensors(
+  path: str | os.PathLike,
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+  """Returns arrays by name, and the metadata.
+
+  Raises:
+    UserError: no such file, a broken one, or types that numpy does not have.
+  """
+  path = os.path.expanduser(path)
+  entries, metadata = files.read_safetensors_header(path)
+  problems = []
+  for name, (dtype, shape) in entries.items():
+    label = f'{printable(name, max_length=80)} {tuple(shape)}'
+    if dtype not in _DTYPES:
+      problems.append(f'{label} is {dtype}')
+    elif 0 in shape:
+      problems.append(f'{label} is empty')
+  if problems:
+    more = f'; and {len(problems) - 3} more' if len(problems) > 3 else ''
+    raise UserError(
+      f'cannot use the arrays in {printable(path)}:'
+      f' {"; ".join(problems[:3])}{more}. Write the file again with float32,'
+      ' bfloat16 or float16'
+    )
+  try:
+    return safetensors.numpy.load_file(path), metadata
+  except (OSError, MemoryError, safetensors.SafetensorError) as e:
+    raise files.unreadable(path, e) from e
 
 
 def write(weights: Weights, path: str | os.PathLike) -> None:
@@ -83,19 +117,24 @@ def write(weights: Weights, path: str | os.PathLike) -> None:
   Raises:
     UserError: the file cannot be written.
   """
-  aside: dict[str, np.ndarray] = {}
+  arrays, source = dict(weights.params), dict(weights.source)
+  if unmapped := dict(source.get('unmapped') or {}):
+    for name, x in unmapped.items():
+      if isinstance(x, np.ndarray):
+        unmapped[name] = f'{_ASIDE}{name}'
+        arrays[unmapped[name]] = x
+    source['unmapped'] = unmapped
   said = dict(
     version=_VERSION,
     model=weights.model,
     preprocess=weights.preprocess,
     class_names=weights.class_names,
-    source=_without_arrays(dict(weights.source), aside),
+    source=source,
   )
-  named = dict(weights.params)
-  arrays = {name: np.ascontiguousarray(x) for name, x in named.items()}
+  arrays = {name: np.ascontiguousarray(x) for name, x in arrays.items()}
   with files.write_atomically(path) as part:
     safetensors.numpy.save_file(
-      arrays | aside, part, metadata={_KEY: json.dumps(said)}
+      arrays, part, metadata={_KEY: json.dumps(said)}
     )
 
 
@@ -109,7 +148,12 @@ def _weights(said, arrays, model) -> Weights:
   named, section = model_section.override(named, said['model'], model)
   trusted = model_section.trusted_keys(model)
   model_section.check(named, section, trusted='model' in trusted)
-  preprocess = said['preprocess']
+  preprocess, source = said['preprocess'], said['source']
+  if isinstance(unmapped := source.get('unmapped'), Mapping):
+    source['unmapped'] = {
+      name: arrays.get(x, x) if isinstance(x, str) else x
+      for name, x in unmapped.items()
+    }
   if preprocess.get('image_size'):
     preprocess['image_size'] = tuple(preprocess['image_size'])
   return Weights(
@@ -117,46 +161,6 @@ def _weights(said, arrays, model) -> Weights:
     model=section,
     preprocess=preprocess,
     class_names=said.get('class_names'),
-    source=_renamed(_with_arrays(said['source'], arrays)),
+    source=source,
     trusted=trusted,
   )
-
-
-def _renamed(source: dict[str, Any]) -> dict[str, Any]:
-  """Returns the source with `unmapped` where an older file has other keys."""
-  if 'aside' in source:
-    source['unmapped'] = source.pop('aside')
-  row = source.pop('class_position', None)
-  if getattr(row, 'ndim', 0) == 3 and isinstance(source['dialect'], Mapping):
-    prefix = source['dialect'].get('prefix', '')
-    token = source.pop('class_token', None)
-    source['unmapped'] = {f'{prefix}cls': token, 'rows': row[0]}
-  return source
-
-
-def _without_arrays(value: Any, aside: dict[str, np.ndarray]) -> Any:
-  """Returns `value` for JSON; its arrays go into `aside` and leave a name."""
-  if isinstance(value, Mapping):
-    return {key: _without_arrays(v, aside) for key, v in value.items()}
-  if isinstance(value, list | tuple):
-    return [_without_arrays(v, aside) for v in value]
-  if isinstance(value, np.ndarray):
-    name = f'{_ASIDE}{len(aside)}'
-    aside[name] = np.ascontiguousarray(value)
-    return name
-  return value
-
-
-def _with_arrays(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
-  if isinstance(value, dict):
-    return {key: _with_arrays(v, arrays) for key, v in value.items()}
-  if isinstance(value, list):
-    return [_with_arrays(v, arrays) for v in value]
-  if isinstance(value, str) and value.startswith(_ASIDE):
-    if value not in arrays:
-      raise UserError(
-        f'the source of these weights names an array {printable(value)} that is'
-        ' not in the file; write the file again'
-      )
-    return arrays[value]
-  return value

@@ -1,8 +1,13 @@
-"""Tables of a code base's names for the parameters of a model, with ours."""
+"""A code base's names for the parameters of a model, with ours, and layouts."""
 
 import dataclasses
 from collections.abc import Mapping
 
+import numpy as np
+
+from vit_jax.errors import UserError
+
+Arrays = dict[str, np.ndarray]
 Names = str | tuple[str, ...]
 
 
@@ -95,6 +100,86 @@ class Dialect:
       for i in range(depth if '*' in theirs else 1)
     }
 
+  def read(
+    self,
+    name: str,
+    array: np.ndarray,
+    ours: tuple[str, ...],
+    num_heads: int | None,
+    pooling: str,
+  ) -> Arrays:
+    """Returns our arrays of one of theirs; ValueError where it cannot be."""
+    if self.layout == 'flax':
+      return {ours[0]: array}
+    if name == self.leaf(self.head, 'kernel') and self.head_reads:
+      reads = self.head_reads
+      parts = dict(zip(reads, np.split(array, len(reads), axis=1), strict=True))
+      array = parts.pop(pooling, None)
+      if array is None or any(np.any(part) for part in parts.values()):
+        raise UserError(
+          f'{self.head} reads {" and ".join(reads)} together, which'
+          ' models/vit.py does not do: set num_classes=None to read the encoder'
+          ' alone'
+        )
+    if len(array) % len(ours):
+      raise ValueError(f'{len(array)} rows are not {len(ours)} equal parts')
+    return {
+      part: _from_torch(part, rows, num_heads)
+      for part, rows in zip(ours, np.split(array, len(ours)), strict=True)
+    }
+
+  def write(
+    self, name: str, named: Arrays, ours: tuple[str, ...], pooling: str
+  ) -> np.ndarray:
+    """Returns one of their arrays, made of ours: the inverse of `read`."""
+    if self.layout == 'flax':
+      return named[ours[0]]
+    array = np.concatenate([_to_torch(part, named[part]) for part in ours])
+    if name != self.leaf(self.head, 'kernel') or not self.head_reads:
+      return array
+    parts = [
+      array if read == pooling else np.zeros_like(array)
+      for read in self.head_reads
+    ]
+    return np.concatenate(parts, axis=1)
+
 
 def _tuple(names: Names) -> tuple[str, ...]:
   return (names,) if isinstance(names, str) else names
+
+
+def _from_torch(name: str, array: np.ndarray, num_heads: int) -> np.ndarray:
+  """Returns a torch array in the layout of our `name`, or ValueError."""
+  layer, leaf = name.rpartition('/')[::2]
+  layer = layer.rpartition('/')[2]
+  ndim = {'kernel': 4 if layer == 'patch_embedding' else 2, 'bias': 1}.get(leaf)
+  if ndim is not None and array.ndim != ndim:
+    raise ValueError(f'expected {ndim} dimensions')
+  if leaf == 'bias' and layer in ('query', 'key', 'value'):
+    return array.reshape(num_heads, -1)
+  if leaf != 'kernel':
+    return array
+  if layer == 'patch_embedding':
+    return array.transpose(2, 3, 1, 0)
+  if layer in ('query', 'key', 'value'):
+    return array.reshape(num_heads, -1, array.shape[1]).transpose(2, 0, 1)
+  if layer == 'out':
+    return array.T.reshape(num_heads, -1, array.shape[0])
+  return array.T
+
+
+def _to_torch(name: str, array: np.ndarray) -> np.ndarray:
+  """Returns our array `name` in the layout of torch: the inverse."""
+  layer, leaf = name.rpartition('/')[::2]
+  layer = layer.rpartition('/')[2]
+  if leaf == 'bias' and layer in ('query', 'key', 'value'):
+    return array.reshape(-1)
+  if leaf != 'kernel':
+    return array
+  if layer == 'patch_embedding':
+    return array.transpose(3, 2, 0, 1)
+  if layer in ('query', 'key', 'value'):
+    return array.transpose(1, 2, 0).reshape(-1, array.shape[0])
+  if layer == 'out':
+    return array.reshape(-1, array.shape[-1]).T
+  return array.T

@@ -27,6 +27,7 @@ POSITIONS = (
 )
 # What both code bases compute: flax's defaults.
 COMPUTED = {'activation': 'gelu_tanh', 'norm_epsilon': 1e-6}
+FIXED = {'position': 'sincos2d'}  # Without a table of positions.
 _IMAGE_SIZE = (224, 224)  # Of models without a position table.
 # Numbers of attention, second norm and MLP.
 _NUMBERS = {'pre_linen': (1, 2, 3), 'linen': (0, 1, 0)}
@@ -59,13 +60,16 @@ class Style:
     """Whether the image tower of a contrastive model is read."""
     return self.prefix.endswith('img/')
 
-  @property
-  def is_big_vision(self) -> bool:
-    """Whether big_vision wrote the file, rather than vision_transformer."""
-    return self.position == POSITIONS[-1] or self.is_contrastive
-
   def dialect(self) -> Dialect:
-    """Returns the names of all that a ViT can have."""
+    """Returns the names of all that a ViT can have.
+
+    State of the training may be beside them, and beside an image tower the text
+    tower and the scalars of a contrastive model.
+    """
+    other = rf'(?!{re.escape(self.prefix)})' if self.prefix else ''
+    unused = (rf'{other}(opt|states?|chrono|extra)/.*',)
+    if self.is_contrastive:
+      unused += (rf'{other}(params/)?(txt/.*|t|b)',)
     block, our_block = 'encoderblock_*', 'block_*'
     if self.stacked:
       block, our_block = 'encoderblock', 'blocks'
@@ -89,20 +93,8 @@ class Style:
       head=f'{self.prefix}head',
       layout='flax',
       stacked=self.stacked,
-      unused=self._unused(),
+      unused=unused,
     )
-
-  def _unused(self) -> tuple[str, ...]:
-    """Returns what may be beside the weights.
-
-    State of the training, and beside an image tower the text tower and the
-    scalars of a contrastive model.
-    """
-    other = rf'(?!{re.escape(self.prefix)})' if self.prefix else ''
-    patterns = (rf'{other}(opt|states?|chrono|extra)/.*',)
-    if self.is_contrastive:
-      patterns += (rf'{other}(params/)?(txt/.*|t|b)',)
-    return patterns
 
 
 STYLES = {
@@ -155,34 +147,6 @@ def detect(names: Iterable[str]) -> Style | None:
   )
 
 
-def known(*, has_positions: bool) -> dict[str, Any]:
-  """Returns the fields of a ViT that Google's code computes with."""
-  return COMPUTED if has_positions else COMPUTED | {'position': 'sincos2d'}
-
-
-def style_of(fields: Any) -> Style:
-  """Returns the style with these attributes, which may be from a file.
-
-  Raises:
-    UserError: no such style.
-  """
-  kinds = {f.name: type(f.default) for f in dataclasses.fields(Style)}
-  fits = isinstance(fields, Mapping) and all(
-    type(value) is kinds.get(key) for key, value in fields.items()
-  )
-  style = Style(**fields) if fits else None
-  if (
-    style is None
-    or style.numbering not in _NUMBERS
-    or style.position not in POSITIONS
-  ):
-    raise UserError(
-      'the source of these weights names no dialect of Google; say which format'
-      ' to write, google_npz or big_vision_npz'
-    )
-  return style
-
-
 def check_writable(
   model: vit.ViT, style: Style, *, allow_note_only: bool = False
 ) -> None:
@@ -227,11 +191,11 @@ def style_for(
   Without a dialect it is that in which they were read, or else that of timm.
 
   Raises:
-    UserError: no such dialect.
+    UserError: no such dialect, or none in the source of the weights.
   """
   source = weights.source
   if dialect is None and source.get('format') == 'google_npz':
-    return style_of(source.get('dialect')), source.get('unmapped')
+    return _checked_style(source.get('dialect')), source.get('unmapped')
   if dialect is None:
     dialect = 'big_vision' if model.pooling == 'map' else 'pre_linen'
   if dialect not in STYLES:
@@ -239,6 +203,21 @@ def style_for(
       f'unknown dialect {dialect!r}; there are {", ".join(STYLES)}'
     )
   return STYLES[dialect], None
+
+
+def _checked_style(fields: Any) -> Style:
+  """Returns the style with these attributes, which may be from a file."""
+  kinds = {f.name: type(f.default) for f in dataclasses.fields(Style)}
+  if isinstance(fields, Mapping) and all(
+    type(value) is kinds.get(key) for key, value in fields.items()
+  ):
+    style = Style(**fields)
+    if style.numbering in _NUMBERS and style.position in POSITIONS:
+      return style
+  raise UserError(
+    'the source of these weights names no dialect of Google; say which format'
+    ' to write, google_npz or big_vision_npz'
+  )
 
 
 def prepare(
@@ -255,8 +234,7 @@ def prepare(
   fields = (*model.FIELDS['computes'], *model.FIELDS['structure'])
   computed = {key: getattr(model, key) for key in fields}
   if 'position_embedding' not in named:
-    fixed = known(has_positions=False)['position']
-    if (model.position, style.position) != (fixed, POSITIONS[-1]):
+    if {'position': model.position} != FIXED or style.position != POSITIONS[-1]:
       named['position_embedding'] = fixed_table(
         model.position,
         weights.preprocess.get('image_size'),
@@ -271,7 +249,8 @@ def evaluation(style: Style, named: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
   Of big_vision, contrastive models are evaluated as SigLIP.
   """
-  family = 'big_vision' if style.is_big_vision else 'vision_transformer'
+  is_old = style.position != POSITIONS[-1]
+  family = 'vision_transformer' if is_old else 'big_vision'
   family = 'siglip' if style.is_contrastive else family
   size = model_section.image_size(named) or _IMAGE_SIZE
   channels = model_section.num_channels(named)

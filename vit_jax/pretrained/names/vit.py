@@ -1,11 +1,12 @@
 """ViT: fields, sizes and shapes of the model that parameters belong to.
 
 Its names in the dialects of others are in `_vit_google.py` and `_vit_torch.py`,
-their configs in `_vit_timm.py` and `_vit_huggingface.py`, what else shows in
-their files in `_vit_facts.py`. A file of this folder exports what this one
-does; it is chosen by the class of a model, `Model`.
+their configs in `_vit_timm.py` and `_vit_huggingface.py`. A file of this folder
+exports what this one does; it is chosen by the class of a model, `Model`.
 """
 
+import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,13 +18,15 @@ from vit_jax import trees
 from vit_jax.errors import UserError
 from vit_jax.models import vit
 from vit_jax.pretrained import model_section
+from vit_jax.pretrained.evaluation import Facts
+from vit_jax.pretrained.formats.state_dict import Stored
 from vit_jax.pretrained.names import (
-  _vit_facts as facts,  # noqa: F401
   _vit_google as google,  # noqa: F401
-  _vit_huggingface as huggingface,  # noqa: F401
-  _vit_timm as timm,  # noqa: F401
-  _vit_torch as torch,  # noqa: F401
+  _vit_huggingface as huggingface,
+  _vit_timm as timm,
+  _vit_torch as torch,
 )
+from vit_jax.pretrained.names._dialect import Dialect
 
 Model = vit.ViT
 # Without these, `infer` does not know the sizes.
@@ -35,6 +38,13 @@ NEEDED = (
 # Shapes of a model of larger sizes are not computed, unless an array has them.
 _MAX_TRIED = 2**16
 _SIZES = tuple(vit.VARIANTS['B'])
+# Arguments that only the training scripts of these code bases have, and how
+# those resize positions: DINO and iBOT; DeiT and its descendants; MAE.
+_ARGUMENTS = {
+  'local_crops_number': 'dino',
+  'distillation_type': 'torch',
+  'blr': 'torch',
+}
 
 
 def infer(named: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -111,15 +121,15 @@ def section(fields: Mapping[str, Any]) -> dict[str, Any]:
   fields = dict(fields)
   section = {'name': fields.pop('name', 'vit')}
   patch = fields['patch_size']
-  height, width = patch = (patch, patch) if isinstance(patch, int) else patch
+  sides = patch if isinstance(patch, list | tuple) else (patch, patch)
+  if len(sides) == 2 and sides[0] == sides[1]:
+    fields['patch_size'] = sides[0]
   sizes = {key: fields[key] for key in _SIZES}
   variant = next((k for k, v in vit.VARIANTS.items() if v == sizes), None)
-  if variant and height == width:
-    section['variant'] = f'{variant}/{height}'
+  if variant and isinstance(fields['patch_size'], int):
+    section['variant'] = f'{variant}/{fields["patch_size"]}'
     for key in (*_SIZES, 'patch_size'):
       del fields[key]
-  else:
-    fields['patch_size'] = height if height == width else patch
   return section | fields
 
 
@@ -174,3 +184,92 @@ def expected(
     for i in range(model.depth):
       out[f'{folder}/block_{i:02d}/{rest}'] = leaf.shape[1:]
   return out, lines
+
+
+def facts(
+  stored: Stored,
+  dialect: Dialect,
+  theirs: Mapping[str, np.ndarray],
+  unused: list[str],
+  model: Mapping[str, Any],
+) -> Facts:
+  """Returns what the configs say or, without one, what the dialect implies.
+
+  The number of heads, which no array of torch's shows, is among the fields.
+
+  Args:
+    stored: of a file.
+    dialect: of its names.
+    theirs: the arrays of the model, by names without prefix.
+    unused: names in the file that are not part of the encoder.
+    model: fields that the user gave.
+
+  Raises:
+    UserError: a model that models/vit.py is not, or whose number of heads is
+      unknown, and neither a variant nor heads of 64 channels fit.
+  """
+  name = dialect.name
+  if 'architecture' in stored.config:
+    found = timm.read(stored.config)
+  elif stored.config:
+    found = huggingface.read(stored.config, stored.preprocessor)
+  elif name.startswith('huggingface'):
+    kind = {'huggingface_siglip': 'siglip_vision_model'}
+    kind = kind.get(name, name.removeprefix('huggingface_'))
+    found = Facts(model=huggingface.DEFAULTS[kind])
+  else:
+    # All of Meta's models take images as torchvision normalizes them.
+    known = name in ('deit3', 'dinov2') or unused or _script(stored)
+    preprocess = dict(device_ops="normalize('imagenet')") if known else {}
+    found = Facts(model=timm.DEFAULTS, preprocess=preprocess)
+  heads = model.get('num_heads') or found.model.get('num_heads')
+  heads = heads or _num_heads(theirs, dialect, str(model.get('variant')))
+  return dataclasses.replace(found, model=found.model | {'num_heads': heads})
+
+
+def resize_method(
+  stored: Stored, dialect: Dialect, unused: list[str], *, registers: bool
+) -> str:
+  """Returns how the code base of the weights resizes positions.
+
+  DINO, MAE and DeiT have timm's names and methods of their own. Their content
+  shows in DINO's heads, MAE's decoder, or the arguments of their training
+  scripts; with none of these (as in their published encoders), or with a config
+  of timm, the method is timm's.
+  """
+  if 'dinov2' in dialect.name and registers:
+    return 'timm'  # Antialiased, and without DINO's offset.
+  if dialect.name == 'dinov2':
+    return 'dino'
+  if dialect.name != 'timm':
+    return 'torch'
+  if 'architecture' in stored.config:
+    return 'timm'
+  for pattern, method in (
+    (torch.DINO_HEAD, 'dino'),
+    (torch.MAE_DECODER, 'torch'),
+  ):
+    if any(re.fullmatch(pattern, name) for name in unused):
+      return method
+  return _ARGUMENTS.get(_script(stored), 'timm')
+
+
+def _script(stored: Stored) -> str | None:
+  """Returns the first of `_ARGUMENTS` that the training script had."""
+  return next((name for name in _ARGUMENTS if name in stored.arguments), None)
+
+
+def _num_heads(theirs, dialect: Dialect, variant: str) -> int:
+  width = theirs[dialect.anchor].shape[0]
+  names = {ours[0]: name for name, ours in dialect.table(1).items()}
+  up = theirs.get(names['encoder/block_00/mlp/up/kernel'], 0)
+  for name, sizes in vit.VARIANTS.items():
+    same = (sizes['width'], sizes['mlp_dim']) == (width, *np.shape(up)[:1])
+    if same or name == variant.partition('/')[0]:
+      return sizes['num_heads']
+  if width % 64:
+    raise UserError(
+      f'the number of heads of this model of width {width} is not known: set '
+      "model={'num_heads': ...}"
+    )
+  return width // 64

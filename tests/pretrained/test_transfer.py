@@ -2,7 +2,7 @@
 
 import pytest
 
-from vit_jax.pretrained import intact
+from vit_jax.pretrained import transfer
 
 
 @pytest.fixture
@@ -11,7 +11,7 @@ def problem(tmp_path):
 
   def of(content, suffix):
     (tmp_path / 'x.part').write_bytes(content)
-    return intact.problem(tmp_path / 'x.part', suffix)
+    return transfer.problem(tmp_path / 'x.part', suffix)
 
   return of
 
@@ -49,8 +49,8 @@ def test_every_cut_of_a_file_is_found(problem, npz, tensors):
   [
     (b'\x89PNG', '.npz', 'it is not an .npz: it begins with'),
     (b'\x89PNG', '.pth', 'it is not a .pth of torch'),
-    (b'PK\x03\x04' + bytes(99), '.safetensors', 'it has no header'),
-    (b'\xff' * 8 + b'{', '.safetensors', 'it has no header'),
+    (b'PK\x03\x04' + bytes(99), '.safetensors', 'its header is not of'),
+    (b'\xff' * 8 + b'{', '.safetensors', 'its header is not of'),
     (b'[' * 100_000, '.json', 'nested'),
     (b'{"a": ', '.json', 'it is not valid JSON'),
   ],
