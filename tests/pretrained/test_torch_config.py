@@ -14,7 +14,7 @@ from vit_jax.pretrained import (
   evaluation as evaluation_lib,
   presets,
 )
-from vit_jax.pretrained.formats import state_dict
+from vit_jax.pretrained.formats import state_dict, timm as timm_format
 from vit_jax.pretrained.names import (
   _vit_huggingface as huggingface,
   _vit_timm,
@@ -255,7 +255,7 @@ def test_models_that_a_config_speaks_of_and_ours_is_not_are_named():
   'crop, large', [(224, 248), (224, 256), (32, 32), (518, 592), (378, 384)]
 )
 def test_timms_crop_share_gives_the_size_back(crop, large):
-  share = _vit_timm._share(crop, large)
+  share = timm_format._share(crop, large)
   assert int(crop / share) == large
   assert len(str(share)) <= 6
 

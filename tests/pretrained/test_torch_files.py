@@ -4,6 +4,7 @@ The names of each code base are spelled out here once more.
 """
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -200,6 +201,14 @@ def bits(arrays):
   return {k: (a.dtype.name, a.shape, a.tobytes()) for k, a in arrays.items()}
 
 
+# Rows of position tables go into tokens, and no mask token is kept.
+TOKENS = re.compile(r'.*(token.?|pos_embed|embeddings)')
+
+
+def but_tokens(arrays):
+  return bits({k: a for k, a in arrays.items() if not TOKENS.fullmatch(k)})
+
+
 @pytest.mark.parametrize('kind', FILES)
 def test_a_round_trip_is_exact_name_by_name(kind, tmp_path):
   arrays, dialect = FILES[kind]
@@ -209,13 +218,14 @@ def test_a_round_trip_is_exact_name_by_name(kind, tmp_path):
     trees.flatten(weights.params),
     DIALECTS[dialect],
     pooling=weights.model.get('pooling', 'token'),
-    unmapped=weights.source['unmapped'],
   )
   first = ('vit.', 'dinov2.', 'dinov2_with_registers.', 'vision_model.')
   prefix = next((p for p in first if p in next(iter(arrays))), '')
-  assert bits(back) == bits(
-    {name.removeprefix(prefix): array for name, array in arrays.items()}
-  )
+  arrays = {name.removeprefix(prefix): x for name, x in arrays.items()}
+  assert but_tokens(back) == but_tokens(arrays)
+  again = read(tmp_path, back)
+  assert again.source['dialect'] == dialect
+  assert bits(again.params) == bits(weights.params)
 
 
 @pytest.mark.parametrize(
@@ -247,7 +257,8 @@ def test_what_is_written_is_what_was_read(kind, format, tmp_path):
   weights = read(tmp_path, arrays, model=model)
   catalog.save(weights, tmp_path / 'out', format=format)
   again = safetensors.numpy.load_file(tmp_path / 'out/model.safetensors')
-  assert bits(again) == bits(arrays)
+  assert but_tokens(again) == but_tokens(arrays)
+  assert bits(state_dict.read(tmp_path / 'out').params) == bits(weights.params)
 
 
 @pytest.mark.parametrize('format', ['timm', 'huggingface'])

@@ -136,8 +136,14 @@ def _fill(
           f'{found[name].shape} in the weights, {below[name].shape} in the'
           ' model'
         )
-  _refuse(problems, where, weights)
-  on_log(f'{into}: {len(new)} arrays from {_describe(weights)}')
+  source = weights.source.get('path', 'the weights')
+  if problems:
+    raise UserError(
+      f'{where}: {source} and the model do not have the same parameters:'
+      + ''.join(f'\n  {name}: {text}' for name, text in problems.items())
+      + _skip_hint(problems)
+    )
+  on_log(f'{into}: {len(new)} arrays from {source}')
   return trees.map_named(
     lambda name, leaf: _place(new[name], leaf) if name in new else leaf, tree
   )
@@ -149,12 +155,10 @@ def _selected(names: Iterable[str], take, skip, where: str) -> list[str]:
   names, problems = list(names), []
   matches = {}
   for pattern in (*take, *skip):
-    try:
-      regex = re.compile(pattern)
-    except re.error as e:
-      problems.append(f'{pattern!r} is not a regular expression: {e}')
+    if problem := trees.regex_problem(pattern):
+      problems.append(problem)
       continue
-    matches[pattern] = {name for name in names if regex.fullmatch(name)}
+    matches[pattern] = {n for n in names if re.fullmatch(pattern, n)}
     if not matches[pattern]:
       problems.append(
         f'{pattern!r} matches no name of the model or the weights'
@@ -263,24 +267,13 @@ def _check_meaning(ours, theirs, may_differ, into, where, on_log) -> None:
     )
 
 
-def _refuse(problems: dict[str, str], where: str, weights: Weights) -> None:
-  if not problems:
-    return
-  hint = ''
-  folders = {name.split('/')[0] for name in problems}
-  if not folders & {'encoder', 'patch_embedding'}:
-    names = [name if name in problems else f'{name}/.*' for name in folders]
-    hint = (
-      '\nTo leave them at their initial values, or out of the model, add'
-      f' skip={sorted(names)}'
-    )
-  raise UserError(
-    f'{where}: {_describe(weights)} and the model do not have the same'
-    ' parameters:\n  '
-    + '\n  '.join(f'{name}: {text}' for name, text in problems.items())
-    + hint
+def _skip_hint(names: Iterable[str]) -> str:
+  """Returns how to leave parameters out, unless they are the model's body."""
+  folders = {name.split('/')[0] for name in names}
+  if folders & {'encoder', 'patch_embedding'}:
+    return ''
+  patterns = sorted(x if x in names else f'{x}/.*' for x in folders)
+  return (
+    '\nTo leave them at their initial values, or out of the model, add'
+    f' skip={patterns}'
   )
-
-
-def _describe(weights: Weights) -> str:
-  return str(weights.source.get('path', 'the weights'))

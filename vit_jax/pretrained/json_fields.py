@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from vit_jax import files
@@ -21,7 +21,7 @@ class Kind:
   fits: Callable[[Any], bool]
 
 
-def _is_int(value: Any, low: int = 1, high: int = MAX_INT) -> bool:
+def is_int(value: Any, low: int = 1, high: int = MAX_INT) -> bool:
   return type(value) is int and low <= value <= high
 
 
@@ -31,42 +31,42 @@ def _is_number(value: Any) -> bool:
   return type(value) is float and math.isfinite(value)
 
 
-def _is_list(value: Any, fits: Callable[[Any], bool]) -> bool:
-  return isinstance(value, list | tuple) and all(map(fits, value))
+def list_of(
+  fits: Callable[[Any], bool], length: int | None = None
+) -> Callable[[Any], bool]:
+  """Returns the test whether a value is a list of such items."""
+  return lambda v: (
+    isinstance(v, list | tuple)
+    and length in (None, len(v))
+    and all(map(fits, v))
+  )
 
 
 def _is_side(value: Any) -> bool:
-  return _is_int(value, 1, MAX_SIDE)
+  return is_int(value, 1, MAX_SIDE)
 
 
 TEXT = Kind('a text', lambda v: isinstance(v, str))
 FLAG = Kind('true or false', lambda v: isinstance(v, bool))
 OBJECT = Kind('a JSON object', lambda v: isinstance(v, Mapping))
-SIZE = Kind(f'an integer of 1 to {MAX_INT}', _is_int)
+SIZE = Kind(f'an integer of 1 to {MAX_INT}', is_int)
 POSITIVE = Kind('a positive number', lambda v: _is_number(v) and v > 0)
-PAIR = Kind(
-  f'[height, width] of 1 to {MAX_INT}',
-  lambda v: _is_list(v, _is_int) and len(v) == 2,
-)
+PAIR = Kind(f'[height, width] of 1 to {MAX_INT}', list_of(is_int, 2))
 SIDE = Kind(f'1 to {MAX_SIDE} pixels', _is_side)
-SIDES = Kind(
-  f'[height, width] of 1 to {MAX_SIDE} pixels',
-  lambda v: _is_list(v, _is_side) and len(v) == 2,
-)
+SIDES = Kind(f'[height, width] of 1 to {MAX_SIDE} pixels', list_of(_is_side, 2))
 SIDE_OR_SIDES = Kind(
   f'1 to {MAX_SIDE} pixels, or [height, width]',
   lambda v: _is_side(v) or SIDES.fits(v),
 )
-SIZES = Kind('a list of positive integers', lambda v: _is_list(v, _is_int))
 CHANNELS = Kind(
   'a number, or one per channel',
-  lambda v: _is_number(v) or (_is_list(v, _is_number) and len(v) > 0),
+  lambda v: _is_number(v) or (bool(v) and list_of(_is_number)(v)),
 )
 POSITIVE_CHANNELS = Kind(
   'a positive number, or one per channel',
-  lambda v: POSITIVE.fits(v) or (_is_list(v, POSITIVE.fits) and len(v) > 0),
+  lambda v: POSITIVE.fits(v) or (bool(v) and list_of(POSITIVE.fits)(v)),
 )
-TEXTS = Kind('a list of texts', lambda v: _is_list(v, TEXT.fits))
+TEXTS = Kind('a list of texts', list_of(TEXT.fits))
 
 _PREPROCESS = {'image_size': SIDES, 'ops': TEXT, 'device_ops': TEXT}
 _SOURCE = {'format': TEXT, 'path': TEXT, 'name': TEXT, 'loss': TEXT}
@@ -95,6 +95,33 @@ def check(
   ]
   if wrong:
     raise UserError(f'{where} has values that are wrong: ' + '; '.join(wrong))
+
+
+def rename(
+  values: Mapping[str, Any], names: Mapping[str, str]
+) -> dict[str, Any]:
+  """Returns the values that are there, by their other names in `names`."""
+  return {
+    ours: values[theirs]
+    for theirs, ours in names.items()
+    if values.get(theirs) is not None
+  }
+
+
+def choose(value: Any, choices: Mapping[Any, Any], what: str) -> Any:
+  """Returns `choices[value]`, or raises UserError that names the choices."""
+  if value not in choices:
+    raise UserError(f'{what}={value!r}: models/vit.py has {list(choices)}')
+  return choices[value]
+
+
+def statistics(evaluation: Any, channels: int) -> dict[str, list[float]]:
+  """Returns 'mean' and 'std' of an `Evaluation`, if known, for each channel."""
+  found = rename(vars(evaluation), {'mean': 'mean', 'std': 'std'})
+  return {
+    key: list(x) if isinstance(x, Sequence) else [x] * channels
+    for key, x in found.items()
+  }
 
 
 def class_names(value: Any, where: str) -> list[str] | None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from vit_jax import lookup
 from vit_jax.errors import UserError
-from vit_jax.pretrained.weights import Weights, build_model, check_model_name
+from vit_jax.pretrained.weights import Weights, build_model
 from vit_jax.printable import printable
 
 _FOLDER = 'pretrained/names'
@@ -145,7 +145,6 @@ def problems(
       outside this package and is not trusted.
   """
   labels = labels or {}
-  check_model_name(section, trusted=trusted)
   try:
     model = lookup.build('models', section, 'Model', trusted=trusted)
     names = names_of(model)

@@ -51,16 +51,9 @@ def read(path: pathlib.Path) -> dict[str, Any]:
       f'{path} is a pickle of torch, which is not installed: pip install torch,'
       ' or get the weights as .safetensors'
     ) from e
-  size = files.check_regular(path)
+  files.check_regular(path)
   try:
-    with open(path, 'rb') as file:
-      is_zip = file.read(4) == b'PK\x03\x04'  # As torch decides it.
-    if is_zip:
-      with zipfile.ZipFile(path) as archive:
-        npz.check_archive(archive, size)
-        check_archive(archive)
-    else:  # Not compressed.
-      check_legacy(path)
+    check(path)
     # Training scripts put their arguments beside the weights.
     with torch.serialization.safe_globals([argparse.Namespace]):
       content = torch.load(path, map_location='cpu', weights_only=True)
@@ -103,41 +96,38 @@ def to_numpy(tensor: Any, where: str) -> np.ndarray:
     ) from e
 
 
-def check_archive(
-  archive: zipfile.ZipFile,
-  *,
-  max_bytes: int = MAX_PICKLE_BYTES,
-  max_objects: int = MAX_OBJECTS,
-) -> None:
-  """Raises ValueError for pickles in a zip of torch that are large or broken.
-
-  Args:
-    archive: the open file.
-    max_bytes: of a pickle.
-    max_objects: that it may build, each counted wherever it occurs.
-  """
-  for member in archive.infolist():
-    # torch ignores the case.
-    if member.filename.lower().endswith('data.pkl'):
-      if member.file_size > max_bytes:
-        raise ValueError(
-          f'its pickle has {member.file_size:,} bytes, and the limit is'
-          f' max_bytes={max_bytes:,}'
-        )
-      _check(io.BytesIO(archive.read(member)), max_objects)
-
-
-def check_legacy(
+def check(
   path: str | os.PathLike,
   *,
   max_bytes: int = MAX_PICKLE_BYTES,
   max_objects: int = MAX_OBJECTS,
 ) -> None:
-  """Does the same for a file of torch that begins with pickles."""
+  """Raises ValueError for a file of torch with large or broken pickles.
+
+  Args:
+    path: of a zip, or of a file that begins with pickles.
+    max_bytes: of a pickle.
+    max_objects: that it may build, each counted wherever it occurs.
+  """
   with open(path, 'rb') as file:
-    pickles = io.BytesIO(file.read(max_bytes))
-  for _ in range(_NUM_LEGACY):
-    _check(pickles, max_objects)
+    start = file.read(max_bytes)
+  if not start.startswith(b'PK\x03\x04'):  # As torch decides it.
+    pickles = io.BytesIO(start)
+    for _ in range(_NUM_LEGACY):
+      _walk(pickles, max_objects)
+    return
+  with zipfile.ZipFile(path) as archive:
+    npz.check_members(archive, os.path.getsize(path))
+    for member in archive.infolist():
+      # torch ignores the case.
+      if not member.filename.lower().endswith('data.pkl'):
+        continue
+      if member.file_size > max_bytes:
+        raise ValueError(
+          f'its pickle has {member.file_size:,} bytes, and the limit is'
+          f' max_bytes={max_bytes:,}'
+        )
+      _walk(io.BytesIO(archive.read(member)), max_objects)
 
 
 def _refused(path: pathlib.Path, e: Exception) -> UserError:
@@ -160,13 +150,14 @@ def _refused(path: pathlib.Path, e: Exception) -> UserError:
   )
 
 
-def _check(pickle: io.BytesIO, max_objects: int) -> None:
+def _walk(pickle: io.BytesIO, max_objects: int) -> None:
   """Walks one pickle with a stack of sizes: lists of one number.
 
   They are lists for the reason that what was put into the memo may grow later.
   """
   stack: list[list[int]] = []
   memo: dict[int, list[int]] = {}
+  largest = 0
   for i, (opcode, argument, _) in enumerate(pickletools.genops(pickle)):
     if opcode.name in _PUT:
       memo[argument] = stack[-1]
@@ -184,10 +175,12 @@ def _check(pickle: io.BytesIO, max_objects: int) -> None:
         stack.append(taken[0])
       else:
         stack += [[size] for _ in opcode.stack_after]
-      if size > max_objects:
-        raise _too_many(max_objects)
-    if i > max_objects:
-      raise _too_many(max_objects)
+      largest = max(largest, size)
+    if max(i, largest) > max_objects:
+      raise ValueError(
+        'its pickle holds more objects, with those that occur repeatedly, than'
+        f' max_objects={max_objects:,}'
+      )
 
 
 def _take(stack, opcode: pickletools.OpcodeInfo) -> list[list[int]]:
@@ -204,10 +197,3 @@ def _take(stack, opcode: pickletools.OpcodeInfo) -> list[list[int]]:
   taken = stack[start:] + taken
   del stack[start:]
   return taken
-
-
-def _too_many(max_objects: int) -> ValueError:
-  return ValueError(
-    'its pickle holds more objects, with those that occur repeatedly, than'
-    f' max_objects={max_objects:,}'
-  )

@@ -94,7 +94,7 @@ def write(
   """
   names, module = model_section.to_write(weights, "Google's .npz")
   google = names.google
-  style, unmapped = google.style_for(weights, dialect, module)
+  style = google.style_for(weights, dialect, module)
   google.check_writable(module, style, allow_note_only=allow_note_only)
   named, style, computed = google.prepare(weights, module, style)
   known = google.COMPUTED
@@ -113,9 +113,7 @@ def write(
   if 'position_embedding' in named:
     rows, columns, _ = named['position_embedding'].shape
     note['grid'] = None if rows == columns else (rows, columns)
-  arrays = mapping.write(
-    named, style.dialect(), pooling=module.pooling, unmapped=unmapped
-  )
+  arrays = mapping.write(named, style.dialect(), pooling=module.pooling)
   write_arrays(path, arrays, note)
 
 
@@ -138,26 +136,22 @@ def read_arrays(
       than the limits, or is encrypted.
   """
   path = pathlib.Path(path).expanduser()
-  size = files.check_regular(path)
+  size, arrays = files.check_regular(path), {}
   try:
     with zipfile.ZipFile(path) as archive:
       comment = archive.comment
-      members = check_archive(
+      members = check_members(
         archive, size, max_ratio=max_ratio, max_bytes=max_bytes
       )
-      arrays = {
-        _array_name(member): bounded_npz.read_array(
-          archive, member, allow_empty=False
-        )
-        for member in members
-      }
+      for member in members:
+        if not member.filename.endswith('.npy'):
+          raise ValueError(f'{member.filename!r} in it is not an array')
+        array = bounded_npz.read_array(archive, member, allow_empty=False)
+        # A view needs contiguous memory, which arrays from a file are.
+        array = array.view(ml_dtypes.bfloat16) if array.dtype == 'V2' else array
+        arrays[member.filename.removesuffix('.npy')] = array
   except bounded_npz.BROKEN as e:
     raise files.unreadable(path, e, kind='an .npz of arrays') from e
-  # A view needs contiguous memory, which arrays from a file are.
-  arrays = {
-    name: array.view(ml_dtypes.bfloat16) if array.dtype == 'V2' else array
-    for name, array in arrays.items()
-  }
   note = {}
   if comment.startswith(_MARK):
     text = comment.removeprefix(_MARK)
@@ -165,27 +159,13 @@ def read_arrays(
   return arrays, note
 
 
-def check_archive(
-  archive: zipfile.ZipFile,
-  size: int,
-  *,
-  max_ratio: float = MAX_RATIO,
-  max_bytes: int = MAX_BYTES,
+def check_members(
+  archive: zipfile.ZipFile, size: int, **limits
 ) -> list[zipfile.ZipInfo]:
-  """Returns the members of a zip file, if they can be read within limits.
-
-  Raises:
-    ValueError: they are encrypted, in another compression than zlib's, twice
-      there, or larger than the limits.
-  """
+  """Returns the members of a zip file, if `bounded_npz` lets them be read."""
+  limits = dict(max_ratio=MAX_RATIO, max_bytes=MAX_BYTES) | limits
   members = archive.infolist()
-  bounded_npz.check_members(
-    members,
-    size,
-    max_ratio=max_ratio,
-    max_bytes=max_bytes,
-    small_bytes=SMALL_BYTES,
-  )
+  bounded_npz.check_members(members, size, small_bytes=SMALL_BYTES, **limits)
   return members
 
 
@@ -204,16 +184,17 @@ def _weights(path: str, arrays, note, model, grid) -> Weights:
   known = google.COMPUTED
   if dialect.position not in theirs:
     known = known | google.FIXED
-  named, section, unmapped = mapping.read(
+  named, section = mapping.read(
     theirs,
     dialect,
     known=known | (note.get('model') or {}),
     grid=grid or note.get('grid'),
     model=model,
   )
-  style = dataclasses.replace(
-    style, class_row=len(unmapped.get('rows', ())) > 0
-  )
+  if 'position_embedding' in named:
+    rows, columns = named['position_embedding'].shape[:2]
+    length = theirs[dialect.position].shape[-2]
+    style = dataclasses.replace(style, class_row=length > rows * columns)
   preprocess = google.evaluation(style, named)
   preprocess |= note.get('preprocess') or {}
   return Weights(
@@ -226,7 +207,6 @@ def _weights(path: str, arrays, note, model, grid) -> Weights:
       path=path,
       resize='google',
       dialect=dataclasses.asdict(style),
-      unmapped=unmapped,
     ),
     trusted=model_section.trusted_keys(model),
   )
@@ -245,22 +225,13 @@ def write_arrays(
     UserError: the file cannot be written.
   """
   note = {key: value for key, value in note.items() if value}
-  comment = _comment(note)
+  comment = _MARK + json.dumps(note).encode()
   if len(comment) > _MAX_COMMENT_BYTES:
-    comment = _comment({k: v for k, v in note.items() if k != 'class_names'})
+    del note['class_names']
+    comment = _MARK + json.dumps(note).encode()
   with files.write_atomically(path) as part:
     with open(part, 'wb') as file:
       np.savez(file, **arrays)
-    if comment:
+    if note:
       with zipfile.ZipFile(part, 'a') as archive:
         archive.comment = comment
-
-
-def _array_name(member: zipfile.ZipInfo) -> str:
-  if not member.filename.endswith('.npy'):
-    raise ValueError(f'{member.filename!r} in it is not an array')
-  return member.filename.removesuffix('.npy')
-
-
-def _comment(note: Mapping[str, Any]) -> bytes:
-  return _MARK + json.dumps(note).encode() if note else b''

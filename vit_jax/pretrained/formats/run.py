@@ -73,9 +73,11 @@ def read(
   """
   directory, only = _checkpoints(path)
   step = only if step is None else step
-  order, metric = _order(directory, step)
+  metas = _metas(directory)
+  order, metric = _order(directory, metas, step)
   if ema is None:
-    ema = _kept_average(directory, order)
+    readable = [metas[s]['leaves'] for s in order if s in metas]
+    ema = any(n.startswith('ema_params/') for n in next(iter(readable), ()))
   params, meta = reader.load_params(directory, order, ema=ema, on_log=on_log)
   statistics = [x for x in meta['leaves'] if x.startswith(_STATISTICS)]
   if statistics:
@@ -169,11 +171,10 @@ def _checkpoints(path: str | os.PathLike) -> tuple[epath.Path, int | None]:
   """Returns what `_find` does, or raises UserError."""
   if found := _find(path):
     return found
+  lacks = 'is not a run and has no checkpoints'
   if _has_begun(path):
-    raise UserError(
-      f'{os.fspath(path)} has no checkpoint yet; wait until the run saves one'
-    )
-  raise UserError(f'{os.fspath(path)} is not a run and has no checkpoints')
+    lacks = 'has no checkpoint yet; wait until the run saves one'
+  raise UserError(f'{os.fspath(path)} {lacks}')
 
 
 def _has_begun(path: str | os.PathLike) -> bool:
@@ -181,31 +182,37 @@ def _has_begun(path: str | os.PathLike) -> bool:
   return (checkpoint_format.absolute(path) / 'metrics.jsonl').exists()
 
 
+def _metas(directory: epath.Path) -> dict[int, dict[str, Any]]:
+  """Returns the metadata of checkpoints by step, the newest first."""
+  metas = {}
+  for step in checkpoint_format.steps(directory):
+    # What is damaged is named where the weights are read.
+    with contextlib.suppress(checkpoint_format.DamagedError):
+      metas[step] = checkpoint_format.read_meta(directory, step)
+  return metas
+
+
 def _order(
-  directory: epath.Path, step: int | str | None
+  directory: epath.Path, metas: Mapping[int, Any], step: int | str | None
 ) -> tuple[list[int], str | None]:
   """Returns steps in order of preference, and the metric that decided it."""
-  newest_first = checkpoint_format.steps(directory)
   if isinstance(step, int):
     return [step], None
   if step not in (None, 'best', 'newest'):
     raise UserError(
       f"step={step!r}: expected the number of a step, 'best' or 'newest'"
     )
+  newest_first = checkpoint_format.steps(directory)
   if step == 'newest':
     return newest_first, None
-  metas = []
-  for candidate in newest_first:
-    # What is damaged is named where the weights are read.
-    with contextlib.suppress(checkpoint_format.DamagedError):
-      metas.append(checkpoint_format.read_meta(directory, candidate))
-  section = metas[0]['config'].get('checkpoint') if metas else None
+  config = next(iter(metas.values()))['config'] if metas else {}
+  section = config.get('checkpoint')
   section = section if isinstance(section, Mapping) else {}
   metric = section.get('keep_best')
   sign = -1 if section.get('keep_best_mode') == 'min' else 1
   values = {}
   if isinstance(metric, str):
-    values = {m['step']: m['metrics'].get(metric, math.nan) for m in metas}
+    values = {s: m['metrics'].get(metric, math.nan) for s, m in metas.items()}
     values = {s: sign * x for s, x in values.items() if math.isfinite(x)}
   if not values:
     if step == 'best':
@@ -230,17 +237,6 @@ def _parts(named: Mapping[str, Any], section: Mapping[str, Any]) -> list[str]:
   ]
 
 
-def _kept_average(directory: epath.Path, order: Sequence[int]) -> bool:
-  there = checkpoint_format.steps(directory)
-  for candidate in [s for s in order if s in there]:
-    try:
-      leaves = checkpoint_format.read_meta(directory, candidate)['leaves']
-    except checkpoint_format.DamagedError:
-      continue  # load_params, which is next, names it.
-    return any(name.startswith('ema_params/') for name in leaves)
-  return False
-
-
 def _checked_config(meta: Mapping[str, Any], path: str) -> dict[str, Any]:
   """Returns the config of a run, with the sections that are read here."""
   where = f'the config in the checkpoint of {path}'
@@ -259,21 +255,16 @@ def _checked_config(meta: Mapping[str, Any], path: str) -> dict[str, Any]:
 def _preprocess(
   config: Mapping[str, Any],
   named: Mapping[str, Any],
-  evaluation: str | None = None,
-  on_log: Callable[[str], Any] = print,
+  evaluation: str | None,
+  on_log: Callable[[str], Any],
 ) -> dict[str, Any]:
   """Returns how images are prepared for the weights, see `Weights`."""
-  ops = device_ops_language.of_evaluation(
-    config['input'].get('device_ops') or ''
-  )
-  preprocess = {'device_ops': ops}
+  ops = config['input'].get('device_ops') or ''
+  preprocess = {'device_ops': device_ops_language.of_evaluation(ops)}
   if size := model_section.image_size(named):
     preprocess['image_size'] = size
-  evals = {
-    name: section
-    for name, section in (config.get('evals') or {}).items()
-    if section.get('ops') is not None
-  }
+  evals = config['evals'].items()
+  evals = {k: v for k, v in evals if v.get('ops') is not None}
   if evaluation is not None and evaluation not in evals:
     raise UserError(
       f'evaluation={evaluation!r}: the evaluations of the run that prepare '

@@ -192,7 +192,7 @@ def _weights(stored, path, model, grid) -> Weights:
   if grid is None and facts.image_size is not None:
     patch = theirs[dialect.anchor].shape[2:]
     grid = tuple(n // p for n, p in zip(facts.image_size, patch, strict=True))
-  named, section, unmapped = mapping.read(
+  named, section = mapping.read(
     theirs,
     dialect,
     known=facts.model,
@@ -215,7 +215,6 @@ def _weights(stored, path, model, grid) -> Weights:
         stored, dialect, unused, registers='registers' in named
       ),
       unused=unused,
-      unmapped=unmapped,
     ),
     trusted=model_section.trusted_keys(model),
   )

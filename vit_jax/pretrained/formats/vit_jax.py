@@ -24,7 +24,7 @@ from vit_jax.printable import printable
 SUFFIXES = ('.safetensors',)
 _KEY = 'vit_jax'
 _VERSION = 1
-# Before the arrays that are not parameters: those `unmapped` in the source.
+# Before arrays of older files that are not parameters.
 _ASIDE = 'source:'
 # Types that numpy has, and bfloat16 of ml_dtypes. Files have others, such as
 # F8_E4M3 and F4, which are scaled in ways that no header says.
@@ -111,31 +111,21 @@ def read_safetensors(
 def write(weights: Weights, path: str | os.PathLike) -> None:
   """Writes weights with all that is known about them.
 
-  Where they are from is written too, so that they can later be written as they
-  were in their first format. Exact: arrays keep their bits and dtypes.
+  Where they are from is written too. Arrays keep their bits and dtypes.
 
   Raises:
     UserError: the file cannot be written.
   """
-  arrays, source = dict(weights.params), dict(weights.source)
-  if unmapped := dict(source.get('unmapped') or {}):
-    for name, x in unmapped.items():
-      if isinstance(x, np.ndarray):
-        unmapped[name] = f'{_ASIDE}{name}'
-        arrays[unmapped[name]] = x
-    source['unmapped'] = unmapped
   said = dict(
     version=_VERSION,
     model=weights.model,
     preprocess=weights.preprocess,
     class_names=weights.class_names,
-    source=source,
+    source=dict(weights.source),
   )
-  arrays = {name: np.ascontiguousarray(x) for name, x in arrays.items()}
+  arrays = {k: np.ascontiguousarray(x) for k, x in weights.params.items()}
   with files.write_atomically(path) as part:
-    safetensors.numpy.save_file(
-      arrays, part, metadata={_KEY: json.dumps(said)}
-    )
+    safetensors.numpy.save_file(arrays, part, metadata={_KEY: json.dumps(said)})
 
 
 def _file(path: str | os.PathLike) -> pathlib.Path:
@@ -148,12 +138,7 @@ def _weights(said, arrays, model) -> Weights:
   named, section = model_section.override(named, said['model'], model)
   trusted = model_section.trusted_keys(model)
   model_section.check(named, section, trusted='model' in trusted)
-  preprocess, source = said['preprocess'], said['source']
-  if isinstance(unmapped := source.get('unmapped'), Mapping):
-    source['unmapped'] = {
-      name: arrays.get(x, x) if isinstance(x, str) else x
-      for name, x in unmapped.items()
-    }
+  preprocess = said['preprocess']
   if preprocess.get('image_size'):
     preprocess['image_size'] = tuple(preprocess['image_size'])
   return Weights(
@@ -161,6 +146,6 @@ def _weights(said, arrays, model) -> Weights:
     model=section,
     preprocess=preprocess,
     class_names=said.get('class_names'),
-    source=source,
+    source=said['source'],
     trusted=trusted,
   )

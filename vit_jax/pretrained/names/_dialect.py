@@ -35,7 +35,7 @@ class Dialect:
     zeros: arrays that they have and we do not, so that they must be zero, and
       the array that they are as long as.
     mask_token: the array for masked patches of training, where their model has
-      one in any case.
+      one in any case; zeros are written.
     unused: regexes for whole names of arrays that are not part of the model.
     model: the file of `names/` that the dialect belongs to.
   """

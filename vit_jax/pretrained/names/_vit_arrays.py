@@ -6,8 +6,7 @@ import numpy as np
 
 from vit_jax.errors import UserError
 from vit_jax.models import _position, vit
-from vit_jax.pretrained import mapping, model_section
-from vit_jax.pretrained.names._dialect import Dialect
+from vit_jax.pretrained import model_section
 from vit_jax.pretrained.weights import Weights
 
 Arrays = dict[str, np.ndarray]
@@ -41,15 +40,6 @@ def for_torch(
       "the size of images is unknown: set preprocess['image_size']"
     )
   return named, tuple(size)
-
-
-def to_dialect(
-  weights: Weights, model: vit.ViT, named: Arrays, dialect: Dialect
-) -> Arrays:
-  """Returns the state dict of our arrays in a dialect, without prefix."""
-  same = weights.source.get('dialect') == dialect.name
-  unmapped = weights.source.get('unmapped') if same else None
-  return mapping.write(named, dialect, pooling=model.pooling, unmapped=unmapped)
 
 
 def fixed_table(

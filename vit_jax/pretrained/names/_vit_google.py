@@ -183,10 +183,8 @@ def check_writable(
     )
 
 
-def style_for(
-  weights: Weights, dialect: str | None, model: vit.ViT
-) -> tuple[Style, Any]:
-  """Returns the style to write, and what was unmapped when it was read.
+def style_for(weights: Weights, dialect: str | None, model: vit.ViT) -> Style:
+  """Returns the style to write.
 
   Without a dialect it is that in which they were read, or else that of timm.
 
@@ -195,14 +193,14 @@ def style_for(
   """
   source = weights.source
   if dialect is None and source.get('format') == 'google_npz':
-    return _checked_style(source.get('dialect')), source.get('unmapped')
+    return _checked_style(source.get('dialect'))
   if dialect is None:
     dialect = 'big_vision' if model.pooling == 'map' else 'pre_linen'
   if dialect not in STYLES:
     raise UserError(
       f'unknown dialect {dialect!r}; there are {", ".join(STYLES)}'
     )
-  return STYLES[dialect], None
+  return STYLES[dialect]
 
 
 def _checked_style(fields: Any) -> Style:

@@ -11,8 +11,9 @@ import numpy as np
 
 from vit_jax.errors import UserError
 from vit_jax.models import vit
-from vit_jax.pretrained import evaluation, json_fields, preprocessor_config
-from vit_jax.pretrained.evaluation import Facts
+from vit_jax.pretrained import json_fields, mapping
+from vit_jax.pretrained.evaluation import Facts, pair
+from vit_jax.pretrained.formats import huggingface
 from vit_jax.pretrained.names import _vit_arrays, _vit_torch
 from vit_jax.pretrained.names._dialect import Dialect
 from vit_jax.pretrained.weights import Weights
@@ -22,6 +23,20 @@ ACTIVATIONS = {
   'gelu_pytorch_tanh': 'gelu_tanh',
   'gelu_new': 'gelu_tanh',
   'quick_gelu': 'gelu_quick',
+}
+_FIELDS = {
+  'hidden_size': 'width',
+  'num_hidden_layers': 'depth',
+  'num_attention_heads': 'num_heads',
+  'intermediate_size': 'mlp_dim',
+  'layer_norm_eps': 'norm_epsilon',
+  'layerscale_value': 'layer_scale',
+}
+_ARCHITECTURES = {
+  'vit': 'ViT',
+  'dinov2': 'Dinov2',
+  'dinov2_with_registers': 'Dinov2WithRegisters',
+  'siglip_vision_model': 'SiglipVision',
 }
 # What transformers assumes where a config says nothing.
 DEFAULTS = {
@@ -53,49 +68,33 @@ def read(
   Raises:
     UserError: a model that models/vit.py is not.
   """
-  names = _class_names(config.get('id2label'))
   json_fields.check(config, _CONFIG, 'config.json')
+  names = json_fields.class_names(
+    config.get('id2label'), 'id2label in config.json'
+  )
+  if names == [f'LABEL_{i}' for i in range(len(names or ()))]:
+    names = None
   kind = config.get('model_type')
   if kind == 'siglip':
     config, kind = config.get('vision_config') or {}, 'siglip_vision_model'
     json_fields.check(config, _CONFIG, 'vision_config in config.json')
-  if kind not in DEFAULTS:
-    raise UserError(
-      f'model_type={kind!r}: models/vit.py can read {list(DEFAULTS)}'
-    )
+  model = json_fields.choose(kind, DEFAULTS, 'model_type')
+  model = model | json_fields.rename(config, _FIELDS)
   if config.get('use_swiglu_ffn'):
     raise UserError('use_swiglu_ffn: models/vit.py has no gated MLP')
-  if (config.get('pooler_act') or 'tanh') != 'tanh':
-    raise UserError(
-      f'pooler_act={config["pooler_act"]!r}: models/vit.py has tanh'
+  json_fields.choose(
+    config.get('pooler_act') or 'tanh', {'tanh': 'tanh'}, 'pooler_act'
+  )
+  if (activation := config.get('hidden_act')) is not None:
+    model['activation'] = json_fields.choose(
+      activation, ACTIVATIONS, 'hidden_act'
     )
-  model = DEFAULTS[kind] | {
-    ours: config[theirs]
-    for theirs, ours in (
-      ('hidden_size', 'width'),
-      ('num_hidden_layers', 'depth'),
-      ('num_attention_heads', 'num_heads'),
-      ('intermediate_size', 'mlp_dim'),
-      ('layer_norm_eps', 'norm_epsilon'),
-      ('layerscale_value', 'layer_scale'),
-    )
-    if config.get(theirs) is not None
-  }
-  activation = config.get('hidden_act')
-  if activation is not None:
-    if activation not in ACTIVATIONS:
-      raise UserError(
-        f'hidden_act={activation!r}: models/vit.py has {list(ACTIVATIONS)}'
-      )
-    model['activation'] = ACTIVATIONS[activation]
   size = config.get('image_size')
   return Facts(
     model=model,
-    image_size=None if size is None else evaluation.pair(size),
-    preprocess=evaluation.to_ops(
-      preprocessor_config.read(
-        preprocessor or {}, channels=config.get('num_channels') or 3
-      )
+    image_size=None if size is None else pair(size),
+    preprocess=huggingface.read_preprocessor(
+      preprocessor or {}, channels=config.get('num_channels') or 3
     ),
     class_names=names,
   )
@@ -117,13 +116,11 @@ def write(
   )
   dialect, kind = _choose(model)
   channels = named['patch_embedding/kernel'].shape[2]
-  theirs = _vit_arrays.to_dialect(
-    weights, model, _complete(named, kind), dialect
-  )
+  theirs = mapping.write(_complete(named, kind), dialect, pooling=model.pooling)
   config = _config(model, kind, channels, image_size, weights.class_names)
   configs = dict(config=config)
   if {'ops', 'device_ops'} <= weights.preprocess.keys():
-    configs['preprocessor_config'] = preprocessor_config.write(
+    configs['preprocessor_config'] = huggingface.write_preprocessor(
       weights.preprocess, channels, image_size
     )
   prefix = f'{kind}.' if model.num_classes else ''
@@ -198,18 +195,16 @@ def _config(
     )
   activations = {ours: name for name, ours in reversed(ACTIVATIONS.items())}
   config = dict(
+    {k: getattr(model, ours) for k, ours in _FIELDS.items()},
     model_type=kind,
-    hidden_size=model.width,
-    num_hidden_layers=model.depth,
-    num_attention_heads=model.num_heads,
     hidden_act=activations[model.activation],
-    layer_norm_eps=model.norm_epsilon,
     image_size=_square(image_size),
     patch_size=_square(model.patch_size),
     num_channels=channels,
     torch_dtype='float32',
   )
   if kind.startswith('dinov2'):
+    del config['intermediate_size']
     config |= dict(
       mlp_ratio=model.mlp_dim / model.width,
       qkv_bias=model.qkv_bias,
@@ -219,7 +214,7 @@ def _config(
       registers = model.num_registers - (model.pooling == 'mean')
       config['num_register_tokens'] = registers
   else:
-    config['intermediate_size'] = model.mlp_dim
+    del config['layerscale_value']
   if kind == 'vit':
     config['qkv_bias'] = model.qkv_bias
     if model.representation_size:
@@ -229,29 +224,17 @@ def _config(
     config['vision_use_head'] = model.pooling == 'map'
     if model.num_classes:
       config = dict(model_type='siglip', vision_config=config, text_config={})
-  config['architectures'] = [_architecture(kind, bool(model.num_classes))]
+  name = _ARCHITECTURES[kind] + 'Model'
+  if model.num_classes:
+    name = name.replace('VisionModel', 'Model').replace(
+      'Model', 'ForImageClassification'
+    )
+  config['architectures'] = [name]
   if model.num_classes:
     names = class_names or [f'LABEL_{i}' for i in range(model.num_classes)]
     config['id2label'] = {str(i): name for i, name in enumerate(names)}
     config['label2id'] = {name: i for i, name in enumerate(names)}
   return config
-
-
-def _architecture(kind: str, has_head: bool) -> str:
-  names = {
-    'vit': 'ViT',
-    'dinov2': 'Dinov2',
-    'dinov2_with_registers': 'Dinov2WithRegisters',
-    'siglip_vision_model': 'Siglip' if has_head else 'SiglipVision',
-  }
-  return names[kind] + ('ForImageClassification' if has_head else 'Model')
-
-
-def _class_names(id2label: Any) -> list[str] | None:
-  names = json_fields.class_names(id2label, 'id2label in config.json')
-  if names == [f'LABEL_{i}' for i in range(len(names or ()))]:
-    return None
-  return names
 
 
 def _square(size: tuple[int, int]) -> int | list[int]:

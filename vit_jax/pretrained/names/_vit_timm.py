@@ -15,8 +15,9 @@ import numpy as np
 
 from vit_jax.errors import UserError
 from vit_jax.models import vit
-from vit_jax.pretrained import evaluation as evaluation_lib, json_fields
-from vit_jax.pretrained.evaluation import Evaluation, Facts
+from vit_jax.pretrained import json_fields, mapping
+from vit_jax.pretrained.evaluation import Facts, pair
+from vit_jax.pretrained.formats import timm
 from vit_jax.pretrained.names import _vit_arrays, _vit_torch
 from vit_jax.pretrained.weights import Weights
 
@@ -38,20 +39,11 @@ _CONFIG = {
   **dict.fromkeys(('architecture', 'global_pool'), json_fields.TEXT),
   **dict.fromkeys(('pretrained_cfg', 'model_args'), json_fields.OBJECT),
 }
-_EVALUATION = {
-  **dict.fromkeys(('global_pool', 'crop_mode'), json_fields.TEXT),
-  'interpolation': json_fields.TEXT,
-  'input_size': json_fields.Kind(
-    '[channels, height, width]',
-    lambda v: (
-      json_fields.SIZES.fits(v)
-      and len(v) == 3
-      and json_fields.SIDES.fits(v[1:])
-    ),
-  ),
-  'crop_pct': json_fields.POSITIVE,
-  'mean': json_fields.CHANNELS,
-  'std': json_fields.POSITIVE_CHANNELS,
+_FIELDS = {
+  'embed_dim': 'width',
+  'depth': 'depth',
+  'num_heads': 'num_heads',
+  'init_values': 'layer_scale',
 }
 
 # The first of these whose regex matches an architecture's name is used.
@@ -93,49 +85,30 @@ def read(config: Mapping[str, Any]) -> Facts:
     UserError: a model that models/vit.py is not.
   """
   json_fields.check(config, _CONFIG, 'config.json')
-  evaluation_config = config.get('pretrained_cfg') or config
   name = config.get('architecture') or ''
   arguments = config.get('model_args') or {}
+  evaluation = config.get('pretrained_cfg') or config
   json_fields.check(arguments, _ARGUMENTS, 'model_args in config.json')
-  json_fields.check(
-    evaluation_config, _EVALUATION, 'the preprocessing in config.json'
-  )
+  json_fields.check(evaluation, _CONFIG, 'pretrained_cfg in config.json')
+  preprocess = timm.read_preprocessing(evaluation)
   _check_supported(name, arguments)
   model = dict(DEFAULTS)
   model |= next((v for k, v in _ARCHITECTURES if re.fullmatch(k, name)), {})
-  for theirs, ours in (
-    ('embed_dim', 'width'),
-    ('depth', 'depth'),
-    ('num_heads', 'num_heads'),
-    ('init_values', 'layer_scale'),
-  ):
-    if arguments.get(theirs) is not None:
-      model[ours] = arguments[theirs]
-  activation = arguments.get('act_layer')
-  if activation is not None:
-    if activation not in ACTIVATIONS:
-      raise UserError(
-        f'act_layer={activation!r}: models/vit.py has {list(ACTIVATIONS)}'
-      )
-    model['activation'] = ACTIVATIONS[activation]
-  pool = [c.get('global_pool') for c in (arguments, config, evaluation_config)]
-  pool = next((p for p in pool if p), None)
-  if pool is not None:
-    if pool not in _POOLINGS:
-      raise UserError(
-        f'global_pool={pool!r}: models/vit.py pools by {list(_POOLINGS)}'
-      )
-    model['pooling'] = _POOLINGS[pool]
-
-  size = arguments.get('img_size') or evaluation_config.get('input_size')
-  image_size = None if size is None else evaluation_lib.pair(size)[-2:]
-  names = config.get('label_names', evaluation_config.get('label_names'))
-  names = json_fields.class_names(names, 'label_names in config.json')
+  model |= json_fields.rename(arguments, _FIELDS)
+  if (activation := arguments.get('act_layer')) is not None:
+    model['activation'] = json_fields.choose(
+      activation, ACTIVATIONS, 'act_layer'
+    )
+  pools = [c.get('global_pool') for c in (arguments, config, evaluation)]
+  if pool := next(filter(None, pools), None):
+    model['pooling'] = json_fields.choose(pool, _POOLINGS, 'global_pool')
+  size = arguments.get('img_size') or evaluation.get('input_size')
+  names = config.get('label_names', evaluation.get('label_names'))
   return Facts(
     model=model,
-    image_size=image_size,
-    preprocess=evaluation_lib.to_ops(_evaluation(evaluation_config)),
-    class_names=names,
+    image_size=None if size is None else pair(size)[-2:],
+    preprocess=preprocess,
+    class_names=json_fields.class_names(names, 'label_names in config.json'),
   )
 
 
@@ -153,20 +126,17 @@ def write(
     weights, model, "timm's ViT", positions=model.position != 'none'
   )
   _check_writable(model)
-  theirs = _vit_arrays.to_dialect(weights, model, named, _vit_torch.TIMM)
+  theirs = mapping.write(named, _vit_torch.TIMM, pooling=model.pooling)
   channels = theirs['patch_embed.proj.weight'].shape[1]
   activations = {ours: name for name, ours in ACTIVATIONS.items()}
   arguments = dict(
+    {theirs: getattr(model, ours) for theirs, ours in _FIELDS.items()},
     img_size=list(image_size),
     patch_size=list(model.patch_size),
     in_chans=channels,
-    embed_dim=model.width,
-    depth=model.depth,
-    num_heads=model.num_heads,
     mlp_ratio=_ratio(model.mlp_dim, model.width),
     qkv_bias=model.qkv_bias,
     qk_norm=model.qk_norm,
-    init_values=model.layer_scale,
     class_token='cls_token' in theirs,
     reg_tokens=theirs.get('reg_token', np.zeros((1, 0))).shape[1],
     pos_embed='learn' if 'pos_embed' in theirs else 'none',
@@ -184,7 +154,9 @@ def write(
     num_features=model.width,
     global_pool=arguments['global_pool'],
     model_args={k: v for k, v in arguments.items() if v is not None},
-    pretrained_cfg=_pretrained_cfg(weights.preprocess, channels, image_size)
+    pretrained_cfg=timm.write_preprocessing(
+      weights.preprocess, channels, image_size
+    )
     | dict(
       num_classes=model.num_classes or 0,
       fixed_input_size=True,
@@ -242,64 +214,3 @@ def _ratio(mlp_dim: int, width: int) -> float:
   while int(width * ratio) < mlp_dim:
     ratio = math.nextafter(ratio, math.inf)
   return ratio
-
-
-def _evaluation(config: Mapping[str, Any]) -> Evaluation:
-  """Returns the evaluation transform that timm makes of a pretrained_cfg."""
-  fields = dict(mean=config.get('mean'), std=config.get('std'))
-  size, share = config.get('input_size'), config.get('crop_pct')
-  mode = config.get('crop_mode') or 'center'
-  if size is None or share is None or mode not in ('center', 'squash'):
-    return Evaluation(**fields)
-  crop = tuple(size[-2:])
-  large = tuple(math.floor(side / share) for side in crop)
-  if mode == 'center' and crop[0] != crop[1]:
-    return Evaluation(**fields)  # timm fits the sides, no op of ours does.
-  method = evaluation_lib.METHODS.get(config.get('interpolation', 'bicubic'))
-  if method is None:
-    return Evaluation(**fields)
-  return Evaluation(
-    resize=large[0] if mode == 'center' else large,
-    crop=crop,
-    method=method,
-    crop_rounding='even',
-    **fields,
-  )
-
-
-def _pretrained_cfg(preprocess, channels, image_size) -> dict[str, Any]:
-  evaluation = evaluation_lib.from_ops(preprocess)
-  config = dict(input_size=[channels, *image_size])
-  if 'ops' in preprocess:
-    resize = evaluation.resize or image_size
-    large = evaluation_lib.pair(resize)
-    crop = evaluation.crop or large
-    methods = {ours: name for name, ours in evaluation_lib.METHODS.items()}
-    config |= dict(
-      interpolation=methods[evaluation.method],
-      crop_pct=_share(crop[0], large[0]),
-      crop_mode='center' if isinstance(resize, int) else 'squash',
-    )
-    back = _evaluation(config)
-    crop_alone = evaluation.crop and not evaluation.resize
-    if crop_alone or (back.resize, back.crop) != (resize, crop):
-      raise UserError(
-        f'timm cannot make images of {image_size[0]}x{image_size[1]} as'
-        f' {preprocess["ops"]!r} does: give other evaluation ops, or none, with'
-        ' dataclasses.replace(weights, preprocess=...)'
-      )
-  for key in ('mean', 'std'):
-    value = getattr(evaluation, key)
-    if value is not None:
-      value = [value] * channels if np.ndim(value) == 0 else list(value)
-      config[key] = value
-  return config
-
-
-def _share(crop: int, large: int) -> float:
-  """Returns the shortest p with floor(crop / p) == large, as timm computes."""
-  for digits in range(1, 17):
-    share = round(crop / large, digits)
-    if share and math.floor(crop / share) == large:
-      return share
-  return crop / large

@@ -126,7 +126,6 @@ HUGGINGFACE_DINOV2 = dataclasses.replace(
   },
   head_reads=('token', 'mean'),
   mask_token='embeddings.mask_token',
-  unused=(),
 )
 
 HUGGINGFACE_SIGLIP = Dialect(
@@ -167,27 +166,23 @@ HUGGINGFACE_SIGLIP = Dialect(
 )
 
 # What models have that models/vit.py cannot express, and how to see it.
-_UNSUPPORTED = (
-  (
-    r'(.*\.)?(dist_token|head_dist\..*|.*distillation_token)',
-    'a distillation token and its head (distilled DeiT)',
+_UNSUPPORTED = {
+  r'(.*\.)?(dist_token|head_dist\..*|.*distillation_token)': (
+    'a distillation token and its head (distilled DeiT)'
   ),
-  (
-    r'.*\.mlp\.(w12|w1|w2|w3|weights_in|weights_out|fc1_g)\..*',
-    'a gated MLP (SwiGLU: DINOv2 giant, EVA-02)',
+  r'.*\.mlp\.(w12|w1|w2|w3|weights_in|weights_out|fc1_g)\..*': (
+    'a gated MLP (SwiGLU: DINOv2 giant, EVA-02)'
   ),
-  (
-    r'(.*\.)?(norm_pre|pre_layrnorm|ln_pre)\..*',
-    'a norm before the blocks (CLIP)',
+  r'(.*\.)?(norm_pre|pre_layrnorm|ln_pre)\..*': (
+    'a norm before the blocks (CLIP)'
   ),
-  (
-    r'(.*\.)?(relative_position_bias_table|q_bias|v_bias)',
-    'relative positions, or query and value biases alone (BEiT)',
+  r'(.*\.)?(relative_position_bias_table|q_bias|v_bias)': (
+    'relative positions, or query and value biases alone (BEiT)'
   ),
-  (r'.*\.?rope\..*', 'rotary positions'),
-  (r'(.*\.)?layers\.\d+\.blocks\..*', 'windows (Swin)'),
-  (r'(.*\.)?patch_embed\.backbone\..*', 'a convolutional stem (hybrid)'),
-)
+  r'.*\.?rope\..*': 'rotary positions',
+  r'(.*\.)?layers\.\d+\.blocks\..*': 'windows (Swin)',
+  r'(.*\.)?patch_embed\.backbone\..*': 'a convolutional stem (hybrid)',
+}
 
 
 def detect(arrays: Mapping[str, np.ndarray]) -> tuple[Dialect, str] | None:
@@ -200,7 +195,7 @@ def detect(arrays: Mapping[str, np.ndarray]) -> tuple[Dialect, str] | None:
       once.
   """
   names = list(arrays)
-  for pattern, what in _UNSUPPORTED:
+  for pattern, what in _UNSUPPORTED.items():
     seen = [name for name in names if re.fullmatch(pattern, name)]
     if seen:
       raise UserError(

@@ -75,20 +75,21 @@ def infer(named: Mapping[str, np.ndarray]) -> dict[str, Any]:
     num_classes=None,
     pooling='mean',
   )
-  if 'head/kernel' in named:
-    fields['num_classes'] = size('head/kernel', -1)
+  for key, name, axis in (
+    ('num_classes', 'head/kernel', -1),
+    ('num_registers', 'registers', 1),
+    ('representation_size', 'representation/kernel', -1),
+  ):
+    if name in named:
+      fields[key] = size(name, axis)
   if 'class_token' in named:
     fields['pooling'] = 'token'
   elif 'pooling/probe' in named:
     fields['pooling'] = 'map'
-  if 'registers' in named:
-    fields['num_registers'] = size('registers', 1)
   if 'position_embedding' not in named:
     fields['position'] = 'none'
   if 'norm/scale' in named:
     fields['final_norm'] = 'features'
-  if 'representation/kernel' in named:
-    fields['representation_size'] = size('representation/kernel', -1)
   if 'encoder/block_00/scale_mlp' in named:
     fields['layer_scale'] = 1e-5  # The initial value shows nowhere.
   if 'encoder/block_00/attention/query_norm/scale' in named:
