@@ -51,9 +51,8 @@ def test_what_is_saved_can_be_loaded(format, make_weights, tmp_path):
   catalog.save(weights, path, format=format)
   found = catalog.load(path)
   assert_same(found, weights)
-  assert found.source.get('dialect', {}).get('prefix', '') == (
-    'params/' if format == 'big_vision_npz' else ''
-  )
+  dialects = dict(google_npz='pre_linen', big_vision_npz='big_vision')
+  assert found.source.get('dialect') == dialects.get(format)
 
 
 @pytest.mark.parametrize('format', ['timm', 'huggingface'])
@@ -70,10 +69,11 @@ def test_the_suffix_says_the_format(make_weights, google_file, tmp_path):
   catalog.save(weights, tmp_path / 'x.safetensors')
   assert ours.matches(tmp_path / 'x.safetensors')
   # What was read from .npz goes back in its own dialect.
-  np.savez(tmp_path / 'in.npz', **google_file(prefix='opt/target/'))
+  arrays = google_file(prefix='params/', position='pos_embedding')
+  np.savez(tmp_path / 'in.npz', **arrays)
   catalog.save(catalog.load(tmp_path / 'in.npz'), tmp_path / 'out.npz')
   with np.load(tmp_path / 'out.npz') as file:
-    assert 'opt/target/cls' in file.files
+    assert 'params/cls' in file.files
   for path, format in (('x', None), ('x.npz', 'nump'), ('x.bin', None)):
     with pytest.raises(UserError, match='timm, vit_jax'):
       catalog.save(weights, tmp_path / path, format=format)

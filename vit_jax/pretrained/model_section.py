@@ -109,9 +109,8 @@ def override(
 def check(
   named: Mapping[str, np.ndarray],
   section: Mapping[str, Any],
-  what: str = 'it',
   *,
-  trusted: bool = False,
+  trusted: bool,
 ) -> None:
   """Raises UserError unless arrays are those of a section from a file of ours.
 
@@ -120,8 +119,7 @@ def check(
   if section.get('name') in lookup.names(_FOLDER):
     if lines := problems(named, section, trusted=trusted):
       raise UserError(
-        f'{what} does not hold exactly the parameters of its model:'
-        + listed(lines)
+        'it does not hold exactly the parameters of its model:' + listed(lines)
       )
 
 

@@ -4,7 +4,6 @@ What they cannot say is in a note in the zip comment, which numpy and the
 readers built on it do not look at.
 """
 
-import dataclasses
 import json
 import os
 import pathlib
@@ -94,9 +93,9 @@ def write(
   """
   names, module = model_section.to_write(weights, "Google's .npz")
   google = names.google
-  style = google.style_for(weights, dialect, module)
-  google.check_writable(module, style, allow_note_only=allow_note_only)
-  named, style, computed = google.prepare(weights, module, style)
+  style, named, computed = google.prepare(
+    weights, module, dialect, allow_note_only=allow_note_only
+  )
   known = google.COMPUTED
   if 'position_embedding' not in named:
     known = known | google.FIXED
@@ -191,10 +190,6 @@ def _weights(path: str, arrays, note, model, grid) -> Weights:
     grid=grid or note.get('grid'),
     model=model,
   )
-  if 'position_embedding' in named:
-    rows, columns = named['position_embedding'].shape[:2]
-    length = theirs[dialect.position].shape[-2]
-    style = dataclasses.replace(style, class_row=length > rows * columns)
   preprocess = google.evaluation(style, named)
   preprocess |= note.get('preprocess') or {}
   return Weights(
@@ -206,7 +201,7 @@ def _weights(path: str, arrays, note, model, grid) -> Weights:
       format='google_npz',
       path=path,
       resize='google',
-      dialect=dataclasses.asdict(style),
+      dialect=style.name,
     ),
     trusted=model_section.trusted_keys(model),
   )

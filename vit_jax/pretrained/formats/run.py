@@ -105,17 +105,20 @@ def read(
   section = {k: v for k, v in section.items() if k not in dropped}
   named = blocks.unstack(trees.below(params, part or '', os.fspath(path)))
   named, section = model_section.override(named, section, model)
-  where = f'step {meta["step"]} of {os.fspath(path)}'
   try:
-    model_section.check(named, section, where, trusted='model' in trusted)
+    model_section.check(named, section, trusted='model' in trusted)
   except UserError as e:
-    fitting = [] if part else _parts(named, section)
-    if not fitting:
-      raise
-    raise UserError(
-      f'{where} holds more than the parameters of its model, which are in '
-      f'{" and in ".join(fitting)}: give part={fitting[0]!r}'
-    ) from e
+    fitting = []
+    with contextlib.suppress(UserError):  # No model fits the section.
+      fitting = [] if part else _parts(named, section)
+    problem = str(e)
+    if fitting:
+      problem = (
+        'it holds more than the parameters of its model, which are in'
+        f' {" and in ".join(fitting)}: give part={fitting[0]!r}'
+      )
+    where = f'step {meta["step"]} of {os.fspath(path)}'
+    raise UserError(f'{where}: {problem}') from e
   source = dict(format='run', path=os.fspath(path), step=meta['step'], ema=ema)
   if 'loss' in config['objective']:
     source['loss'] = config['objective']['loss']

@@ -1,15 +1,12 @@
 """Arrays of a ViT for files of other libraries, with its position table."""
 
-from typing import Any
-
 import numpy as np
 
 from vit_jax.errors import UserError
 from vit_jax.models import _position, vit
 from vit_jax.pretrained import model_section
+from vit_jax.pretrained.names._dialect import Arrays
 from vit_jax.pretrained.weights import Weights
-
-Arrays = dict[str, np.ndarray]
 
 
 def for_torch(
@@ -27,36 +24,32 @@ def for_torch(
       f"{their_model} has no convolutional stem (stem='conv'); write"
       ' .safetensors, or train with a stem of patches'
     )
-  named = {name: np.asarray(x) for name, x in weights.params.items()}
-  if 'position_embedding' not in named and positions:
-    named['position_embedding'] = fixed_table(
-      model.position,
-      weights.preprocess.get('image_size'),
-      named['patch_embedding/kernel'],
-    )
-  size = model_section.image_size(named) or weights.preprocess.get('image_size')
-  if size is None:
-    raise UserError(
-      "the size of images is unknown: set preprocess['image_size']"
-    )
-  return named, tuple(size)
+  named = with_positions(weights, model) if positions else weights.params
+  return named, model_section.image_size(named) or _image_size(weights)
 
 
-def fixed_table(
-  position: str, image_size: Any, kernel: np.ndarray
-) -> np.ndarray:
-  """Returns the table that a model without a learned one adds to its patches.
+def with_positions(weights: Weights, model: vit.ViT) -> Arrays:
+  """Returns our arrays with the table of a model that learned none.
 
   Raises:
-    UserError: the image size is unknown.
+    UserError: it learned none, and the size of images is unknown.
   """
-  if image_size is None:
+  named = dict(weights.params)
+  if 'position_embedding' not in named:
+    rows, columns, _, width = named['patch_embedding/kernel'].shape
+    image_height, image_width = _image_size(weights)
+    grid = (image_height // rows, image_width // columns)
+    make = _position.TABLES[model.position]
+    zeros = np.zeros((*grid, width), np.float32)
+    named['position_embedding'] = make(*grid, width) if make else zeros
+  return named
+
+
+def _image_size(weights: Weights) -> tuple[int, int]:
+  size = weights.preprocess.get('image_size')
+  if size is None:
     raise UserError(
-      'the format needs a position table, the model has none, and the image'
-      " size is unknown: set preprocess['image_size']"
+      'the format needs the size of images, which is unknown: set'
+      " preprocess['image_size']"
     )
-  sides = [image_size[i] // kernel.shape[i] for i in range(2)]
-  make = _position.TABLES[position]
-  if make is None:
-    return np.zeros((*sides, kernel.shape[-1]), np.float32)
-  return make(*sides, kernel.shape[-1])
+  return tuple(size)

@@ -15,7 +15,7 @@ from vit_jax.errors import UserError
 from vit_jax.models import vit
 from vit_jax.pretrained import model_section, presets
 from vit_jax.pretrained.names._dialect import Dialect
-from vit_jax.pretrained.names._vit_arrays import fixed_table
+from vit_jax.pretrained.names._vit_arrays import with_positions
 from vit_jax.pretrained.weights import Weights
 
 # In this order: a file with optimizer state has other names outside of these.
@@ -54,6 +54,11 @@ class Style:
   class_row: bool = False
   map_head: str = 'MAPHead_0/'
   stacked: bool = False
+
+  @property
+  def name(self) -> str:
+    """The name of the most similar one of STYLES."""
+    return self.numbering if self.position == POSITIONS[0] else 'big_vision'
 
   @property
   def is_contrastive(self) -> bool:
@@ -147,13 +152,50 @@ def detect(names: Iterable[str]) -> Style | None:
   )
 
 
-def check_writable(
-  model: vit.ViT, style: Style, *, allow_note_only: bool = False
-) -> None:
-  """Raises UserError for a model that Google's code does not have.
+def prepare(
+  weights: Weights,
+  model: vit.ViT,
+  dialect: str | None,
+  *,
+  allow_note_only: bool,
+) -> tuple[Style, dict[str, np.ndarray], dict[str, Any]]:
+  """Returns the style to write, our arrays, and fields of the model.
 
-  `allow_note_only` allows an activation and epsilon that only our note says.
+  Without a dialect it is that in which they were read, or else that of timm. A
+  fixed position table is among the arrays, unless it is big_vision's in a file
+  of big_vision.
+
+  Raises:
+    UserError: no such dialect, or a model that it cannot express. An activation
+      and epsilon that only our note says are allowed by `allow_note_only`.
   """
+  if dialect is None:
+    dialect = 'big_vision' if model.pooling == 'map' else 'pre_linen'
+    read = weights.source.get('dialect')
+    if weights.source.get('format') == 'google_npz' and isinstance(read, str):
+      dialect = read
+  if dialect not in STYLES:
+    raise UserError(
+      f'unknown dialect {dialect!r}; there are {", ".join(STYLES)}'
+    )
+  style = STYLES[dialect]
+  _check_writable(model, style, allow_note_only)
+  named = dict(weights.params)
+  if 'class_token' not in named:
+    style = dataclasses.replace(style, class_row=False)
+  fields = (*model.FIELDS['computes'], *model.FIELDS['structure'])
+  computed = {key: getattr(model, key) for key in fields}
+  if 'position_embedding' not in named:
+    if {'position': model.position} != FIXED or style.position != POSITIONS[-1]:
+      named = with_positions(weights, model)
+      computed['position'] = 'learned'
+  return style, named, computed
+
+
+def _check_writable(
+  model: vit.ViT, style: Style, allow_note_only: bool
+) -> None:
+  """Raises UserError for a model that Google's code does not have."""
   problems = []
   if model.stem is not None:
     problems.append("stem='conv': Google's ViT has no convolutional stem")
@@ -181,65 +223,6 @@ def check_writable(
       ' .safetensors, or, for readers that take the note of vit_jax, say'
       ' allow_note_only=True (--allow_note_only)'
     )
-
-
-def style_for(weights: Weights, dialect: str | None, model: vit.ViT) -> Style:
-  """Returns the style to write.
-
-  Without a dialect it is that in which they were read, or else that of timm.
-
-  Raises:
-    UserError: no such dialect, or none in the source of the weights.
-  """
-  source = weights.source
-  if dialect is None and source.get('format') == 'google_npz':
-    return _checked_style(source.get('dialect'))
-  if dialect is None:
-    dialect = 'big_vision' if model.pooling == 'map' else 'pre_linen'
-  if dialect not in STYLES:
-    raise UserError(
-      f'unknown dialect {dialect!r}; there are {", ".join(STYLES)}'
-    )
-  return STYLES[dialect]
-
-
-def _checked_style(fields: Any) -> Style:
-  """Returns the style with these attributes, which may be from a file."""
-  kinds = {f.name: type(f.default) for f in dataclasses.fields(Style)}
-  if isinstance(fields, Mapping) and all(
-    type(value) is kinds.get(key) for key, value in fields.items()
-  ):
-    style = Style(**fields)
-    if style.numbering in _NUMBERS and style.position in POSITIONS:
-      return style
-  raise UserError(
-    'the source of these weights names no dialect of Google; say which format'
-    ' to write, google_npz or big_vision_npz'
-  )
-
-
-def prepare(
-  weights: Weights, model: vit.ViT, style: Style
-) -> tuple[dict[str, np.ndarray], Style, dict[str, Any]]:
-  """Returns our arrays to write, their style, and the fields of the model.
-
-  A fixed position table is among the arrays, unless it is big_vision's in a
-  file of big_vision.
-  """
-  named = dict(weights.params)
-  if 'class_token' not in named:
-    style = dataclasses.replace(style, class_row=False)
-  fields = (*model.FIELDS['computes'], *model.FIELDS['structure'])
-  computed = {key: getattr(model, key) for key in fields}
-  if 'position_embedding' not in named:
-    if {'position': model.position} != FIXED or style.position != POSITIONS[-1]:
-      named['position_embedding'] = fixed_table(
-        model.position,
-        weights.preprocess.get('image_size'),
-        named['patch_embedding/kernel'],
-      )
-      computed['position'] = 'learned'
-  return named, style, computed
 
 
 def evaluation(style: Style, named: Mapping[str, np.ndarray]) -> dict[str, Any]:

@@ -224,13 +224,11 @@ def _config(
     config['vision_use_head'] = model.pooling == 'map'
     if model.num_classes:
       config = dict(model_type='siglip', vision_config=config, text_config={})
-  name = _ARCHITECTURES[kind] + 'Model'
+  name = _ARCHITECTURES[kind]
+  config['architectures'] = [f'{name}Model']
   if model.num_classes:
-    name = name.replace('VisionModel', 'Model').replace(
-      'Model', 'ForImageClassification'
-    )
-  config['architectures'] = [name]
-  if model.num_classes:
+    name = name.removesuffix('Vision')
+    config['architectures'] = [f'{name}ForImageClassification']
     names = class_names or [f'LABEL_{i}' for i in range(model.num_classes)]
     config['id2label'] = {str(i): name for i, name in enumerate(names)}
     config['label2id'] = {name: i for i, name in enumerate(names)}
