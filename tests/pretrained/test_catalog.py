@@ -44,26 +44,6 @@ def shelf(tmp_path):
   return tmp_path / 'weights'
 
 
-@pytest.mark.parametrize('format', ['vit_jax', 'google_npz', 'big_vision_npz'])
-def test_what_is_saved_can_be_loaded(format, make_weights, tmp_path):
-  weights = make_weights(pooling='mean')
-  path = tmp_path / ('x.npz' if 'npz' in format else 'x.safetensors')
-  catalog.save(weights, path, format=format)
-  found = catalog.load(path)
-  assert_same(found, weights)
-  dialects = dict(google_npz='pre_linen', big_vision_npz='big_vision')
-  assert found.source.get('dialect') == dialects.get(format)
-
-
-@pytest.mark.parametrize('format', ['timm', 'huggingface'])
-def test_formats_of_torch_are_folders(format, make_weights, tmp_path):
-  weights = make_weights(activation='gelu', layer_scale=None)
-  catalog.save(weights, tmp_path / 'x', format=format)
-  found = catalog.load(tmp_path / 'x')
-  assert_same(found, weights)
-  assert found.source['format'] == format
-
-
 def test_the_suffix_says_the_format(make_weights, google_file, tmp_path):
   weights = make_weights()
   catalog.save(weights, tmp_path / 'x.safetensors')

@@ -68,6 +68,11 @@ def test_what_a_format_writes_is_found_and_read(name, make_weights, tmp_path):
   assert len(reads) == 1  # No path is read by whichever comes first.
   found = catalog.load(path)
   assert_same(found.params, weights.params)
+  dialects = dict(google_npz='pre_linen', big_vision_npz='big_vision')
+  if name in dialects:
+    assert found.source['dialect'] == dialects[name]
+  elif name in ('timm', 'huggingface'):
+    assert found.source['format'] == name
   for key in ('activation', 'pooling', 'num_heads'):
     assert found.model[key] == weights.model[key]
 

@@ -24,7 +24,6 @@ from vit_jax.pretrained.published import (
   AUGREG,
   DEFAULT_TAGS,
   PUBLISHED,
-  Published,
   is_augreg_name,
   timm_name,
   timm_refusal,
@@ -98,8 +97,10 @@ def load(
       f' loaded: {reason}'
     )
   if name := timm_name(text):
-    if short := _published_as(name):
-      return _load_published(short, fetching, options)
+    url = f'hf://timm/{name}/model.safetensors'
+    for short, entry in PUBLISHED.items():  # The same weights.
+      if any(remote.url == url for remote in entry.remotes):
+        return _load_published(short, fetching, options)
     return _load_repository(f'timm/{name}', fetching, options)
   if re.fullmatch(rf'({"|".join(_HUB_OWNERS)})/[\w.-]+', text):
     return _load_repository(text, fetching, options)
@@ -263,23 +264,6 @@ def _load_published(name, fetching, options) -> Weights:
   unseen = {k: entry.model[k] for k in fields}
   wanted = unseen | dict(options['model'] or {})
   weights = _read(path, **options | dict(model=wanted))
-  _check(path, name, weights, entry, wanted)
-  preprocess = weights.preprocess | entry.preprocess
-  source = dict(weights.source, name=name, resize=entry.resize)
-  return dataclasses.replace(weights, preprocess=preprocess, source=source)
-
-
-def _published_as(name_of_timm: str) -> str | None:
-  """Returns the short name of the same weights, or None."""
-  url = f'hf://timm/{name_of_timm}/model.safetensors'
-  for name, entry in PUBLISHED.items():
-    if any(remote.url == url for remote in entry.remotes):
-      return name
-  return None
-
-
-def _check(path, name, weights: Weights, entry: Published, wanted) -> None:
-  """Raises UserError for a file of another model than the named one."""
   different = [
     f'{key}={weights.model.get(key)!r}, expected {value!r}'
     for key, value in entry.model.items()
@@ -290,6 +274,9 @@ def _check(path, name, weights: Weights, entry: Published, wanted) -> None:
       f'{os.fspath(path)} is not {name}: {"; ".join(different)}. Move it away'
       ' to have it downloaded, or load it by its path'
     )
+  preprocess = weights.preprocess | entry.preprocess
+  source = dict(weights.source, name=name, resize=entry.resize)
+  return dataclasses.replace(weights, preprocess=preprocess, source=source)
 
 
 def _unknown(text: str) -> UserError:

@@ -126,11 +126,9 @@ def fetch(
   """
   directory = folder(weights_dir)
   deadline = time.monotonic() + download_seconds
-  for remote in remotes:
-    if (directory / remote.file_name).exists():
-      return _get(remote, directory, deadline, on_log)
+  there = [r for r in remotes if (directory / r.file_name).exists()]
   reasons, offline = [], True
-  for remote in remotes:
+  for remote in there or remotes:
     try:
       return _get(remote, directory, deadline, on_log)
     except FailedError as e:
@@ -174,27 +172,24 @@ def fetch_repository(
   directory = folder(weights_dir)
   deadline = time.monotonic() + download_seconds
 
-  def get(name: str) -> pathlib.Path:
+  def get(name: str, *, optional: bool = False) -> pathlib.Path | None:
     remote = Remote(f'hf://{repository}/{name}', name=f'{inside}/{name}')
-    return _get(remote, directory, deadline, on_log)
-
-  def there(name: str) -> bool:
-    return (directory / inside / name).exists()
-
-  def get_first(names: Sequence[str]) -> pathlib.Path | None:
-    for name in sorted(names, key=lambda name: not there(name)):
-      try:
-        return get(name)
-      except FailedError as e:
-        if not e.absent:
-          raise
-    return None
+    try:
+      return _get(remote, directory, deadline, on_log)
+    except FailedError as e:
+      if optional and e.absent:
+        return None
+      raise
 
   try:
     get('config.json')
-    if not any(map(there, _REPOSITORY_WEIGHTS)):
-      get_first(['preprocessor_config.json'])
-    path = get_first(_REPOSITORY_WEIGHTS)
+    names = _REPOSITORY_WEIGHTS
+    if there := [n for n in names if (directory / inside / n).exists()]:
+      names = there
+    else:
+      get('preprocessor_config.json', optional=True)
+    found = (get(name, optional=True) for name in names)
+    path = next(filter(None, found), None)
     if path is None:
       raise FailedError(f'it has none of {", ".join(_REPOSITORY_WEIGHTS)}')
     if path.name.endswith('.index.json'):

@@ -208,16 +208,13 @@ def _meaning_at(models: Mapping[str, nn.Module], into: str) -> dict[str, Any]:
   That of the model whose parameters these are, or are a part of, and of models
   whose parameters are a part of these.
   """
-  folders, found = into.split('/'), {}
-  for depth in range(len(folders), 0, -1):
-    module = models.get('/'.join(folders[:depth]))
-    if module is not None:
-      found = _meaning(_submodule(module, '/'.join(folders[depth:])))
-      break
-  for place, module in models.items():
-    if place.startswith(f'{into}/'):
+  found = {}
+  for place in sorted(models, key=len):
+    if f'{into}/'.startswith(f'{place}/'):
+      found = _meaning(_submodule(models[place], into[len(place) + 1 :]))
+    elif place.startswith(f'{into}/'):
       inner = place.removeprefix(f'{into}/').replace('/', '.')
-      found |= _meaning(module, f'{inner}.')
+      found |= _meaning(models[place], f'{inner}.')
   return found
 
 

@@ -74,9 +74,11 @@ def read(
     if len({array.shape[:1] for array in stacked}) > 1:
       raise UserError('the stacks of blocks do not have the same depth')
     named = blocks.unstack(named)
-  known = dict(known, pooling=pooling)
-  named, section, lines = _section(named, dialect, known, set(problems), model)
-  lines = [*problems.values(), *lines]
+  section, lines = {}, list(problems.values())
+  if not absent:
+    known = dict(known, pooling=pooling)
+    named, section, more = _section(named, dialect, known, set(problems), model)
+    lines += more
   classes = section.get('num_classes')
   if classes and class_names and classes != len(class_names):
     lines.append(f'{len(class_names)} class names for {classes} classes')
@@ -185,17 +187,11 @@ def _section(named, dialect: Dialect, known, reported: set[str], model):
     labels=labels,
     trusted=bool(model_section.trusted_keys(model)),
   )
-  # Once for a block that is missing as a whole, and for a stack.
-  present = {name.split('/')[1] for name in named if '/block_' in name}
-  missing = tuple(f'missing: {name} ' for name in reported)
-  kept = []
-  for line in lines:
-    block = re.search(r'encoder/(block_(\d+))', line)
-    whole = block and line.startswith('missing') and block[1] not in present
-    repeated = dialect.stacked and block and int(block[2])
-    if not (whole or repeated or line.startswith(missing)):
-      kept.append(line)
-  return named, section, kept
+  said = tuple(f'missing: {name} ' for name in reported)
+  lines = [line for line in lines if not line.startswith(said)]
+  if dialect.stacked:  # Once for all blocks.
+    lines = [x for x in lines if not re.search(r'encoder/block_(?!00)', x)]
+  return named, section, lines
 
 
 def _block_numbers(theirs, dialect: Dialect) -> set[int]:

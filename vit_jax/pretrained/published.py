@@ -1,10 +1,9 @@
 """Published weights by short names: addresses, models, preprocessing.
 
-The list is in published.txt. Addresses are those in the projects' own lists
-(their README files, timm); none was tried here. Copies are listed only where
-they hold the same weights. Checksums are what was published: nothing for
-Google's files and the hub, the start of a SHA-256 in DeiT's file names, the
-start of an MD5 in MAE's README.
+The list is in published.txt. Addresses are those in the projects' own lists;
+none was tried here. Checksums are what was published: nothing for Google's
+files and the hub, the start of a SHA-256 in DeiT's file names, the start of an
+MD5 in MAE's README.
 
 timm calls weights `<architecture>.<tag>` and keeps them on the Hugging Face Hub
 as `timm/<architecture>.<tag>`. timm_catalog.txt has the tag that it takes where

@@ -38,12 +38,7 @@ _MARK = [0]
 
 
 def read(path: pathlib.Path) -> dict[str, Any]:
-  """Returns the dict in a file that `torch.save` wrote.
-
-  Raises:
-    UserError: torch is not installed, the file is broken, or it holds something
-      else than a dict of tensors, numbers, texts and containers of them.
-  """
+  """Returns the dict in a file that `torch.save` wrote."""
   try:
     import torch
   except ImportError as e:
@@ -67,12 +62,7 @@ def read(path: pathlib.Path) -> dict[str, Any]:
 
 
 def to_numpy(tensor: Any, where: str) -> np.ndarray:
-  """Returns a tensor of torch as a view of numpy; arrays stay what they are.
-
-  Raises:
-    UserError: a type that numpy does not have, an empty tensor, or one that is
-      larger than its memory; the message starts with `where`.
-  """
+  """Returns a tensor of torch as a view of numpy; arrays stay what they are."""
   if isinstance(tensor, np.ndarray):
     return tensor
   import torch

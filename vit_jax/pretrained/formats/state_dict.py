@@ -264,6 +264,13 @@ def _to_numpy(
   Tensors of a pickle may share their memory: all together may have
   `max_sharing` times the `size` of their files in bytes, or SMALL_BYTES.
   """
+  for key in tensors:
+    if not isinstance(key, str):
+      raise UserError(
+        f'{file} holds no state dict: the name of an array is'
+        f' {printable(reprlib.repr(key), max_length=80)}; set entry= to choose'
+        ' another part of the file'
+      )
   limit = max(npz.SMALL_BYTES, max_sharing * size)
   arrays, total = {}, 0
   for name, value in tensors.items():
@@ -283,18 +290,6 @@ def _to_numpy(
 
 def _entry(content, entry: str | None, path) -> dict[str, Any]:
   """Returns the state dict among other things that a file may hold."""
-  found = _choose(content, entry, path)
-  for key in found:
-    if not isinstance(key, str):
-      raise UserError(
-        f'{path} holds no state dict: the name of an array is'
-        f' {printable(reprlib.repr(key), max_length=80)}; set entry= to choose'
-        ' another part of the file'
-      )
-  return found
-
-
-def _choose(content, entry: str | None, path) -> dict[str, Any]:
   nested = {k: v for k, v in content.items() if isinstance(v, Mapping)}
   usual = [nested[name] for name in _ENTRIES if name in nested]
   if entry is not None:

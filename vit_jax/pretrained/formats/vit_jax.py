@@ -72,10 +72,24 @@ def read(
       f'{path} is of version {said["version"]} of the format, and this vit_jax'
       f' knows those up to {_VERSION}: update it'
     )
+  named = {k: x for k, x in arrays.items() if not k.startswith(_ASIDE)}
+  trusted = model_section.trusted_keys(model)
   try:
-    return _weights(said, arrays, model)
+    named, section = model_section.override(named, said['model'], model)
+    model_section.check(named, section, trusted='model' in trusted)
   except UserError as e:
     raise UserError(f'{path}: {e}') from e
+  preprocess = said['preprocess']
+  if preprocess.get('image_size'):
+    preprocess['image_size'] = tuple(preprocess['image_size'])
+  return Weights(
+    params=named,
+    model=section,
+    preprocess=preprocess,
+    class_names=said.get('class_names'),
+    source=said['source'],
+    trusted=trusted,
+  )
 
 
 def read_safetensors(
@@ -131,21 +145,3 @@ def write(weights: Weights, path: str | os.PathLike) -> None:
 def _file(path: str | os.PathLike) -> pathlib.Path:
   path = pathlib.Path(path).expanduser()
   return path / 'model.safetensors' if path.is_dir() else path
-
-
-def _weights(said, arrays, model) -> Weights:
-  named = {k: x for k, x in arrays.items() if not k.startswith(_ASIDE)}
-  named, section = model_section.override(named, said['model'], model)
-  trusted = model_section.trusted_keys(model)
-  model_section.check(named, section, trusted='model' in trusted)
-  preprocess = said['preprocess']
-  if preprocess.get('image_size'):
-    preprocess['image_size'] = tuple(preprocess['image_size'])
-  return Weights(
-    params=named,
-    model=section,
-    preprocess=preprocess,
-    class_names=said.get('class_names'),
-    source=said['source'],
-    trusted=trusted,
-  )

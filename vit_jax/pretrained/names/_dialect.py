@@ -65,12 +65,9 @@ class Dialect:
   @property
   def tokens(self) -> dict[str, str]:
     """Our names of tokens and positions to theirs."""
-    names = dict(
-      class_token=self.class_token,
-      registers=self.registers,
-      position_embedding=self.position,
-    )
-    return {ours: theirs for ours, theirs in names.items() if theirs}
+    ours = ('class_token', 'registers', 'position_embedding')
+    theirs = (self.class_token, self.registers, self.position)
+    return {k: v for k, v in zip(ours, theirs, strict=True) if v}
 
   def leaf(self, layer: str, leaf: str) -> str:
     """Returns their name of our 'kernel', 'scale' or 'bias' of their layer."""
@@ -150,36 +147,33 @@ def _tuple(names: Names) -> tuple[str, ...]:
 
 def _from_torch(name: str, array: np.ndarray, num_heads: int) -> np.ndarray:
   """Returns a torch array in the layout of our `name`, or ValueError."""
-  layer, leaf = name.rpartition('/')[::2]
-  layer = layer.rpartition('/')[2]
+  layer, leaf = name.split('/')[-2:]
   ndim = {'kernel': 4 if layer == 'patch_embedding' else 2, 'bias': 1}.get(leaf)
   if ndim is not None and array.ndim != ndim:
     raise ValueError(f'expected {ndim} dimensions')
-  if leaf == 'bias' and layer in ('query', 'key', 'value'):
+  has_heads = layer in ('query', 'key', 'value')
+  if leaf == 'bias' and has_heads:
     return array.reshape(num_heads, -1)
   if leaf != 'kernel':
     return array
   if layer == 'patch_embedding':
     return array.transpose(2, 3, 1, 0)
-  if layer in ('query', 'key', 'value'):
-    return array.reshape(num_heads, -1, array.shape[1]).transpose(2, 0, 1)
+  array = array.T
+  if has_heads:
+    return array.reshape(len(array), num_heads, -1)
   if layer == 'out':
-    return array.T.reshape(num_heads, -1, array.shape[0])
-  return array.T
+    return array.reshape(num_heads, -1, array.shape[1])
+  return array
 
 
 def _to_torch(name: str, array: np.ndarray) -> np.ndarray:
   """Returns our array `name` in the layout of torch: the inverse."""
-  layer, leaf = name.rpartition('/')[::2]
-  layer = layer.rpartition('/')[2]
-  if leaf == 'bias' and layer in ('query', 'key', 'value'):
+  layer, leaf = name.split('/')[-2:]
+  if leaf == 'bias':
     return array.reshape(-1)
   if leaf != 'kernel':
     return array
   if layer == 'patch_embedding':
     return array.transpose(3, 2, 0, 1)
-  if layer in ('query', 'key', 'value'):
-    return array.transpose(1, 2, 0).reshape(-1, array.shape[0])
-  if layer == 'out':
-    return array.reshape(-1, array.shape[-1]).T
-  return array.T
+  flat = (-1, array.shape[-1]) if layer == 'out' else (len(array), -1)
+  return array.reshape(flat).T

@@ -15,9 +15,6 @@ def for_torch(
   """Returns our arrays with blocks apart, and (height, width) of images.
 
   `positions` is whether a fixed position table is to be among them.
-
-  Raises:
-    UserError: a convolutional stem, or the size of images is unknown.
   """
   if model.stem is not None:
     raise UserError(
@@ -29,11 +26,7 @@ def for_torch(
 
 
 def with_positions(weights: Weights, model: vit.ViT) -> Arrays:
-  """Returns our arrays with the table of a model that learned none.
-
-  Raises:
-    UserError: it learned none, and the size of images is unknown.
-  """
+  """Returns our arrays with the table of a model that learned none."""
   named = dict(weights.params)
   if 'position_embedding' not in named:
     rows, columns, _, width = named['patch_embedding/kernel'].shape

@@ -115,9 +115,6 @@ def detect(names: Iterable[str]) -> Style | None:
   """Returns how a file names its leaves; None if it is not a ViT of Google's.
 
   Where both are possible, `class_row` is False: only shapes show it.
-
-  Raises:
-    UserError: the file holds a model with parts that a ViT does not have.
   """
   names = set(names)
   for pattern, what in (
@@ -164,10 +161,6 @@ def prepare(
   Without a dialect it is that in which they were read, or else that of timm. A
   fixed position table is among the arrays, unless it is big_vision's in a file
   of big_vision.
-
-  Raises:
-    UserError: no such dialect, or a model that it cannot express. An activation
-      and epsilon that only our note says are allowed by `allow_note_only`.
   """
   if dialect is None:
     dialect = 'big_vision' if model.pooling == 'map' else 'pre_linen'

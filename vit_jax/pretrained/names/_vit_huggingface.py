@@ -63,11 +63,7 @@ _CONFIG = {
 def read(
   config: Mapping[str, Any], preprocessor: Mapping[str, Any] | None
 ) -> Facts:
-  """Returns what the two JSON files of a model's folder say.
-
-  Raises:
-    UserError: a model that models/vit.py is not.
-  """
+  """Returns what the two JSON files of a model's folder say."""
   json_fields.check(config, _CONFIG, 'config.json')
   names = json_fields.class_names(
     config.get('id2label'), 'id2label in config.json'
@@ -107,9 +103,6 @@ def write(
 
   `transformers.AutoModelForImageClassification.from_pretrained(<folder>)` reads
   them (`AutoModel` without a head).
-
-  Raises:
-    UserError: transformers has no such model; the message has all the reasons.
   """
   named, image_size = _vit_arrays.for_torch(
     weights, model, "Hugging Face's ViT", positions=True
@@ -132,11 +125,7 @@ def write(
 
 
 def _choose(model: vit.ViT) -> tuple[Dialect, str]:
-  """Returns the dialect to write a model in, and its model_type.
-
-  Raises:
-    UserError: transformers has no class for such a model.
-  """
+  """Returns the dialect to write a model in, and its model_type."""
   plain = model.layer_scale is None and not model.num_registers
   problems = []
   if model.qk_norm:

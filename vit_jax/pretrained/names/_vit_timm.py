@@ -79,11 +79,7 @@ _OTHER_ARGUMENTS = (
 
 
 def read(config: Mapping[str, Any]) -> Facts:
-  """Returns what a timm config.json says.
-
-  Raises:
-    UserError: a model that models/vit.py is not.
-  """
+  """Returns what a timm config.json says."""
   json_fields.check(config, _CONFIG, 'config.json')
   name = config.get('architecture') or ''
   arguments = config.get('model_args') or {}
@@ -118,9 +114,6 @@ def write(
   """Returns the state dict, and JSON files by name without suffix.
 
   `timm.create_model('local-dir:<folder>', pretrained=True)` reads them.
-
-  Raises:
-    UserError: an option or preprocessing that timm cannot express.
   """
   named, image_size = _vit_arrays.for_torch(
     weights, model, "timm's ViT", positions=model.position != 'none'
@@ -140,7 +133,7 @@ def write(
     class_token='cls_token' in theirs,
     reg_tokens=theirs.get('reg_token', np.zeros((1, 0))).shape[1],
     pos_embed='learn' if 'pos_embed' in theirs else 'none',
-    no_embed_class=_no_embed_class(model, theirs, image_size),
+    no_embed_class='pos_embed' in theirs,  # Its rows are patches.
     global_pool={v: k for k, v in _POOLINGS.items()}[model.pooling],
     fc_norm=model.final_norm == 'features',
     act_layer=activations[model.activation],
@@ -198,14 +191,6 @@ def _check_supported(name: str, arguments: Mapping[str, Any]) -> None:
     raise UserError(
       f'{name}: models/vit.py has nothing like the model_args {unknown}'
     )
-
-
-def _no_embed_class(model, theirs, image_size) -> bool:
-  if 'pos_embed' not in theirs:
-    return False
-  sides = zip(image_size, model.patch_size, strict=True)
-  patches = math.prod(side // patch for side, patch in sides)
-  return theirs['pos_embed'].shape[1] == patches
 
 
 def _ratio(mlp_dim: int, width: int) -> float:

@@ -189,10 +189,6 @@ def detect(arrays: Mapping[str, np.ndarray]) -> tuple[Dialect, str] | None:
   """Returns the dialect of a state dict and the prefix of its names.
 
   None if it is not a ViT.
-
-  Raises:
-    UserError: a model with parts that our ViT does not have, or two models at
-      once.
   """
   names = list(arrays)
   for pattern, what in _UNSUPPORTED.items():
@@ -241,13 +237,12 @@ def _refine(dialect: Dialect, names: list[str]) -> Dialect:
 
 def _check_mlp(arrays) -> None:
   """Raises UserError for timm's packed SwiGLU, which has the plain names."""
-  for name, array in arrays.items():
+  for name, up in arrays.items():
     if name.endswith('blocks.0.mlp.fc1.weight'):
       down = arrays.get(name.replace('fc1', 'fc2'))
-      if np.ndim(down) != 2 or np.ndim(array) != 2:
-        continue  # Told later, with all that does not fit.
-      if down.shape[1] * 2 == len(array):
+      two = np.ndim(down) == np.ndim(up) == 2  # Or else it is an error later.
+      if two and down.shape[1] * 2 == len(up):
         raise UserError(
           'these weights are of a model with a gated MLP (SwiGLU: DINOv2'
-          f' giant), which models/vit.py does not have: {name} {array.shape}'
+          f' giant), which models/vit.py does not have: {name} {up.shape}'
         )
