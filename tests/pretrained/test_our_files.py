@@ -45,6 +45,18 @@ def test_everything_comes_back(make_weights, tmp_path):
   assert found.source == source
 
 
+def test_weights_without_rows_for_tokens_go_through_ours(google_file, tmp_path):
+  arrays = google_file(
+    numbers=(0, 1, 0), position='pos_embedding', class_row=False
+  )
+  np.savez(tmp_path / 'x.npz', **arrays)
+  weights = npz.read(tmp_path / 'x.npz')
+  ours.write(weights, tmp_path / 'x.safetensors')
+  found = ours.read(tmp_path / 'x.safetensors')
+  assert found.source == weights.source
+  assert found.params.keys() == weights.params.keys()
+
+
 def test_arrays_of_the_source_in_older_files_are_no_parameters(
   make_weights, tmp_path
 ):
@@ -52,8 +64,11 @@ def test_arrays_of_the_source_in_older_files_are_no_parameters(
   ours.write(weights, path)
   with safetensors.safe_open(path, framework='numpy') as file:
     said = json.loads(file.metadata()['vit_jax'])
-  said['source'] = dict(format='timm', unmapped=dict(rows='source:0'))
-  arrays = weights.params | {'source:0': np.zeros((1, 24), np.float32)}
+  unmapped = dict(cls_token='source:0', rows='source:1')
+  said['source'] = dict(format='timm', unmapped=unmapped)
+  shapes = {'source:0': (1, 1, 24), 'source:1': (0, 24)}
+  aside = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+  arrays = weights.params | aside
   metadata = {'vit_jax': json.dumps(said)}
   safetensors.numpy.save_file(arrays, path, metadata=metadata)
   assert ours.read(path).params.keys() == weights.params.keys()
