@@ -47,8 +47,8 @@ def test_every_cut_of_a_file_is_found(problem, npz, tensors):
 @pytest.mark.parametrize(
   ('content', 'suffix', 'message'),
   [
-    (b'\x89PNG', '.npz', 'it is not an .npz: it begins with'),
-    (b'\x89PNG', '.pth', 'it is not a .pth of torch'),
+    (b'\x89PNG', '.npz', 'it is not a whole .npz: it begins with'),
+    (b'\x89PNG', '.pth', 'it is not a whole .pth'),
     (b'PK\x03\x04' + bytes(99), '.safetensors', 'its header is not of'),
     (b'\xff' * 8 + b'{', '.safetensors', 'its header is not of'),
     (b'[' * 100_000, '.json', 'nested'),

@@ -291,12 +291,8 @@ def _unknown(text: str) -> UserError:
   hub = f'hf://{text}' if text.count('/') == 1 else 'hf://owner/name'
   hub = f'for a model of the Hugging Face Hub write {hub}'
   if is_path:
-    is_name = (
-      text.count('/') == 1
-      and not text.endswith(tuple(_suffixes()))
-      and not hint
-    )
-    hub = f'; {hub}' if is_name else ''
+    is_file = text.endswith(tuple(_suffixes()))
+    hub = '' if hint or is_file or text.count('/') != 1 else f'; {hub}'
     return UserError(f'there is no file or folder {text}{hint}{hub}')
   tag = ''
   if re.match('(vit|deit)3?_', text):

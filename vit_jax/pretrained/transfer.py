@@ -115,13 +115,11 @@ def problem(path: pathlib.Path, suffix: str) -> str | None:
     return 'it is empty'
   if start.lstrip().lower().startswith((b'<!doctype', b'<html')):
     return f'it is a web page, not a {suffix or "file of weights"}'
-  if suffix == '.npz' and not start.startswith(_ZIP):
-    return f'it is not an .npz: it begins with {start[:8]!r}'
-  if suffix in PICKLES and not start.startswith((_ZIP, _PICKLE)):
-    return f'it is not a {suffix} of torch: it begins with {start[:8]!r}'
-  if suffix in ('.npz', *PICKLES) and start.startswith(_ZIP):
-    # The table of contents is at the end.
-    return None if zipfile.is_zipfile(path) else 'its end is missing'
+  if suffix in ('.npz', *PICKLES):
+    if start.startswith(_ZIP):  # Its table of contents is at the end.
+      return None if zipfile.is_zipfile(path) else 'its end is missing'
+    if suffix == '.npz' or not start.startswith(_PICKLE):
+      return f'it is not a whole {suffix}: it begins with {start[:8]!r}'
   try:
     if suffix == '.safetensors':
       files.read_safetensors_header(path)

@@ -47,13 +47,9 @@ DEFAULTS = {
   'siglip_vision_model': dict(activation='gelu_tanh', norm_epsilon=1e-6),
 }
 _CONFIG = {
-  **dict.fromkeys(
-    ('hidden_size', 'num_hidden_layers', 'num_attention_heads'),
-    json_fields.SIZE,
-  ),
-  **dict.fromkeys(('intermediate_size', 'num_channels'), json_fields.SIZE),
-  **dict.fromkeys(('layer_norm_eps', 'layerscale_value'), json_fields.POSITIVE),
+  **dict.fromkeys(_FIELDS, json_fields.POSITIVE),
   **dict.fromkeys(('model_type', 'hidden_act', 'pooler_act'), json_fields.TEXT),
+  'num_channels': json_fields.SIZE,
   'image_size': json_fields.SIDE_OR_SIDES,
   'use_swiglu_ffn': json_fields.FLAG,
   'vision_config': json_fields.OBJECT,
@@ -99,11 +95,7 @@ def read(
 def write(
   weights: Weights, model: vit.ViT
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-  """Returns the state dict, and JSON files by name without suffix.
-
-  `transformers.AutoModelForImageClassification.from_pretrained(<folder>)` reads
-  them (`AutoModel` without a head).
-  """
+  """Returns the state dict, and JSON files by name without suffix."""
   named, image_size = _vit_arrays.for_torch(
     weights, model, "Hugging Face's ViT", positions=True
   )

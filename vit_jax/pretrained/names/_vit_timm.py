@@ -29,23 +29,21 @@ ACTIVATIONS = {
 }
 _POOLINGS = {'token': 'token', 'avg': 'mean', 'map': 'map'}
 
-_ARGUMENTS = {
-  **dict.fromkeys(('embed_dim', 'depth', 'num_heads'), json_fields.SIZE),
-  **dict.fromkeys(('act_layer', 'global_pool'), json_fields.TEXT),
-  'init_values': json_fields.POSITIVE,
-  'img_size': json_fields.SIDE_OR_SIDES,
-}
-_CONFIG = {
-  **dict.fromkeys(('architecture', 'global_pool'), json_fields.TEXT),
-  **dict.fromkeys(('pretrained_cfg', 'model_args'), json_fields.OBJECT),
-}
 _FIELDS = {
   'embed_dim': 'width',
   'depth': 'depth',
   'num_heads': 'num_heads',
   'init_values': 'layer_scale',
 }
-
+_ARGUMENTS = {
+  **dict.fromkeys(_FIELDS, json_fields.POSITIVE),
+  **dict.fromkeys(('act_layer', 'global_pool'), json_fields.TEXT),
+  'img_size': json_fields.SIDE_OR_SIDES,
+}
+_CONFIG = {
+  **dict.fromkeys(('architecture', 'global_pool'), json_fields.TEXT),
+  **dict.fromkeys(('pretrained_cfg', 'model_args'), json_fields.OBJECT),
+}
 # The first of these whose regex matches an architecture's name is used.
 _ARCHITECTURES: tuple[tuple[str, dict[str, Any]], ...] = (
   (r'vit_.*quickgelu_.*', dict(activation='gelu_quick', norm_epsilon=1e-5)),
@@ -68,14 +66,9 @@ _OTHER_BLOCKS = (
   (r'.*_xp_.*|.*(pwee|pd?little|dpwee|dwee|dlittle).*', 'parallel blocks'),
 )
 _OTHER_ARGUMENTS = (
-  'block_fn',
-  'mlp_layer',
-  'attn_layer',
-  'embed_layer',
-  'norm_layer',
-  'pool_include_prefix',
-  'pre_norm',
-)
+  'block_fn mlp_layer attn_layer embed_layer norm_layer pre_norm'
+  ' pool_include_prefix'
+).split()
 
 
 def read(config: Mapping[str, Any]) -> Facts:
@@ -111,10 +104,7 @@ def read(config: Mapping[str, Any]) -> Facts:
 def write(
   weights: Weights, model: vit.ViT
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-  """Returns the state dict, and JSON files by name without suffix.
-
-  `timm.create_model('local-dir:<folder>', pretrained=True)` reads them.
-  """
+  """Returns the state dict, and JSON files by name without suffix."""
   named, image_size = _vit_arrays.for_torch(
     weights, model, "timm's ViT", positions=model.position != 'none'
   )
