@@ -72,7 +72,6 @@ def expected(named, model):
   shapes = jax.eval_shape(model.init, jax.random.key(0), image)['params']
   return {k: x.shape for k, x in trees.flatten(shapes).items()}, []
 
-google = types.SimpleNamespace(detect=lambda arrays: None)
 torch = types.SimpleNamespace(
   detect=lambda arrays: (DIALECT, '') if 'stem.weight' in arrays else None
 )
@@ -128,6 +127,8 @@ def test_a_second_model_is_read_by_its_names(arrays, tmp_path):
   catalog.save(weights, tmp_path / 'ours.safetensors')
   again = catalog.load(tmp_path / 'ours.safetensors')
   assert again.model == weights.model
+  with pytest.raises(UserError, match='of timm can be written for vit of'):
+    catalog.save(weights, tmp_path / 'folder', format='timm')
   del weights.params['head/bias']
   catalog.save(weights, tmp_path / 'ours.safetensors')
   with pytest.raises(UserError, match='missing: head/bias'):

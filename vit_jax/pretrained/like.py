@@ -8,6 +8,7 @@ from vit_jax import lookup
 from vit_jax.data import device_ops_language
 from vit_jax.errors import UserError
 from vit_jax.pretrained import catalog
+from vit_jax.pretrained.weights import check_model_name
 
 _NORMALIZE = 'normalize(-1, 1)'  # Where the weights do not say it.
 
@@ -42,8 +43,7 @@ def complete(
   except UserError as e:
     raise UserError(f'config.model.like={source!r}: {e}') from e
   # A config is trusted, and what a file says becomes a part of it here.
-  name, trusted = weights.model.get('name'), 'name' in keys
-  lookup.find('models', name, 'Model', trusted=trusted)
+  check_model_name(weights.model, trusted='name' in keys)
   config['model'] = dict(weights.model) | keys
   section = dict(config.get('input') or {})
   if 'device_ops' not in section:

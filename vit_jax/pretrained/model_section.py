@@ -11,7 +11,7 @@ import numpy as np
 
 from vit_jax import lookup
 from vit_jax.errors import UserError
-from vit_jax.pretrained.weights import Weights, build_model
+from vit_jax.pretrained.weights import Weights, build_model, check_model_name
 from vit_jax.printable import printable
 
 _FOLDER = 'pretrained/names'
@@ -34,7 +34,8 @@ def detect(code_base: str, arrays: Mapping[str, Any]) -> tuple | None:
   returns; None if no file knows the names.
   """
   for names in all_names():
-    if found := getattr(names, code_base).detect(arrays):
+    dialects = getattr(names, code_base, None)
+    if dialects and (found := dialects.detect(arrays)):
       return names, found
   return None
 
@@ -44,18 +45,21 @@ def names_of(model: Any) -> types.ModuleType | None:
   return next((n for n in all_names() if isinstance(model, n.Model)), None)
 
 
-def to_write(weights: Weights, format: str) -> tuple[types.ModuleType, Any]:
+def to_write(weights: Weights, code_base: str) -> tuple[types.ModuleType, Any]:
   """Returns the file of `names/` for weights, and the model they are for.
 
   Raises:
-    UserError: a model that only our names are known of.
+    UserError: a model that has no names in a code base: 'google', 'timm' or
+      'huggingface'.
   """
   model = build_model(weights)
   names = names_of(model)
-  if names is None:
+  if not hasattr(names, code_base):
+    known = lookup.names(_FOLDER)
+    known = [n for n in known if hasattr(names_named(n), code_base)]
     raise UserError(
-      f'{format} can be written for {", ".join(lookup.names(_FOLDER))} of'
-      f' models/; got {weights.model}. Write .safetensors'
+      f'files of {code_base} can be written for {", ".join(known)} of models/;'
+      f' got {weights.model}. Write .safetensors'
     )
   return names, model
 
@@ -143,6 +147,7 @@ def problems(
       outside this package and is not trusted.
   """
   labels = labels or {}
+  check_model_name(section, trusted=trusted)
   try:
     model = lookup.build('models', section, 'Model', trusted=trusted)
     names = names_of(model)

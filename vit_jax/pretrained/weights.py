@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vit_jax import lookup, trees
+from vit_jax.errors import UserError
 from vit_jax.pretrained import blocks
 from vit_jax.printable import printable
 
@@ -77,4 +78,18 @@ def build_model(weights: Weights, *, trusted: bool = False) -> Any:
       code outside this package.
   """
   trusted |= 'model' in weights.trusted
+  check_model_name(weights.model, trusted=trusted)
   return lookup.build('models', weights.model, 'Model', trusted=trusted)
+
+
+def check_model_name(section: Mapping[str, Any], *, trusted: bool) -> None:
+  """Raises UserError if a section from a file names code to import."""
+  name = section.get('name')
+  if trusted or not isinstance(name, str) or name in lookup.names('models'):
+    return
+  raise UserError(
+    f'the file names {name!r} as the code of its model, which is not in this'
+    f' package ({", ".join(lookup.names("models"))}), and nothing that a file'
+    ' names is imported. If you trust that module, name it yourself:'
+    f' model={ {"name": name}!r} (on the command line --model)'
+  )

@@ -91,7 +91,7 @@ def write(
     UserError: the dialect's code base has no such model, or no name for some
       parameters; or the file cannot be written.
   """
-  names, module = model_section.to_write(weights, "Google's .npz")
+  names, module = model_section.to_write(weights, 'google')
   google = names.google
   style, named, computed = google.prepare(
     weights, module, dialect, allow_note_only=allow_note_only
