@@ -16,7 +16,7 @@ import pathlib
 
 import ml_collections
 
-from vit_jax.data import layout
+from vit_jax.data import folders
 
 ConfigDict = ml_collections.ConfigDict
 
@@ -45,7 +45,7 @@ def images(
   Args:
     data: see the header of this file.
     split: in TFDS's notation. In a path 'train', 'val' and 'test' also find
-      folders with one of the other names in `layout.SPLITS`, such as
+      folders with one of the other names in `folders.SPLITS`, such as
       'validation'.
     data_dir: where TFDS finds the dataset; None is $TFDS_DATA_DIR or else
       ~/tensorflow_datasets.
@@ -67,7 +67,7 @@ def images(
     raise ValueError(f'data_dir={data_dir!r} has no effect on {data!r}')
   word, bracket, part = split.partition('[')
   word = {'validation': 'val'}.get(word, word)
-  word = layout.find(path).splits.get(word, word)
+  word = folders.find(path).splits.get(word, word)
   return ConfigDict(
     dict(name=name, data_dir=path, split=f'{word}{bracket}{part}')
   )
@@ -89,7 +89,7 @@ def splits(
   name, path = _source(data)
   if name == 'tfds':
     return tfds
-  found = layout.find(path)
+  found = folders.find(path)
   if found.flat or 'train' not in found.splits:
     return 'train', 'val', None  # What is missing, the source says.
   if 'val' in found.splits:
@@ -128,7 +128,7 @@ def pretraining_splits(
   name, path = _source(data)
   whole = 'full'
   if name != 'tfds':
-    found = layout.find(path)
+    found = folders.find(path)
     if 'val' in found.splits:
       return 'train', {'val': 'val'}
     if name == 'image_folder' or 'train' in found.splits:
@@ -180,10 +180,10 @@ def num_training_images(
     folder, fraction = _named_folder(data, split.partition('[')[0]), 1.0
   if folder is None:
     return None
-  if (info := layout.read_prepared(folder)) is not None:
+  if (info := folders.read_prepared(folder)) is not None:
     shards = info.get('shards', [])
     return round(fraction * sum(shard['num_examples'] for shard in shards))
-  return round(fraction * layout.count_images(folder, at_most=at_most))
+  return round(fraction * folders.count_images(folder, at_most=at_most))
 
 
 def batch_size(num_images: int | None, *, most: int, least: int = 8) -> int:
@@ -210,7 +210,7 @@ def _source(data: str) -> tuple[str, str]:
     is_path = os.path.isdir(data)
   if not is_path:
     return 'tfds', data
-  return 'array_record' if layout.is_prepared(data) else 'image_folder', data
+  return 'array_record' if folders.is_prepared(data) else 'image_folder', data
 
 
 def _training_folder(data: str) -> tuple[pathlib.Path | None, float]:
@@ -218,7 +218,7 @@ def _training_folder(data: str) -> tuple[pathlib.Path | None, float]:
   name, path = _source(data)
   if name == 'tfds':
     return None, 1.0
-  root, found = pathlib.Path(path).expanduser(), layout.find(path)
+  root, found = pathlib.Path(path).expanduser(), folders.find(path)
   if found.flat:
     return root, 0.9
   # Prepared ImageNet-21k has 'full' alone.
@@ -230,7 +230,7 @@ def _training_folder(data: str) -> tuple[pathlib.Path | None, float]:
 
 def _named_folder(data: str, name: str) -> pathlib.Path | None:
   root = pathlib.Path(_source(data)[1]).expanduser()
-  found = layout.find(root)
+  found = folders.find(root)
   folder = root if found.flat else root / found.splits.get(name, name)
   return folder if folder.is_dir() else None
 
@@ -240,6 +240,6 @@ def _count_classes(data: str) -> int:
   folder, _ = _training_folder(data)
   if folder is None:
     return 0
-  if (info := layout.read_prepared(folder)) is not None:
+  if (info := folders.read_prepared(folder)) is not None:
     return info.get('num_classes') or 0
-  return len(layout.folders(folder))
+  return len(folders.subfolders(folder))

@@ -12,7 +12,7 @@ import collections
 import numpy as np
 import tensorflow as tf
 
-from vit_jax.data import image_files, ops_language
+from vit_jax.data import folders, ops_language
 
 _AREA = "resize_small(256, method='area'{})|central_crop(224)"
 _SQUARE = 'resize(224, antialias=False{})'
@@ -23,7 +23,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('folder')
   folder = parser.parse_args().folder
-  names = image_files.below(folder, collections.Counter())
+  names = folders.images_below(folder, collections.Counter())
   names = [n for n in names if n.lower().endswith(('.jpg', '.jpeg'))]
   print(f'{len(names)} JPEGs, TensorFlow {tf.__version__}')
   print(f'{"ops":80} {"mean":>7} {"max":>4} {"bias":>7}')
@@ -31,7 +31,7 @@ def main() -> None:
     op, total = ops_language.parse(text), np.zeros(3)
     most = 0
     for name in names:
-      data = image_files.read(f'{folder}/{name}')
+      data = folders.read_file(f'{folder}/{name}')
       ours = op({'image': data}, np.random.default_rng(0))['image']
       off = ours.astype(np.float32) - theirs(data)
       total += np.abs(off).sum(), off.sum(), off.size

@@ -103,7 +103,7 @@ def test_a_split_is_found_under_its_other_names(tmp_path):
   splits = [common_data.images(str(tmp_path), s).split for s in
             ('train[:90%]', 'val', 'validation', 'test')]  # fmt: skip
   assert splits == ['Training[:90%]', 'valid', 'valid', 'test']
-  # Of two folders for one split the name that comes first in layout.SPLITS.
+  # Of two folders for one split the name that comes first in folders.SPLITS.
   _write(tmp_path, 'validation/a')
   assert common_data.images(str(tmp_path), 'val').split == 'validation'
 

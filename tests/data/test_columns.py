@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vit_jax.data.columns import Columns
+from vit_jax.data.fields import Columns
 from vit_jax.errors import UserError
 
 

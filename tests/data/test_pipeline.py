@@ -308,7 +308,3 @@ class TestDevice:
     for thread in set(threading.enumerate()) - before:
       thread.join(timeout=10)
     assert set(threading.enumerate()) <= before
-
-  def test_a_size_below_1_is_an_error(self):
-    with pytest.raises(UserError, match='size is at least 1; got 0'):
-      pipeline.prefetch_to_device([], _sharding(), size=0)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from vit_jax import lookup, suggestions
-from vit_jax.data import image_files
+from vit_jax.data import folders
 from vit_jax.errors import RunError, UserError
 from vit_jax.parallel import distributed, host_memory, platforms
 from vit_jax.printable import show
@@ -36,7 +36,7 @@ def run(
   argv = sys.argv[1:] if argv is None else argv
   platforms.skip_absent_tpu()
   host_memory.keep_freed_memory()
-  image_files.ignore_warnings()
+  folders.ignore_warnings()
   if sys.__stderr__ is not None:
     # A crash of a native library then prints the stack, with the record in it.
     faulthandler.enable(sys.__stderr__)

@@ -106,25 +106,25 @@ def _parser() -> argparse.ArgumentParser:
 
 def _prepare(split: str, name: str, args: argparse.Namespace) -> None:
   from vit_jax.data import open_source
-  from vit_jax.data.storage import reencode, shards
+  from vit_jax.data.storage import shards
 
   source = open_source.open_text(args.source, split)
-  show(f'source   {args.source}, {split}: {_contents(source)}')
-  quality = 95 if args.quality is None else args.quality
-  resize = dict(resize_small=args.resize_small, quality=quality)
-  shrink = args.resize_small is not None
+  contents = plural(len(source), 'image')
+  if source.num_classes is not None:
+    contents += f' of {plural(source.num_classes, "class", "classes")}'
+  show(f'source   {args.source}, {split}: {contents}')
   writer = shards.Writer(
     source,
     pathlib.Path(args.target).expanduser() / name,
-    plan=dict(
+    settings=dict(
       source=open_source.parse(args.source),
       split=split,
-      resize=resize if shrink else None,
       on_error=args.on_error,
     ),
-    transform=reencode.Smaller(**resize) if shrink else lambda example: example,
     skip=args.on_error == 'skip',
     num_threads=args.num_threads,
+    resize_small=args.resize_small,
+    quality=95 if args.quality is None else args.quality,
     examples_per_shard=args.examples_per_shard,
   )
   ready = writer.existing_shards()
@@ -139,13 +139,6 @@ def _prepare(split: str, name: str, args: argparse.Namespace) -> None:
           print(f'written  {ready[k]["file"]}', flush=True)
   info = writer.finish([ready[k] for k in range(writer.num_shards)])
   _report(info, args.target, name)
-
-
-def _contents(source: Any) -> str:
-  classes = source.num_classes
-  return plural(len(source), 'image') + (
-    '' if classes is None else f' of {plural(classes, "class", "classes")}'
-  )
 
 
 def _report(info: dict[str, Any], target: str, split: str) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vit_jax import lookup
-from vit_jax.data import layout, ops_language
+from vit_jax.data import folders, ops_language
 from vit_jax.errors import UserError
 from vit_jax.printable import printable
 
@@ -87,7 +87,7 @@ def parse(text: str) -> dict[str, Any]:
       'PATH/<split>/<class>/, records:PATH what prepare has written'
     )
   if os.path.isdir(os.path.expanduser(text)):
-    name = 'records' if layout.is_prepared(text) else 'folder'
+    name = 'records' if folders.is_prepared(text) else 'folder'
     return dict(name=_PATHS[name], data_dir=text)
   if text.startswith(_PATH_STARTS) and '(' not in text:
     path = printable(os.path.expanduser(text))
@@ -122,10 +122,10 @@ def splits(text: str) -> list[str] | None:
   section = parse(text)
   if section['name'] not in _PATHS.values() or 'data_dir' not in section:
     return None
-  found = layout.find(section['data_dir'])
+  found = folders.find(section['data_dir'])
   if found.flat:
     return ['train', 'val']
-  order = list(layout.SPLITS)
+  order = list(folders.SPLITS)
   known = [found.splits[split] for split in order if split in found.splits]
   others = [f for split, f in found.splits.items() if split not in order]
   return known + others or None

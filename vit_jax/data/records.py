@@ -31,7 +31,14 @@ _NARROW = {np.dtype(np.int64): np.int32, np.dtype(np.float64): np.float32}
 
 
 class Reader:
-  """Reads records as examples with the shapes of the first one."""
+  """Reads records as examples with the shapes of the first one.
+
+  Attributes:
+    source: the open source.
+    roles: of the fields that the source declares.
+    spec: shape and dtype of each field of an example.
+    watched: see `Watchdog.watched`.
+  """
 
   def __init__(
     self,
@@ -39,17 +46,15 @@ class Reader:
     ops: str,
     *,
     on_error: str,
-    num_compared: int = 1,
     training: bool = False,
   ):
-    """Opens the source and reads one example, or a few.
+    """Opens the source and reads an example; without training, compares four.
 
     Args:
       data: config section of a source: name, split and its other keys.
       ops: host ops in the mini-language.
       on_error: what happens to a record that cannot be read: `'stop'` raises,
         `'skip'` counts it and leaves it out.
-      num_compared: how many examples, spread evenly, are read and compared.
       training: whether this is the input of training. Labels then start at 0;
         otherwise -1 means unlabelled.
 
@@ -57,16 +62,14 @@ class Reader:
       DataError: a wrong section or source, or examples that do not match.
     """
     try:
-      self._open(data, ops, on_error, num_compared, training)
+      self._open(data, ops, on_error, training)
     except UserError as e:
       error = DataError(str(e))
       for note in getattr(e, '__notes__', []):
         error.add_note(note)
       raise error from e
 
-  def _open(
-    self, data, ops: str, on_error: str, num_compared: int, training: bool
-  ) -> None:
+  def _open(self, data, ops: str, on_error: str, training: bool) -> None:
     if on_error not in ('stop', 'skip'):
       raise UserError(f"on_error is 'stop' or 'skip'; got {on_error!r}")
     self.source = open_source.open_source(data)
@@ -79,17 +82,19 @@ class Reader:
     self._training = training
     self._lock = threading.Lock()
     self._watchdog = watchdog.Watchdog(self.source.describe)
-    self.watched, self.watch = self._watchdog.watched, self._watchdog.start
+    self.watched = self._watchdog.watched
     self._broken: dict[int, str] = {}
     self._num_reported = 0  # of the broken records, by a worker to its parent
-    _, stop = self.watch()
+    last = len(self.source) - 1
+    compared = [] if training else [last // 3, 2 * last // 3, last]
+    _, stop = self._watchdog.start()
     try:
       self._first, example = self._next_good(0, np.random.default_rng(0))
       self.spec = {
         name: jax.ShapeDtypeStruct(value.shape, value.dtype)
         for name, value in example.items()
       }
-      for index in _spread(num_compared, len(self.source))[1:]:
+      for index in compared:
         self._checked(*self._next_good(index, np.random.default_rng(0)))
     finally:
       stop.set()
@@ -194,15 +199,19 @@ class Reader:
   def _decoded(self, index: int, rng: np.random.Generator) -> Example:
     example = self.source[index]
     if not isinstance(example, Mapping):
+      kind = 'None' if example is None else f'a {type(example).__name__}'
       raise TypeError(
-        f'`__getitem__` returned {_kind(example)}, expected a dict with image, '
-        'label or other fields'
+        f'`__getitem__` returned {kind}, expected a dict with image, label or '
+        'other fields'
       )
     arrays = _arrays(self._ops(example, rng))
-    num_classes = self.source.num_classes
-    label = arrays.get('label')
-    if num_classes is not None and label is not None:
-      _check_label(label, num_classes, least=0 if self._training else -1)
+    num_classes, label = self.source.num_classes, arrays.get('label')
+    if num_classes is None or label is None:
+      return arrays
+    least = 0 if self._training else -1
+    is_id = label.ndim == 0 and label.dtype.kind in 'iu'  # No vector.
+    if is_id and not least <= label < num_classes:
+      raise UserError(f'label {label} is outside 0..{num_classes - 1}')
     return arrays
 
   def _advice(self, error: BaseException) -> str:
@@ -213,9 +222,15 @@ class Reader:
         'num_workers, or the batch size'
       )
     if isinstance(error, _MISTAKES):
+      places = [
+        f', {frame.filename}:{frame.lineno}'
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith(_PACKAGE)
+        and 'site-packages' not in frame.filename
+      ]
       return (
         'this is a mistake in the code of the source or of an op'
-        f'{_place(error)}: correct it there'
+        f'{"".join(places[-1:])}: correct it there'
       )
     flag = (
       '--config.input.on_error=skip'
@@ -243,12 +258,6 @@ class Reader:
     return example
 
 
-def _spread(count: int, num_records: int) -> list[int]:
-  """Returns evenly spaced record numbers, the first and the last included."""
-  count = min(count, num_records)
-  return [i * (num_records - 1) // max(1, count - 1) for i in range(count)]
-
-
 def _open_in_worker(
   data, ops: str, on_error: str, training: bool, size: int
 ) -> Reader:
@@ -258,7 +267,7 @@ def _open_in_worker(
       f'the data has changed: {size} records when the run began, now '
       f'{len(reader.source)}: {data}'
     )
-  reader.watch()
+  reader._watchdog.start()
   return reader
 
 
@@ -281,30 +290,7 @@ def _arrays(example: Mapping[str, Any]) -> Example:
   return arrays
 
 
-def _check_label(label: np.ndarray, num_classes: int, *, least: int) -> None:
-  """Raises UserError for an invalid class id; vectors are not checked."""
-  if label.ndim or label.dtype.kind not in 'iu':
-    return
-  if not least <= label < num_classes:
-    raise UserError(f'label {label} is outside 0..{num_classes - 1}')
-
-
-def _kind(value: Any) -> str:
-  return 'None' if value is None else f'a {type(value).__name__}'
-
-
-def _place(error: BaseException) -> str:
-  """Returns the line of the user's code that raised, or ''."""
-  places = [
-    f', {frame.filename}:{frame.lineno}'
-    for frame in traceback.extract_tb(error.__traceback__)
-    if not frame.filename.startswith(_PACKAGE)
-    and 'site-packages' not in frame.filename
-  ]
-  return places[-1] if places else ''
-
-
-def _explain(error: Exception) -> str:
+def _explain(error: BaseException) -> str:
   if isinstance(error, UserError):
     return str(error)
   notes = getattr(error, '__notes__', [])

@@ -1,6 +1,6 @@
-"""Splits and slices of splits: `'train'`, `'train[:90%]'`.
+"""Splits, slices of them such as `'train[:90%]'`, and the files of a split.
 
-The grammar is that of TFDS: one slice of percentages or counts, either of them
+The grammar of slices is that of TFDS: percentages or counts, either of them
 negative to count from the end; percentages round to the closest record, so
 `[:90%]` and `[90%:]` share nothing and miss nothing. The parts that
 `tfds.even_splits` returns are written `'train[part 1 of 3]'` to
@@ -8,6 +8,9 @@ negative to count from the end; percentages round to the closest record, so
 """
 
 import dataclasses
+import glob
+import itertools
+import os
 import re
 
 import numpy as np
@@ -15,12 +18,16 @@ import numpy as np
 from vit_jax.errors import UserError
 from vit_jax.printable import printable
 
+# A split that a pattern without {split} has: there is nothing to choose.
+ALL = 'all'
 # Digits are limited: int() refuses thousands of them.
 _NUMBER = r'\d{1,18}'
 _BOUND = rf'-?{_NUMBER}%?'
 _SLICE = rf'({_BOUND})?:({_BOUND})?'
 _PART = rf'part ({_NUMBER}) of ({_NUMBER})'
 _GRAMMAR = re.compile(rf'([^\[\]]+)(?:\[(?:{_SLICE}|{_PART})\])?')
+_BRACES = re.compile(r'\{([^{}]*)\}')
+_RANGE = re.compile(r'(\d+)\.\.(\d+)')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,3 +112,59 @@ def parse(split: str) -> Split:
   if part is not None and not 1 <= part[0] <= part[1]:
     raise UserError(f'split {split!r}: parts count from 1 to {n}')
   return Split(split, name, start, stop, part)
+
+
+def files(pattern: str, split: str) -> list[str]:
+  """Returns the files of a split by a pattern, all of which exist.
+
+  Args:
+    pattern: such as `'/data/{split}-{000..099}.tar'`. `{split}` is the name of
+      the split, `{00..12}` and `{a,b}` are expanded as in a shell, then `*`,
+      `?` and `[...]` are looked up. Expanded names keep their order, those that
+      are looked up are sorted.
+    split: name of a split. A pattern without `{split}` has one, `'all'`, so
+      that no two splits can be the same files unnoticed.
+
+  Raises:
+    UserError: another split of a pattern without `{split}`, or files that are
+      missing.
+  """
+  if '{split}' not in pattern and split != ALL:
+    raise UserError(
+      f'{pattern} has no {{split}} in it: its split is {ALL!r} (or a slice '
+      f"such as '{ALL}[:90%]'); got {split!r}"
+    )
+  # Text and the inside of braces take turns.
+  parts = _BRACES.split(os.path.expanduser(pattern.replace('{split}', split)))
+  choices = [
+    _choices(part, pattern) if i % 2 else [part] for i, part in enumerate(parts)
+  ]
+  names = [''.join(words) for words in itertools.product(*choices)]
+  found, missing = [], []
+  for name in names:
+    matches = [name] if os.path.exists(name) else sorted(glob.glob(name))
+    found += matches
+    if not matches:
+      missing.append(name)
+  if missing:
+    some = ', '.join(missing[:3]) + (', ...' if len(missing) > 3 else '')
+    raise UserError(
+      f'{pattern}: {len(missing)} of {len(names)} are missing: {some}'
+    )
+  return found
+
+
+def _choices(inside: str, pattern: str) -> list[str]:
+  if match := _RANGE.fullmatch(inside):
+    first, last = match.groups()
+    width = len(first) if first.startswith('0') else 0
+    numbers = range(int(first), int(last) + 1)
+    if not numbers:
+      raise UserError(f'{pattern}: {{{inside}}} counts downwards')
+    return [str(n).zfill(width) for n in numbers]
+  if ',' in inside:
+    return inside.split(',')
+  raise UserError(
+    f'{pattern}: {{{inside}}} is not understood; expected {{split}}, '
+    '{000..123} or {a,b}'
+  )

@@ -103,7 +103,20 @@ class Watchdog:
       with self.reading(index):
         return read(index)
 
-    return self.watched(_in_order(one, indices, num_threads))
+    def results() -> Iterator[T]:
+      waiting: collections.deque = collections.deque()
+      pool = concurrent.futures.ThreadPoolExecutor(num_threads)
+      try:
+        for index in indices:
+          waiting.append(pool.submit(one, index))
+          if len(waiting) > _AHEAD * num_threads:
+            yield waiting.popleft().result()
+        while waiting:
+          yield waiting.popleft().result()
+      finally:
+        pool.shutdown(cancel_futures=True)
+
+    return self.watched(results())
 
   def watched(self, batches: Iterator[T]) -> Iterator[T]:
     """Yields the batches; meanwhile a thread warns of records that take long.
@@ -155,22 +168,6 @@ class Watchdog:
         if ends:
           _end(what)
         logging.warning('%s', what)
-
-
-def _in_order(function, items: Iterable[int], num_threads: int):
-  if num_threads < 1:
-    raise UserError(f'num_threads is at least 1; got {num_threads}')
-  waiting: collections.deque = collections.deque()
-  pool = concurrent.futures.ThreadPoolExecutor(num_threads)
-  try:
-    for item in items:
-      waiting.append(pool.submit(function, item))
-      if len(waiting) > _AHEAD * num_threads:
-        yield waiting.popleft().result()
-    while waiting:
-      yield waiting.popleft().result()
-  finally:
-    pool.shutdown(cancel_futures=True)
 
 
 def _end(what: str) -> None:

@@ -19,7 +19,7 @@ import grain
 import jax
 from absl import flags
 
-from vit_jax.data import image_files, watchdog
+from vit_jax.data import folders, watchdog
 from vit_jax.errors import RunError
 from vit_jax.parallel import host_memory
 
@@ -60,7 +60,7 @@ def _start(most_seconds: float | None, index: int, count: int) -> None:
     signal.signal(number, signal.SIG_IGN)
   jax.config.update('jax_platforms', 'cpu')  # The devices belong to the run.
   faulthandler.enable()
-  image_files.ignore_warnings()
+  folders.ignore_warnings()
   watchdog.set_limit(most_seconds)
   threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -9,7 +9,7 @@ import numpy as np
 from etils import epath
 from PIL import Image, ImageOps
 
-from vit_jax.data import image_files, ops_language
+from vit_jax.data import folders, ops_language
 from vit_jax.data.ops import label as label_ops
 from vit_jax.data.ops.decode import decode
 from vit_jax.data.ops.resize import resample
@@ -125,7 +125,7 @@ class Reader:
         path = epath.Path(image).expanduser()
         # Of other places, such as gs://, epath reads.
         is_here = os.path.exists(path)
-        return image_files.read(path) if is_here else path.read_bytes()
+        return folders.read_file(path) if is_here else path.read_bytes()
       except OSError as e:
         raise UserError(f'cannot be read: {e.strerror or e}') from e
     if isinstance(image, Image.Image):
@@ -187,7 +187,7 @@ def find(
   """Returns the files that are meant: folders give all images below them.
 
   Files keep the order in which they are given, whatever they are called; those
-  of a folder are sorted. `data/image_files.py` says which files of a folder are
+  of a folder are sorted. `data/folders.py` says which files of a folder are
   images; hidden files and folders are left out.
 
   Args:
@@ -203,11 +203,11 @@ def find(
     path = os.path.expanduser(path)
     if os.path.isdir(path):
       others = collections.Counter()
-      inside = image_files.below(path, others)
+      inside = folders.images_below(path, others)
       found += [os.path.join(path, name) for name in inside]
-      what = image_files.kinds(others)
+      what = folders.kinds(others)
       if not inside:
-        suffixes = ', *'.join(image_files.SUFFIXES)
+        suffixes = ', *'.join(folders.SUFFIXES)
         problems.append(
           f'{printable(path)} holds no images (*{suffixes}), but '
           f'{what or "no files"}'
@@ -216,7 +216,7 @@ def find(
         on_log(
           f'{printable(path)}: '
           f'{plural(others.total(), "file is", "files are")} left out: {what}; '
-          f'images end in {", ".join(image_files.SUFFIXES)}'
+          f'images end in {", ".join(folders.SUFFIXES)}'
         )
     elif os.path.isfile(path):
       found.append(path)

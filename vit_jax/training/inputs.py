@@ -11,7 +11,6 @@ from vit_jax.data import records
 from vit_jax.errors import DataError, DevicesError, UserError
 from vit_jax.printable import printable
 
-_NUM_COMPARED = 4
 # Keys with the place of the data in a section; the first one present counts.
 _PLACES = ('dataset', 'data_dir', 'path', 'paths')
 
@@ -93,7 +92,6 @@ def _problems(config: Mapping[str, Any]) -> dict[str, list[str]]:
         data,
         section.get('ops', ''),
         on_error=section.get('on_error', 'stop'),
-        num_compared=1 if where == 'config.input' else _NUM_COMPARED,
         training=where == 'config.input',
       )
       if where == 'config.input' or section.get('name') == 'classification':

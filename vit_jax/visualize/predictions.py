@@ -62,9 +62,7 @@ class Picture:
         f'predictions: count={self.count} and columns={self.columns} must be at'
         f" least 1, loss={self.loss!r} 'softmax' or 'sigmoid'"
       )
-    self._reader = records.Reader(
-      self.data, self.ops, on_error=self.on_error, num_compared=4
-    )
+    self._reader = records.Reader(self.data, self.ops, on_error=self.on_error)
     if not {'image', 'label'} <= self._reader.spec.keys():
       raise UserError(
         'predictions: needs images and labels; the examples of '

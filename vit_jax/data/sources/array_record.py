@@ -11,10 +11,9 @@ import threading
 
 import numpy as np
 
-from vit_jax.data import layout, splits
+from vit_jax.data import folders, splits
 from vit_jax.errors import UserError
 
-_KEYS = {'num_classes', 'class_names', 'shards'}
 _SHARD = {'file': str, 'num_examples': int, 'num_bytes': int}
 
 
@@ -34,25 +33,22 @@ class Source:
     """
     self._split = splits.parse(split)
     root = pathlib.Path(data_dir).expanduser()
-    self._folder = root / self._split.name
-    info = _info(root, self._folder)
+    folder = root / self._split.name
+    info = _info(root, folder)
     self.num_classes = info['num_classes']
     self.class_names = info['class_names']
     self.column_texts = info.get('column_texts', {})
     shards = info['shards']
-    problems = [
-      p for shard in shards if (p := size_mismatch(self._folder, shard))
-    ]
+    problems = [p for shard in shards if (p := size_mismatch(folder, shard))]
     if problems:
       raise UserError(
-        f'{self._folder}: {len(problems)} of {len(shards)} files are not what '
+        f'{folder}: {len(problems)} of {len(shards)} files are not what '
         'was written; run prepare again:\n  ' + '\n  '.join(problems[:10])
       )
-    self._files = [str(self._folder / shard['file']) for shard in shards]
-    counts = [shard['num_examples'] for shard in shards]
-    self._starts = np.cumsum([0, *counts])
-    self._counts = counts
-    self._records = self._split.records(sum(counts))
+    self._files = [str(folder / shard['file']) for shard in shards]
+    self._counts = [shard['num_examples'] for shard in shards]
+    self._starts = np.cumsum([0, *self._counts])
+    self._records = self._split.records(sum(self._counts))
     self._readers = [None] * len(shards)
     self._lock = threading.Lock()
     self._last = threading.local()
@@ -83,7 +79,11 @@ class Source:
     from flax import serialization
 
     shard, position = self._place(index)
-    content = self._reader(shard).read([position])
+    with self._lock:  # Any number of threads may read an open file.
+      if self._readers[shard] is None:
+        path, count = self._files[shard], self._counts[shard]
+        self._readers[shard] = open_file(path, count)
+    content = self._readers[shard].read([position])
     # A file that was cut off while open gives empty records and no error.
     if not content or not content[0]:
       raise UserError(f'{self._files[shard]} is shorter than it was')
@@ -94,16 +94,6 @@ class Source:
     record = self._records[index]
     shard = int(np.searchsorted(self._starts, record, side='right')) - 1
     return shard, int(record - self._starts[shard])
-
-  def _reader(self, shard: int):
-    """Returns the open file, which any number of threads may read."""
-    if self._readers[shard] is None:
-      with self._lock:
-        if self._readers[shard] is None:
-          self._readers[shard] = open_file(
-            self._files[shard], self._counts[shard]
-          )
-    return self._readers[shard]
 
 
 def size_mismatch(folder: pathlib.Path, shard: dict) -> str | None:
@@ -140,35 +130,33 @@ def open_file(path: str, num_examples: int):
 
 
 def _info(root: pathlib.Path, folder: pathlib.Path) -> dict:
-  path, info = folder / layout.PREPARED, layout.read_prepared(folder)
+  info = folders.read_prepared(folder)
   if info is None:
-    found = sorted(f.parent.name for f in root.glob(f'*/{layout.PREPARED}'))
+    found = sorted(f.parent.name for f in root.glob(f'*/{folders.PREPARED}'))
     hint = ' (not complete: run prepare again)' if folder.is_dir() else ''
     raise UserError(
       f'{root} has no split {folder.name!r}{hint}; '
       f'it has: {", ".join(found) or "none"}. Expected what `python -m '
       'vit_jax prepare` writes'
     )
-  if not _KEYS <= info.keys():
-    raise UserError(f'{path} is JSON, but has no {", ".join(sorted(_KEYS))}')
   if not _is_info(info):
     raise UserError(
-      f'{path} is not what `python -m vit_jax prepare` writes; run it again'
+      f'{folder / folders.PREPARED} is not what `python -m vit_jax prepare` '
+      'writes; run it again'
     )
   return info
 
 
 def _is_info(info: dict) -> bool:
   """Whether what we read of it has the types that prepare writes."""
-  num_classes, names, shards = (
-    info[key] for key in ('num_classes', 'class_names', 'shards')
-  )
+  names, texts = info.get('class_names', ''), info.get('column_texts', {})
+  num_classes, shards = info.get('num_classes', ''), info.get('shards')
   return (
     (num_classes is None or type(num_classes) is int)
     and (names is None or _is_list_of(names, str))
-    and _is_list_of(shards, dict)
-    and isinstance(texts := info.get('column_texts', {}), dict)
+    and isinstance(texts, dict)
     and all(_is_list_of(text, str) for text in texts.values())
+    and _is_list_of(shards, dict)
     and all(
       type(shard.get(key)) is kind and (kind is str or 0 <= shard[key] < 2**48)
       for shard in shards

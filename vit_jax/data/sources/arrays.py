@@ -61,15 +61,17 @@ class Source:
     file = _read(
       self._path, self._split.name, max_ratio=max_ratio, max_bytes=max_bytes
     )
-    images, labels = file['images'], file['labels']
+    images, self._labels = file['images'], _squeeze(file['labels'])
     self._images = images[..., np.newaxis] if images.ndim == 3 else images
-    self._labels = _squeeze(labels)
-    self._check()
-    train_labels = _squeeze(file.get('train_labels', labels))
+    training = _squeeze(file.get('train_labels', file['labels']))
     names = file.get('class_names')
-    if train_labels.dtype.kind not in 'biuf':
+    problems = _problems(self._images, self._labels)
+    if problems:
+      where = f'{self._path}, split {self._split.name!r}'
+      raise UserError(f'{where}: {"; ".join(problems)}')
+    if training.dtype.kind not in 'biuf':
       raise UserError(
-        f'{self._path}: train_labels are {train_labels.dtype}; expected numbers'
+        f'{self._path}: train_labels are {training.dtype}; expected numbers'
       )
     if names is not None and names.ndim != 1:
       raise UserError(
@@ -78,15 +80,15 @@ class Source:
       )
     # Names may be there twice: ImageNet has two kinds of crane.
     self.class_names = None if names is None else [str(name) for name in names]
-    if num_classes is None and names is not None:
-      num_classes = len(names)
-    if names is not None and num_classes != len(names):
+    if names is not None and num_classes not in (None, len(names)):
       raise UserError(
         f'{self._path}: num_classes={num_classes}, but there are {len(names)} '
         'class_names'
       )
+    if names is not None:
+      num_classes = len(names)
     try:
-      self.num_classes = self._count_classes(train_labels, num_classes)
+      self.num_classes = self._count_classes(training, num_classes)
     except UserError as e:
       raise UserError(f'{self._path}: {e}') from e
     self._records = self._split.records(len(self._images))
@@ -105,35 +107,6 @@ class Source:
   def describe(self, index: int) -> str:
     """Returns words for messages that find the record again."""
     return f'{self._path}: {self._split.name}_images[{self._records[index]}]'
-
-  def _check(self) -> None:
-    images, labels, problems = self._images, self._labels, []
-    if images.ndim != 4 or not (
-      images.dtype == np.uint8 or images.dtype.kind == 'f'
-    ):
-      problems.append(
-        f'images are {images.dtype} {images.shape}; expected uint8 or floats '
-        '[N, H, W, C] or [N, H, W]'
-      )
-    elif len(images) and not images.size:
-      problems.append(f'images of shape {images.shape} have no pixels')
-    if labels.ndim not in (1, 2) or (
-      labels.ndim == 1 and labels.dtype.kind not in 'iu'
-    ):
-      problems.append(
-        f'labels are {labels.dtype} {labels.shape}; expected integers [N] or '
-        'numbers [N, classes]'
-      )
-    elif labels.dtype.kind not in 'biuf' or not np.isfinite(labels).all():
-      problems.append(f'labels are {labels.dtype} and not all of them numbers')
-    if len(images) != len(labels):
-      problems.append(f'{len(images)} images but {len(labels)} labels')
-    if not len(images):
-      problems.append('no images')
-    if problems:
-      raise UserError(
-        f'{self._path}, split {self._split.name!r}: {"; ".join(problems)}'
-      )
 
   def _count_classes(self, train_labels, num_classes: int | None) -> int:
     """Returns the number of classes; raises where a label is outside them."""
@@ -158,6 +131,31 @@ class Source:
         'unless num_classes or class_names is given'
       )
     return num_classes
+
+
+def _problems(images: np.ndarray, labels: np.ndarray) -> list[str]:
+  problems = []
+  is_image = images.dtype == np.uint8 or images.dtype.kind == 'f'
+  if images.ndim != 4 or not is_image:
+    problems.append(
+      f'images are {images.dtype} {images.shape}; expected uint8 or floats '
+      '[N, H, W, C] or [N, H, W]'
+    )
+  elif len(images) and not images.size:
+    problems.append(f'images of shape {images.shape} have no pixels')
+  is_id = labels.ndim == 1 and labels.dtype.kind in 'iu'
+  if labels.ndim != 2 and not is_id:
+    problems.append(
+      f'labels are {labels.dtype} {labels.shape}; expected integers [N] or '
+      'numbers [N, classes]'
+    )
+  elif labels.dtype.kind not in 'biuf' or not np.isfinite(labels).all():
+    problems.append(f'labels are {labels.dtype} and not all of them numbers')
+  if len(images) != len(labels):
+    problems.append(f'{len(images)} images but {len(labels)} labels')
+  if not len(images):
+    problems.append('no images')
+  return problems
 
 
 def _read(

@@ -28,7 +28,10 @@ class Source:
         f'digits has no split {split!r}; it has "train" (1,437 images) and '
         '"test" (360 images)'
       )
-    images, labels = _load()
+    from sklearn import datasets
+
+    digits = datasets.load_digits()
+    images, labels = digits.images, digits.target
     members = _members(labels, test=self._split.name == 'test')
     self._records = members[self._split.records(len(members))]
     self._images = np.round(images * (255 / _MAX_VALUE)).astype(np.uint8)
@@ -46,17 +49,6 @@ class Source:
   def describe(self, index: int) -> str:
     """Returns words for messages that find the record again."""
     return f'image {self._records[index]} of sklearn.datasets.load_digits'
-
-
-def _load() -> tuple[np.ndarray, np.ndarray]:
-  try:
-    from sklearn import datasets
-  except ImportError as e:
-    raise UserError(
-      'the source "digits" needs scikit-learn: pip install scikit-learn'
-    ) from e
-  digits = datasets.load_digits()
-  return digits.images, digits.target
 
 
 def _members(labels: np.ndarray, *, test: bool) -> np.ndarray:

@@ -13,10 +13,9 @@ import numpy as np
 
 from vit_jax import files
 from vit_jax.data import (
-  columns as columns_lib,
-  image_files,
+  fields,
+  folders,
   labels as labels_lib,
-  paths as paths_lib,
   splits,
 )
 from vit_jax.errors import UserError
@@ -38,7 +37,7 @@ class Source:
     image_key: str = 'image',
     label_key: str | None = 'label',
     num_classes: int | None = None,
-    columns: columns_lib.Names = (),
+    columns: fields.ColumnNames = (),
   ):
     """Opens a dataset; its files are memory-mapped, not read.
 
@@ -52,7 +51,7 @@ class Source:
         `num_classes`; a list in each row means several labels, and the label
         becomes float32 `[num_classes]`. None for no label.
       num_classes: needed if the column does not have it.
-      columns: other columns as fields of examples, see `data/columns.py`;
+      columns: other columns as fields of examples, see `data/fields.py`;
         of a ClassLabel the texts are its names.
 
     Raises:
@@ -62,10 +61,10 @@ class Source:
     self._path, self._split = os.path.expanduser(path), splits.parse(split)
     with _naming(self._path):
       dataset = _load(self._path, self._split.name)
-      self._columns = columns_lib.Columns(columns)
+      self._columns = fields.Columns(columns)
       wanted = [key for key in (image_key, label_key) if key is not None]
       wanted += self._columns.names
-      columns_lib.check_present(self._path, wanted, dataset.features)
+      fields.check_present(self._path, wanted, dataset.features)
       self._image_key, self._label_key = image_key, label_key
       self._dtype = _dtype(dataset.features[image_key], image_key)
       self._data = _undecoded(dataset.select_columns(wanted), image_key)
@@ -76,7 +75,7 @@ class Source:
         )
       for name in self._columns.names:
         _learn(self._columns, name, dataset)
-      self.fields = {'image': 'image', **self._columns.roles}
+      self.fields = self._columns.roles
       self.column_texts = self._columns.texts
       self.num_classes = self._classes.num
       self.class_names = self._classes.names
@@ -119,7 +118,7 @@ def _load(path: str, split: str):
   _check_files(pathlib.Path(path))
   found = datasets.load_from_disk(path)
   if not isinstance(found, datasets.DatasetDict):
-    found = {paths_lib.ALL: found}
+    found = {splits.ALL: found}
   if split not in found:
     raise UserError(
       f'{path} has no split {split!r}; it has: {", ".join(map(repr, found))}'
@@ -159,7 +158,7 @@ def _naming(path: str) -> Iterator[None]:
     raise UserError(f'{path} is not a dataset of save_to_disk: {reason}') from e
 
 
-def _learn(columns: columns_lib.Columns, name: str, dataset) -> None:
+def _learn(columns: fields.Columns, name: str, dataset) -> None:
   import datasets
 
   feature = dataset.features[name]
@@ -223,4 +222,4 @@ def _image(value, dtype: np.dtype | None) -> bytes | np.ndarray:
     return np.asarray(value, dtype)
   if value['bytes'] is not None:
     return value['bytes']
-  return image_files.read(value['path'])
+  return folders.read_file(value['path'])

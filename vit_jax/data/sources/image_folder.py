@@ -15,11 +15,11 @@ from collections.abc import Sequence
 import numpy as np
 from absl import logging
 
-from vit_jax.data import image_files, layout, paths, splits
+from vit_jax.data import folders, splits
 from vit_jax.errors import UserError
 from vit_jax.printable import plural, printable
 
-_LAYOUT = f'<data_dir>/<split>/<class>/*{{{",".join(image_files.SUFFIXES)}}}'
+_LAYOUT = f'<data_dir>/<split>/<class>/*{{{",".join(folders.SUFFIXES)}}}'
 _HELD_OUT = ('train', 'val', 'all')  # Splits of a folder without any.
 
 
@@ -56,8 +56,8 @@ class Source:
     """
     self._split = splits.parse(split)
     root = pathlib.Path(data_dir).expanduser()
-    found = layout.find(root)
-    is_flat = found.flat and not layout.is_split(root / self._split.name)
+    found = folders.find(root)
+    is_flat = found.flat and not folders.is_split(root / self._split.name)
     if is_flat:
       _check_held_out(root, self._split.name, val_fraction)
       self._folder = training = root
@@ -66,7 +66,7 @@ class Source:
       self._folder = _split_folder(root, self._split.name)
       training = _split_folder(root, classes_from)
     self._classes = _class_names(training)
-    self.class_names = [paths.printable(name) for name in self._classes]
+    self.class_names = [folders.as_utf8(name) for name in self._classes]
     self.num_classes = len(self.class_names)
     here = _class_names(self._folder)
     unknown = sorted(set(here) - set(self._classes))
@@ -77,7 +77,7 @@ class Source:
         'classes_from)'
       )
     others = collections.Counter()
-    files = [image_files.below(self._folder / name, others) for name in here]
+    files = [folders.images_below(self._folder / name, others) for name in here]
     empty = [name for name, found in zip(here, files, strict=True) if not found]
     if len(empty) == len(here) or (empty and self._folder == training):
       raise UserError(
@@ -87,10 +87,10 @@ class Source:
       )
     if others:
       _warn_once(
-        f'{paths.printable(str(self._folder))}: '
+        f'{folders.as_utf8(str(self._folder))}: '
         f'{plural(others.total(), "file")} in the class folders left out: '
-        f'{image_files.kinds(others)}; images '
-        f'end in {", ".join(image_files.SUFFIXES)}'
+        f'{folders.kinds(others)}; images '
+        f'end in {", ".join(folders.SUFFIXES)}'
       )
     if is_flat and self._split.name != 'all':
       files = [
@@ -98,7 +98,7 @@ class Source:
         for name, one in zip(here, files, strict=True)
       ]
       _warn_once(
-        f'{paths.printable(str(root))} has no train/<class>/: of each of its '
+        f'{folders.as_utf8(str(root))} has no train/<class>/: of each of its '
         f'{len(here):,} classes ({_first(self.class_names)}) '
         f'{1 - val_fraction:.0%} of the images are for training, '
         f'{val_fraction:.0%} for validation (seed {split_seed})'
@@ -114,12 +114,12 @@ class Source:
     return len(self._names)
 
   def __getitem__(self, index: int) -> dict:
-    image = image_files.read(self._path(index))
+    image = folders.read_file(self._path(index))
     return {'image': image, 'label': int(self._labels[index])}
 
   def describe(self, index: int) -> str:
     """Returns the path of the file."""
-    return paths.printable(self._path(index))
+    return folders.as_utf8(self._path(index))
 
   def _path(self, index: int) -> str:
     name = self._classes[self._labels[index]]
@@ -134,13 +134,13 @@ def _split_folder(root: pathlib.Path, split: str) -> pathlib.Path:
   if not os.path.isdir(folder):
     raise UserError(
       f'no folder {folder}; expected {_LAYOUT}; {root} has the folders: '
-      f'{_first(layout.folders(root)) or "none"}'
+      f'{_first(folders.subfolders(root)) or "none"}'
     )
   return folder
 
 
 def _class_names(folder: pathlib.Path) -> list[str]:
-  names = layout.folders(folder)
+  names = folders.subfolders(folder)
   if not names:
     raise UserError(
       f'no class folders in {folder}; expected {_LAYOUT}{_what_else(folder)}'
@@ -152,8 +152,8 @@ def _check_held_out(root: pathlib.Path, split: str, fraction: float) -> None:
   if split not in _HELD_OUT:
     raise UserError(
       f'{root} has no folder {split!r} but the folders: '
-      f'{_first(layout.folders(root))}. If these are classes, the splits are '
-      "'train', 'val' and 'all'; otherwise expected " + _LAYOUT
+      f'{_first(folders.subfolders(root))}. If these are classes, the splits '
+      "are 'train', 'val' and 'all'; otherwise expected " + _LAYOUT
     )
   if not 0 < fraction < 1:
     raise UserError(f'val_fraction is between 0 and 1; got {fraction!r}')
@@ -185,9 +185,9 @@ def _warn_once(text: str) -> None:
 def _what_else(folder: pathlib.Path) -> str:
   """Says which kinds of files lie in a folder instead of what we expected."""
   kinds = collections.Counter(
-    image_files.kind(p.name) for p in folder.iterdir() if p.is_file()
+    folders.kind(p.name) for p in folder.iterdir() if p.is_file()
   )
-  return f'; {folder} has {image_files.kinds(kinds) or "no files"}'
+  return f'; {folder} has {folders.kinds(kinds) or "no files"}'
 
 
 def _first(names: list[str]) -> str:

@@ -48,24 +48,26 @@ class Source:
       UserError: weights that do not fit the sources, classes that differ or
         have no names, or what a source raises, with its name.
     """
-    shares = _shares(sources, weights)
-    self._names = [name for name in sorted(sources) if shares[name]]
+    if not sources:
+      raise UserError('mixture: no sources')
+    if weights is not None:
+      _check_weights(sources, weights)
+    self._names = sorted(n for n in sources if weights is None or weights[n])
     self._sources = [_open(name, sources[name], split) for name in self._names]
-    sizes = [len(source) for source in self._sources]
-    empty = [name for name, n in zip(self._names, sizes, strict=True) if not n]
+    sizes = {
+      name: len(source)
+      for name, source in zip(self._names, self._sources, strict=True)
+    }
+    empty = [name for name, size in sizes.items() if not size]
     if empty:
       raise UserError(f'mixture: no records in {", ".join(empty)}')
-    counts = sizes
-    if weights is not None:
-      counts = _counts([shares[name] for name in self._names], sizes)
-    self._sizes, self._counts = sizes, counts
-    self._ends = list(itertools.accumulate(counts))
-    length = self._ends[-1]
-    if length > _MAX_EXAMPLES:
+    counts = sizes if weights is None else _counts(weights, sizes)
+    self._sizes, self._counts = list(sizes.values()), list(counts.values())
+    self._ends = list(itertools.accumulate(self._counts))
+    if self._ends[-1] > _MAX_EXAMPLES:
       raise UserError(
-        f'mixture: to contain every record, it would have {length:,} '
-        f'examples: {dict(zip(self._names, counts, strict=True))}; raise the '
-        'weight of what is large'
+        f'mixture: to contain every record, it would have {self._ends[-1]:,} '
+        f'examples: {counts}; raise the weight of what is large'
       )
     try:
       self.class_names, self._new_ids = _classes(self._sources, classes)
@@ -76,11 +78,9 @@ class Source:
       for source in self._sources
       for name, role in fields.declared(source).items()
     }
-    self.num_classes = (
-      self._sources[0].num_classes
-      if self.class_names is None
-      else len(self.class_names)
-    )
+    self.num_classes = self._sources[0].num_classes
+    if self.class_names is not None:
+      self.num_classes = len(self.class_names)
 
   def __len__(self) -> int:
     return self._ends[-1]
@@ -124,14 +124,9 @@ def _open(name: str, section: Mapping[str, Any], split: str):
     raise UserError(f'{where}: {e}') from e
 
 
-def _shares(
-  sources: Mapping[str, Any], weights: Mapping[str, float] | None
-) -> dict[str, fractions.Fraction]:
-  """Returns the share of each source, as exact as the weights are written."""
-  if not sources:
-    raise UserError('mixture: no sources')
-  if weights is None:
-    return dict.fromkeys(sources, fractions.Fraction(1))
+def _check_weights(
+  sources: Mapping[str, Any], weights: Mapping[str, float]
+) -> None:
   problems = [f'no weight for {n!r}' for n in sources if n not in weights]
   problems += [f'a weight for {n!r}' for n in weights if n not in sources]
   problems += [
@@ -146,20 +141,20 @@ def _shares(
       f'mixture: weights {dict(weights)} do not fit the sources '
       f'{list(sources)}: {"; ".join(problems) or "all are 0"}'
     )
-  exact = {name: fractions.Fraction(str(w)) for name, w in weights.items()}
-  total = sum(exact.values())
-  return {name: weight / total for name, weight in exact.items()}
 
 
-def _counts(shares: list[fractions.Fraction], sizes: list[int]) -> list[int]:
+def _counts(
+  weights: Mapping[str, float], sizes: Mapping[str, int]
+) -> dict[str, int]:
   """Returns how many examples of each source there are, at least its records.
 
-  Rounded down, so none is further than one example from its share.
+  Exact for weights as they are written, such as 0.1, and rounded down, so none
+  is further than one example from its share.
   """
-  length = max(
-    math.ceil(n / share) for n, share in zip(sizes, shares, strict=True)
-  )
-  return [math.floor(share * length) for share in shares]
+  exact = {name: fractions.Fraction(str(weights[name])) for name in sizes}
+  total = sum(exact.values())
+  length = max(math.ceil(n * total / exact[name]) for name, n in sizes.items())
+  return {name: math.floor(w * length / total) for name, w in exact.items()}
 
 
 def _classes(sources: list, how: str):

@@ -11,10 +11,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from vit_jax.data import (
-  columns as columns_lib,
-  image_files,
+  fields,
+  folders,
   labels as labels_lib,
-  paths as paths_lib,
   splits,
 )
 from vit_jax.errors import UserError
@@ -47,7 +46,7 @@ class Source:
     num_classes: int | None = None,
     class_names: Sequence[str] | str | None = None,
     classes_from: str = 'train',
-    columns: columns_lib.Names = (),
+    columns: fields.ColumnNames = (),
   ):
     """Reads the table; opens no image yet.
 
@@ -67,7 +66,7 @@ class Source:
       class_names: their names, a list or a file of them. Without either the
         labels decide: numbers are class ids, names are sorted.
       classes_from: the split whose labels decide, if there are several.
-      columns: other columns as fields of examples, see `data/columns.py`.
+      columns: other columns as fields of examples, see `data/fields.py`.
 
     Raises:
       UserError: no such file, split or column, lines that cannot be read, or
@@ -77,7 +76,7 @@ class Source:
     self._path, self._separator = path, separator
     self._image_key, self._label_key = image_key, label_key
     self._split_key = split_key
-    self._columns = columns_lib.Columns(columns)
+    self._columns = fields.Columns(columns)
     self._root = os.path.expanduser(data_dir) if data_dir else None
     rows = self._rows(self._split.name)
     self._several = separator is not None or any(
@@ -89,7 +88,7 @@ class Source:
     self._check(rows)
     for name in self._columns.names:
       self._columns.learn(name, (row.others[name] for row in rows))
-    self.fields = {'image': 'image', **self._columns.roles}
+    self.fields = self._columns.roles
     self.column_texts = self._columns.texts
     self._chosen = [rows[i] for i in self._split.records(len(rows))]
 
@@ -97,24 +96,24 @@ class Source:
     return len(self._chosen)
 
   def __getitem__(self, index: int) -> dict:
-    row, example = self._chosen[index], {}
+    row, label = self._chosen[index], {}
     if not row.image:
       raise UserError(f'the column {self._image_key!r} is empty')
     if self._label_key is not None:
       if row.label is None or row.label == '':
         raise UserError(f'the label is missing: {self._label_key!r} is empty')
-      example['label'] = (
-        self._classes.vector_of(_as_list(row.label))
-        if self._several
-        else self._classes.id_of(row.label)
-      )
-    example |= self._columns.encode(row.others)
-    return {'image': image_files.read(self._image_path(row))} | example
+      if self._several:
+        label = {'label': self._classes.vector_of(_as_list(row.label))}
+      else:
+        label = {'label': self._classes.id_of(row.label)}
+    others = self._columns.encode(row.others)
+    image = folders.read_file(self._image_path(row))
+    return {'image': image} | label | others
 
   def describe(self, index: int) -> str:
     """Returns the path of the image and the line that names it."""
     row = self._chosen[index]
-    path = paths_lib.printable(self._image_path(row))
+    path = folders.as_utf8(self._image_path(row))
     return f'{path} (line {row.line} of {row.file})'
 
   def _image_path(self, row: _Row) -> str:
@@ -122,17 +121,16 @@ class Source:
     return os.path.join(root, os.path.expanduser(row.image or '?'))
 
   def _rows(self, split: str) -> list[_Row]:
-    """Returns the rows of a split."""
     if self._split_key is not None and '{split}' in self._path:
       raise UserError(f'{self._path}: give {{split}} or split_key, not both')
-    files = paths_lib.expand(
-      self._path, split if self._split_key is None else paths_lib.ALL
+    files = splits.files(
+      self._path, split if self._split_key is None else splits.ALL
     )
-    keys = (self._image_key, self._label_key, self._split_key)
-    keys += tuple(self._columns.names)
+    keys = [self._image_key, self._label_key, self._split_key]
+    keys = [key for key in keys if key is not None] + self._columns.names
     rows, found = [], set()
     for file in files:
-      for line, row in _read(file, [key for key in keys if key is not None]):
+      for line, row in _read(file, keys):
         row_split = str(row.get(self._split_key))
         found.add(row_split)
         if self._split_key is None or row_split == split:
@@ -162,8 +160,8 @@ class Source:
           f'{file}, line {line}: {self._label_key!r} is {label!r}; expected a '
           'class id, a class name, or a list of them'
         )
-    stripped = [v.strip() if isinstance(v, str) else v for v in _as_list(label)]
-    label = stripped if isinstance(label, list) else stripped[0]
+    plain = [v.strip() if isinstance(v, str) else v for v in _as_list(label)]
+    label = plain if isinstance(label, list) else plain[0]
     others = {name: row.get(name) for name in self._columns.names}
     return _Row(file, line, image, label, others)
 
@@ -181,20 +179,20 @@ class Source:
 
   def _check(self, rows: list[_Row]) -> None:
     """Raises where labels are unknown; missing ones fail when they are read."""
-    fine, problems = {None, ''}, {}
+    seen, problems = {None, ''}, []
     for row in rows:
       for label in _as_list(row.label):
-        if label in fine or label in problems:
+        if label in seen:
           continue
+        seen.add(label)
         try:
           self._classes.id_of(label)
-          fine.add(label)
         except UserError as e:
-          problems[label] = f'{row.file}, line {row.line}: {e}'
+          problems.append(f'{row.file}, line {row.line}: {e}')
     if problems:
       raise UserError(
         f'{len(problems)} labels are unknown (keys classes_from, class_names, '
-        'num_classes):\n  ' + '\n  '.join(list(problems.values())[:10])
+        'num_classes):\n  ' + '\n  '.join(problems[:10])
       )
 
 
@@ -203,25 +201,24 @@ def _as_list(label: Any) -> list:
 
 
 def _read(path: str, columns: list[str]) -> list[tuple[int, dict]]:
+  """Returns the number of the line and the cells by column of each row."""
   suffix = os.path.splitext(path)[1].lower()
+  if suffix not in (*_DELIMITERS, *_JSON):
+    known = ', '.join([*_DELIMITERS, *_JSON])
+    raise UserError(f'{path}: a table is a file {known}')
   try:
     with open(path, encoding='utf-8-sig', newline='') as file:
       if suffix in _JSON:
         return _read_json(file, path, columns)
-      if suffix in _DELIMITERS:
-        return _read_csv(file, path, suffix, columns)
+      return _read_csv(file, path, _DELIMITERS[suffix], columns)
   except (OSError, UnicodeDecodeError, csv.Error) as e:
     raise UserError(f'{path} cannot be read: {e}') from e
-  known = ', '.join([*_DELIMITERS, *_JSON])
-  raise UserError(f'{path}: a table is a file {known}')
 
 
-def _read_csv(
-  file, path: str, suffix: str, columns: list[str]
-) -> list[tuple[int, dict]]:
-  reader = csv.DictReader(file, delimiter=_DELIMITERS[suffix], strict=True)
+def _read_csv(file, path: str, delimiter: str, columns: list[str]):
+  reader = csv.DictReader(file, delimiter=delimiter, strict=True)
   names = reader.fieldnames or []
-  columns_lib.check_present(path, columns, names, has='its first line has')
+  fields.check_present(path, columns, names, has='its first line has')
   twice = [repr(c) for c in columns if names.count(c) > 1]
   if twice:
     raise UserError(
@@ -233,15 +230,15 @@ def _read_csv(
     if None in row:  # where DictReader puts what has no name
       raise UserError(
         f'{path}, line {reader.line_num}: {len(names) + len(row[None])} cells '
-        f'in {len(names)} columns; a cell with a {_DELIMITERS[suffix]!r} in it '
-        'must be in quotes'
+        f'in {len(names)} columns; a cell with a {delimiter!r} in it must be '
+        'in quotes'
       )
     rows.append((reader.line_num, row))
   return rows
 
 
-def _read_json(file, path: str, columns: list[str]) -> list[tuple[int, dict]]:
-  rows = []
+def _read_json(file, path: str, columns: list[str]):
+  rows, names = [], set()
   for line, text in enumerate(file, 1):
     if not text.strip():
       continue
@@ -251,8 +248,8 @@ def _read_json(file, path: str, columns: list[str]) -> list[tuple[int, dict]]:
       raise UserError(f'{path}, line {line}: {e}') from e
     if not isinstance(row, dict):
       raise UserError(f'{path}, line {line}: expected an object {{...}}')
+    names |= row.keys()
     rows.append((line, row))
-  names = {key for _, row in rows for key in row}
   if rows:
-    columns_lib.check_present(path, columns, sorted(names), has='its rows have')
+    fields.check_present(path, columns, sorted(names), has='its rows have')
   return rows

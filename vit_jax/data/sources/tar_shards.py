@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 
 from vit_jax.data import (
-  columns as columns_lib,
+  fields,
   labels as labels_lib,
-  paths as paths_lib,
   splits,
 )
 from vit_jax.data.storage import tar_index
@@ -41,7 +40,7 @@ class Source:
     label_key: str | None = 'cls',
     num_classes: int | None = None,
     class_names: Sequence[str] | str | None = None,
-    columns: columns_lib.Names = (),
+    columns: fields.ColumnNames = (),
   ):
     """Opens the tars; reads through those that have no index yet.
 
@@ -57,7 +56,7 @@ class Source:
       num_classes: how many classes there are; or
       class_names: their names, a list or a file of them.
       columns: other entries of the json that examples have as fields, see
-        `data/columns.py`. They need a `label_key` in json.
+        `data/fields.py`. They need a `label_key` in json.
 
     Raises:
       UserError: missing or broken tars, no images in them, or labels without
@@ -65,15 +64,15 @@ class Source:
     """
     self._split = splits.parse(split)
     patterns = [paths] if isinstance(paths, str) else paths
-    files = [f for p in patterns for f in paths_lib.expand(p, self._split.name)]
+    files = [f for p in patterns for f in splits.files(p, self._split.name)]
     self._label_key = label_key
-    self._columns = columns_lib.Columns(columns)
+    self._columns = fields.Columns(columns)
     if self._columns.names and (label_key or '').split('.')[0] != 'json':
       raise UserError(
         f'columns={self._columns.names} are entries of the json beside an '
         f"image: set label_key='json.label', or alike; got {label_key!r}"
       )
-    self.fields = {'image': 'image', **self._columns.roles}
+    self.fields = self._columns.roles
     self.column_texts = self._columns.texts
     classes = labels_lib.classes(num_classes, class_names)
     if classes is None and label_key is not None:

@@ -10,19 +10,17 @@ import logging
 import os
 from collections.abc import Iterator
 
-from vit_jax.data import columns as columns_lib, splits
+from vit_jax.data import fields, splits
 from vit_jax.errors import UserError
 
 _FORMAT = 'array_record'
-# Where TFDS has no way to prepare a dataset, or none without an account.
-_TARS = {
-  'imagenet21k': """
+# TFDS has no way to prepare it.
+_IMAGENET21K = """
 with the downloaded tars, prepare them and give the recipe data=/data/i21k:
   mkdir winter21
   tar -xf winter21_whole.tar.gz -C winter21 --strip-components=1
   python -m vit_jax prepare "imagenet21k(data_dir='winter21')" \\
       /data/i21k --split=full --resize_small=256 --on_error=skip"""
-}
 _ELSEWHERE = """
 for other data give the recipe data=/path: images in /path/train/<class>/ and \
 /path/val/<class>/, or in /path/<class>/ alone, or what `python -m \
@@ -46,7 +44,7 @@ class Source:
     image_key: str = 'image',
     label_key: str | None = 'label',
     download: bool = False,
-    columns: columns_lib.Names = (),
+    columns: fields.ColumnNames = (),
   ):
     """Opens a split.
 
@@ -59,7 +57,7 @@ class Source:
       label_key: the feature that becomes `label`; None for no label.
       download: download and prepare the dataset where it is missing.
       columns: other features that examples have as fields, see
-        `data/columns.py`; of a ClassLabel the texts are its names.
+        `data/fields.py`; of a ClassLabel the texts are its names.
 
     Raises:
       UserError: no such dataset, split or feature, a dataset that is not
@@ -70,20 +68,21 @@ class Source:
       builder = _prepared_builder(dataset, data_dir, download)
       features = builder.info.features
     self._image_key, self._label_key = image_key, label_key
-    self._columns = columns_lib.Columns(columns)
+    self._columns = fields.Columns(columns)
     wanted = [image_key, label_key, *self._columns.names]
-    columns_lib.check_present(dataset, wanted, features, noun='feature')
+    fields.check_present(dataset, wanted, features, noun='feature')
     for name in self._columns.names:
       known = getattr(features[name], 'names', None)
       if known is not None:
         self._columns.texts.setdefault(name, list(known))
-    self.fields = {'image': 'image', **self._columns.roles}
+    self.fields = self._columns.roles
     self.column_texts = self._columns.texts
     self._records = _open(builder, split)
     self._where = f"split '{split}' of {dataset} in {builder.data_dir}"
-    self.num_classes, self.class_names = _classes(
-      features[label_key] if label_key in features else None
-    )
+    label = features[label_key] if label_key in features else None
+    label = getattr(label, 'feature', label)  # of a list of labels
+    self.num_classes = getattr(label, 'num_classes', None)
+    self.class_names = getattr(label, 'names', None)
 
   def __len__(self) -> int:
     return len(self._records)
@@ -105,7 +104,8 @@ class Source:
 
 def _prepared_builder(dataset: str, data_dir: str | None, download: bool):
   """Returns a builder whose data is stored as array_record on this disk."""
-  tfds = _tfds()
+  import tensorflow_datasets as tfds
+
   if data_dir is not None:
     data_dir = os.path.expanduser(data_dir)
   try:
@@ -119,8 +119,8 @@ def _prepared_builder(dataset: str, data_dir: str | None, download: bool):
       name, tfds.list_builders(with_community_datasets=False), n=3
     )
     hint = f'; close names: {", ".join(close)}' if close else ''
-    if name in _TARS:
-      hint = _TARS[name]
+    if name == 'imagenet21k':
+      hint = _IMAGENET21K
     raise UserError(
       f'TFDS knows no dataset {dataset!r}, and there is none in '
       f'{data_dir or "its default data_dir"}{hint}'
@@ -141,16 +141,16 @@ def _prepared_builder(dataset: str, data_dir: str | None, download: bool):
       'or, where it needs no account, let the run do it with the key '
       f'download=True (--config.input.data.download=True){_ELSEWHERE}'
     )
-  if _has_random_access(builder):
-    return builder
-  folder = str(builder.data_dir)
   # Builders of TFDS's own datasets do not know the files of convert_format.
   # Earlier versions of this package wrote a converted copy into a folder.
-  for path in (folder, os.path.join(folder, _FORMAT)):
+  builders = [builder]
+  for path in (builder.data_dir, os.path.join(builder.data_dir, _FORMAT)):
     if os.path.exists(os.path.join(path, 'dataset_info.json')):
-      converted = tfds.builder_from_directory(path)
-      if _has_random_access(converted):
-        return converted
+      builders.append(tfds.builder_from_directory(path))
+  for found in builders:
+    formats = found.info.available_file_formats()
+    if any(form.value == _FORMAT for form in formats):
+      return found
   elsewhere = f'{data_dir or "~/tensorflow_datasets"}_{_FORMAT}'
   raise UserError(
     f'{builder.data_dir} holds {dataset} as {builder.info.file_format.value}, '
@@ -162,11 +162,6 @@ def _prepared_builder(dataset: str, data_dir: str | None, download: bool):
     'or prepare it again in another data_dir:\n'
     f'{_how_to_prepare(dataset, elsewhere)}'
   )
-
-
-def _has_random_access(builder) -> bool:
-  formats = builder.info.available_file_formats()
-  return any(form.value == _FORMAT for form in formats)
 
 
 @contextlib.contextmanager
@@ -237,19 +232,19 @@ def _how_to_prepare(dataset: str, data_dir: str | None) -> str:
 
 def _open(builder, split: str):
   """Returns the random-access records of a split, images left encoded."""
-  tfds = _tfds()
+  import tensorflow_datasets as tfds
+
   features = builder.info.features
   encoded = {
     key: tfds.decode.SkipDecoding()
     for key in features
     if isinstance(features[key], tfds.features.Image)
   }
+  wanted = split
   try:
-    wanted = split
     if '[part ' in split:
-      parsed = splits.parse(split)
-      k, n = parsed.part
-      wanted = tfds.even_splits(parsed.name, n)[k - 1]
+      k, n = splits.parse(split).part
+      wanted = tfds.even_splits(splits.parse(split).name, n)[k - 1]
     return builder.as_data_source(wanted, decoders=encoded or None)
   except ValueError as e:
     raise UserError(
@@ -259,20 +254,3 @@ def _open(builder, split: str):
         for name, info in builder.info.splits.items()
       )
     ) from e
-
-
-def _classes(feature) -> tuple[int | None, list[str] | None]:
-  """Returns the number and the names of the classes of a label feature."""
-  feature = getattr(feature, 'feature', feature)  # of a list of labels
-  names = getattr(feature, 'names', None)
-  return getattr(feature, 'num_classes', None), names and list(names)
-
-
-def _tfds():
-  try:
-    import tensorflow_datasets
-  except ImportError as e:
-    raise UserError(
-      'the source "tfds" needs TFDS: pip install tensorflow-datasets'
-    ) from e
-  return tensorflow_datasets

@@ -25,15 +25,6 @@ _FORMATS = {  # The first bytes of files.
 }
 
 
-class _Record(NamedTuple):
-  digest: int
-  num_bytes: int
-  kind: str
-  label: Any
-  size: tuple[int, int]
-  problem: str | None
-
-
 class ScanResult(NamedTuple):
   """The examples of one split, a list entry or row for each of them."""
 
@@ -41,7 +32,7 @@ class ScanResult(NamedTuple):
   digests: np.ndarray  # uint64, of the content as it is stored
   sizes: np.ndarray  # height and width; 0 where the image is broken
   labels: list[tuple[int, ...]]
-  formats: dict[str, int]
+  formats: collections.Counter[str]
   num_bytes: int
   broken: dict[int, str]
 
@@ -50,23 +41,34 @@ def scan(
   source: Any, ops: Op, num_threads: int, advance: Callable[[], None]
 ) -> ScanResult:
   """Reads every example of a source and puts it through the ops."""
+
+  def read(i: int):
+    content, size, label, problem = (0, 0, 'unreadable'), (0, 0), None, None
+    try:
+      example = source[i]
+      label, content = example.get('label'), _content(example['image'])
+      image = ops(example, np.random.default_rng(0))['image']
+      if not isinstance(image, np.ndarray) or image.ndim != 3:
+        raise UserError('the ops made no array [H, W, C] of it')
+      size = image.shape[:2]
+    except MemoryError:  # A failure of the process, not of the image.
+      raise
+    except BaseException as e:  # A SystemExit would end it with code 0.
+      problem = str(e) if isinstance(e, UserError) else repr(e)
+    return *content, size, tuple(shards.class_ids(label)), problem
+
   num = len(source)
   digests, sizes = np.zeros(num, np.uint64), np.zeros([num, 2], np.int64)
-  labels, formats, total = [], collections.Counter(), 0
-  broken = {}
+  labels, formats, total, broken = [], collections.Counter(), 0, {}
   reads = watchdog.Watchdog(source.describe)
-  records = reads.in_order(
-    lambda i: _record(source, i, ops), range(num), num_threads
-  )
-  for i, record in enumerate(records):
-    digests[i], sizes[i] = record.digest, record.size
-    labels.append(tuple(shards.class_ids(record.label)))
-    formats[record.kind] += 1
-    total += record.num_bytes
-    if record.problem is not None:
-      broken[i] = record.problem
+  for i, record in enumerate(reads.in_order(read, range(num), num_threads)):
+    digests[i], num_bytes, kind, sizes[i], label, problem = record
+    labels.append(label)
+    formats[kind] += 1
+    total += num_bytes
+    if problem is not None:
+      broken[i] = problem
     advance()
-  formats = dict(formats.most_common())
   return ScanResult(source, digests, sizes, labels, formats, total, broken)
 
 
@@ -80,23 +82,6 @@ def report(found: Mapping[str, ScanResult]) -> dict[str, Any]:
     'splits': {name: _split(one) for name, one in found.items()},
     'duplicates': _duplicates(found),
   }
-
-
-def _record(source: Any, i: int, ops: Op) -> _Record:
-  image, label, num_bytes, digest, kind = None, None, 0, 0, 'unreadable'
-  try:
-    example = source[i]
-    image, label = example['image'], example.get('label')
-    digest, num_bytes, kind = _content(image)
-    decoded = ops(example, np.random.default_rng(0))['image']
-    if not isinstance(decoded, np.ndarray) or decoded.ndim != 3:
-      raise UserError('the ops made no array [H, W, C] of it')
-    return _Record(digest, num_bytes, kind, label, decoded.shape[:2], None)
-  except MemoryError:  # A failure of the process, not of the image.
-    raise
-  except BaseException as e:  # A SystemExit would end it with code 0.
-    problem = str(e) if isinstance(e, UserError) else repr(e)
-    return _Record(digest, num_bytes, kind, label, (0, 0), problem)
 
 
 def _content(image: Any) -> tuple[int, int, str]:
@@ -124,14 +109,18 @@ def _split(found: ScanResult) -> dict[str, Any]:
     num = max(counts, default=-1) + 1
   names = source.class_names or [str(i) for i in range(num)]
   good = found.sizes[found.sizes[:, 0] > 0]
+  height, width = (
+    [int(x.min()), float(np.median(x)), int(x.max())] if len(good) else []
+    for x in good.T
+  )
   return dict(
     num_examples=len(source),
     num_bytes=found.num_bytes,
     num_classes=source.num_classes,
     classes={name: counts[i] for i, name in enumerate(names)},
-    formats=found.formats,
-    height=_range(good[:, 0]),
-    width=_range(good[:, 1]),
+    formats=dict(found.formats.most_common()),
+    height=height,  # Least, median, most.
+    width=width,
     broken=[
       dict(name=source.describe(i), problem=problem)
       for i, problem in found.broken.items()
@@ -139,32 +128,23 @@ def _split(found: ScanResult) -> dict[str, Any]:
   )
 
 
-def _range(values: np.ndarray) -> list[float]:
-  """Returns least, median, most; nothing for nothing."""
-  if not len(values):
-    return []
-  return [int(values.min()), float(np.median(values)), int(values.max())]
-
-
 def _duplicates(found: Mapping[str, ScanResult]) -> list[dict[str, Any]]:
-  places = [
-    (name, i) for name, one in found.items() for i in range(len(one.digests))
-  ]
-  digests = np.concatenate([one.digests for one in found.values()])
-  order = np.argsort(digests, kind='stable')
-  cuts = np.flatnonzero(np.diff(digests[order])) + 1
-  groups = []
-  for members in np.split(order, cuts):
-    if len(members) < 2 or not digests[members[0]]:  # 0: could not be read
-      continue
-    group = [places[m] for m in members]
-    groups.append(
-      dict(
-        names=[found[split].source.describe(i) for split, i in group],
-        splits=[split for split, _ in group],
-        labels_differ=len({found[s].labels[i] for s, i in group}) > 1,
-      )
+  digests, counts = np.unique(
+    np.concatenate([one.digests for one in found.values()]), return_counts=True
+  )
+  twice = digests[(counts > 1) & (digests != 0)]  # 0: could not be read.
+  places = collections.defaultdict(list)
+  for split, one in found.items():
+    for i in np.flatnonzero(np.isin(one.digests, twice)).tolist():
+      places[one.digests[i]].append((split, i))
+  groups = [
+    dict(
+      names=[found[split].source.describe(i) for split, i in group],
+      splits=[split for split, _ in group],
+      labels_differ=len({found[split].labels[i] for split, i in group}) > 1,
     )
+    for group in places.values()
+  ]
   # The worst first: a test set that was trained on, then labels that disagree.
   groups.sort(
     key=lambda group: (

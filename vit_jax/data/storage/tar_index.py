@@ -25,6 +25,8 @@ _COMPRESSED = {
 }
 _NOWHERE = (-1, -1)  # Place of a link to a file outside of the tar.
 _MAX_LINKS = 40  # in a chain, as in Linux
+_ARRAYS = ('names', 'offsets', 'sizes')
+_MB = 2**20
 _THREADS = 16  # on a network disk all the time goes into waiting
 
 
@@ -105,19 +107,13 @@ def _open(path: str) -> Index:
   with contextlib.suppress(Exception):
     with np.load(kept, allow_pickle=False) as file:
       if tuple(file['stamp'].tolist()) == stamp:
-        fields = (file[key] for key in ('names', 'offsets', 'sizes'))
-        return Index(path, stamp, *fields)
+        return Index(path, stamp, *(file[key] for key in _ARRAYS))
   index = _make(path, stamp)
   # The folder may be read-only.
-  with contextlib.suppress(UserError), files.write_atomically(kept) as p:
-    with open(p, 'wb') as file:
-      np.savez(
-        file,
-        stamp=np.array(stamp),
-        names=index.names,
-        offsets=index.offsets,
-        sizes=index.sizes,
-      )
+  with contextlib.suppress(UserError), files.write_atomically(kept) as part:
+    with open(part, 'wb') as file:
+      arrays = {key: getattr(index, key) for key in _ARRAYS}
+      np.savez(file, stamp=np.array(stamp), **arrays)
   return index
 
 
@@ -125,28 +121,36 @@ def _make(path: str, stamp: tuple[int, int]) -> Index:
   try:
     with open(path, 'rb') as file:
       start = file.read(2)
-      if start in _COMPRESSED:
-        raise UserError(
-          f'{path} is compressed, and then nothing can be read without all '
-          f'before it; unpack it first: {_COMPRESSED[start]} {path}'
-        )
+    if start in _COMPRESSED:
+      raise UserError(
+        f'{path} is compressed, and then nothing can be read without all '
+        f'before it; unpack it first: {_COMPRESSED[start]} {path}'
+      )
     with tarfile.open(path, 'r:') as tar:
       members = _members(tar)
-      _check_end(path, tar.offset, stamp[0])
+      end = tar.offset
+    # Python ends without a word where the next header is missing or damaged.
+    if end >= stamp[0]:
+      raise UserError(f'{path} is a broken tar: its end is missing')
+    with open(path, 'rb') as file:
+      file.seek(end)
+      if any(block.strip(b'\0') for block in iter(lambda: file.read(_MB), b'')):
+        raise UserError(
+          f'{path} is a broken tar: there is more behind its end at byte '
+          f'{end}. Either the header there is damaged, or several tars were '
+          'joined by cat; then unpack it (tar --ignore-zeros -xf) and pack it '
+          'again'
+        )
   except (tarfile.TarError, OSError, EOFError) as e:
     raise UserError(f'{path} is not a tar, or a broken one: {e}') from e
-  return Index(
-    path,
-    stamp,
-    # Names in a tar need not be UTF-8.
-    np.array([n.encode(errors='surrogateescape') for n, _, _ in members], 'S'),
-    np.array([offset for _, offset, _ in members], np.int64),
-    np.array([size for _, _, size in members], np.int64),
-  )
+  # Names in a tar need not be UTF-8.
+  names = [name.encode(errors='surrogateescape') for name, _ in members]
+  places = np.array([place for _, place in members], np.int64).reshape(-1, 2)
+  return Index(path, stamp, np.array(names, 'S'), places[:, 0], places[:, 1])
 
 
-def _members(tar: tarfile.TarFile) -> list[tuple[str, int, int]]:
-  """Returns name, offset and size of the files that are not hidden."""
+def _members(tar: tarfile.TarFile) -> list[tuple[str, tuple[int, int]]]:
+  """Returns name, and offset and size, of the files that are not hidden."""
   names, places, links = [], {}, {}
   for k, member in enumerate(tar):
     path = os.path.normpath(member.name)
@@ -167,31 +171,10 @@ def _members(tar: tarfile.TarFile) -> list[tuple[str, int, int]]:
   def place(k: int, name: str) -> tuple[int, int]:
     path = os.path.normpath(name)
     for _ in range(_MAX_LINKS):
-      if path not in links:
-        break
-      path = links[path]
+      path = links.get(path, path)
     return places.get(k) or places.get(path, _NOWHERE)
 
-  return [(name, *place(k, name)) for k, name in names]
-
-
-def _check_end(path: str, end: int, size: int) -> None:
-  """Raises unless only empty blocks follow the last file.
-
-  Python ends without a word where the next header is missing or damaged.
-  """
-  if end >= size:
-    raise UserError(f'{path} is a broken tar: its end is missing')
-  with open(path, 'rb') as file:
-    file.seek(end)
-    while block := file.read(1 << 20):
-      if block.strip(b'\0'):
-        raise UserError(
-          f'{path} is a broken tar: there is more behind its end at byte '
-          f'{end}. Either the header there is damaged, or several tars were '
-          'joined by cat; then unpack it (tar --ignore-zeros -xf) and pack it '
-          'again'
-        )
+  return [(name, place(k, name)) for k, name in names]
 
 
 def _stamp(file: str | int) -> tuple[int, int]:
