@@ -35,7 +35,7 @@ def open_source(section: Mapping[str, Any], *, where: str | None = None) -> Any:
 
   A source may leave out `num_classes` and `class_names`: without the first it
   is the number of names, or unknown (None), and then nothing compares it with
-  the model's. `column_texts` is that of `data/columns.py`, or empty.
+  the model's. `column_texts` is that of `data/fields.py`, or empty.
 
   Raises:
     UserError: a section that does not fit, what the source raises, or a source

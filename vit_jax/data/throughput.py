@@ -71,31 +71,27 @@ def measure(
 
 def _stages(source: Any, ops: str, seconds: float) -> dict[str, float]:
   """Returns microseconds of CPU time for an image by stage, in one thread."""
-  segments = [segment.text for segment in ops_language.segments(ops)]
-  apply = [ops_language.parse(text, trusted=True) for text in segments]
-  names = ['read', *segments]
-  spent = np.zeros(len(names))
+  names = [segment.text for segment in ops_language.segments(ops)]
+  apply = [ops_language.parse(text, trusted=True) for text in names]
+  names = [  # An op that occurs again gets its position.
+    name if name not in names[:i] else f'{name} ({i + 1})'
+    for i, name in enumerate(names)
+  ]
+  spent = np.zeros(1 + len(apply))
   end = time.monotonic() + seconds
   for num in itertools.count():
     if num >= 8 and time.monotonic() > end:
       break
     rng = np.random.default_rng(num)
-    begin = time.thread_time()
-    example = source[num % len(source)]
     times = [time.thread_time()]
+    example = source[num % len(source)]
+    times.append(time.thread_time())
     for op in apply:
       example = op(example, rng)
       times.append(time.thread_time())
-    spent += np.diff([begin, *times])
-  return dict(zip(_distinct(names), (1e6 * spent / num).tolist(), strict=True))
-
-
-def _distinct(names: list[str]) -> list[str]:
-  """Appends its position to the name of an op that occurs again."""
-  return [
-    name if name not in names[:i] else f'{name} ({i})'
-    for i, name in enumerate(names)
-  ]
+    spent += np.diff(times)
+  means = (1e6 * spent / num).tolist()
+  return dict(zip(['read', *names], means, strict=True))
 
 
 def cpu_seconds() -> float:
@@ -103,16 +99,13 @@ def cpu_seconds() -> float:
 
   NaN if there are workers and the system is not Linux.
   """
-  return time.process_time() + sum(
-    _cpu_seconds_of(child.pid) for child in multiprocessing.active_children()
-  )
-
-
-def _cpu_seconds_of(pid: int) -> float:
-  try:
-    stat = pathlib.Path(f'/proc/{pid}/stat').read_text()
-  except OSError:
-    return math.nan
-  # Fields 14 and 15; the second is a name in brackets, of any characters.
-  user, system = stat.rpartition(')')[2].split()[11:13]
-  return (int(user) + int(system)) / os.sysconf('SC_CLK_TCK')
+  total = time.process_time()
+  for child in multiprocessing.active_children():
+    try:
+      stat = pathlib.Path(f'/proc/{child.pid}/stat').read_text()
+    except OSError:
+      return math.nan
+    # Fields 14 and 15; the second is a name in brackets, of any characters.
+    user, system = stat.rpartition(')')[2].split()[11:13]
+    total += (int(user) + int(system)) / os.sysconf('SC_CLK_TCK')
+  return total

@@ -223,21 +223,17 @@ def test_tfrecord_comes_with_the_command_that_converts_it(tfrecord_dir):
   ) in message
 
 
-@pytest.mark.parametrize('where', ['beside', 'copy'])
-def test_converted_records_are_read(tfrecord_dir, data_dir, where):
-  """`tfds convert_format` adds files; the code before made a copy."""
+def test_converted_records_are_read(tfrecord_dir, data_dir):
+  """`tfds convert_format` adds files."""
   folder = pathlib.Path(tfrecord_dir) / 'tiny_animals' / '1.0.0'
   original = pathlib.Path(data_dir) / 'tiny_animals' / '1.0.0'
-  if where == 'copy':
-    shutil.copytree(original, folder / 'array_record')
-  else:
-    for shard in original.glob('*.array_record*'):
-      shutil.copy(shard, folder)
-    path = folder / 'dataset_info.json'
-    info = json.loads(path.read_text())
-    path.write_text(
-      json.dumps(info | {'alternativeFileFormats': ['array_record']})
-    )
+  for shard in original.glob('*.array_record*'):
+    shutil.copy(shard, folder)
+  path = folder / 'dataset_info.json'
+  info = json.loads(path.read_text())
+  path.write_text(
+    json.dumps(info | {'alternativeFileFormats': ['array_record']})
+  )
   source = _source(tfrecord_dir)
   assert [source[i] for i in range(_NUM)] == [
     _source(data_dir)[i] for i in range(_NUM)

@@ -59,27 +59,35 @@ class Source:
         column.
     """
     self._path, self._split = os.path.expanduser(path), splits.parse(split)
+    self._image_key, self._label_key = image_key, label_key
+    self._columns = fields.Columns(columns)
+    self._classes, self._several = labels_lib.Classes(None, None), False
     with _naming(self._path):
-      dataset = _load(self._path, self._split.name)
-      self._columns = fields.Columns(columns)
+      data = _load(self._path, self._split.name)
+      import datasets
+
       wanted = [key for key in (image_key, label_key) if key is not None]
       wanted += self._columns.names
-      fields.check_present(self._path, wanted, dataset.features)
-      self._image_key, self._label_key = image_key, label_key
-      self._dtype = _dtype(dataset.features[image_key], image_key)
-      self._data = _undecoded(dataset.select_columns(wanted), image_key)
-      self._classes, self._several = labels_lib.Classes(None, None), False
+      fields.check_present(self._path, wanted, data.features)
+      self._dtype = _dtype(data.features[image_key], image_key)
       if label_key is not None:
         self._classes, self._several = _classes(
-          dataset.features[label_key], label_key, num_classes
+          data.features[label_key], label_key, num_classes
         )
       for name in self._columns.names:
-        _learn(self._columns, name, dataset)
-      self.fields = self._columns.roles
-      self.column_texts = self._columns.texts
-      self.num_classes = self._classes.num
-      self.class_names = self._classes.names
-    self._records = self._split.records(len(dataset))
+        feature = data.features[name]
+        if isinstance(feature, datasets.ClassLabel):
+          self._columns.texts.setdefault(name, feature.names)
+        elif isinstance(feature, datasets.Value):
+          self._columns.learn(name, data.unique(name))
+      self._data = data.select_columns(wanted)
+      if isinstance(data.features[image_key], datasets.Image):
+        encoded = datasets.Image(decode=False)
+        self._data = self._data.cast_column(image_key, encoded)
+    self.fields = self._columns.roles
+    self.column_texts = self._columns.texts
+    self.num_classes, self.class_names = self._classes.num, self._classes.names
+    self._records = self._split.records(len(data))
 
   def __len__(self) -> int:
     return len(self._records)
@@ -156,24 +164,6 @@ def _naming(path: str) -> Iterator[None]:
   except Exception as e:  # Of pyarrow, json, fsspec and the library itself.
     reason = printable(f'{type(e).__name__}: {e}', max_length=300)
     raise UserError(f'{path} is not a dataset of save_to_disk: {reason}') from e
-
-
-def _learn(columns: fields.Columns, name: str, dataset) -> None:
-  import datasets
-
-  feature = dataset.features[name]
-  if isinstance(feature, datasets.ClassLabel):
-    columns.texts.setdefault(name, feature.names)
-  elif isinstance(feature, datasets.Value):
-    columns.learn(name, dataset.unique(name))
-
-
-def _undecoded(dataset, image_key: str):
-  import datasets
-
-  if not isinstance(dataset.features[image_key], datasets.Image):
-    return dataset
-  return dataset.cast_column(image_key, datasets.Image(decode=False))
 
 
 def _classes(

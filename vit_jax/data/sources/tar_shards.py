@@ -6,7 +6,6 @@ the tars (`data/tar_index.py`), so that order and seeking are those of any other
 source.
 """
 
-import itertools
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -111,35 +110,28 @@ class Source:
     if image == _ABSENT:
       raise UserError('there is no image with this label')
     example = {'image': shard.read(image)}
-    if self._label_key is not None:
-      if label == _ABSENT:
-        raise UserError(
-          f'the label is missing: no .{self._label_key.split(".")[0]} beside it'
-        )
-      content = shard.read(label)
-      example['label'] = self._label(content)
-      if self._columns.names:
-        example |= self._columns.encode(json.loads(content))
-    return example
+    if self._label_key is None:
+      return example
+    extension, *keys = self._label_key.split('.')
+    if label == _ABSENT:
+      raise UserError(f'the label is missing: no .{extension} beside it')
+    value: Any = shard.read(label).decode().strip()
+    if extension == 'json':
+      value = row = json.loads(value)
+      for key in keys or ['label']:
+        if not isinstance(value, dict) or key not in value:
+          raise UserError(f'the label is missing: no {key!r} in its json')
+        value = value[key]
+      example |= self._columns.encode(row)
+    several = isinstance(value, list)
+    ids = self._classes.vector_of if several else self._classes.id_of
+    return example | {'label': ids(value)}
 
   def describe(self, index: int) -> str:
     """Returns the path of the tar and the path inside it."""
     shard = self._shards[self._shard_of[index]]
     image, _, first = self._members[index]
     return f'{shard.path}: {shard.name(first if image == _ABSENT else image)}'
-
-  def _label(self, content: bytes) -> int | np.ndarray:
-    extension, *keys = self._label_key.split('.')
-    value: Any = content.decode().strip()
-    if extension == 'json':
-      value = json.loads(value)
-      for key in keys or ['label']:
-        if not isinstance(value, dict) or key not in value:
-          raise UserError(f'the label is missing: no {key!r} in its json')
-        value = value[key]
-    if isinstance(value, list):
-      return self._classes.vector_of(value)
-    return self._classes.id_of(value)
 
 
 def _examples(
@@ -178,5 +170,4 @@ def _examples(
     for key, row in rows.items()
     if row[:2] != [_ABSENT, _ABSENT] or key in dotted
   ]
-  flat = np.fromiter(itertools.chain.from_iterable(kept), np.int32)
-  return flat.reshape(-1, 3)
+  return np.array(kept, np.int32).reshape(-1, 3)

@@ -6,6 +6,7 @@ prepared as TFRecord the error names the command of TFDS that converts it.
 
 import contextlib
 import difflib
+import itertools
 import logging
 import os
 from collections.abc import Iterator
@@ -64,7 +65,7 @@ class Source:
         prepared or has a format without random access, or one whose files
         name classes of modules that are not imported.
     """
-    with _no_imports(), _no_noise():
+    with _no_imports():
       builder = _prepared_builder(dataset, data_dir, download)
       features = builder.info.features
     self._image_key, self._label_key = image_key, label_key
@@ -142,12 +143,8 @@ def _prepared_builder(dataset: str, data_dir: str | None, download: bool):
       f'download=True (--config.input.data.download=True){_ELSEWHERE}'
     )
   # Builders of TFDS's own datasets do not know the files of convert_format.
-  # Earlier versions of this package wrote a converted copy into a folder.
-  builders = [builder]
-  for path in (builder.data_dir, os.path.join(builder.data_dir, _FORMAT)):
-    if os.path.exists(os.path.join(path, 'dataset_info.json')):
-      builders.append(tfds.builder_from_directory(path))
-  for found in builders:
+  again = map(tfds.builder_from_directory, [builder.data_dir])
+  for found in itertools.chain([builder], again):
     formats = found.info.available_file_formats()
     if any(form.value == _FORMAT for form in formats):
       return found
@@ -169,14 +166,15 @@ def _no_imports() -> Iterator[None]:
   """Within it, files of a dataset may name loaded classes of features only.
 
   TFDS (4.9) imports the module of every class that `features.json` names. A
-  dataset from somebody else is data, and nothing in it is imported.
+  dataset from somebody else is data, and nothing in it is imported. Also hides
+  a warning that TFDS repeats for each folder where it looks.
 
   Raises:
     UserError: a file names a class that no imported module defines.
   """
   from tensorflow_datasets.core.features import feature
 
-  connector = feature.FeatureConnector
+  connector, logger = feature.FeatureConnector, logging.getLogger('absl')
   original = connector.__dict__['cls_from_name']
 
   def registered_class(cls, python_class_name):
@@ -188,26 +186,16 @@ def _no_imports() -> Iterator[None]:
       )
     return original.__func__(cls, python_class_name)
 
-  connector.cls_from_name = classmethod(registered_class)
-  try:
-    yield
-  finally:
-    connector.cls_from_name = original
-
-
-@contextlib.contextmanager
-def _no_noise() -> Iterator[None]:
-  """Hides a warning that TFDS repeats for each folder where it looks."""
-  logger = logging.getLogger('absl')
-
-  def wanted(record: logging.LogRecord) -> bool:
+  def is_news(record: logging.LogRecord) -> bool:
     return 'has no dataset_info.json' not in record.getMessage()
 
-  logger.addFilter(wanted)
+  connector.cls_from_name = classmethod(registered_class)
+  logger.addFilter(is_news)
   try:
     yield
   finally:
-    logger.removeFilter(wanted)
+    logger.removeFilter(is_news)
+    connector.cls_from_name = original
 
 
 def _folder_hint(dataset: str) -> str:
