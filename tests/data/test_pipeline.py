@@ -18,6 +18,7 @@ from tests.data.tiny_inputs import (
   NUM,
   OPS,
   all_rows,
+  make_as_process,
   make_eval,
   make_train,
   take,
@@ -115,8 +116,7 @@ class TestProcesses:
   def test_processes_together_hold_the_rows_of_one_in_order(self, count):
     reference = take(make_train(), 6)
     parts = [
-      take(make_train(process_index=p, process_count=count), 6, start_step=0)
-      for p in range(count)
+      take(make_as_process(p, count), 6, start_step=0) for p in range(count)
     ]
     for batch, *rows in zip(reference, *parts, strict=True):
       assert all(len(row['index']) == 8 // count for row in rows)
@@ -126,7 +126,7 @@ class TestProcesses:
 
   def test_another_number_of_processes_continues_the_same_stream(self):
     reference = take(make_train(), 8)
-    part = take(make_train(process_index=1, process_count=2), 3, start_step=5)
+    part = take(make_as_process(1, 2), 3, start_step=5)
     np.testing.assert_array_equal(
       all_rows(part, 'image'), np.concatenate([b['image'][4:] for b in
       reference[5:]])
@@ -135,7 +135,7 @@ class TestProcesses:
   @pytest.mark.parametrize('make', [make_train, make_eval])
   def test_a_batch_that_does_not_divide_is_an_error(self, make):
     with pytest.raises(UserError, match='batch_size=8 is not divisible by 3'):
-      make(process_index=0, process_count=3)
+      make_as_process(0, 3, make)
 
 
 class TestEvaluation:
@@ -143,7 +143,7 @@ class TestEvaluation:
   @pytest.mark.parametrize('batch_size', [4, 8, 20, 36])
   def test_every_example_counts_exactly_once(self, batch_size, count):
     inputs = [
-      make_eval(batch_size=batch_size, process_index=p, process_count=count)
+      make_as_process(p, count, make_eval, batch_size=batch_size)
       for p in range(count)
     ]
     parts = [list(one) for one in inputs]

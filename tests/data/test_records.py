@@ -13,6 +13,7 @@ from tests.data.tiny_inputs import (
   DATA,
   NUM,
   all_rows,
+  make_as_process,
   make_eval,
   make_train,
   take,
@@ -217,7 +218,7 @@ class TestLabelsOutsideTheClasses:
 
 class TestExamples:
   def test_the_spec_is_that_of_a_global_batch(self):
-    train_input = make_train(process_index=0, process_count=2)
+    train_input = make_as_process(0, 2)
     (batch,) = take(train_input, 1)
     spec = train_input.element_spec()
     assert set(spec) == {'image', 'label'}

@@ -3,16 +3,17 @@
 import numpy as np
 import pytest
 
-from tests.data.tiny_inputs import DATA, make_train, take
+from tests.data.tiny_inputs import DATA, make_as_process, make_train, take
 from vit_jax.errors import UserError
 
 _NUM = 21
 _DATA = DATA | dict(num_examples=_NUM)
 
 
-def _take(num, start_step=0, **kwargs):
+def _take(num, start_step=0, process=(0, 1), **kwargs):
   defaults = dict(data=_DATA, ops='', batch_size=12, repeats=3)
-  return take(make_train(**(defaults | kwargs)), num, start_step)
+  one = make_as_process(*process, **(defaults | kwargs))
+  return take(one, num, start_step)
 
 
 def _index(num, **kwargs):
@@ -105,8 +106,7 @@ def test_processes_together_hold_the_rows_of_one(count):
   options = dict(ops='random_crop(4)', batch_size=8)
   whole = _take(4, **options)
   parts = [
-    _take(4, process_index=p, process_count=count, **options)
-    for p in range(count)
+    _take(4, process=(p, count), **options) for p in range(count)
   ]
   for batch, *rows in zip(whole, *parts, strict=True):
     for name in batch:

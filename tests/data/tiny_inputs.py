@@ -1,7 +1,9 @@
 """Inputs of 20 made-up images of 8x8 pixels in batches of 8."""
 
 import itertools
+from unittest import mock
 
+import jax
 import numpy as np
 
 from vit_jax.data import pipeline
@@ -18,6 +20,15 @@ def make_train(**kwargs):
 
 def make_eval(**kwargs):
   return pipeline.EvalInput(**(dict(data=DATA, ops='', batch_size=8) | kwargs))
+
+
+def make_as_process(index, count, make=make_train, **kwargs):
+  """Returns an input as process `index` of `count` makes it."""
+  with (
+    mock.patch.object(jax, 'process_index', lambda: index),
+    mock.patch.object(jax, 'process_count', lambda: count),
+  ):
+    return make(**kwargs)
 
 
 def take(inputs, num, start_step=0):

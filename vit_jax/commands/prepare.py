@@ -15,7 +15,6 @@ import os
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from vit_jax.commands import _cli
 from vit_jax.errors import UserError
@@ -138,22 +137,17 @@ def _prepare(split: str, name: str, args: argparse.Namespace) -> None:
         if not sys.stderr.isatty():
           print(f'written  {ready[k]["file"]}', flush=True)
   info = writer.finish([ready[k] for k in range(writer.num_shards)])
-  _report(info, args.target, name)
-
-
-def _report(info: dict[str, Any], target: str, split: str) -> None:
-  num, size = info['num_examples'], info['num_bytes']
+  target, size = f'{args.target}/{name}', info['num_bytes']
   show(
-    f'target   {target}/{split}: {plural(num, "image")} in '
+    f'target   {target}: {plural(info["num_examples"], "image")} in '
     f'{plural(len(info["shards"]), "file")}, {size / 1e6:,.1f} MB'
   )
   if counts := info['class_counts']:
     most, least = max(counts), min(counts)
     print(f'classes  {len(counts):,}, with {least:,} to {most:,} images each')
   if skipped := info['skipped']:
-    more = len(skipped) - _MAX_NAMED
     print(f'skipped  {plural(len(skipped), "image")} that cannot be read:')
-    for name in skipped[:_MAX_NAMED]:
-      print(f'  {printable(name)}')
-    if more > 0:
-      show(f'  and {more:,} more, all in {target}/{split}/dataset.json')
+    for problem in skipped[:_MAX_NAMED]:
+      print(f'  {printable(problem)}')
+    if (more := len(skipped) - _MAX_NAMED) > 0:
+      show(f'  and {more:,} more, all in {target}/dataset.json')

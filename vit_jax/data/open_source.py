@@ -13,7 +13,6 @@ from typing import Any
 from vit_jax import lookup
 from vit_jax.data import folders, ops_language
 from vit_jax.errors import UserError
-from vit_jax.printable import printable
 
 _SOURCES = 'data/sources'
 _PATHS = dict(folder='image_folder', records='array_record')
@@ -43,11 +42,7 @@ def open_source(section: Mapping[str, Any], *, where: str | None = None) -> Any:
   """
   # Data sections come from configs and commands, never from a file.
   source = lookup.build(_SOURCES, section, 'Source', where=where, trusted=True)
-  missing = [
-    text
-    for name, text in _METHODS.items()
-    if not callable(getattr(type(source), name, None))
-  ]
+  missing = [x for n, x in _METHODS.items() if not hasattr(type(source), n)]
   if missing:
     raise UserError(
       f'the data source {section["name"]!r} has no\n  '
@@ -79,24 +74,24 @@ def parse(text: str) -> dict[str, Any]:
     UserError: it is not understood, or takes no such keys.
   """
   kind, _, path = text.partition(':')
-  if kind in _PATHS and path:
-    return dict(name=_PATHS[kind], data_dir=path)
-  if kind in _PATHS:
+  if kind in _PATHS and not path:
     raise UserError(
       f'{text!r} names no path: folder:PATH is images in '
       'PATH/<split>/<class>/, records:PATH what prepare has written'
     )
-  if os.path.isdir(os.path.expanduser(text)):
-    name = 'records' if folders.is_prepared(text) else 'folder'
-    return dict(name=_PATHS[name], data_dir=text)
+  if kind in _PATHS:
+    return dict(name=_PATHS[kind], data_dir=path)
+  path = os.path.expanduser(text)
+  if os.path.isdir(path):
+    kind = 'records' if folders.is_prepared(path) else 'folder'
+    return dict(name=_PATHS[kind], data_dir=text)
   if text.startswith(_PATH_STARTS) and '(' not in text:
-    path = printable(os.path.expanduser(text))
-    if os.path.exists(os.path.expanduser(text)):
-      raise UserError(
-        f'{path} is not a folder: name the source that reads it, such as '
-        '"table(path=\'/data/a.csv\')"'
-      )
-    raise UserError(f'there is no folder {path}: check the path')
+    if not os.path.exists(path):
+      raise UserError(f'there is no folder {path}: check the path')
+    raise UserError(
+      f'{path} is not a folder: name the source that reads it, such as '
+      '"table(path=\'/data/a.csv\')"'
+    )
   if '(' not in text and '.' not in text and text not in lookup.names(_SOURCES):
     return dict(name='tfds', dataset=text)
   found = ops_language.segments(text)
@@ -125,7 +120,5 @@ def splits(text: str) -> list[str] | None:
   found = folders.find(section['data_dir'])
   if found.flat:
     return ['train', 'val']
-  order = list(folders.SPLITS)
-  known = [found.splits[split] for split in order if split in found.splits]
-  others = [f for split, f in found.splits.items() if split not in order]
-  return known + others or None
+  order = dict.fromkeys([*folders.SPLITS, *found.splits])
+  return [found.splits[s] for s in order if s in found.splits] or None

@@ -47,8 +47,6 @@ class _Input:
     num_threads: int | None = None,
     num_workers: int = 0,
     prefetch: int = 2,
-    process_index: int | None = None,
-    process_count: int | None = None,
     sharding: jax.sharding.Sharding | None = None,
   ):
     """Opens the data; arguments of `TrainInput`."""
@@ -63,9 +61,7 @@ class _Input:
       for name, value, minimum in minima
       if not isinstance(value, int | np.integer) or value < minimum
     ]
-    if process_index is None:
-      process_index = jax.process_index()
-    process_count = process_count or jax.process_count()
+    process_count = jax.process_count()
     num_cores = os.cpu_count() or 1
     max_workers = _MAX_WORKERS_PER_CORE * num_cores
     if not bad and num_workers > max_workers:
@@ -84,8 +80,8 @@ class _Input:
     self._num_threads, self._num_workers = num_threads, num_workers
     self._prefetch = prefetch
     if sharding is None:
-      size = batch_size // process_count
-      self._rows = range(process_index * size, (process_index + 1) * size)
+      size, index = batch_size // process_count, jax.process_index()
+      self._rows = range(index * size, (index + 1) * size)
     else:
       self._rows = _rows_of_devices(sharding, batch_size)
     self._reader = records.Reader(
@@ -169,8 +165,6 @@ class TrainInput(_Input):
     num_threads: int | None = None,
     num_workers: int = 0,
     prefetch: int = 2,
-    process_index: int | None = None,
-    process_count: int | None = None,
     sharding: jax.sharding.Sharding | None = None,
     repeats: int = 1,
   ):
@@ -189,8 +183,6 @@ class TrainInput(_Input):
       num_workers: processes for reading, each with `num_threads` (by default
         its share of the cores); 0 reads in this process. See `workers`.
       prefetch: batches read ahead of the consumer.
-      process_index: of this process; the default asks JAX.
-      process_count: how many processes share a batch; the default asks JAX.
       sharding: of the rows over the devices; this process then reads the rows
         of its own devices. None is an equal part for each process, in order.
       repeats: rows of each image in a global batch, each augmented differently;
@@ -206,8 +198,6 @@ class TrainInput(_Input):
       num_threads=num_threads,
       num_workers=num_workers,
       prefetch=prefetch,
-      process_index=process_index,
-      process_count=process_count,
       sharding=sharding,
     )
     if lookup.expected(int, seed) or not 0 <= seed < _MAX_SEED:

@@ -62,8 +62,7 @@ def set_limit(seconds: float | None) -> None:
 def call_under_name(name: str, function: Callable[..., T], *args: Any) -> T:
   """Returns `function(*args)`, called from a frame with `name` as its file.
 
-  File names are the only text in the stack trace of faulthandler that can be
-  chosen.
+  Nothing else in the stack trace of faulthandler can be chosen.
   """
   code = _call.__code__.replace(co_filename=f'<{name}>')
   return types.FunctionType(code, {})(function, args)

@@ -131,9 +131,6 @@ def build(config: Mapping[str, Any]) -> Run:
     'config.input',
     seed=config['seed'],
     sharding=mesh_lib.batch_sharding(mesh),
-    # Of the run: no keys for a config.
-    process_index=None,
-    process_count=None,
   )
   total_steps = durations.total_steps(
     config['total_steps'], config['total_epochs'], data.steps_per_epoch

@@ -58,8 +58,15 @@ class Source:
     root = pathlib.Path(data_dir).expanduser()
     found = folders.find(root)
     is_flat = found.flat and not folders.is_split(root / self._split.name)
+    if is_flat and self._split.name not in _HELD_OUT:
+      raise UserError(
+        f'{root} has no folder {self._split.name!r} but the folders: '
+        f'{_first(folders.subfolders(root))}. If these are classes, the splits '
+        "are 'train', 'val' and 'all'; otherwise expected " + _LAYOUT
+      )
+    if is_flat and not 0 < val_fraction < 1:
+      raise UserError(f'val_fraction is between 0 and 1; got {val_fraction!r}')
     if is_flat:
-      _check_held_out(root, self._split.name, val_fraction)
       self._folder = training = root
     else:
       classes_from = classes_from or found.splits.get('train', 'train')
@@ -87,10 +94,9 @@ class Source:
       )
     if others:
       _warn_once(
-        f'{folders.as_utf8(str(self._folder))}: '
-        f'{plural(others.total(), "file")} in the class folders left out: '
-        f'{folders.kinds(others)}; images '
-        f'end in {", ".join(folders.SUFFIXES)}'
+        f'{self._folder}: {plural(others.total(), "file")} in the class '
+        f'folders left out: {folders.kinds(others)}; images end in '
+        f'{", ".join(folders.SUFFIXES)}'
       )
     if is_flat and self._split.name != 'all':
       files = [
@@ -98,8 +104,8 @@ class Source:
         for name, one in zip(here, files, strict=True)
       ]
       _warn_once(
-        f'{folders.as_utf8(str(root))} has no train/<class>/: of each of its '
-        f'{len(here):,} classes ({_first(self.class_names)}) '
+        f'{root} has no train/<class>/: of each of its {len(here):,} classes '
+        f'({_first(self.class_names)}) '
         f'{1 - val_fraction:.0%} of the images are for training, '
         f'{val_fraction:.0%} for validation (seed {split_seed})'
       )
@@ -128,15 +134,14 @@ class Source:
 
 def _split_folder(root: pathlib.Path, split: str) -> pathlib.Path:
   # Unlike pathlib's, this is not an error where a folder cannot be entered.
+  if os.path.isdir(root / split):
+    return root / split
   if not os.path.isdir(root):
     raise UserError(f'no folder {root}; expected {_LAYOUT}')
-  folder = root / split
-  if not os.path.isdir(folder):
-    raise UserError(
-      f'no folder {folder}; expected {_LAYOUT}; {root} has the folders: '
-      f'{_first(folders.subfolders(root)) or "none"}'
-    )
-  return folder
+  raise UserError(
+    f'no folder {root / split}; expected {_LAYOUT}; {root} has the folders: '
+    f'{_first(folders.subfolders(root)) or "none"}'
+  )
 
 
 def _class_names(folder: pathlib.Path) -> list[str]:
@@ -148,23 +153,8 @@ def _class_names(folder: pathlib.Path) -> list[str]:
   return names
 
 
-def _check_held_out(root: pathlib.Path, split: str, fraction: float) -> None:
-  if split not in _HELD_OUT:
-    raise UserError(
-      f'{root} has no folder {split!r} but the folders: '
-      f'{_first(folders.subfolders(root))}. If these are classes, the splits '
-      "are 'train', 'val' and 'all'; otherwise expected " + _LAYOUT
-    )
-  if not 0 < fraction < 1:
-    raise UserError(f'val_fraction is between 0 and 1; got {fraction!r}')
-
-
 def _held_out(
-  class_name: str,
-  files: Sequence[str],
-  split: str,
-  fraction: float,
-  seed: int,
+  class_name: str, files: Sequence[str], split: str, fraction: float, seed: int
 ) -> list[str]:
   """Returns the files of a class that are in 'train' or in 'val', sorted."""
 
@@ -183,7 +173,7 @@ def _warn_once(text: str) -> None:
 
 
 def _what_else(folder: pathlib.Path) -> str:
-  """Says which kinds of files lie in a folder instead of what we expected."""
+  """Returns the kinds of files in a folder, for a message."""
   kinds = collections.Counter(
     folders.kind(p.name) for p in folder.iterdir() if p.is_file()
   )

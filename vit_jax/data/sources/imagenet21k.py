@@ -23,8 +23,6 @@ from vit_jax.data.storage import tar_index
 from vit_jax.errors import UserError
 
 _SPLIT = 'full'
-_WNID = re.compile(r'n\d{8}')
-_TAR = re.compile(r'n\d{8}\.tar')
 _NUM_CLASSES = (21_841, 19_167)
 
 
@@ -59,14 +57,27 @@ class Source:
       entries = sorted(os.listdir(folder))
     except OSError as e:
       raise UserError(f'{folder} cannot be listed: {e}') from e
-    names = [f[:-4] for f in entries if _TAR.fullmatch(f)]
+    names = [f[:-4] for f in entries if re.fullmatch(r'n\d{8}\.tar', f)]
     if not names:
       raise UserError(
         f'{folder} holds no n########.tar; it has: '
         f'{", ".join(entries[:5]) or "nothing"}'
       )
     self._tars = tar_index.open_all([str(folder / f'{n}.tar') for n in names])
-    _check_names(names, self._tars)
+    sizes = [len(tar) for tar in self._tars]
+    empty = [n for n, size in zip(names, sizes, strict=True) if not size]
+    if empty:
+      raise UserError(f'{folder}: no files in {len(empty)} tars: {empty[:10]}')
+    wrong = []
+    for name, tar in zip(names, self._tars, strict=True):
+      first = os.path.basename(tar.name(0))
+      if re.match(r'n\d{8}', first) and not first.startswith(name):
+        wrong.append(f'{tar.path} has {first}')
+    if wrong:
+      raise UserError(
+        f'{len(wrong)} tars hold the images of another class; were they '
+        f'renamed? {"; ".join(wrong[:10])}'
+      )
     if len(names) not in _NUM_CLASSES:
       logging.warning(
         '%s has %s tars, neither 21,841 (Fall 2011) nor 19,167 (Winter 2021): '
@@ -76,10 +87,6 @@ class Source:
       )
     self.class_names = names
     self.num_classes = len(names)
-    sizes = [len(tar) for tar in self._tars]
-    empty = [n for n, size in zip(names, sizes, strict=True) if not size]
-    if empty:
-      raise UserError(f'{folder}: no files in {len(empty)} tars: {empty[:10]}')
     self._starts = np.cumsum([0, *sizes])
     self._records = self._split.records(int(self._starts[-1]))
 
@@ -99,17 +106,3 @@ class Source:
     record = self._records[index]
     label = int(np.searchsorted(self._starts, record, side='right')) - 1
     return label, int(record - self._starts[label])
-
-
-def _check_names(names: list[str], tars: list[tar_index.Index]) -> None:
-  """Raises if the first image of a tar is called after another class."""
-  wrong = []
-  for name, tar in zip(names, tars, strict=True):
-    first = os.path.basename(tar.name(0)) if len(tar) else ''
-    if _WNID.match(first) and not first.startswith(name):
-      wrong.append(f'{tar.path} has {first}')
-  if wrong:
-    raise UserError(
-      f'{len(wrong)} tars hold the images of another class; were they renamed? '
-      + '; '.join(wrong[:10])
-    )

@@ -87,11 +87,16 @@ class Source:
 
   def __getitem__(self, index: int) -> dict:
     k, record = self._place(index)
-    example = self._sources[k][record]
-    new_ids = self._new_ids[k]
+    example, new_ids = self._sources[k][record], self._new_ids[k]
     if new_ids is None or 'label' not in example:
       return example
-    return example | {'label': self._renamed(example['label'], new_ids)}
+    label = np.asarray(example['label'])
+    if label.dtype.kind in 'iu':  # one class id, or a list of them
+      label = new_ids[label] if label.ndim else int(new_ids[label])
+      return example | {'label': label}
+    vector = np.zeros([self.num_classes], label.dtype)
+    vector[new_ids] = label
+    return example | {'label': vector}
 
   def describe(self, index: int) -> str:
     """Returns the name of the source and its description."""
@@ -103,14 +108,6 @@ class Source:
     k = bisect.bisect_right(self._ends, int(index))
     position = int(index) - self._ends[k] + self._counts[k]
     return k, position * self._sizes[k] // self._counts[k]
-
-  def _renamed(self, label: Any, new_ids: np.ndarray) -> Any:
-    label = np.asarray(label)
-    if label.dtype.kind in 'iu':  # one class id, or a list of them
-      return new_ids[label] if label.ndim else int(new_ids[label])
-    vector = np.zeros([self.num_classes], label.dtype)
-    vector[new_ids] = label
-    return vector
 
 
 def _open(name: str, section: Mapping[str, Any], split: str):

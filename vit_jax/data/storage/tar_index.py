@@ -48,10 +48,10 @@ class Index:
     return self.names[i].decode(errors='backslashreplace')
 
   def read(self, i: int) -> bytes:
-    """Returns the content of file `i`. Any number of threads may read.
+    """Returns the content of file `i`; any number of threads may read.
 
-    The tar is opened each time: the limit of open files is never reached, and a
-    tar that was deleted or replaced meanwhile is noticed.
+    Opens the tar each time: the limit of open files is never reached, and a tar
+    that was deleted or replaced meanwhile is noticed.
 
     Raises:
       UserError: the tar is gone, or is not the one that was indexed, or the
