@@ -12,10 +12,10 @@ named like `local_image`. Device ops act on every image; the other roles
 describe the data to a user's own code.
 
 A source that has columns beside image and label takes `columns=`, a list of
-their names, and yields each as a field of that name: a batch then holds it, and
-an evaluator can compare groups. Numbers stay numbers. A text becomes an int32
-code, its place in the sorted list of the texts of that column, or in the list
-that is given: `columns=dict(sex=['f', 'm'])`. `Columns.texts` has the lists.
+their names, and yields each as a field of that name, which evaluators find in
+their batches. Numbers stay numbers. A text becomes an int32 code, its place in
+the sorted list of the texts of that column, or in the list that is given:
+`columns=dict(sex=['f', 'm'])`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

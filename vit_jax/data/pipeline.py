@@ -363,11 +363,7 @@ def prefetch_to_device(
 
   An error in the input is raised in place of its batch, so a run that ends
   before that batch never sees it. Closing this iterator closes `batches`.
-
-  Args:
-    batches: what `TrainInput.batches` or an `EvalInput` yields.
-    sharding: of the rows, over all devices.
-    size: batches on the device at once, the one just handed out included.
+  `size` batches are on the device at once, the one just handed out included.
   """
   batches, ready, ended = iter(batches), collections.deque(), False
   try:

@@ -1,8 +1,8 @@
 """Watchdog for records whose reading hangs or crashes the process.
 
-A read from a dead network disk never returns and cannot be interrupted, so the
-watchdog logs a warning and, after a time limit, ends the process. A crash of a
-decoder ends the process too; the stack trace then contains the record's name.
+A read from a dead network disk never returns and cannot be interrupted: the
+watchdog logs a warning and, after a time limit, ends the process. The stack
+trace of a crash, such as a decoder's, contains the record's name.
 """
 
 import collections
@@ -26,7 +26,7 @@ T = TypeVar('T')
 _LOOK_SECONDS = 30.0  # A record is named after at least two of these.
 _SECONDS_FOR_A_NAME = 5.0
 _AHEAD = 4  # Results per thread that wait for the consumer.
-_most_seconds: float | None = None
+limit: float | None = None  # Of `most_seconds`; a worker process sets its own.
 
 
 @contextlib.contextmanager
@@ -40,23 +40,12 @@ def most_seconds(seconds: float | None) -> Iterator[None]:
     raise UserError(
       f'max_read_seconds is positive, or None to wait for ever; got {seconds}'
     )
-  before = limit()
-  set_limit(seconds)
+  global limit
+  before, limit = limit, seconds
   try:
     yield
   finally:
-    set_limit(before)
-
-
-def limit() -> float | None:
-  """Returns the limit of `most_seconds`."""
-  return _most_seconds
-
-
-def set_limit(seconds: float | None) -> None:
-  """Sets the limit of `most_seconds` for the rest of a worker process."""
-  global _most_seconds
-  _most_seconds = seconds
+    limit = before
 
 
 def call_under_name(name: str, function: Callable[..., T], *args: Any) -> T:
@@ -149,7 +138,7 @@ class Watchdog:
     return names[0] if names else f'record {index}'
 
   def _watch(self, stop: threading.Event) -> None:
-    most, seen = _most_seconds, {}
+    most, seen = limit, {}
     pause = min(_LOOK_SECONDS, most or _LOOK_SECONDS)
     while not stop.wait(pause):
       # Looks are counted, and not the time: a process can be stopped.

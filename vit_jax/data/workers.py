@@ -34,7 +34,7 @@ def read_in(num_workers: int, chunks: grain.IterDataset) -> grain.IterDataset:
     flags.FLAGS.mark_as_parsed()  # Grain asks for flags that we do not have.
   return chunks.mp_prefetch(
     grain.MultiprocessingOptions(num_workers, _CHUNKS_AHEAD),
-    worker_init_fn=functools.partial(_start, watchdog.limit()),
+    worker_init_fn=functools.partial(_start, watchdog.limit),
   )
 
 
@@ -61,7 +61,7 @@ def _start(most_seconds: float | None, index: int, count: int) -> None:
   jax.config.update('jax_platforms', 'cpu')  # The devices belong to the run.
   faulthandler.enable()
   folders.ignore_warnings()
-  watchdog.set_limit(most_seconds)
+  watchdog.limit = most_seconds
   threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

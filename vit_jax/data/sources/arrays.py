@@ -66,25 +66,21 @@ class Source:
     training = _squeeze(file.get('train_labels', file['labels']))
     names = file.get('class_names')
     problems = _problems(self._images, self._labels)
+    if training.dtype.kind not in 'biuf':
+      problems.append(f'train_labels are {training.dtype}; expected numbers')
+    if names is not None and names.ndim != 1:
+      problems.append(
+        f'class_names have the shape {names.shape}; expected a list of names'
+      )
+    elif names is not None and num_classes not in (None, len(names)):
+      problems.append(
+        f'num_classes={num_classes}, but there are {len(names)} class_names'
+      )
     if problems:
       where = f'{self._path}, split {self._split.name!r}'
       raise UserError(f'{where}: {"; ".join(problems)}')
-    if training.dtype.kind not in 'biuf':
-      raise UserError(
-        f'{self._path}: train_labels are {training.dtype}; expected numbers'
-      )
-    if names is not None and names.ndim != 1:
-      raise UserError(
-        f'{self._path}: class_names have the shape {names.shape}; expected a '
-        'list of names'
-      )
     # Names may be there twice: ImageNet has two kinds of crane.
     self.class_names = None if names is None else [str(name) for name in names]
-    if names is not None and num_classes not in (None, len(names)):
-      raise UserError(
-        f'{self._path}: num_classes={num_classes}, but there are {len(names)} '
-        'class_names'
-      )
     if names is not None:
       num_classes = len(names)
     try:
