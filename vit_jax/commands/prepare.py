@@ -37,21 +37,20 @@ def _main(argv: Sequence[str]) -> None:
     show(f'splits   {", ".join(found)} (--split chooses)')
     args.split = ','.join(found)
   named = [word.strip().rpartition('=') for word in args.split.split(',')]
-  sliced = [split for *_, split in named if splits.parse(split).name != split]
-  if sliced:
-    raise UserError(
-      f'--split={sliced[0]}: prepare takes whole splits; a slice is taken when '
-      'they are read'
-    )
+  for name, _, split in named:
+    if splits.parse(split).name != split:
+      raise UserError(
+        f'--split={split}: prepare takes whole splits; a slice is taken when '
+        'they are read'
+      )
+    if name.startswith(('/', '..')):
+      raise UserError(
+        f'--split={name}=...: expected the name of a folder in TARGET'
+      )
   if not args.target.strip():
     raise UserError(
       "TARGET='': expected the path of a folder; is a variable of the shell "
       'not set?'
-    )
-  outside = [name for name, *_ in named if name.startswith(('/', '..'))]
-  if outside:
-    raise UserError(
-      f'--split={outside[0]}=...: expected the name of a folder in TARGET'
     )
   if args.resize_small is None and args.quality is not None:
     raise UserError('--quality has no effect without --resize_small')
