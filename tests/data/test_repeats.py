@@ -105,9 +105,7 @@ def test_batches_depend_on_seed_and_step_alone(batch_size):
 def test_processes_together_hold_the_rows_of_one(count):
   options = dict(ops='random_crop(4)', batch_size=8)
   whole = _take(4, **options)
-  parts = [
-    _take(4, process=(p, count), **options) for p in range(count)
-  ]
+  parts = [_take(4, process=(p, count), **options) for p in range(count)]
   for batch, *rows in zip(whole, *parts, strict=True):
     for name in batch:
       together = np.concatenate([row[name] for row in rows])
