@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from vit_jax.data import label_sets, layout, open_source
+from vit_jax.data import folders, label_sets, open_source
 from vit_jax.errors import UserError
 from vit_jax.inference import classes
 from vit_jax.pretrained import catalog, presets
@@ -150,7 +150,7 @@ def _section(
         f'--data={data} needs --split, such as --split=validation'
       )
     return section | dict(split=split)
-  found = layout.find(section['data_dir'])
+  found = folders.find(section['data_dir'])
   if split is None:
     known = [x for x in ('val', 'test') if x in found.splits]
     if found.flat and (has_labels or not is_run):
