@@ -2,16 +2,19 @@
 
 import dataclasses
 import json
+import pathlib
 
 import numpy as np
 import pytest
 import sklearn.datasets
+import sklearn.metrics
 from PIL import Image
 
 import vit_jax
+from tests.data.sources.test_tfds import data_dir  # noqa: F401
 from tests.training import tiny_runs
 from vit_jax.commands import evaluate, prepare
-from vit_jax.data import label_sets
+from vit_jax.data import label_sets, open_source
 from vit_jax.errors import UserError
 from vit_jax.pretrained import catalog, published, published_scores
 from vit_jax.pretrained.formats import vit_jax as ours
@@ -74,6 +77,28 @@ def test_the_command_scores_a_file_on_a_folder(weights, tmp_path, capsys):
   text = capsys.readouterr().out
   assert f'{100 * right.mean():.3f} %' in text and 'published' not in text
   assert OPS in text and 'digit 7' in text
+
+
+def test_a_report_has_intervals(weights, tmp_path, capsys):
+  # Two of the classes alone: they go by their names.
+  names = [x if i in (3, 7) else None for i, x in enumerate(NAMES)]
+  files, labels = write_images(tmp_path / 'data' / 'val', names)
+  output = tmp_path / 'results.json'
+  argv = [f'--weights={weights}', f'--data={tmp_path / "data"}']
+  options = [f'--output={output}', '--report', '--per_class']
+  assert evaluate.main([*argv, *options]) == 0
+  found = json.loads(output.read_text())['report']
+  answers = answers_of(weights, files)
+  expected = sklearn.metrics.f1_score(labels, answers, average='macro')
+  assert found['f1_macro'] == pytest.approx(expected, abs=1e-12)
+  assert found['f1_macro_low'] < expected < found['f1_macro_high']
+  recall = (answers[labels == 3] == 3).mean()
+  assert found['recall/digit 3'] == pytest.approx(recall, abs=1e-12)
+  text = capsys.readouterr().out
+  low, high = found['f1_macro_low'], found['f1_macro_high']
+  assert f'{expected:.4f}   {low:.4f} to {high:.4f}' in text
+  with pytest.raises(UserError, match='leave out --report or --labels'):
+    score.score(weights, 'x', report=True, labels='imagenet-a')
 
 
 def test_records_have_the_same_score_as_the_folder(weights, tmp_path):
@@ -229,6 +254,23 @@ def test_a_run_is_scored_with_its_loss_and_step(tmp_path):
   assert found.source['step'] == 2 and found.name == 'test'
   for name, value in found.metrics.items():
     assert value == pytest.approx(expected[f'val/{name}'], rel=1e-5)
+
+
+def test_a_dataset_of_tfds_is_scored(tiny_weights, data_dir):  # noqa: F811
+  names = ['cat', 'dog', 'eel']
+  weights = dataclasses.replace(tiny_weights(num_classes=3), class_names=names)
+  path = pathlib.Path(data_dir) / 'w.safetensors'
+  ours.write(weights, path)
+  data = f"tfds(dataset='tiny_animals', data_dir={data_dir!r})"
+  found = score.score(path, data, split='test')
+  source = open_source.open_text(data, 'test')
+  model = vit_jax.load(path)
+  right = [
+    model(source[i]['image'])['logits'].argmax() == source[i]['label']
+    for i in range(5)
+  ]
+  assert found.metrics['top1'] == pytest.approx(np.mean(right), abs=1e-12)
+  assert found.metrics['num_examples'] == 5
 
 
 def test_features_have_no_score(tiny_weights, tmp_path):

@@ -126,6 +126,7 @@ def _main(argv: Sequence[str]) -> None:
       preset=args.preset,
       loss=args.loss,
       per_class=args.per_class,
+      report=args.report,
       **shared,
     )
     if not jax.process_index():
@@ -178,11 +179,17 @@ def _add_score_options(parser) -> None:
   group.add_argument(
     '--per_class', action='store_true', help='also score each class'
   )
+  group.add_argument(
+    '--report',
+    action='store_true',
+    help='also precision, recall, specificity, F1, ROC-AUC and average '
+    'precision, with 95 %% bootstrap intervals',
+  )
 
 
 def _check_score_options(args) -> None:
   """Raises UserError where options are of two ways to evaluate."""
-  ours = ('split', 'labels', 'preset', 'loss', 'per_class')
+  ours = ('split', 'labels', 'preset', 'loss', 'per_class', 'report')
   given = [f'--{name}' for name in ours if getattr(args, name)]
   if given and not args.data:
     raise UserError(f'{given[0]} needs --data, the images to score')
@@ -225,6 +232,20 @@ def _print_score(args, scored) -> None:
   weights += '' if step is None else f', step {step:,}'
   title = f'{weights} on {scored.name} of {args.data}'
   tables.print_table(rows, header=header, title=title)
+  report = scored.report
+  rows = [
+    [
+      key,
+      f'{report[key]:.4f}',
+      f'{report[f"{key}_low"]:.4f} to {report[f"{key}_high"]:.4f}',
+    ]
+    for key in report
+    if f'{key}_low' in report
+  ]
+  if rows:
+    header = ['', 'measured', '95 % interval']
+    tables.print_table(rows, header=header, title='report')
+  metrics |= {k: x for k, x in report.items() if '/' in k}
   if metrics:  # Those of classes.
     metrics = {f'{scored.name}/{k}': x for k, x in metrics.items()}
     evaluation.print_results(metrics, 'classes')
@@ -250,7 +271,7 @@ def _write(args, results) -> None:
   )
   if args.data:
     found |= dict(data=args.data, labels=args.labels, split=results.name)
-    found['preprocess'] = results.preprocess
+    found |= dict(preprocess=results.preprocess, report=results.report)
     if results.published is not None:
       found['published'] = results.published._asdict()
   path = pathlib.Path(args.output).expanduser()

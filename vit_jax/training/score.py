@@ -31,6 +31,7 @@ class Scored:
     preprocess: the ops and device ops of the images.
     published: the accuracy that was published for these weights on the
       validation set of ImageNet-1k, where the data may be that; or None.
+    report: of `evaluators/classification_report.py`, if it was asked for.
   """
 
   name: str
@@ -38,6 +39,7 @@ class Scored:
   source: dict[str, Any]
   preprocess: dict[str, str]
   published: Score | None
+  report: dict[str, float]
 
 
 def score(
@@ -52,6 +54,7 @@ def score(
   image_size: int | Sequence[int] | None = None,
   loss: str | None = None,
   per_class: bool = False,
+  report: bool = False,
   batch_size: int = 128,
   mesh: jax.sharding.Mesh | None = None,
   on_log: Callable[[str], Any] = print,
@@ -76,6 +79,7 @@ def score(
       that the weights are for.
     loss: 'softmax' or 'sigmoid'; None is what the weights were trained with.
     per_class: adds the accuracy of each class.
+    report: adds precision, recall, F1 and the like, with their intervals.
     batch_size: of the forward pass; it does not change the result.
     mesh: the devices; None is all, each with a part of the batch.
     on_log: called with lines of text.
@@ -84,6 +88,11 @@ def score(
   Raises:
     UserError: weights, data or options that do not fit.
   """
+  if report and labels is not None:
+    raise UserError(
+      f'a report is of the classes of the data, and labels={labels!r} has a '
+      'protocol of its own; leave out --report or --labels'
+    )
   section = _section(
     data,
     split,
@@ -106,19 +115,26 @@ def score(
     mapping = _matching_classes(found, section, on_log)
   name = labels.partition(':')[0] if labels else section['split']
   name = re.match(r'\w[\w.-]*', name)[0]
+  evals = {
+    name: dict(
+      name='classification',
+      data=section,
+      labels=mapping,
+      loss=classes.loss_of(found, loss),
+      per_class=per_class,
+    )
+  }
+  if report:
+    evals[f'{name}_report'] = dict(
+      name='classification_report',
+      data=_relabelled(section, mapping),
+      per_class=per_class,
+    )
   # Processes might find different checkpoints of a run that goes on.
   moving = jax.process_count() > 1 and run_format.matches(weights)
   results = evaluate.evaluate(
     weights if moving else found,
-    {
-      name: dict(
-        name='classification',
-        data=section,
-        labels=mapping,
-        loss=classes.loss_of(found, loss),
-        per_class=per_class,
-      )
-    },
+    evals,
     ops=given.get('ops'),
     device_ops=given.get('device_ops'),
     image_size=image_size,
@@ -127,15 +143,20 @@ def score(
     on_log=on_log,
     **(options | dict(step=found.source['step']) if moving else {}),
   )
+  metrics = {key: {} for key in evals}
+  for key, value in results.metrics.items():
+    evaluation, _, metric = key.partition('/')
+    metrics[evaluation][metric] = value
   published = None
   if num_classes == label_sets.NUM_CLASSES and labels in (None, 'imagenet'):
     published = SCORES.get(found.source.get('name'))
   return Scored(
     name=name,
-    metrics={k.partition('/')[2]: x for k, x in results.metrics.items()},
+    metrics=metrics[name],
     source=results.source,
     preprocess={k: results.preprocess[k] for k in ('ops', 'device_ops')},
     published=published,
+    report=metrics.get(f'{name}_report', {}),
   )
 
 
@@ -172,6 +193,15 @@ def _section(
   if is_folder and 'train' not in found.splits:
     section.setdefault('classes_from', word)
   return section
+
+
+def _relabelled(
+  section: dict[str, Any], labels: str | list[str] | None
+) -> dict[str, Any]:
+  if labels is None:
+    return section
+  data = dict(name='relabelled', data=section, labels=labels)
+  return data | dict(split=section['split'])
 
 
 def _preset(

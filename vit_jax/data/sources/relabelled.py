@@ -39,6 +39,9 @@ class Source:
     """
     self._set = label_sets.find(labels)
     self.num_classes = self._set.num_classes
+    known = list(self._set.of_class or ())
+    # ImageNet-V2 knows each class by two names, ObjectNet others.
+    self.class_names = known if len(known) == self.num_classes else None
     section = {'split': split} | dict(data)
     self._source = open_source.open_source(section, where='data')
     self.fields = fields.declared(self._source)
