@@ -8,7 +8,7 @@ import pytest
 from vit_jax import trees
 from vit_jax.errors import UserError
 from vit_jax.models import vit
-from vit_jax.optim import chain, layer_decay
+from vit_jax.optim import chain, roles
 
 # Of a model with two blocks, at a decay of 0.5, by the start of the name.
 BY_HAND = {
@@ -37,10 +37,28 @@ def shapes(variant='mu/4', **section):
   return jax.eval_shape(model.init, jax.random.key(0), image)['params']
 
 
+def multipliers(names, decay):
+  """Returns what layer decay makes of an update of 1, by name."""
+  params = {name: np.zeros(()) for name in names}
+  tx, _ = chain.make(
+    params,
+    learning_rate=1.0,
+    total_steps=9,
+    schedule='constant',
+    name='sgd',
+    momentum=0.0,
+    layer_decay=decay,
+    roles=vit.ViT.ROLES,
+  )
+  ones = {name: np.ones((), 'f') for name in names}
+  updates, _ = tx.update(ones, tx.init(params), params)
+  return {name: -float(x) for name, x in updates.items()}
+
+
 def test_twelve_blocks_have_the_multipliers_of_mae():
   # decay ** (depth + 1 - layer) of MAE's util/lr_decay.py.
   names = trees.flatten(shapes(depth=12))
-  found = layer_decay.multipliers(names, 0.75)
+  found = multipliers(names, 0.75)
   assert found['patch_embedding/kernel'] == pytest.approx(0.023757, rel=1e-4)
   assert found['encoder/block_00/mlp/up/bias'] == pytest.approx(
     0.031676, rel=1e-4
@@ -61,7 +79,7 @@ def test_twelve_blocks_have_the_multipliers_of_mae():
 def test_multipliers_are_those_worked_by_hand(section):
   names = list(trees.flatten(shapes(**section)))
   expected = {name: by_hand(name) for name in names}
-  assert layer_decay.multipliers(names, 0.5) == expected
+  assert multipliers(names, 0.5) == expected
   assert len(set(expected.values())) == 4
 
 
@@ -69,6 +87,7 @@ def test_multipliers_are_those_worked_by_hand(section):
 def test_updates_and_weight_decay_are_multiplied(options):
   params = jax.tree.map(lambda x: np.ones(x.shape, 'f'), shapes())
   options |= dict(learning_rate=0.1, total_steps=9, weight_decay=0.5)
+  options['roles'] = vit.ViT.ROLES
   options['learning_rate_mults'] = [('head/.*', 4.0)]
 
   def updates(**more):
@@ -91,6 +110,7 @@ def test_frozen_parameters_stay_under_layer_decay():
     learning_rate=0.1,
     total_steps=9,
     layer_decay=0.5,
+    roles=vit.ViT.ROLES,
     freeze=['patch_embedding/.*', 'encoder/block_00/.*'],
   )
   new = jax.jit(lambda p: tx.update(p, tx.init(p), p)[0])(params)
@@ -101,7 +121,11 @@ def test_frozen_parameters_stay_under_layer_decay():
 
 def make(decay, **section):
   return chain.make(
-    shapes(**section), learning_rate=0.1, total_steps=9, layer_decay=decay
+    shapes(**section),
+    learning_rate=0.1,
+    total_steps=9,
+    layer_decay=decay,
+    roles=vit.ViT.ROLES,
   )
 
 
@@ -118,12 +142,34 @@ def test_a_decay_out_of_range_is_an_error(decay):
 
 def test_a_decay_of_one_changes_nothing():
   names = trees.flatten(shapes())
-  assert set(layer_decay.multipliers(names, 1.0).values()) == {1.0}
+  assert set(multipliers(names, 1.0).values()) == {1.0}
 
 
 def test_names_without_a_layer_are_an_error_that_lists_them():
   names = [*trees.flatten(shapes()), 'stem/kernel', 'encoder/mixer_00/kernel']
-  with pytest.raises(UserError, match='but not stem/kernel, encoder/mixer'):
-    layer_decay.multipliers(names, 0.5)
+  with pytest.raises(UserError, match='but not encoder/mixer_00/kernel, stem'):
+    multipliers(names, 0.5)
   with pytest.raises(UserError, match='but not a model without blocks'):
-    layer_decay.multipliers(['head/kernel', 'class_token'], 0.5)
+    multipliers(['head/kernel', 'class_token'], 0.5)
+
+
+def test_a_model_that_does_not_say_its_layers_is_an_error():
+  with pytest.raises(UserError, match='does not say which layers it has'):
+    chain.make(shapes(), learning_rate=1.0, total_steps=9, layer_decay=0.5)
+
+
+def test_another_family_brings_its_own_layers():
+  family = roles.Roles(layers=lambda names: {n: int(n[-1]) for n in names})
+  params = {f'stage_{i}': jnp.zeros(2) for i in range(3)}
+  tx, _ = chain.make(
+    params,
+    learning_rate=1.0,
+    total_steps=9,
+    schedule='constant',
+    name='sgd',
+    layer_decay=0.5,
+    roles=family,
+  )
+  ones = {name: jnp.ones(2) for name in params}
+  updates, _ = tx.update(ones, tx.init(params), params)
+  assert [-float(x[0]) for x in updates.values()] == [0.25, 0.5, 1.0]

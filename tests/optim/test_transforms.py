@@ -8,7 +8,8 @@ import pytest
 
 from vit_jax import trees
 from vit_jax.errors import UserError
-from vit_jax.optim import chain, transforms
+from vit_jax.models.vit import ViT
+from vit_jax.optim import chain, roles, transforms
 from vit_jax.parallel import mesh as mesh_lib, rules as rules_lib
 
 D, N, K, F, DEPTH = 32, 4, 8, 64, 2
@@ -45,7 +46,7 @@ def run(num, scan=False, mesh=None, **options):
   options = dict(
     learning_rate=0.1, total_steps=9, schedule='constant', **options
   )
-  tx, _ = chain.make(params, **options)
+  tx, _ = chain.make(params, roles=ViT.ROLES, **options)
   state = tx.init(params)
   if mesh is not None:
     whole = {'params': params, 'opt_state': state}
@@ -191,7 +192,7 @@ def test_lamb_scales_updates_of_layers_to_the_norm_of_the_layer(scan):
 
 
 def test_lamb_leaves_an_update_whose_norm_or_parameter_is_zero():
-  tx = transforms.trust_ratio(['a/kernel', 'b/kernel'])
+  tx = transforms.trust_ratio(['a/kernel', 'b/kernel'], roles.Roles())
   params = {'a': {'kernel': jnp.zeros(2)}, 'b': {'kernel': jnp.ones(2)}}
   updates = {'a': {'kernel': jnp.ones(2)}, 'b': {'kernel': jnp.zeros(2)}}
   got, _ = tx.update(updates, tx.init(params), params)
@@ -236,7 +237,12 @@ def test_muon_makes_the_convolutions_of_a_stem_orthogonal():
   grads = {n: jnp.asarray(rng.normal(size=s)) for n, s in shapes.items()}
   params = jax.tree.map(jnp.zeros_like, trees.unflatten(grads))
   tx, _ = chain.make(
-    params, name='muon', learning_rate=1.0, total_steps=9, schedule='constant'
+    params,
+    name='muon',
+    learning_rate=1.0,
+    total_steps=9,
+    schedule='constant',
+    roles=ViT.ROLES,
   )
   updates, _ = tx.update(trees.unflatten(grads), tx.init(params), params)
   for name, update in trees.flatten(updates).items():
@@ -260,7 +266,7 @@ def stacked(named):
   return {n: np.stack(x) if isinstance(x, list) else x for n, x in out.items()}
 
 
-@pytest.mark.parametrize('name', ['lamb', 'lion', 'muon'])
+@pytest.mark.parametrize('name', ['lamb', 'lion', 'muon', 'adafactor'])
 def test_scanned_blocks_get_the_updates_of_single_ones(name):
   options = dict(name=name, weight_decay=0.1)
   single, scanned = run(3, **options)[0], run(3, scan=True, **options)[0]
@@ -308,7 +314,9 @@ def test_first_moments_are_split_like_their_parameters(name):
     lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32),
     trees.unflatten(make_tree(0, scan=True)),
   )
-  tx, _ = chain.make(params, name=name, learning_rate=1.0, total_steps=9)
+  tx, _ = chain.make(
+    params, name=name, learning_rate=1.0, total_steps=9, roles=ViT.ROLES
+  )
   state = {'params': params, 'opt_state': jax.eval_shape(tx.init, params)}
   mesh = mesh_lib.make_mesh(fsdp=4, tensor=2)
   split = trees.flatten(rules_lib.state_shardings(state, mesh, min_size=1))
@@ -326,6 +334,76 @@ def test_updates_of_split_parameters_equal_those_of_whole_ones(name):
   assert len(split['encoder/blocks/mlp/up/kernel'].sharding.device_set) == 8
   whole, _ = run(2, **options)
   assert_close(split, whole, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('clip', [None, 0.1])
+def test_adafactor_does_not_factor_over_the_depth(clip):
+  # More blocks than the 32 from which on a side is factored.
+  depth, shapes = 33, {'norm/scale': (40,), 'mlp/up/kernel': (40, 50)}
+  shapes['attention/query/bias'] = (2, 32)
+  rng = np.random.default_rng(0)
+  rows = {n: rng.normal(size=(depth, *s)) for n, s in shapes.items()}
+  single = {
+    f'encoder/block_{i:02d}/{n}': x[i]
+    for n, x in rows.items()
+    for i in range(depth)
+  }
+  scanned = {f'encoder/blocks/{n}': x for n, x in rows.items()}
+  scanned['head/kernel'] = single['head/kernel'] = rng.normal(size=(40, 33))
+
+  def after_two(named):
+    params = jax.tree.map(jnp.float32, trees.unflatten(named))
+    tx, _ = chain.make(
+      params,
+      name='adafactor',
+      clip_update_rms=clip,
+      learning_rate=0.1,
+      total_steps=9,
+      roles=ViT.ROLES,
+    )
+    state, update = tx.init(params), jax.jit(tx.update)
+    for factor in (1.0, 2.0):
+      grads = jax.tree.map(lambda x, f=factor: jnp.cos(f * x), params)
+      updates, state = update(grads, state, params)
+    return trees.flatten(updates), trees.flatten(state)
+
+  expected, (got, state) = stacked(after_two(single)[0]), after_two(scanned)
+  assert_close(got, expected, rtol=1e-4, atol=1e-6)
+  sizes = {n: x.shape for n, x in state.items() if 'norm/scale' in n}
+  found = {n.split('/encoder')[0].split('/')[-1]: s for n, s in sizes.items()}
+  assert found['v'] == (depth, 40) and found['v_row'] == (depth, 1)
+
+
+def test_the_state_of_adafactor_without_stacks_has_the_names_it_had():
+  tx, _ = chain.make(
+    {'a/kernel': jnp.ones((2, 3))},
+    name='adafactor',
+    learning_rate=0.1,
+    total_steps=9,
+    roles=ViT.ROLES,
+  )
+  names = list(trees.flatten(tx.init({'a/kernel': jnp.ones((2, 3))})))
+  fields = ('count', 'v_row/a/kernel', 'v_col/a/kernel', 'v/a/kernel')
+  assert names[:4] == [f'0/0/{field}' for field in fields]
+
+
+def test_muon_takes_the_matrices_that_a_model_names():
+  family = roles.Roles(matrix=lambda n: (-2, -1) if n == 'mix' else None)
+  params = {'mix': jnp.zeros((4, 6)), 'other': jnp.zeros((4, 6))}
+  tx, _ = chain.make(
+    params, name='muon', learning_rate=1.0, total_steps=9, roles=family
+  )
+  rng = np.random.default_rng(0)
+  grads = {n: jnp.asarray(rng.normal(size=(4, 6)), 'float32') for n in params}
+  updates, _ = tx.update(grads, tx.init(params), params)
+  singular = np.linalg.svd(updates['mix'])[1]
+  assert singular.max() < 2 * singular.min()
+  # The first step of Adam is the sign.
+  np.testing.assert_allclose(
+    updates['other'] / updates['other'][0, 0],
+    np.sign(grads['other'] * grads['other'][0, 0]),
+    rtol=1e-4,
+  )
 
 
 def test_muon_without_kernels_is_an_error():

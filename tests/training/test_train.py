@@ -308,3 +308,17 @@ def test_broken_images_can_be_skipped_and_are_reported(tmp_path, capsys):
   train.train(tmp_path / 'skips', **config)
   assert 'cat/3.png' in capsys.readouterr().out
   assert tiny_runs.rows(tmp_path / 'skips')[-1]['train/skipped_examples'] == 1
+
+
+def test_a_head_of_zeros_under_lamb_is_a_warning_at_the_start(tmp_path, capsys):
+  config = tiny_runs.plain(
+    optimizer=dict(name='lamb', learning_rate=1e-3, weight_decay=0.05)
+  )
+  train.train(tmp_path / 'zero', **config)
+  output = capsys.readouterr().out
+  assert output.count('WARNING: head/kernel: all zeros at the start') == 1
+  train.train(tmp_path / 'zero', **config | dict(total_steps=3))
+  assert 'all zeros' not in capsys.readouterr().out
+  config['model'] = config['model'] | dict(weight_init='torch')
+  train.train(tmp_path / 'random', **config)
+  assert 'all zeros' not in capsys.readouterr().out

@@ -92,7 +92,12 @@ def _of_config(config: Mapping[str, Any], args) -> dict[str, Any]:
   )
   where = 'config.optimizer'
   tx, _ = lookup.call(
-    chain.make, section, where, params, total_steps=_TOTAL_STEPS
+    chain.make,
+    section,
+    where,
+    params,
+    total_steps=_TOTAL_STEPS,
+    roles=getattr(module, 'ROLES', None),
   )
   trained = chain.trained_names(params, section.get('freeze', ()))
   memory = {

@@ -20,6 +20,7 @@ from vit_jax.models import _stems, _vit_options
 from vit_jax.models._embedding import Embedding
 from vit_jax.models._encoder import Block, Encoder
 from vit_jax.models._pooling import MapPooling, Readout
+from vit_jax.models._vit_roles import ROLES
 from vit_jax.models._vit_tables import FIELDS as FIELDS, VARIANTS
 from vit_jax.printable import printable
 
@@ -150,6 +151,7 @@ class ViT(nn.Module):
   """
 
   FIELDS = FIELDS
+  ROLES = ROLES
 
   patch_size: int | tuple[int, int]
   width: int

@@ -10,7 +10,8 @@ import optax
 
 from vit_jax import lookup, trees
 from vit_jax.errors import UserError
-from vit_jax.optim import layer_decay as layer_decay_lib, schedules, transforms
+from vit_jax.optim import schedules, transforms
+from vit_jax.optim.roles import Roles
 
 Rules = Sequence[tuple[str, float]]
 
@@ -24,6 +25,7 @@ def make(
   *,
   learning_rate: float,
   total_steps: int,
+  roles: Roles | None = None,
   name: str = 'adamw',
   schedule: str = 'cosine',
   warmup_steps: int = 0,
@@ -42,6 +44,7 @@ def make(
   weight_decay_mults: Rules | None = None,
   learning_rate_mults: Rules | None = None,
   layer_decay: float | None = None,
+  mults_scale_weight_decay: bool | None = None,
   freeze: Sequence[str] = (),
   hold_steps: Sequence[tuple[str, int]] = (),
   grad_clip_norm: float | None = None,
@@ -55,7 +58,9 @@ def make(
        transforms);
     4. of LAMB: the update is scaled to the norm of the parameter, where `mult`
        is not 0, whatever the weight decay;
-    5. `learning_rate_mults` and `layer_decay`;
+    5. `learning_rate_mults` and `layer_decay`, which so scale the decay too, as
+       in timm; with `mults_scale_weight_decay=False` they come before 3 and
+       scale the gradient's part alone, as in big_vision;
     6. minus the learning rate: update number k (from 1) uses `schedule(k)`;
     7. 0 in place of all that for parameters that `hold_steps` still holds.
   So the decay per step is learning_rate * weight_decay, as in torch's and
@@ -66,6 +71,7 @@ def make(
     params: the parameters, or their shapes.
     learning_rate: peak rate.
     total_steps: updates of the run; 0 for evaluation alone.
+    roles: of the parameters: the `ROLES` of the model, or None if it has none.
     name: 'adamw'; 'adam' (the same without weight decay); 'sgd', whose weight
       decay is decoupled too (SGDW of arXiv:1711.05101, not torch's SGD);
       'lamb' (as DeiT-III: with grad_clip_norm=1); 'lion'; 'adafactor' (as
@@ -90,8 +96,11 @@ def make(
     learning_rate_mults: pairs (regex, multiplier > 0). Parameters without a
       rule keep 1.
     layer_decay: in (0, 1]: multiplies the learning rate of every layer by this
-      once more than that of the layer above it, see `layer_decay.multipliers`.
-      Not for models with `scan`.
+      once more than that of the layer above it (BEiT, MAE); 1 for the last.
+      The model says which layers it has (`Roles.layers`). Not for models with
+      `scan`.
+    mults_scale_weight_decay: see above; None is True. Not for LAMB, whose ratio
+      would undo what comes before it.
     freeze: regexes of parameters that stay as they are: they have no optimizer
       state and no part in the clipped norm.
     hold_steps: pairs (regex, n) of parameters that the first n updates leave
@@ -129,6 +138,9 @@ def make(
   options = {k: v for k, v in options.items() if v is not None}
   problems = transforms.problems(name, options)
   problems += _decay_problems(name, weight_decay, weight_decay_mults)
+  if mults_scale_weight_decay is not None:
+    has_mults = bool(learning_rate_mults) or layer_decay is not None
+    problems += _order_problems(name, weight_decay, has_mults)
   decay = schedules.between(
     weight_decay, total_steps=total_steps, where='optimizer.weight_decay'
   )
@@ -143,29 +155,29 @@ def make(
   if problems:
     raise UserError('optimizer: ' + '; '.join(problems))
 
-  names = list(trees.flatten(params))
+  names, roles = list(trees.flatten(params)), roles or Roles()
   trained = trained_names(params, freeze)
-  chain = []
+  chain, mults = (
+    [],
+    _learning_rate_mults(names, learning_rate_mults, layer_decay, roles),
+  )
   if grad_clip_norm is not None:
     chain.append(optax.clip_by_global_norm(grad_clip_norm))
-  chain.append(transforms.make(name, **options))
+  chain.append(transforms.make(name, roles, **options))
+  if mults_scale_weight_decay is False:
+    chain += mults
   if weight_decay or name == 'lamb':
-    rules = DECAY_KERNELS if weight_decay_mults is None else weight_decay_mults
-    mults = _multipliers('weight_decay_mults', rules, names, ge=0)
-    add = functools.partial(_add_decay, mults)
+    decay_mults = _decay_mults(names, weight_decay_mults)
+    add = functools.partial(_add_decay, decay_mults)
     if isinstance(weight_decay, lookup.SECTION):
       chain.append(_at_each_update(lambda k, u, p: add(decay(k), u, p)))
     elif weight_decay:
       chain.append(optax.stateless(functools.partial(add, weight_decay)))
     if name == 'lamb':
-      chain.append(transforms.trust_ratio([n for n in names if mults[n]]))
-  if learning_rate_mults:
-    rules = [*learning_rate_mults, ('.*', 1.0)]
-    mults = _multipliers('learning_rate_mults', rules, names, gt=0)
-    chain.append(_scale_by_name(mults))
-  if layer_decay is not None:
-    mults = layer_decay_lib.multipliers(names, layer_decay)
-    chain.append(_scale_by_name(mults))
+      adapted = [n for n in names if decay_mults[n]]
+      chain.append(transforms.trust_ratio(adapted, roles))
+  if mults_scale_weight_decay is not False:
+    chain += mults
   # optax counts updates from 0.
   chain.append(optax.scale_by_schedule(lambda count: -rate(count + 1)))
   if hold_steps:
@@ -175,6 +187,68 @@ def make(
     frozen = trees.map_named(lambda n, _: not trained[n], params)
     tx = optax.selective_transform(tx, freeze_mask=frozen)
   return tx, rate
+
+
+def zero_start_warning(
+  params: Any, section: Mapping[str, Any], roles: Roles | None = None
+) -> str | None:
+  """Returns a warning of layers that LAMB cannot grow, as they start at zero.
+
+  Its steps are in proportion to the norm of the layer: after a first step of
+  the size of the learning rate, a layer grows at most by the factor 1 + rate.
+
+  Args:
+    params: the parameters before the first update.
+    section: `config.optimizer`, which `make` has checked.
+    roles: as for `make`.
+
+  Returns:
+    None for other optimizers, and where every layer has a norm.
+  """
+  if section.get('name') != 'lamb':
+    return None
+  roles, names = roles or Roles(), list(trees.flatten(params))
+  decay_mults = _decay_mults(names, section.get('weight_decay_mults'))
+  trained = trained_names(params, section.get('freeze', ()))
+  adapted = [n for n in names if decay_mults[n] and trained[n]]
+
+  @jax.jit
+  def are_zero(params):
+    norms = transforms.layer_norms(params, adapted, roles)
+    return {layer: jnp.any(norm == 0) for layer, norm in norms.items()}
+
+  found = jax.device_get(are_zero(params))
+  zero = [n for n in adapted if found[roles.lamb_layer(n)]]
+  if not zero:
+    return None
+  return (
+    f'WARNING: {", ".join(zero)}: all zeros at the start. LAMB scales every '
+    'update to the norm of its layer, so that these will hardly learn. Start '
+    "them at random: --config.model.weight_init='torch', or "
+    '--config.model.head_zero_init=False for the head alone'
+  )
+
+
+def _decay_mults(names: list[str], rules: Rules | None) -> dict[str, float]:
+  rules = DECAY_KERNELS if rules is None else rules
+  return _multipliers('weight_decay_mults', rules, names, ge=0)
+
+
+def _learning_rate_mults(
+  names: list[str],
+  rules: Rules | None,
+  layer_decay: float | None,
+  roles: Roles,
+) -> list[optax.GradientTransformation]:
+  """Returns the transforms that scale the rates of single parameters."""
+  found = []
+  if rules:
+    rules = [*rules, ('.*', 1.0)]
+    mults = _multipliers('learning_rate_mults', rules, names, gt=0)
+    found.append(_scale_by_name(mults))
+  if layer_decay is not None:
+    found.append(_scale_by_name(_layer_mults(names, layer_decay, roles)))
+  return found
 
 
 def _add_decay(
@@ -255,6 +329,21 @@ def trained_names(params: Any, freeze: Sequence[str] = ()) -> dict[str, bool]:
   return trained
 
 
+def _layer_mults(
+  names: list[str], decay: float, roles: Roles
+) -> dict[str, float]:
+  """Returns `decay ** (last layer - layer)` of each parameter."""
+  if roles.layers is None:
+    raise UserError(
+      'optimizer.layer_decay: the model does not say which layers it has. '
+      'Give learning_rate_mults instead or, to a model of your own, ROLES, as '
+      'vit_jax/models/_vit_roles.py has them'
+    )
+  layers = roles.layers(names)
+  last = max(layers.values())
+  return {name: decay ** (last - layer) for name, layer in layers.items()}
+
+
 def _multipliers(
   key: str, rules: Rules, names: list[str], **limits: float
 ) -> dict[str, float]:
@@ -283,3 +372,18 @@ def _decay_problems(name, weight_decay, mults) -> list[str]:
   if mults is not None and not weight_decay and name != 'lamb':
     problems.append('weight_decay_mults has no effect with weight_decay=0')
   return problems
+
+
+def _order_problems(name, weight_decay, has_mults: bool) -> list[str]:
+  """Returns why the order of multipliers and weight decay has no effect."""
+  key = 'mults_scale_weight_decay'
+  if name == 'lamb':
+    return [f"{key} is not for name='lamb': remove it"]
+  if not weight_decay:
+    return [f'{key} has no effect with weight_decay=0: remove it']
+  if not has_mults:
+    return [
+      f'{key} has no effect without learning_rate_mults or layer_decay: remove'
+      ' it'
+    ]
+  return []

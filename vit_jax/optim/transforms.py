@@ -1,14 +1,14 @@
 """Optimizers (Adam, SGD, Lion, Adafactor, Muon, LAMB) as optax transforms.
 
-Each function is one optimizer of a config; its keywords are the options that
-the config may give. The library does the mathematics; what is here chooses its
-variant as published and fits it to parameters with names.
+Each function is one optimizer of a config. It takes the roles of the model's
+parameters; its keywords are the options that the config may give. The library
+does the mathematics; what is here chooses its variant as published and fits it
+to parameters with names.
 """
 
 import inspect
 import math
-import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -20,17 +20,17 @@ from optax import contrib
 from vit_jax import trees
 from vit_jax.errors import UserError
 from vit_jax.optim import schedules
-
-_STACKED = re.compile(r'(.*/)?blocks/.*')  # Blocks of `scan`: [depth, ...].
-_QKV = re.compile(r'((?:.*/)?attention/)(query|key|value)(/.*)')
+from vit_jax.optim.roles import Roles
 
 
-def make(name: str, **options: Any) -> optax.GradientTransformation:
+def make(
+  name: str, roles: Roles, **options: Any
+) -> optax.GradientTransformation:
   """Returns the transform of a name that `problems` finds nothing wrong with.
 
   Its updates point up the gradient and have no learning rate in them yet.
   """
-  return _MAKERS[name](**options)
+  return _MAKERS[name](roles, **options)
 
 
 def problems(name: str, options: dict[str, Any]) -> list[str]:
@@ -38,7 +38,8 @@ def problems(name: str, options: dict[str, Any]) -> list[str]:
   if name not in _MAKERS:
     return [f'name={name!r}; expected one of {list(_MAKERS)}']
   found = []
-  taken = inspect.signature(_MAKERS[name]).parameters
+  parameters = inspect.signature(_MAKERS[name]).parameters.values()
+  taken = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
   for key in sorted(set(options) - set(taken)):
     found.append(
       f'{key} has no effect with name={name!r}, which takes '
@@ -61,31 +62,44 @@ def problems(name: str, options: dict[str, Any]) -> list[str]:
 
 
 def _adam(
+  roles: Roles,
   *,
   b1: float = 0.9,
   b2: float = 0.999,
   eps: float = 1e-8,
   mu_dtype: str = 'float32',
 ) -> optax.GradientTransformation:
+  del roles
   return _stored('mu', mu_dtype, optax.scale_by_adam(b1=b1, b2=b2, eps=eps))
 
 
 def _sgd(
-  *, momentum: float = 0.9, nesterov: bool = False, mu_dtype: str = 'float32'
+  roles: Roles,
+  *,
+  momentum: float = 0.9,
+  nesterov: bool = False,
+  mu_dtype: str = 'float32',
 ) -> optax.GradientTransformation:
+  del roles
   if not momentum:
     return optax.identity()
   return _stored('trace', mu_dtype, optax.trace(momentum, nesterov))
 
 
 def _lion(
-  *, b1: float = 0.9, b2: float = 0.99, mu_dtype: str = 'float32'
+  roles: Roles,
+  *,
+  b1: float = 0.9,
+  b2: float = 0.99,
+  mu_dtype: str = 'float32',
 ) -> optax.GradientTransformation:
   """Lion (arXiv:2302.06675): the sign of an average of gradients."""
+  del roles
   return _stored('mu', mu_dtype, optax.scale_by_lion(b1=b1, b2=b2))
 
 
 def _adafactor(
+  roles: Roles,
   *,
   b2: float = 0.999,
   eps: float = 1e-30,
@@ -98,7 +112,8 @@ def _adafactor(
   big_vision's `scale_by_adafactor`: second moments by rows and columns of every
   matrix with two sides from 32 up, averaged with min(b2, 1 - t^-0.8) at update
   t; momentum without correction for its start; neither relative steps nor
-  scaling by the parameters.
+  scaling by the parameters. Each block of a stack is treated alone: biases and
+  norms of all blocks together are no matrix.
   """
 
   def decay(step, exponent):
@@ -112,27 +127,49 @@ def _adafactor(
   ]
   if clip_update_rms is not None:
     transforms.append(optax.clip_by_block_rms(clip_update_rms))
+  transforms = [_each_block_alone(x, roles.is_stacked) for x in transforms]
   if momentum:
     average = optax.ema(momentum, debias=False)
     transforms.append(_stored('ema', mu_dtype, average))
   return optax.chain(*transforms)
 
 
-# What Muon takes for a matrix: name, and the dimensions that are its rows and
-# its columns, counted from the end; those before them are stacked blocks.
-_MATRICES = tuple(
-  (re.compile(rf'(.*/)?{pattern}/kernel'), contrib.MuonDimensionNumbers(*dims))
-  for pattern, *dims in (
-    (r'attention/(query|key|value)', -3, (-2, -1)),
-    (r'attention/out', (-3, -2), -1),
-    (r'mlp/\w+', -2, -1),
-    (r'patch_embedding/convolution_\d+', (-4, -3, -2), -1),
-    (r'patch_embedding/out', -2, -1),
+def _each_block_alone(
+  inner: optax.GradientTransformation, is_stacked: Callable[[str], bool]
+) -> optax.GradientTransformation:
+  """Applies a transform to every block of the stacked leaves alone.
+
+  The state is that of `inner` where nothing is stacked, else it is apart for
+  stacks of each number of blocks, with that number as leading dimension.
+  """
+
+  def update_blocks(updates, state, params):
+    return jax.vmap(inner.update)(updates, state, params)
+
+  blocks = optax.GradientTransformation(jax.vmap(inner.init), update_blocks)
+
+  def label(name, x):
+    return f'blocks_{x.shape[0]}' if is_stacked(name) else 'single'
+
+  def transform(tree):
+    labels = trees.map_named(label, tree)
+    used = set(jax.tree.leaves(labels))
+    if used <= {'single'}:
+      return inner
+    return optax.partition(
+      {x: inner if x == 'single' else blocks for x in used}, labels
+    )
+
+  return optax.GradientTransformation(
+    lambda params: transform(params).init(params),
+    lambda updates, state, params=None: transform(updates).update(
+      updates, state, params
+    ),
   )
-)
 
 
 def _muon(
+  roles: Roles,
   *,
   momentum: float = 0.95,
   nesterov: bool = True,
@@ -141,7 +178,9 @@ def _muon(
   eps: float = 1e-8,
   mu_dtype: str = 'float32',
 ) -> optax.GradientTransformation:
-  """Muon for kernels of attention, MLP and conv stem, Adam for all others.
+  """Muon for the kernels that the model calls matrices, Adam for all others.
+
+  Those of a ViT are in attention, MLP and convolutional stem.
 
   The momentum of a kernel is replaced by the nearest orthogonal matrix
   (https://kellerjordan.github.io/posts/muon), then scaled to the root mean
@@ -151,14 +190,17 @@ def _muon(
   """
 
   def dimensions(name):
-    return next((dims for p, dims in _MATRICES if p.fullmatch(name)), None)
+    axes = roles.matrix(name)
+    return None if axes is None else contrib.MuonDimensionNumbers(*axes)
 
   def labels(params):
     names = trees.flatten(params)
     if not any(dimensions(name) for name in names):
       raise UserError(
         "optimizer: name='muon' is for kernels of attention and mlp, and this "
-        f'model has none among the parameters that learn: {", ".join(names)}'
+        f'model has none among the parameters that learn: {", ".join(names)}. '
+        'A model of your own names them in ROLES, as '
+        'vit_jax/models/_vit_roles.py does'
       )
     return trees.map_named(
       lambda name, _: 'muon' if dimensions(name) else 'adam', params
@@ -179,7 +221,7 @@ def _muon(
     _stored('mu', mu_dtype, orthogonal),
     optax.stateless(lambda u, _: trees.map_named(to_rms_of_adam, u)),
   )
-  others = _adam(b1=b1, b2=b2, eps=eps, mu_dtype=mu_dtype)
+  others = _adam(roles, b1=b1, b2=b2, eps=eps, mu_dtype=mu_dtype)
   return optax.partition({'muon': matrices, 'adam': others}, labels)
 
 
@@ -194,7 +236,9 @@ _MAKERS = {
 }
 
 
-def trust_ratio(adapted: Collection[str]) -> optax.GradientTransformation:
+def trust_ratio(
+  adapted: Collection[str], roles: Roles
+) -> optax.GradientTransformation:
   """Scales updates to the norm of their parameter: LAMB (arXiv:1904.00962).
 
   As NVIDIA's FusedLAMB, with which DeiT-III was trained: the norms are those of
@@ -205,31 +249,18 @@ def trust_ratio(adapted: Collection[str]) -> optax.GradientTransformation:
   Args:
     adapted: names of the parameters that have a ratio; FusedLAMB: those with
       weight decay.
+    roles: say which parameters are a layer, and which are stacks of blocks.
   """
 
-  def square(name, x):
-    first = 1 if _STACKED.fullmatch(name) else 0
-    x = x.astype(jnp.float32)
-    return jnp.sum(x * x, axis=tuple(range(first, x.ndim)))
-
-  def group(name):
-    return _QKV.sub(r'\1qkv\3', name)
-
-  def norms(tree):
-    squares = {}
-    for name, x in trees.flatten(tree).items():
-      if name in adapted:
-        key = group(name)
-        squares[key] = squares.get(key, 0.0) + square(name, x)
-    return {key: jnp.sqrt(value) for key, value in squares.items()}
-
   def rescale(updates, params):
-    of_updates, of_params = norms(updates), norms(params)
+    of_updates = layer_norms(updates, adapted, roles)
+    of_params = layer_norms(params, adapted, roles)
 
     def scale(name, update):
       if name not in adapted:
         return update
-      u, p = of_updates[group(name)], of_params[group(name)]
+      layer = roles.lamb_layer(name)
+      u, p = of_updates[layer], of_params[layer]
       ratio = jnp.where((u > 0) & (p > 0), p / jnp.where(u > 0, u, 1.0), 1.0)
       shape = ratio.shape + (1,) * (update.ndim - ratio.ndim)
       return ratio.reshape(shape).astype(update.dtype) * update
@@ -237,6 +268,26 @@ def trust_ratio(adapted: Collection[str]) -> optax.GradientTransformation:
     return trees.map_named(scale, updates)
 
   return optax.stateless(rescale)
+
+
+def layer_norms(
+  tree: Any, adapted: Collection[str], roles: Roles
+) -> dict[str, jax.Array]:
+  """Returns the norm of each layer of LAMB, `[depth]` for a stack of blocks.
+
+  Args:
+    tree: of parameters or updates.
+    adapted: names of those that count.
+    roles: of the parameters.
+  """
+  squares = {}
+  for name, x in trees.flatten(tree).items():
+    if name in adapted:
+      x = x.astype(jnp.float32)
+      within = tuple(range(1 if roles.is_stacked(name) else 0, x.ndim))
+      layer = roles.lamb_layer(name)
+      squares[layer] = squares.get(layer, 0.0) + jnp.sum(x * x, axis=within)
+  return {layer: jnp.sqrt(value) for layer, value in squares.items()}
 
 
 def _stored(

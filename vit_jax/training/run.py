@@ -196,13 +196,19 @@ def _add_training(
   )
   gradients.check_extra(branches['extra'], micro_batches)
 
-  def call(function, name, *args):
+  def call(function, name, *args, **kwargs):
     section = config[name]
     where = f'config.{name}'
     section = durations.in_steps(section, data.steps_per_epoch, where)
-    return lookup.call(function, section, where, *args, total_steps=total_steps)
+    kwargs['total_steps'] = total_steps
+    return lookup.call(function, section, where, *args, **kwargs)
 
-  tx, schedule = call(optimizer_lib.make, 'optimizer', branches['params'])
+  tx, schedule = call(
+    optimizer_lib.make,
+    'optimizer',
+    branches['params'],
+    roles=getattr(part.model, 'ROLES', None),
+  )
   has_ema = config['ema'] is not None
   state, init = train_state.create(
     objective,

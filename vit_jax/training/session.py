@@ -13,6 +13,7 @@ from vit_jax import lookup
 from vit_jax.checkpoints import manager, workdir_lock
 from vit_jax.data import pipeline, watchdog
 from vit_jax.errors import RunError
+from vit_jax.optim import chain
 from vit_jax.parallel import distributed, mesh as mesh_lib, preemption
 from vit_jax.pretrained import initialize as initialize_lib
 from vit_jax.pretrained.formats.run import write_class_names
@@ -152,6 +153,11 @@ def start(
   else:
     log(f'starting from {"weights" if config["init_from"] else "scratch"}')
     state = _initialize(run, config, log)
+    warning = chain.zero_start_warning(
+      state.params, config['optimizer'], getattr(run.model, 'ROLES', None)
+    )
+    if warning and not plan.evaluates_only:
+      log(warning)
   first = step or 0
   peak = flops.peak_flops(run.mesh.devices.flat[0])
   clock = make_clock(run, first, peak_flops=peak)
