@@ -51,6 +51,19 @@ def test_every_difference_is_shown_at_once():
   ]
 
 
+def test_a_state_that_another_version_shaped_is_no_fault_of_the_config():
+  old = SHAPES | {'opt_state/0/v/encoder/blocks/norm/scale': (1,)}
+  new = SHAPES | {'opt_state/0/blocks_40/v/encoder/blocks/norm/scale': (40, 8)}
+  arguments = dict(meta=meta_of(old), state=state_of(new))
+  assert 'this version of vit_jax stores the state' in lines_of(**arguments)[-1]
+  config = dict(CONFIG, optimizer={'learning_rate': 1.0})
+  for changed in (
+    arguments | dict(config=config),
+    arguments | dict(state=state_of(new | {'params/b': (5,)})),
+  ):
+    assert 'Put the config back' in lines_of(**changed)[-1]
+
+
 def test_another_dtype_is_a_difference():
   assert lines_of(state=state_of(dtype=np.float16))[1] == (
     '! params/a is float32[2, 3], the config means float16[2, 3]'
@@ -108,9 +121,12 @@ OTHER = dict(
   norm_epsilon=0.1,
   qkv_bias=False,
   dtype='bfloat16',
+  residual_dtype='bfloat16',
   scan=True,
   remat='full',
   attention='einsum',
+  weight_init='torch',
+  position_init=0.1,
   head_bias_init=-10.0,
   head_zero_init=False,
   weight_init='torch',

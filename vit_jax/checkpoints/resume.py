@@ -42,12 +42,26 @@ def check(
   lines += _cut(unexpected, 'unexpected (+)')
   lines += _cut(wrong, 'of another shape or dtype (!)')
   if lines:
+    advice = 'Put the config back as it was, or use another workdir'
+    names = saved.keys() | wanted.keys()
+    changed = [n for n in names if saved.get(n) != wanted.get(n)]
+    same_config = all(
+      repr(meta['config'].get(key)) == repr(config.get(key))
+      for key in ('model', 'optimizer')
+    )
+    if same_config and all(n.startswith('opt_state/') for n in changed):
+      # Adafactor with scan factored biases and norms over the depth once.
+      advice = (
+        'The config is the same: this version of vit_jax stores the state of '
+        'this optimizer in another shape. Continue with the version that began '
+        'the run, or start another workdir from its parameters with '
+        "config.init_from=[dict(weights='<this workdir>')]"
+      )
     raise UserError(
       f'the checkpoint of step {meta["step"]} in {directory} is not of the '
       'model and optimizer of this config:\n  '
       + '\n  '.join(lines)
-      + '\nNothing was changed. Put the config back as it was, or use another '
-      'workdir'
+      + f'\nNothing was changed. {advice}'
     )
 
 
