@@ -129,8 +129,6 @@ OTHER = dict(
   position_init=0.1,
   head_bias_init=-10.0,
   head_zero_init=False,
-  weight_init='torch',
-  position_init=0.1,
 )
 
 
