@@ -57,6 +57,7 @@ def test_a_recipe_takes_the_files_of_others(
   assert '(224' in config['input']['ops']
   complete = like.complete(config)
   expected = dict(found.model, representation_size=None, dtype='bfloat16')
+  expected['residual_dtype'] = 'float32'
   assert complete['model'] == expected | dict(num_classes=2)
   normalize = found.preprocess.get('device_ops', 'normalize(-1, 1)')
   assert complete['input']['device_ops'] == normalize
