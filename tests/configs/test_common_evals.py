@@ -44,6 +44,29 @@ def test_a_recipe_has_the_evaluations_of_big_vision(
     assert evals[name]['ops'] == common_evals.fewshot_ops()
 
 
+def test_few_shot_images_are_those_of_common_fewshot():
+  # decode|resize(256)|central_crop(224), which is bilinear, does not antialias
+  # and cuts levels.
+  assert common_evals.fewshot_ops() == (
+    "decode(dct='fast')|resize(256, antialias=False, truncate=True)"
+    '|central_crop(224)'
+  )
+  evals = load('vit_g14', 'extra_evals=all,data_dir=/tfds').evals.to_dict()
+  assert evals['fewshot_uc_merced'] == (
+    dict(
+      name='fewshot',
+      every_steps=10_000,
+      data_train=dict(
+        name='tfds', dataset='uc_merced', split='train[:1000]', data_dir='/tfds'
+      ),
+      data_test=dict(
+        name='tfds', dataset='uc_merced', split='train[1000:]', data_dir='/tfds'
+      ),
+      ops=common_evals.fewshot_ops(),
+    )
+  )
+
+
 def test_real_labels_are_multi_hot_and_v2_has_matched_frequency():
   evals = load('vit_i1k', 'extra_evals=all,data_dir=/tfds').evals.to_dict()
   assert evals['real']['data'] == dict(

@@ -4,12 +4,17 @@ import json
 import math
 import pathlib
 
+import jax
+import numpy as np
 import pytest
 
+from vit_jax import trees
 from vit_jax.commands import _recipe
 from vit_jax.configs import common_transfer, common_weights
 from vit_jax.data import splits
 from vit_jax.errors import UserError
+from vit_jax.models import vit
+from vit_jax.optim import chain
 from vit_jax.training import train
 
 RECIPE = str(pathlib.Path(__file__).parents[2] / 'configs/finetune.py')
@@ -219,6 +224,30 @@ def test_layers_unfreeze_in_stages():
   ]
   config = load('model=deit-B/16-i1k,data=cars196,unfreeze=1')
   assert config.optimizer.hold_epochs[1] == ('(?!head/).*', 200.0)
+
+
+def test_the_stages_hold_back_the_parameters_of_a_model():
+  section = load('model=augreg-S/16,unfreeze=2,steps=20').optimizer.to_dict()
+  model = vit.Model('mu/8', num_classes=3, depth=12)
+  image = np.zeros((1, 16, 16, 3), 'f')
+  shapes = jax.eval_shape(model.init, jax.random.key(0), image)['params']
+  params = jax.tree.map(lambda x: np.ones(x.shape, 'f'), shapes)
+  section |= dict(total_steps=20, warmup_steps=0)
+  tx, _ = chain.make(params, **section)
+  state, update, moves = tx.init(params), jax.jit(tx.update), []
+  for _ in range(5):
+    updates, state = update(params, state, params)
+    moves.append(
+      {name for name, x in trees.flatten(updates).items() if np.any(x)}
+    )
+  names = set(trees.flatten(params))
+  head = {'head/kernel', 'head/bias'}
+  last = {
+    name
+    for name in names
+    if name.startswith(('encoder/block_10/', 'encoder/block_11/'))
+  } | {'encoder/norm/scale', 'encoder/norm/bias'}
+  assert moves == [head, head, head | last, head | last, names]
 
 
 def test_a_run_is_resized_as_its_code_base_does(tmp_path):
