@@ -35,8 +35,8 @@ Differs from the paper's code:
   * The data and its classes. One label for each image; multi_label takes TFDS's
     feature `labels`, all classes of an image.
   * Blocks are scanned and their parameters stacked, and the state is sharded;
-    the released config has neither. Adafactor then factors the second moments
-    of norms and biases over the blocks.
+    the released config has neither. Adafactor treats each block by itself, so
+    that the second moments are those of blocks that are not scanned.
   * Update k has the rate of step k; theirs that of k - 1, so that the first
     does nothing.
   * Each epoch is a random permutation of all images; theirs is a shuffle buffer

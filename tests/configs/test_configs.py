@@ -10,6 +10,7 @@ import ml_collections
 import numpy as np
 import pytest
 
+from vit_jax import trees
 from vit_jax.commands import _recipe
 from vit_jax.configs import common
 from vit_jax.data import ops_language
@@ -186,6 +187,18 @@ def test_a_recipe_builds_at_full_size(recipe):
   assert count == NUM_PARAMETERS.get(recipe, count)
   # Whatever the optimizer: an array or more for each parameter, and a step.
   assert len(jax.tree.leaves(run.abstract_state.opt_state)) > len(leaves)
+
+
+def test_adafactor_of_vit_g_does_not_factor_over_its_scanned_blocks():
+  run = build(load('vit_g14'), num_examples=1_000_000)
+  state = trees.flatten(run.abstract_state.opt_state)
+  shapes = {
+    name.split('/encoder')[0].split('/')[-1]: x.shape
+    for name, x in state.items()
+    if name.endswith('encoder/blocks/norm_mlp/scale')
+  }
+  assert shapes['v'] == (40, 1408)
+  assert 1408 not in shapes['v_row'] + shapes['v_col']
 
 
 @pytest.mark.parametrize('recipe', RECIPES)
