@@ -136,6 +136,19 @@ def test_real_labels_go_by_the_number_of_the_image(folder, tmp_path):
   assert (found['top1'], found['top5']) == (1 / 3, 2 / 3)
 
 
+def test_files_are_known_by_their_names_wherever_they_are():
+  name = 'ILSVRC2012_val_00000293.JPEG'
+  for words in (
+    name,
+    f'/data/val/n01440764/{name}',
+    f'/data/val/00000-of-00012.array_record[3] (/data/val/n01440764/{name})',
+    f'val.tar: {name}',
+  ):
+    assert label_sets.image_number(words) == 292
+  for words in ('ILSVRC2012_val_00000000.JPEG', 'val_00000293.JPEG', ''):
+    assert label_sets.image_number(words) is None
+
+
 def test_real_labels_need_the_names_of_the_validation_set(folder, tmp_path):
   path = tmp_path / 'real.json'
   path.write_text(json.dumps([[0]] * 50_000))
