@@ -146,8 +146,8 @@ def evaluate(
       None takes the evaluations of the run that the weights are from.
     names: which of them; None is all.
     batch_size: of sections that have none; it does not change the results.
-    ops, device_ops, image_size, model, step, weights_dir, on_log, **options:
-      see `load`.
+    ops, device_ops, image_size: see `load`.
+    model, step, weights_dir, on_log, **options: see `load`.
     mesh: from `vit_jax.parallel.mesh.make_mesh`; None shards the batch over all
       devices.
     ema: of a run, whether to take the averaged weights. None goes by the key
