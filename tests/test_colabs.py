@@ -263,7 +263,7 @@ def install(monkeypatch, tmp_path):
   return install
 
 
-def test_the_first_cell_installs_only_what_is_missing(install, tmp_path):
+def test_the_first_cell_installs_missing_packages_only(install, tmp_path):
   assert install(is_installed=True, driver='550.1') is None
   (tmp_path / 'vit_jax-0.1.0-py3-none-any.whl').touch()
   wheel = 'vit_jax-0.1.0-py3-none-any.whl'

@@ -115,7 +115,7 @@ def test_a_config_dict_is_a_section():
   assert len(lookup.build('data/sources', section, 'Source')) > 1000
 
 
-def test_a_value_that_is_no_section_is_named():
+def test_a_value_in_place_of_a_section_is_named():
   with pytest.raises(UserError, match=r"x is a section .*'weight'\]; got 3"):
     lookup.check_keys(_objective, 3, 'x', num_args=1)
 
@@ -190,7 +190,7 @@ def test_a_helper_is_neither_offered_nor_found():
       lookup.find('models', name, 'Model', trusted=True)
 
 
-def test_every_file_that_can_be_named_defines_what_its_folder_exports():
+def test_every_nameable_file_defines_the_exports_of_its_folder():
   for folder, export in (
     ('models', 'Model'),
     ('objectives', 'Objective'),
@@ -233,7 +233,7 @@ def test_an_absent_module_is_refused_with_the_choices(
     lookup.find('objectives', name, 'Objective', trusted=True)
 
 
-def test_fields_of_a_model_that_are_no_table_are_named(tmp_path, monkeypatch):
+def test_model_fields_other_than_a_table_are_named(tmp_path, monkeypatch):
   (tmp_path / 'flat_fields.py').write_text("FIELDS = ('width',)\n")
   monkeypatch.syspath_prepend(tmp_path)
   section = dict(name='flat_fields')

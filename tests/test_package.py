@@ -24,7 +24,7 @@ from vit_jax.training import evaluate
 MODELS_MD = pathlib.Path(__file__).parents[1] / 'docs' / 'models.md'
 
 
-def test_the_package_offers_load_and_nothing_that_is_not_there():
+def test_the_package_offers_load_and_no_unknown_names():
   assert vit_jax.__all__ == ['evaluate', 'list_models', 'load']
   with pytest.raises(AttributeError, match="no attribute 'lod'"):
     _ = vit_jax.lod
@@ -135,7 +135,7 @@ def test_the_docs_list_every_name():
   assert listed == rows
 
 
-def test_every_file_that_is_no_code_is_installed_with_the_package():
+def test_every_data_file_is_installed_with_the_package():
   root = pathlib.Path(vit_jax.__file__).parent
   setup = (root.parent / 'setup.py').read_text()
   named = re.search(r'package_data=({.*?})', setup, re.DOTALL)[1]

@@ -368,7 +368,7 @@ def test_latest_good_is_the_last_step_that_is_on_the_disk(tmp_path):
   again.close()
 
 
-def test_directory_that_cannot_be_written_says_so(tmp_path):
+def test_an_unwritable_directory_is_named(tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(
     UserError, match=f'write checkpoints to {tmp_path}/file/a'

@@ -66,7 +66,7 @@ def test_loading_passes_over_damage_and_changes_nothing(tmp_path):
   assert sorted(p.name for p in tmp_path.iterdir()) == ['1', '2']
 
 
-def test_loading_what_is_not_there_says_what_is(tmp_path):
+def test_an_error_of_loading_lists_the_existing_names(tmp_path):
   save(tmp_path, [1])
   with pytest.raises(UserError, match=f'of step 3 in {tmp_path}; it has: 1'):
     reader.load_params(tmp_path, [3])
@@ -180,7 +180,7 @@ def test_forged_meta_is_damage(two_steps, tmp_path, name):
 
 
 @pytest.mark.parametrize('text', ['[' * 100_000, '{"a":' * 100_000, '1', ''])
-def test_meta_that_is_no_object_is_damage(two_steps, tmp_path, text):
+def test_metadata_other_than_an_object_is_damage(two_steps, tmp_path, text):
   meta_of_the_newest(two_steps, tmp_path).write_text(text)
   lines = []
   wanted = {

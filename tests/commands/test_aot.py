@@ -102,7 +102,7 @@ def test_a_kernel_has_the_time_of_its_schedule(call):
 @pytest.mark.parametrize(
   ('remat', 'calls'), [('full', 2), ('dots_with_no_batch_dims_saveable', 1)]
 )
-def test_remat_of_products_keeps_what_the_kernel_returns(call, remat, calls):
+def test_remat_of_products_keeps_the_kernel_outputs(call, remat, calls):
   _, out, _ = call(
     '--topology=v5e-1', '--format=json', '--config.model.width=128',
     f'--config.model.remat={remat}',
@@ -114,7 +114,7 @@ def test_remat_of_products_keeps_what_the_kernel_returns(call, remat, calls):
   assert all(kernel['bundles'] for kernel in kernels)
 
 
-def test_what_does_not_fit_is_reported_with_what_to_try(call):
+def test_mismatches_are_reported_with_a_remedy(call):
   code, out, _ = call('--topology=v5e-1', '--per_chip_batch=4000000')
   assert code == 1
   assert 'DOES NOT FIT 16.00 GiB' in out

@@ -38,7 +38,7 @@ def test_a_step_is_measured_with_its_input(capsys):
   assert 'data' not in found
 
 
-def test_data_that_is_missing_is_replaced_and_said_so(capsys, tmp_path):
+def test_missing_data_is_replaced_and_logged(capsys, tmp_path):
   arguments = (
     f'--config={CONFIGS}/cifar10.py:folder:{tmp_path}/none',
     '--input_only',

@@ -11,7 +11,7 @@ from vit_jax.commands import _cli
 from vit_jax.errors import RunError, UserError
 
 
-def test_notes_about_a_stack_trace_that_is_not_shown_are_left_out(capsys):
+def test_notes_about_a_hidden_stack_trace_are_left_out(capsys):
   def fail(argv):
     error = UserError('the data is broken')
     error.add_note('in the evaluator val')

@@ -136,9 +136,7 @@ def test_only_recipes_are_listed(recipe, tmp_path):
 
 
 @pytest.mark.parametrize('path', ['configs/first', 'first.py', 'first'])
-def test_a_missing_file_suggests_the_recipe_that_is_meant(
-  tmp_path, monkeypatch, path
-):
+def test_a_missing_file_suggests_a_similar_recipe(tmp_path, monkeypatch, path):
   monkeypatch.chdir(tmp_path)
   (tmp_path / 'configs').mkdir()
   (tmp_path / 'configs/first.py').write_text(_RECIPE)
@@ -169,7 +167,7 @@ def test_a_recipe_of_the_package_is_found_from_any_folder(
     _parse('--config=vit_i21k')
 
 
-def test_what_a_recipe_refuses_is_reported(recipe):
+def test_an_error_of_a_recipe_is_reported(recipe):
   with pytest.raises(UserError, match='choose B/16 or S/16'):
     _parse(f'--config={recipe}:bad')
 

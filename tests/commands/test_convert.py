@@ -96,7 +96,7 @@ def test_facts_that_the_target_cannot_hold_are_reported(
   assert "load it with loss='sigmoid'" in notes[1]
 
 
-def test_what_only_the_note_would_say_is_written_if_asked_for(
+def test_facts_of_the_note_alone_are_written_on_request(
   source, tmp_path, capsys
 ):
   path, target = source(activation='gelu'), str(tmp_path / 'x.npz')
@@ -121,7 +121,7 @@ def test_meaning_that_shows_in_no_array_is_compared(tiny_weights):
   assert 'names of the classes' in lines[2]
 
 
-def test_options_choose_what_is_read(source, tmp_path, capsys):
+def test_options_choose_the_weights(source, tmp_path, capsys):
   target = str(tmp_path / 'x.npz')
   model = "--model={'num_classes': None}"
   assert convert.main([source(), target, model]) == 0

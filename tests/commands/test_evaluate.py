@@ -20,7 +20,7 @@ def test_mistakes_are_named_before_weights_are_looked_for(
     assert words in capsys.readouterr().err
 
 
-def test_what_is_not_finite_is_null_in_the_file(tmp_path, capsys):
+def test_non_finite_values_are_null_in_the_file(tmp_path, capsys):
   path = tmp_path / 'made' / 'results.json'
   args = types.SimpleNamespace(output=str(path), weights='w', data=None)
   metrics = {'val/top1': 0.5, 'val/loss': float('nan'), 'x/y': float('inf')}

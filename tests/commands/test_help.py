@@ -31,7 +31,7 @@ def test_help_without_a_command_lists_all(capsys):
   assert capsys.readouterr().out == text
 
 
-def test_a_mistyped_command_suggests_the_one_that_is_meant(capsys):
+def test_a_mistyped_command_suggests_a_similar_one(capsys):
   assert main.main(['predit', 'cat.jpg']) == 2
   assert "did you mean 'predict'?" in capsys.readouterr().err
 
@@ -59,7 +59,7 @@ def test_help_has_an_example_exit_codes_and_the_other_commands(name, capsys):
 
 
 @pytest.mark.parametrize('name', _COMMANDS)
-def test_every_option_says_what_it_does(name, monkeypatch, capsys):
+def test_every_option_has_help(name, monkeypatch, capsys):
   parsers = []
   add_argument = argparse._ActionsContainer.add_argument
 

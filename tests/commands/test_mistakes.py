@@ -79,7 +79,7 @@ def _message(capsys, *argv):
     ('model.drop_path=0.1', ['drop_path', 'stochastic_depth_rate']),
   ],
 )
-def test_a_setting_that_cannot_be_meant(
+def test_an_impossible_setting_is_refused(
   capsys, recipe, tmp_path, change, words
 ):
   run = tmp_path / 'run'
@@ -92,7 +92,7 @@ def test_a_setting_that_cannot_be_meant(
 
 
 @pytest.mark.parametrize('epochs', ['inf', 'nan', '1e999', '-1', '1e300'])
-def test_a_duration_that_is_none(capsys, recipe, tmp_path, epochs):
+def test_an_invalid_duration_is_refused(capsys, recipe, tmp_path, epochs):
   options = ['--config.total_steps=None', f'--config.total_epochs={epochs}']
   line = _message(
     capsys, f'--config={recipe}', f'--workdir={tmp_path / "run"}', *options
@@ -166,7 +166,7 @@ def test_a_recipe_may_return_a_dict(tmp_path):
     (['--process_id=-1'], ['--process_id=-1']),
   ],
 )
-def test_an_argument_that_cannot_be_meant(
+def test_an_impossible_argument_is_refused(
   capsys, recipe, tmp_path, argv, words
 ):
   line = _message(
@@ -177,7 +177,9 @@ def test_an_argument_that_cannot_be_meant(
 
 
 @pytest.mark.parametrize('workdir', ['', ' ', 'a\0b', '~no_such_user_x/run'])
-def test_a_workdir_that_is_none(capsys, recipe, tmp_path, monkeypatch, workdir):
+def test_an_invalid_workdir_is_refused(
+  capsys, recipe, tmp_path, monkeypatch, workdir
+):
   monkeypatch.chdir(tmp_path)
   line = _message(capsys, f'--config={recipe}', f'--workdir={workdir}')
   assert 'workdir' in line

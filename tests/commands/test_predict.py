@@ -158,9 +158,7 @@ def test_broken_images_are_named_counted_and_left_out(weights, photos, capsys):
       assert name in out
 
 
-def test_files_of_a_folder_that_are_no_images_are_counted(
-  weights, photos, capsys
-):
+def test_files_other_than_images_are_counted(weights, photos, capsys):
   for name in ('notes.txt', 'a.heic', 'more/b.heic', 'more/.hidden'):
     (photos / name).touch()
   _write(photos, ['d.avif', 'e.jfif'])
@@ -187,7 +185,7 @@ def test_nothing_but_broken_images(weights, tmp_path, capsys):
     assert capsys.readouterr().out.replace('\n', '') == expected
 
 
-def test_what_weights_do_not_know_can_be_said(
+def test_facts_missing_in_weights_can_be_given(
   tiny_weights, photos, tmp_path, capsys
 ):
   path = tmp_path / 'bare.safetensors'
@@ -259,7 +257,7 @@ def test_a_mistyped_option_is_refused(capsys):
     assert 'expected a dict' in capsys.readouterr().err
 
 
-def test_a_reader_that_has_enough_is_no_error(weights, photos):
+def test_a_reader_may_stop_early(weights, photos):
   root = pathlib.Path(__file__).parents[2]
   command = f'"{sys.executable}" -m vit_jax predict --weights="{weights}"'
   # Long enough for the pipe to be closed while we write.

@@ -139,7 +139,7 @@ def test_all_splits_of_a_folder_are_checked(folder, capsys, flat):
   assert splits['val']['num_examples'] > 1
 
 
-def test_a_folder_that_does_not_exist_is_said_so(tmp_path, capsys):
+def test_a_missing_folder_is_named(tmp_path, capsys):
   assert preflight.main([f'{tmp_path}/none']) == 2
   error = capsys.readouterr().err
   assert f'there is no folder {tmp_path}/none' in error

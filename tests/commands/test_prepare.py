@@ -61,7 +61,7 @@ def _files(folder):
   }
 
 
-def test_what_is_read_is_what_was_prepared(folder, capsys):
+def test_prepared_examples_are_read_unchanged(folder, capsys):
   _prepare(folder, split='train,val')
   source = _source(folder)
   assert (len(source), source.num_classes) == (_NUM, 2)
@@ -224,7 +224,7 @@ class TestResume:
     assert 'resumed  1 of 3 files exist' in capsys.readouterr().out
     assert _files(folder) == whole
 
-  def test_what_the_code_before_wrote_is_continued_and_read(self, folder):
+  def test_runs_of_the_code_before_are_continued_and_read(self, folder):
     """It had the SHA-256 of each file in dataset.json and beside the file."""
     _prepare(folder)
     whole = _files(folder)
@@ -308,7 +308,7 @@ class TestResume:
   @pytest.mark.parametrize(
     ('name', 'code'), [('plan.json', 2), ('dataset.json', 1)]
   )
-  def test_so_does_a_disk_that_is_full_at_the_smallest_file(
+  def test_a_disk_full_at_the_smallest_file_does_so_too(
     self, folder, capsys, name, code
   ):
     # A folder of the name cannot be replaced by a file.
@@ -378,7 +378,7 @@ class TestCommand:
     assert 'splits   train, val (' in capsys.readouterr().out
     assert (len(_source(folder)), len(_source(folder, 'val'))) == (20, 2)
 
-  def test_what_was_prepared_can_be_prepared(self, folder):
+  def test_prepared_data_can_be_prepared_again(self, folder):
     _prepare(folder)
     argv = [f'records:{folder}/out', f'{folder}/again/out']
     assert prepare.main(argv) == 0

@@ -203,7 +203,7 @@ def test_a_run_has_its_evaluations_in_the_order_of_the_recipe(
   assert list(sections['evals']) == ['test', 'val', 'few']
 
 
-def test_a_metric_that_no_run_has_lists_those_there_are(run, trained, capsys):
+def test_an_unknown_metric_lists_the_metrics_of_the_runs(run, trained, capsys):
   assert run(f'{RATES}0.1', '--metric=val/top3') == 2
   assert "no metric 'val/top3'; it has: val/top1" in capsys.readouterr().err
 

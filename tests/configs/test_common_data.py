@@ -37,7 +37,7 @@ def _write(root, *folders, count=2):
       Image.new('RGB', (8, 8), (i, 0, 0)).save(root / folder / f'{i}.png')
 
 
-def test_a_path_is_a_folder_of_images_or_what_prepare_wrote(tmp_path):
+def test_a_path_is_an_image_folder_or_prepared_records(tmp_path):
   _write(tmp_path / 'images', 'train/cat', 'val/cat')
   for text in (tmp_path / 'images', f'folder:{tmp_path}/images'):
     section = common_data.images(str(text), 'train[:50%]')

@@ -81,7 +81,7 @@ def test_real_labels_are_multi_hot_and_v2_has_matched_frequency():
   assert evals['v2']['data']['split'] == 'test'
 
 
-def test_by_default_what_is_prepared_is_evaluated(tmp_path, capsys):
+def test_prepared_data_is_evaluated_by_default(tmp_path, capsys):
   for name, file in (
     ('cifar100/3.0.2', 'cifar100-train.array_record-00000-of-00001'),
     ('dtd/3.0.1', 'dtd-train.tfrecord-00000-of-00001'),

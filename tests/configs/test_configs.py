@@ -246,7 +246,7 @@ def test_in_bfloat16_the_residual_stream_stays_float32(recipe, arg):
   assert in_bfloat16 == ((recipe, arg) not in small)
 
 
-def test_smoke_keeps_what_a_recipe_is_about():
+def test_smoke_keeps_the_options_of_a_recipe():
   full, small = load('vit_l16_i21k'), load('vit_l16_i21k', 'smoke')
   assert small.model.variant == 'mu/8'
   for key in ('pooling', 'representation_size', 'dropout_rate', 'dtype'):

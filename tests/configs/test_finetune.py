@@ -126,7 +126,7 @@ def _folders(root, *names, count=1):
       (root / name / f'{i}.jpg').touch()
 
 
-def test_a_users_validation_folder_is_what_is_evaluated(tmp_path):
+def test_a_users_validation_folder_is_evaluated(tmp_path):
   _folders(tmp_path, 'train/cat', 'train/dog', 'train/.thumbs', 'val/cat')
   config = load(f'data={tmp_path}')
   assert config.model.num_classes == 2
@@ -182,7 +182,7 @@ def test_large_data_has_the_published_plan(tmp_path, capsys, monkeypatch):
   assert not capsys.readouterr().err
 
 
-def test_adamw_takes_the_place_of_sgd_and_what_belongs_to_it():
+def test_adamw_replaces_sgd_and_its_options():
   section = load('optimizer=adamw,layer_decay=0.75').optimizer.to_dict()
   assert section == dict(
     name='adamw',

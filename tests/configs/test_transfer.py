@@ -301,7 +301,7 @@ def test_a_setting_trains_two_smoke_steps(arg, tmp_path):
   assert {f'{name}/top1' for name in config.evals} <= results.keys()
 
 
-def test_a_size_that_is_not_published_is_of_its_family():
+def test_an_unpublished_size_belongs_to_its_family():
   section, device_ops, resolution = common_weights.model_of('dinov2-g/14', 518)
   assert (section['layer_scale'], section['activation']) == (1e-5, 'gelu')
   assert device_ops == dict(device_ops="normalize('imagenet')")

@@ -18,7 +18,7 @@ def test_empty_cells_leave_a_column_of_whole_numbers_whole():
       columns.encode({'age': empty})
 
 
-def test_a_code_passes_and_a_number_that_is_none_does_not():
+def test_a_code_passes_and_a_bad_number_does_not():
   columns = Columns({'site': ['a', 'b']})
   assert columns.encode({'site': np.int64(1)})['site'] == 1
   for wrong in (2, -1):

@@ -137,7 +137,7 @@ def test_no_ops_leave_the_batch_as_it_is():
   assert device_ops_language.parse('')(batch, None, train=True) is batch
 
 
-def test_other_ops_do_not_change_what_an_op_draws(user_ops):
+def test_other_ops_do_not_change_the_draws_of_an_op(user_ops):
   draw = "their_device_ops.draw('a')"
   batch, key = {'image': jnp.array(levels())}, jax.random.key(3)
   alone = device_ops_language.parse(draw, trusted=True)(batch, key, train=True)

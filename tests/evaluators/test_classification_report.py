@@ -170,7 +170,7 @@ def test_the_interval_of_an_accuracy_is_that_of_the_binomial(evaluate):
   assert not any(name.endswith(('_low', '_high')) for name in plain)
 
 
-def test_what_is_not_defined_is_left_out(evaluate):
+def test_undefined_metrics_are_left_out(evaluate):
   found = evaluate(np.eye(2)[[0, 0, 1]], [0, 0, 0])
   assert found['recall'] == 0 and found['specificity'] == 2 / 3
   assert not any('roc_auc' in name for name in found)

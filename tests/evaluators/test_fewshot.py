@@ -116,7 +116,7 @@ def test_a_class_without_images_is_never_answered(evaluate):
   assert result['5shot'] == 0
 
 
-def test_separate_classes_are_told_apart_from_one_image_each(evaluate):
+def test_separable_classes_are_classified_from_one_image_each(evaluate):
   x = 10 * np.eye(4)
   y = np.arange(4)
   noise = np.random.default_rng(0).normal(size=(12, 4))

@@ -49,7 +49,7 @@ def test_lbfgs_finds_the_minimum_that_scikit_learn_finds(l2):
   np.testing.assert_allclose(ours, probabilities, atol=0.01)
 
 
-def test_lbfgs_predicts_what_scikit_learn_predicts(evaluate):
+def test_lbfgs_predicts_as_scikit_learn_does(evaluate):
   train, (queries, _) = _data(300, 2000)
   reference = linear_model.LogisticRegression(C=1 / 3.0, max_iter=1000)
   reference.fit(np.float64(train[0]), train[1])
@@ -249,7 +249,7 @@ def test_a_diverged_classifier_has_no_accuracy(evaluate):
   assert 'learning_rate' not in result
 
 
-def test_separate_classes_are_told_apart_by_both_solvers(evaluate):
+def test_both_solvers_separate_separable_classes(evaluate):
   train, test = _data(90, 200, spread=8.0)
   for options in (
     dict(l2=1.0),

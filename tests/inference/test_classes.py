@@ -58,7 +58,7 @@ def test_top_k_is_at_least_one():
     (_weights(1000, name='deit3-B/16-224-1k', loss='softmax'), 'softmax'),
   ],
 )
-def test_the_loss_is_what_the_weights_were_trained_with(weights, loss):
+def test_the_loss_is_that_of_training(weights, loss):
   assert classes.loss_of(weights, None) == loss
   assert classes.loss_of(weights, 'sigmoid') == 'sigmoid'
 

@@ -225,7 +225,7 @@ def test_a_model_without_a_head_has_features_and_says_so(tiny_weights, images):
     Model(tiny_weights())(images, outputs=['attention'])
 
 
-def test_only_what_is_asked_for_is_returned(tiny_weights, images):
+def test_only_requested_outputs_are_returned(tiny_weights, images):
   found = Model(tiny_weights())(images, outputs=['features', 'logits'])
   assert set(found) == {'features', 'logits'}
 
@@ -303,6 +303,6 @@ def test_grey_models_take_colour(tiny_weights):
   np.testing.assert_allclose(found[2], found[0], **_close)
 
 
-def test_a_batch_size_that_is_none_is_refused(tiny_weights):
+def test_a_batch_size_of_none_is_refused(tiny_weights):
   with pytest.raises(UserError, match='batch_size is at least 1; got 0'):
     Model(tiny_weights(), batch_size=0)

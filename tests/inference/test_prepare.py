@@ -127,7 +127,7 @@ def test_the_hint_for_a_grey_model_works(tiny_weights, tmp_path):
     )
 
 
-def test_prepared_images_are_what_the_module_takes(tiny_weights, images):
+def test_prepared_images_fit_the_module(tiny_weights, images):
   model = Model(tiny_weights())
   image = model.prepare(list(images[:2]))
   np.testing.assert_allclose(image, images[:2] / 127.5 - 1, atol=1e-6)

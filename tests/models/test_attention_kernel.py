@@ -166,6 +166,6 @@ def test_without_a_mesh_no_kernel_is_used():
   ('kind', 'fits'),
   [('TPU v3', False), ('TPU v4', False), ('TPU v6 lite', True)],
 )
-def test_only_kinds_that_can_run_the_kernel_do(tpu, monkeypatch, kind, fits):
+def test_only_supported_devices_run_the_kernel(tpu, monkeypatch, kind, fits):
   monkeypatch.setattr(activations, 'device_kind', lambda: kind)
   assert _attention_kernel.fits((8, 7, 128), 'bfloat16', 2) == fits

@@ -39,7 +39,7 @@ def test_held_parameters_stay_for_so_many_updates_decay_included():
   descent.make(hold_steps=[('head/.*', 0)])
 
 
-def test_a_held_update_that_is_no_number_changes_nothing():
+def test_a_held_nan_update_changes_nothing():
   tx = descent.make(name='sgd', hold_steps=[('head/kernel', 1)])[0]
   gradients = descent.gradients(1)
   gradients[0]['head']['kernel'] *= np.nan

@@ -130,7 +130,7 @@ def whole(folder):
   return _rows(folder, 'whole'), _state(folder, 'whole', 12), output
 
 
-def test_two_processes_write_once_what_one_process_writes(
+def test_two_processes_write_the_files_of_one_process(
   folder, whole, monkeypatch
 ):
   rows, state, output = whole
@@ -320,7 +320,7 @@ def test_the_environment_says_who_the_processes_are(flags, environ, want):
   assert distributed.find(_NO_FLAGS | flags, environ) == want
 
 
-def test_a_tpu_that_is_not_used_connects_nothing():
+def test_an_unused_tpu_connects_nothing():
   assert distributed.find(_NO_FLAGS, _TPU, platforms='cpu') is None
 
 
@@ -335,7 +335,7 @@ def test_a_tpu_that_is_not_used_connects_nothing():
     ),
   ],
 )
-def test_flags_that_do_not_go_together_say_so(flags, message):
+def test_conflicting_flags_are_named(flags, message):
   with pytest.raises(UserError, match=message):
     distributed.find(_NO_FLAGS | flags, {})
 

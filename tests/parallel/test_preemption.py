@@ -159,7 +159,7 @@ def test_a_second_ctrl_c_interrupts_at_once(capsys):
       signal.raise_signal(signal.SIGINT)
 
 
-def test_in_training_too_a_signal_that_is_ignored_stays_ignored():
+def test_an_ignored_signal_stays_ignored_in_training():
   before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
   try:
     with preemption.watch() as asked:

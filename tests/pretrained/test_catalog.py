@@ -154,7 +154,7 @@ def test_offline_the_error_says_which_file_to_put_where(shelf):
     ('augrg-B/16', 'no file or folder augrg-B/16; did you mean augreg-B/16'),
   ],
 )
-def test_what_cannot_be_found(source, message):
+def test_unknown_names_are_errors(source, message):
   with pytest.raises(UserError, match=message):
     catalog.load(source)
 

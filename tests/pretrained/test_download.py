@@ -103,7 +103,7 @@ def test_the_next_address_is_tried(server, fetch):
   assert sum(line.startswith('failed: HTTP Error 404') for line in log) == 1
 
 
-def test_what_a_server_says_cannot_control_the_terminal(fetch, monkeypatch):
+def test_a_message_of_a_server_cannot_control_the_terminal(fetch, monkeypatch):
   def refuse(url, seconds):
     raise OSError('no \x1b[2J')
 
@@ -114,7 +114,7 @@ def test_what_a_server_says_cannot_control_the_terminal(fetch, monkeypatch):
   assert log[-1] == r'failed: no \x1b[2J'
 
 
-def test_what_the_folder_has_comes_before_downloads(
+def test_files_of_the_folder_come_before_downloads(
   server, fetch, npz, tmp_path
 ):
   (url, requests), (fetch, _) = server, fetch
@@ -200,7 +200,7 @@ def test_no_file_is_written_outside_the_folder(name):
     Remote('https://x.org/%2e%2e')
 
 
-def test_what_a_killed_download_left_is_removed(server, fetch, tmp_path):
+def test_remains_of_a_killed_download_are_removed(server, fetch, tmp_path):
   (url, _), (fetch, _) = server, fetch
   weights, root = tmp_path / 'weights', pathlib.Path(__file__).parents[2]
   code = (

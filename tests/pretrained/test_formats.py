@@ -53,7 +53,9 @@ def assert_same(found, expected):
 
 
 @pytest.mark.parametrize('name', WRITTEN)
-def test_what_a_format_writes_is_found_and_read(name, make_weights, tmp_path):
+def test_files_of_a_format_are_recognised_and_read(
+  name, make_weights, tmp_path
+):
   weights = make_weights(pooling='token', activation='gelu_tanh')
   write = lookup.find('pretrained/formats', name, 'write')
   suffix = getattr(inspect.getmodule(write), 'SUFFIXES', ('',))[0]
@@ -110,7 +112,7 @@ def test_a_format_of_the_users_is_written_and_read(
   assert_same(tree['params'], weights.params)
 
 
-def test_a_format_that_is_not_there_is_named(tiny_weights, tmp_path):
+def test_an_unknown_format_is_named(tiny_weights, tmp_path):
   path = tmp_path / 'x.safetensors'
   catalog.save(tiny_weights(), path)
   with pytest.raises(UserError, match=r'own_formats\.absent'):

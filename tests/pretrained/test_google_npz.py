@@ -142,7 +142,7 @@ def big_vision_sincos():
   return np.concatenate([*waves, np.sin(y * omega), np.cos(y * omega)], axis=1)
 
 
-def test_the_model_that_is_read_computes_what_google_does(case, outputs):
+def test_the_read_model_computes_as_google_s_does(case, outputs):
   settings, arrays, path = case
   image = np.random.default_rng(1).uniform(-1, 1, (32, 32, 3))
   weights = npz.read(path)

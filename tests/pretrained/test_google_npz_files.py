@@ -19,7 +19,7 @@ def save(tmp_path):
   return save_arrays
 
 
-def test_all_that_is_wrong_is_reported_at_once(google_file, save):
+def test_all_mistakes_are_reported_at_once(google_file, save):
   arrays = google_file()
   del arrays['Transformer/encoderblock_1/LayerNorm_2/bias']
   del arrays['head/bias']
@@ -71,7 +71,7 @@ def test_stacks_of_different_depths_are_refused(google_file, save):
     npz.read(save(arrays))
 
 
-def test_what_a_stack_lacks_is_reported_once(google_file, save):
+def test_missing_parameters_of_a_stack_are_reported_once(google_file, save):
   arrays = google_file(**NEW, stacked=True, prefix='params/')
   del arrays['params/Transformer/encoderblock/LayerNorm_0/scale']
   with pytest.raises(UserError) as e:
@@ -141,7 +141,7 @@ def test_the_grid_of_a_table(
 
 
 @pytest.mark.parametrize('settings', [{}, NEW, NEW | dict(class_row=True)])
-def test_a_grid_that_is_no_square_can_be_given(settings, google_file, save):
+def test_a_rectangular_grid_can_be_given(settings, google_file, save):
   path = save(google_file(**settings))
   with np.load(path) as file:
     table = file[settings.get('position', OLD)][0, -16:]
@@ -189,7 +189,7 @@ def test_a_variant_is_named(make_weights, tmp_path):
   assert not {'width', 'depth', 'patch_size'} & set(section)
 
 
-def test_the_user_says_what_the_model_is(google_file, save, outputs):
+def test_the_user_gives_the_model(google_file, save, outputs):
   path = save(google_file())
   image = np.zeros((1, 32, 32, 3), np.float32)
   weights = npz.read(path, model=dict(pooling='mean', num_classes=None))

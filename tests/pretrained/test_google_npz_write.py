@@ -193,7 +193,7 @@ def test_a_source_that_a_file_made_up_is_no_dialect(make_weights, tmp_path):
   assert npz.read(tmp_path / 'x.npz').source['dialect'] == 'pre_linen'
 
 
-def test_what_was_read_in_one_dialect_can_be_written_in_another(
+def test_weights_of_one_dialect_can_be_written_in_another(
   google_file, outputs, tmp_path
 ):
   np.savez(tmp_path / 'old.npz', **google_file())
@@ -217,7 +217,7 @@ def test_what_was_read_in_one_dialect_can_be_written_in_another(
     ('map', 'big_vision'),
   ],
 )
-def test_timm_reads_what_we_write_and_computes_the_same(
+def test_timm_reads_our_files_and_computes_the_same(
   pooling, dialect, timm, make_weights, outputs, tmp_path
 ):
   import torch

@@ -95,7 +95,7 @@ def test_a_repository_with_several_files_of_weights(hub, tensors, tmp_path):
       download.fetch_repository('google/vit-x', **more)
 
 
-def test_what_a_server_sends_is_bounded_and_shown_without_control_characters(
+def test_messages_of_servers_are_bounded_and_without_control_characters(
   hub, tmp_path, monkeypatch
 ):
   server, _ = hub
@@ -115,7 +115,7 @@ def test_what_a_server_sends_is_bounded_and_shown_without_control_characters(
   assert '\x1b' not in ''.join([str(e.value), *log])
 
 
-def test_a_repository_that_is_not_there(hub, tmp_path, monkeypatch):
+def test_a_missing_repository(hub, tmp_path, monkeypatch):
   server, url = hub
   server.files = {'/google/empty/resolve/main/config.json': b'{}'}
   more = dict(weights_dir=tmp_path, on_log=lambda line: None)

@@ -60,7 +60,7 @@ def test_all_parameters_are_taken_from_a_file(make_weights, start, tmp_path):
   )
 
 
-def test_what_is_skipped_keeps_its_initial_value(make_weights, start):
+def test_skipped_parameters_keep_their_initial_value(make_weights, start):
   weights = make_weights(num_classes=7, representation_size=8)
   entry = dict(weights=weights, skip=['head/.*', 'representation/.*'])
   params = start(entry, num_classes=3)
@@ -74,7 +74,7 @@ def test_what_is_skipped_keeps_its_initial_value(make_weights, start):
   assert_same(params, expected)
 
 
-def test_what_is_not_taken_keeps_its_initial_value(make_weights, start):
+def test_unmatched_parameters_keep_their_initial_value(make_weights, start):
   weights = make_weights(num_registers=2)
   entry = dict(weights=weights, take=['encoder/.*', 'class_token'])
   params = start(entry, num_classes=9)
@@ -271,7 +271,7 @@ def test_a_part_of_a_source_is_taken_and_compared(make_weights, monkeypatch):
     start('', whole, models)
 
 
-def test_what_cannot_be_checked_is_logged(make_weights, log):
+def test_unchecked_facts_are_logged(make_weights, log):
   weights = make_weights()
   tree = dict(params={}, frozen=dict(teacher=weights.params))
   models = {'params': build_model(weights)}

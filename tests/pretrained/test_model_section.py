@@ -19,7 +19,7 @@ MODELS = {
 
 
 @pytest.mark.parametrize('model', MODELS)
-def test_what_arrays_show_is_found(model, make_weights):
+def test_facts_shown_by_arrays_are_found(model, make_weights):
   weights = make_weights(**MODELS[model])
   named = trees.flatten(weights.params)
   section = vit.section(vit.infer(named))

@@ -10,9 +10,7 @@ from vit_jax.errors import UserError
 from vit_jax.pretrained.formats import npz
 
 
-def test_what_inflates_too_much_is_refused_by_the_limit_that_it_passes(
-  tmp_path, monkeypatch
-):
+def test_each_limit_of_decompression_is_named(tmp_path, monkeypatch):
   path = tmp_path / 'x.npz'
   np.savez_compressed(path, a=np.zeros(100_000, np.float32))  # 400 kB in 0.6.
   # Small enough to be read however it compresses.

@@ -125,7 +125,7 @@ def test_the_user_may_want_another_model(make_weights, tmp_path):
   assert not {'head/bias', 'class_token'} & set(found.params)
 
 
-def test_files_of_others_are_told_apart(tmp_path):
+def test_files_of_other_code_bases_are_distinguished(tmp_path):
   path = tmp_path / 'x.safetensors'
   safetensors.numpy.save_file({'cls_token': np.zeros(3)}, path)
   assert not ours.matches(path)

@@ -76,7 +76,7 @@ def test_the_same_grid_is_the_same_table(table):
     resample.resize_position(table, (5, 7), method='scipy')
 
 
-def test_a_resized_patch_gets_what_the_patch_got():
+def test_a_resized_patch_gets_the_same_value():
   rng = np.random.default_rng(0)
   kernel = rng.normal(size=(4, 6, 3, 2)).astype(np.float32)
   patch = rng.normal(size=(4, 6, 3)).astype(np.float32)

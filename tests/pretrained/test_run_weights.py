@@ -91,7 +91,7 @@ def test_images_are_prepared_as_in_the_main_evaluation_or_the_one_named(
     run_format.read(tmp_path, evaluation='fwe')
 
 
-def test_the_average_is_what_is_read_if_there_is_one(run):
+def test_the_average_is_read_if_present(run):
   workdir, weights = run
   assert first(run_format.read(workdir)) == first(weights) + np.float32(2) - 100
   assert first(run_format.read(workdir, ema=False)) > 0
@@ -139,7 +139,7 @@ def test_class_names_stay_with_the_run(run):
   assert run_format.read(workdir).class_names == ['cat', 'dög']
 
 
-def test_preprocessing_leaves_out_what_only_training_does():
+def test_preprocessing_leaves_out_training_augmentations():
   text = "normalize('imagenet')|random_erasing|mixup(0.2)"
   found = run_format._preprocess(
     {'input': {'device_ops': text}, 'evals': {}}, {}, None, print

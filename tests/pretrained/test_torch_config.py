@@ -275,7 +275,7 @@ ARCHITECTURES = (
 
 
 @pytest.mark.parametrize('name', ARCHITECTURES)
-def test_what_a_name_means_in_timm_is_known(name, tmp_path):
+def test_names_of_timm_are_known(name, tmp_path):
   timm = pytest.importorskip('timm')
   import torch
 
@@ -313,7 +313,7 @@ def test_timm_resizes_by_bicubic_where_a_config_does_not_say():
   )
 
 
-def test_what_a_config_does_not_say_is_as_in_timm():
+def test_missing_keys_of_a_config_are_as_in_timm():
   timm = pytest.importorskip('timm')
   config = dict(input_size=(3, 224, 224), crop_pct=0.9)
   theirs = timm.data.resolve_data_config({}, pretrained_cfg=config)

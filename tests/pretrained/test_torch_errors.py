@@ -36,7 +36,7 @@ def zeros(*shape):
   return np.zeros(shape, np.float32)
 
 
-def test_all_that_does_not_fit_is_in_one_message(arrays, read):
+def test_all_mismatches_are_in_one_message(arrays, read):
   del arrays['blocks.1.mlp.fc1.bias'], arrays['norm.weight']
   arrays['blocks.2.mlp.fc2.weight'] = zeros(24, 41)
   arrays['blocks.0.attn.qkv.weight'] = zeros(71, 24)
@@ -71,9 +71,7 @@ def test_arrays_of_another_kind_are_named(arrays, read):
   assert 'pos_embed (17, 24): expected (1, tokens, width)' in str(e.value)
 
 
-def test_a_class_token_that_must_be_there_is_missing(
-  make_weights, read, tmp_path
-):
+def test_a_missing_class_token_is_refused(make_weights, read, tmp_path):
   catalog.save(make_weights(), tmp_path / 'x', format='huggingface')
   arrays = safetensors.numpy.load_file(tmp_path / 'x/model.safetensors')
   del arrays['vit.embeddings.cls_token']
@@ -156,7 +154,7 @@ def test_of_two_models_one_must_be_chosen(arrays, read):
   )
 
 
-def test_a_grid_that_is_not_square_must_be_said(arrays, read):
+def test_a_rectangular_grid_must_be_given(arrays, read):
   arrays['pos_embed'] = zeros(1, 15, 24)
   with pytest.raises(
     UserError, match=r'those of 0 squares.*set grid=\(rows, columns\)'
@@ -172,7 +170,7 @@ def test_a_grid_that_is_not_square_must_be_said(arrays, read):
     read(arrays)
 
 
-def test_heads_that_cannot_be_known_must_be_said(arrays, read):
+def test_unknown_heads_must_be_given(arrays, read):
   with pytest.raises(UserError, match=r"set model={'num_heads': \.\.\.}"):
     read(arrays, model=None)
 

@@ -251,7 +251,7 @@ def test_registers_say_how_dinov2_resizes_positions(kind, method, tmp_path):
     if dialect not in ('deit3', 'dinov2')
   ],
 )
-def test_what_is_written_is_what_was_read(kind, format, tmp_path):
+def test_a_file_is_written_as_it_was_read(kind, format, tmp_path):
   arrays, _ = FILES[kind]
   model = HEADS_OF | dict(norm_epsilon=1e-6)
   weights = read(tmp_path, arrays, model=model)
@@ -321,7 +321,7 @@ def test_a_changed_class_token_is_written_with_a_row_of_zeros(tmp_path):
   np.testing.assert_array_equal(row, np.zeros(WIDTH))
 
 
-def test_a_class_token_that_is_not_read_is_a_register(tmp_path):
+def test_an_unread_class_token_becomes_a_register(tmp_path):
   weights = read(tmp_path, timm_gap())
   assert weights.model['pooling'] == 'mean'
   assert weights.model['final_norm'] == 'features'
@@ -329,7 +329,7 @@ def test_a_class_token_that_is_not_read_is_a_register(tmp_path):
   assert 'class_token' not in weights.params
 
 
-def test_a_head_that_is_not_wanted_is_left_out(tmp_path):
+def test_an_unwanted_head_is_left_out(tmp_path):
   model = HEADS_OF | dict(num_classes=None)
   weights = read(tmp_path, timm(), model=model)
   assert weights.model['num_classes'] is None

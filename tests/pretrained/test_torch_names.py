@@ -101,7 +101,7 @@ def test_the_dialect_and_its_prefix_are_recognized(arrays, dialect, prefix):
   assert (found.name, found_prefix) == (dialect, prefix)
 
 
-def test_what_is_no_part_of_the_encoder_is_left_behind(make_weights, tmp_path):
+def test_parameters_outside_the_encoder_are_left_out(make_weights, tmp_path):
   import safetensors.numpy
 
   catalog.save(make_weights(), tmp_path / 'x', format='timm')

@@ -76,7 +76,7 @@ def test_weights_in_several_files_are_put_together(tmp_path):
     state_dict.read_files(tmp_path)
 
 
-def test_bfloat16_and_float16_stay_what_they_are(tmp_path, torch):
+def test_bfloat16_and_float16_keep_their_dtype(tmp_path, torch):
   half = torch.tensor([1.5, -0.1])
   arrays = {
     'b': np.array([1.5, -0.1], ml_dtypes.bfloat16),
@@ -88,7 +88,7 @@ def test_bfloat16_and_float16_stay_what_they_are(tmp_path, torch):
   assert_is_arrays(state_dict.read_files(tmp_path / 'x.safetensors'), arrays)
 
 
-def test_the_weights_are_found_among_what_a_checkpoint_holds(tmp_path, torch):
+def test_the_weights_are_found_in_a_checkpoint(tmp_path, torch):
   path = tmp_path / 'checkpoint.pth'
   first = tensors(torch)
   second = {name: t + 1 for name, t in first.items()}

@@ -156,7 +156,7 @@ def test_an_older_checkpoint_cuts_more_rows(tmp_path):
   assert rows(tmp_path) == before[:3]
 
 
-def test_the_row_of_the_restored_step_takes_what_it_lacks(tmp_path):
+def test_the_row_of_the_restored_step_is_completed(tmp_path):
   with MetricWriter(tmp_path) as writer:
     writer.write(3, {'train/loss': 0.5})
   with MetricWriter(tmp_path, 3) as writer:
@@ -304,12 +304,12 @@ def test_an_object_store_is_refused_instead_of_becoming_a_folder():
 
 
 @pytest.mark.parametrize('path', ['', ' ', 'runs/a\0b'])
-def test_what_is_no_path_is_refused(path):
+def test_values_other_than_a_path_are_refused(path):
   with pytest.raises(UserError, match='expected the path of a folder'):
     write_config(path, {})
 
 
-def test_a_full_disk_ends_the_run_with_what_is_safe(tmp_path):
+def test_a_full_disk_ends_the_run_and_keeps_safe_checkpoints(tmp_path):
   writer = MetricWriter(tmp_path)
   writer._file = open('/dev/full', 'wb')
   writer.write(1, {'train/loss': 1.0})

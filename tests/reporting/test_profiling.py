@@ -52,7 +52,7 @@ def test_only_process_0_traces(calls, monkeypatch):
 
 
 @pytest.mark.parametrize('text', ['2', '4:2', '0:3', 'a:b', '1:2:3'])
-def test_another_text_says_what_is_expected(text):
+def test_an_error_of_other_text_names_the_expected_one(text):
   with pytest.raises(UserError, match="such as '10:12'"):
     raise UserError(profiling.problem(text, 6))
 

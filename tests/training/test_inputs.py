@@ -169,7 +169,7 @@ def test_other_errors_do_not_open_the_data_again(photos, monkeypatch):
       raise UserError('other')
 
 
-def test_a_run_says_what_it_trains_on_and_evaluates(photos, tmp_path, capfd):
+def test_a_run_logs_its_training_and_evaluation_data(photos, tmp_path, capfd):
   config = f'{ROOT}/configs/scratch.py:data={photos},resolution=32,epochs=1'
   small = ['width=32', 'depth=1', 'mlp_dim=32', 'num_heads=1']
   small.append('dtype=bfloat16')
@@ -189,7 +189,7 @@ def test_a_run_says_what_it_trains_on_and_evaluates(photos, tmp_path, capfd):
   assert (tmp_path / 'run/predictions.png').exists()
 
 
-def test_a_path_that_is_said_cannot_control_the_terminal():
+def test_a_printed_path_cannot_control_the_terminal():
   data = dict(name='image_folder', split='train', data_dir='/a\x1b[2J\nb')
   assert inputs.describe(dict(input=dict(data=data)), {'config.input': 7}) == (
     r'data: training: train of /a\x1b[2J\nb (7 images)'

@@ -258,7 +258,7 @@ def test_utilisation_of_multi_crop_is_of_one_view_of_each_image(monkeypatch):
   assert clock.peak_flops == PEAK * jax.device_count()
 
 
-def test_an_objective_says_what_a_step_costs(monkeypatch):
+def test_an_objective_gives_the_flops_of_a_step(monkeypatch):
   def cost(self, params, batch):
     assert batch['image'].shape == (BATCH_SIZE, 2, 16, 16, 3)
     return 7 * sum(x.size for x in jax.tree.leaves(params))

@@ -120,7 +120,7 @@ def test_without_it_a_run_goes_to_its_end(values, tmp_path):
     (dict(checkpoint=None), 'needs the metric .*checkpoint.keep_best'),
   ],
 )
-def test_settings_that_cannot_be_are_named(values, tmp_path, changes, words):
+def test_impossible_settings_are_named(values, tmp_path, changes, words):
   with pytest.raises(UserError, match=words):
     run(tmp_path / 'run', **changes)
 

@@ -233,7 +233,7 @@ def test_a_slow_first_step_is_shown_once_and_with_its_metrics(
   assert all('loss' in line for line in lines)
 
 
-def test_zero_steps_evaluate_what_is_there(tmp_path, again):
+def test_zero_steps_evaluate_the_initial_weights(tmp_path, again):
   fresh = train.train(tmp_path / 'fresh', **tiny_runs.eventful(total_steps=0))
   assert tiny_runs.rows(tmp_path / 'fresh') == [{'step': 0, **fresh}]
   workdir, results = again

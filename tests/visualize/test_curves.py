@@ -102,7 +102,7 @@ def test_a_long_training_curve_is_pale_behind_its_running_mean(
   assert len(mean.get_ydata()) == 200
 
 
-def test_a_value_that_is_not_finite_does_not_spoil_the_mean():
+def test_a_non_finite_value_does_not_spoil_the_mean():
   values = np.float64([1, 2, np.nan, 4, np.nan, np.nan, np.nan, 8])
   found = curves._running_mean(values, 3)
   np.testing.assert_allclose(found, [1.5, 1.5, 3, 4, 4, np.nan, 8, 8])

@@ -126,7 +126,7 @@ def test_a_grey_image_keeps_its_grey(mesh, tmp_path):
   assert np.isclose(pixels[..., :3], grey, atol=1e-3).all(-1).sum() > 120**2
 
 
-def test_the_title_counts_what_is_shown(data, mesh, tmp_path, monkeypatch):
+def test_the_title_counts_the_shown_images(data, mesh, tmp_path, monkeypatch):
   drawn = []
   monkeypatch.setattr(
     predictions._figure, 'save', lambda figure, path: drawn.append(figure)

@@ -167,7 +167,7 @@ def test_a_flipped_bit_in_a_png_is_an_error():
     decode(bytes(data))
 
 
-def test_bytes_of_any_kind_are_decoded_and_other_things_are_named():
+def test_bytes_are_decoded_and_other_types_are_named():
   data = encode(picture(), 'JPEG')
   for kind in (bytearray, memoryview, lambda x: np.array(x, object)):
     np.testing.assert_array_equal(decode(kind(data)), pillow(data))

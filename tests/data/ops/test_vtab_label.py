@@ -55,7 +55,7 @@ def test_a_task_has_its_classes(task, label, expected):
   assert (found['image'] == level).all()
 
 
-def test_what_is_wrong_is_said():
+def test_mistakes_are_named():
   with pytest.raises(UserError, match="unknown task 'x'; there are: clevr_cou"):
     label_of('x', 0)
   for task in ('clevr_count', 'clevr_distance', 'kitti_distance'):

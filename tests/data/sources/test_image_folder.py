@@ -130,7 +130,7 @@ def test_linked_classes_are_followed(root, tmp_path_factory):
   assert (len(source), source.num_classes) == (10, 4)
 
 
-def test_missing_folders_say_what_was_expected(root):
+def test_errors_of_missing_folders_name_the_expected_ones(root):
   with pytest.raises(UserError, match=r'no folder .*nowhere; expected <dat'):
     image_folder.Source('train', data_dir=str(root / 'nowhere'))
   with pytest.raises(UserError, match='has the folders: test, train'):

@@ -72,7 +72,7 @@ def test_weights_are_exact_shares_and_no_record_is_left_out(
       assert max(times) - min(times) <= 1  # as often as any other
 
 
-def test_shares_that_do_not_come_out_are_within_one_example(tmp_path):
+def test_inexact_shares_are_within_one_example(tmp_path):
   sources = {n: _arrays(tmp_path, n, 7) for n in 'abc'}
   weights = dict(a=1, b=np.pi, c=1.7)
   source = mixture.Source('train', sources=sources, weights=weights)

@@ -8,7 +8,7 @@ from vit_jax.data.sources.synthetic_jpegs import Source
 from vit_jax.errors import UserError
 
 
-def test_a_picture_weighs_about_what_one_of_imagenet_does():
+def test_synthetic_jpegs_are_about_as_large_as_those_of_imagenet():
   example = Source('train')[7]
   assert decode_image(example['image']).shape == (400, 500, 3)
   assert 60_000 < len(example['image']) < 120_000

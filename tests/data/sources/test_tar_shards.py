@@ -309,7 +309,7 @@ class TestIndex:
     source = tar_shards.Source('all', paths=path, label_key=None)
     assert source.describe(0) == f'{path}: {name}.png'
 
-  def test_a_name_that_is_not_utf_8_is_shown_escaped(self, tmp_path):
+  def test_a_name_outside_utf_8_is_shown_escaped(self, tmp_path):
     path = _write(tmp_path / 'x.tar', {'\udcff.png': _png(1)})
     source = tar_shards.Source('all', paths=path, label_key=None)
     assert source.describe(0) == f'{path}: \\xff.png'
