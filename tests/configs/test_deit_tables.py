@@ -29,6 +29,7 @@ DEIT = {
   'schedule': 'deit',
   'end_learning_rate': 1e-5,
   'weight_decay': 0.05,
+  'learning_rate_mults': [('class_token', 2.0)],
   'warmup_epochs': 5,
   'stair_epochs': 1,
   'stochastic_depth_rate': 0.1,
@@ -77,6 +78,8 @@ DEIT3 = DEIT | {
   'batch_size': 2048,
   'optimizer': 'lamb',
   'learning_rate': 3e-3,
+  # Whose position table has no row for the class token.
+  **none('learning_rate_mults'),
   'grad_clip_norm': 1.0,
   'stochastic_depth_schedule': 'constant',
   'layer_scale': 1e-4,
@@ -102,6 +105,7 @@ DEIT3 = DEIT | {
 DEIT3_FINETUNE = DEIT_384 | {
   'epochs': 20,
   **dict.fromkeys(['learning_rate', 'end_learning_rate'], 1e-5),
+  **none('learning_rate_mults'),
   'weight_decay': 0.1,
   'layer_scale': 1e-4,
   'stochastic_depth_schedule': 'constant',
