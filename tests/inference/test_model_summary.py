@@ -38,6 +38,7 @@ def test_published_sizes():
     dict(scan=True, remat='full'),
     dict(pooling='map', layer_scale=0.1, qk_norm=True, num_registers=2),
     dict(position='sincos2d', final_norm='features', pooling='mean'),
+    dict(head_hidden_dim=6),
   ],
 )
 def test_every_parameter_is_in_one_layer(options):

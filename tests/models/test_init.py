@@ -13,7 +13,9 @@ from vit_jax.models.vit import Model
 D, F, PIXELS = 192, 768, 16 * 16 * 3
 
 OPTIONS = {
-  'patches': dict(num_registers=50, representation_size=100),
+  'patches': dict(
+    num_registers=50, representation_size=100, head_hidden_dim=120
+  ),
   'convolutions': dict(
     stem='conv', pooling='map', scan=True, head_bias_init=-2.0
   ),
@@ -57,7 +59,8 @@ def xavier(fan_in, fan_out):
 # vision_transformer.py with torch's Conv2d.reset_parameters; MoCo v3's vits.py.
 SHARED = {
   '.*/scale': constant(1),
-  '.*norm.*/bias|.*attention/.*/bias|representation/bias': constant(0),
+  '.*norm.*/bias|.*attention/.*/bias': constant(0),
+  '(representation|head/hidden)/bias': constant(0),
   'position_embedding': normal(0.02),
   # A fan in of one, for D outputs.
   'pooling/probe': xavier(1, D),
@@ -88,6 +91,7 @@ LAWS = {
     'class_token': constant(0),
     'registers': normal(0.02),
     'representation/kernel': lecun(D),
+    'head/hidden/kernel': lecun(100),
     'head/kernel': constant(0),
   },
   'torch': TORCH_CONVOLUTIONS
@@ -97,6 +101,7 @@ LAWS = {
     'patch_embedding/(kernel|bias)': uniform(PIXELS**-0.5),
     'class_token|registers': normal(0.02),
     'representation/kernel': normal(0.02),
+    'head/hidden/kernel': normal(0.02),
     'head/kernel': normal(0.02),
   },
   'moco': XAVIER_KERNELS
@@ -108,6 +113,7 @@ LAWS = {
     'patch_embedding/bias': constant(0),
     'class_token|registers': normal(1e-6),
     'representation/kernel': xavier(D, 100),
+    'head/hidden/kernel': xavier(100, 120),
     'head/kernel': xavier(D, 30),
   },
 }
@@ -126,7 +132,7 @@ def test_every_parameter_starts_by_the_law_of_its_scheme(scheme, options):
   options = OPTIONS[options]
   laws = LAWS[scheme] | SHARED
   if options.get('representation_size') and scheme == 'moco':
-    laws['head/kernel'] = xavier(100, 30)
+    laws['head/kernel'] = xavier(120, 30)
   laws['head/bias'] = constant(options.get('head_bias_init', 0))
   for name, value in params_of(weight_init=scheme, **options).items():
     (check,) = [law for k, law in laws.items() if re.fullmatch(k, name)]

@@ -43,6 +43,8 @@ ALL_OPTIONS = dict(
   num_registers=3,
   pooling='map',
   representation_size=7,
+  head_hidden_dim=6,
+  head_dropout_rate=0.1,
   layer_scale=0.5,
   qk_norm=True,
   dropout_rate=0.1,
@@ -124,6 +126,38 @@ def test_a_representation_is_a_tanh_layer_before_the_head(size, features):
   z = outputs['prefix_tokens'][:, 0] @ layer['kernel'] + layer['bias'][None]
   assert outputs['features'].shape == (2, features)
   np.testing.assert_allclose(outputs['features'], np.tanh(z), atol=1e-6)
+
+
+def test_an_mlp_head_is_a_hidden_layer_with_the_activation_of_the_blocks():
+  model, params = _tiny(head_hidden_dim=7, activation='gelu')
+  outputs = _apply(model, params)
+  head = params['head']
+  assert head['hidden']['kernel'].shape == (32, 7)
+  assert head['kernel'].shape == (7, 5)
+  features = outputs['prefix_tokens'][:, 0]
+  np.testing.assert_array_equal(outputs['features'], features)
+  z = features @ head['hidden']['kernel'] + head['hidden']['bias'][None]
+  z = jax.nn.gelu(z, approximate=False)
+  logits = z @ head['kernel'] + head['bias'][None]
+  np.testing.assert_allclose(outputs['logits'], logits, atol=1e-5)
+
+
+@pytest.mark.parametrize('hidden, pooling', [(None, 'mean'), (400, 'none')])
+def test_head_dropout_zeroes_what_the_last_layer_reads_in_training(
+  hidden, pooling
+):
+  options = dict(head_hidden_dim=hidden, head_dropout_rate=0.5, pooling=pooling)
+  model, params = _tiny(width=400, num_classes=400, **options)
+  # An identity shows what the last layer reads.
+  params['head'] |= dict(kernel=np.eye(400, dtype='f'), bias=np.zeros(400, 'f'))
+  full = _apply(model, params)
+  rngs = {'dropout': jax.random.key(3)}
+  dropped = _apply(model, params, train=True, rngs=rngs)
+  np.testing.assert_array_equal(full['features'], dropped['features'])
+  kept = dropped['logits'] != 0
+  assert 0.4 < np.mean(kept) < 0.6
+  expected = np.where(kept, 2 * full['logits'], 0)
+  np.testing.assert_allclose(dropped['logits'], expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize('name', ['sincos2d', 'sincos2d_moco'])

@@ -73,7 +73,7 @@ def test_twelve_blocks_have_the_multipliers_of_mae():
   [
     dict(pooling='token', num_registers=1, layer_scale=1e-5, qk_norm=True),
     dict(pooling='mean', final_norm='features', position='none'),
-    dict(pooling='map', representation_size=True, position='sincos2d'),
+    dict(pooling='map', representation_size=True, head_hidden_dim=8),
   ],
 )
 def test_multipliers_are_those_worked_by_hand(section):

@@ -15,6 +15,7 @@ MODELS = {
   'features': dict(pooling='mean', final_norm='features'),
   'scale': dict(layer_scale=1e-5, qk_norm=True, qkv_bias=False),
   'hidden': dict(representation_size=7, patch_size=(8, 4)),
+  'mlp_head': dict(head_hidden_dim=9),
 }
 
 

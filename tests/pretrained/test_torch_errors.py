@@ -204,12 +204,16 @@ def test_a_head_of_two_features_is_read_only_if_one_counts(
   [
     ('timm', dict(norm_epsilon=1e-12), 'norm_epsilon=1e-12'),
     ('timm', dict(representation_size=True), 'representation_size'),
+    ('timm', dict(head_hidden_dim=9), 'head_hidden_dim=9'),
     ('timm', dict(pooling='none'), "pooling='none'"),
     ('huggingface', dict(qk_norm=True), 'qk_norm'),
     ('huggingface', dict(final_norm='features'), 'final_norm'),
     ('huggingface', dict(pooling='map'), "pooling='map' with a head"),
     ('huggingface', dict(representation_size=True), 'without a head'),
+    ('huggingface', dict(head_hidden_dim=9), 'head_hidden_dim=9'),
     ('huggingface', dict(pooling='mean', layer_scale=1.0), 'no registers'),
+    ('google_npz', dict(head_hidden_dim=9), 'head/hidden/kernel'),
+    ('big_vision_npz', dict(head_hidden_dim=9), 'head/hidden/kernel'),
   ],
 )
 def test_options_that_a_format_cannot_express_are_errors(

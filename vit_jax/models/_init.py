@@ -51,7 +51,7 @@ class Scheme:
   Attributes:
     kernel: of attention and MLP; query, key and value are a matrix each.
     mlp_bias: of MLPs.
-    representation: kernel of the layer before the head.
+    representation: kernels of the layers before the last one of the head.
     head: kernel of the head, unless it starts at zero.
     zero_head: whether it does where `head_zero_init` is None.
     patch_kernel: of the linear map of patches.

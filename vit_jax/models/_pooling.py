@@ -8,8 +8,9 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from vit_jax.models import _init
+from vit_jax.models import _activations, _init
 from vit_jax.models._attention import Attention
+from vit_jax.models._dropout import Dropout
 from vit_jax.models._encoder import Mlp
 from vit_jax.models._norm import layer_norm
 
@@ -72,28 +73,76 @@ class MapPooling(nn.Module):
     return y_B1D[:, 0]
 
 
+class Head(nn.Module):
+  """Maps features to logits: a linear layer, or an MLP; in float32.
+
+  The parameters of the last layer are `kernel` and `bias`, whether or not there
+  is a hidden layer, and those of the hidden one are in `hidden`.
+
+  Attributes:
+    num_classes, head_hidden_dim, head_dropout_rate, activation, weight_init,
+      head_bias_init, head_zero_init: as in `ViT`.
+  """
+
+  num_classes: int
+  head_hidden_dim: int | None
+  head_dropout_rate: float
+  activation: str
+  weight_init: str
+  head_bias_init: float
+  head_zero_init: bool | None
+
+  def setup(self):
+    scheme = _init.SCHEMES[self.weight_init]
+    zero = self.head_zero_init
+    if zero is None:
+      zero = scheme.zero_head
+    if self.head_hidden_dim:
+      self.hidden = nn.Dense(
+        self.head_hidden_dim, kernel_init=scheme.representation
+      )
+    self.dropout = Dropout(self.head_dropout_rate)
+    self.out = nn.Dense(
+      self.num_classes,
+      kernel_init=nn.initializers.zeros if zero else scheme.head,
+      bias_init=nn.initializers.constant(self.head_bias_init),
+    )
+    # Its parameters are the head's own: `head/kernel`, not `head/out/kernel`.
+    nn.share_scope(self, self.out)
+
+  def __call__(self, features, *, train: bool):
+    """Returns logits [..., Y] for features [..., D]."""
+    if self.head_hidden_dim:
+      activation = _activations.ACTIVATIONS[self.activation]
+      features = activation(self.hidden(features))
+    if self.head_dropout_rate:
+      features = self.dropout(features, train=train)
+    return self.out(features)
+
+
 class Readout(nn.Module):
   """Pools tokens and maps them to logits; all in float32.
 
   Attributes:
     map_pooling: the module for pooling 'map'.
-    width, num_classes, pooling, final_norm, norm_epsilon, representation_size,
-      weight_init, head_bias_init, head_zero_init: as in `ViT`.
+    classifier: the module that maps features to logits; None for no head.
+    width, pooling, final_norm, norm_epsilon, representation_size, weight_init:
+      as in `ViT`.
   """
 
   map_pooling: nn.Module
+  classifier: nn.Module | None
   width: int
-  num_classes: int | None
   pooling: str
   final_norm: str
   norm_epsilon: float
   representation_size: int | bool | None
   weight_init: str
-  head_bias_init: float
-  head_zero_init: bool | None
 
   @nn.compact
-  def __call__(self, x_BLD, num_prefix: int, patch_mask=None):
+  def __call__(
+    self, x_BLD, num_prefix: int, patch_mask=None, *, train: bool = False
+  ):
     """Returns a dict of outputs; see `ViT.read_out`."""
     prefix_BPD, tokens_BLD = x_BLD[:, :num_prefix], x_BLD[:, num_prefix:]
     outputs = dict(tokens=tokens_BLD)
@@ -114,8 +163,9 @@ class Readout(nn.Module):
       )
       features = nn.tanh(layer(features))
     outputs['features'] = features
-    if self.num_classes:
-      outputs['logits'] = self._head(features)
+    if self.classifier is not None:
+      head = self.classifier.copy(name='head')
+      outputs['logits'] = head(features, train=train)
     return outputs
 
   def _pool(self, prefix_BPD, tokens_BLD, patch_mask):
@@ -127,18 +177,6 @@ class Readout(nn.Module):
       return tokens_BLD
     pool = self.map_pooling.copy(name='pooling')
     return pool(tokens_BLD, patch_mask).astype(jnp.float32)
-
-  def _head(self, features):
-    scheme = _init.SCHEMES[self.weight_init]
-    zero = self.head_zero_init
-    if zero is None:
-      zero = scheme.zero_head
-    return nn.Dense(
-      self.num_classes,
-      kernel_init=nn.initializers.zeros if zero else scheme.head,
-      bias_init=nn.initializers.constant(self.head_bias_init),
-      name='head',
-    )(features)
 
 
 def masked_mean(x_BLD, mask_BL=None):

@@ -52,6 +52,7 @@ def check_values(vit: nn.Module) -> None:
     'stochastic_depth_rate',
     'dropout_rate',
     'attention_dropout_rate',
+    'head_dropout_rate',
   ):
     if not 0 <= getattr(vit, key) < 1:
       problems.append(f'{key}={getattr(vit, key)}: expected 0 <= rate < 1')
@@ -63,6 +64,7 @@ def check_values(vit: nn.Module) -> None:
     ('num_classes', 0),
     ('num_registers', 0),
     ('representation_size', 0),
+    ('head_hidden_dim', 1),
     ('layer_scale', 0),
     ('norm_epsilon', 0),
   ):

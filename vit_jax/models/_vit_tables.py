@@ -53,6 +53,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
   'head': (
     'num_classes',
     'representation_size',
+    'head_hidden_dim',
     'head_bias_init',
     'head_zero_init',
   ),
@@ -62,6 +63,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
   'training': (
     'dropout_rate',
     'attention_dropout_rate',
+    'head_dropout_rate',
     'stochastic_depth_rate',
     'stochastic_depth_schedule',
   ),

@@ -19,7 +19,7 @@ from vit_jax.errors import UserError
 from vit_jax.models import _stems, _vit_options
 from vit_jax.models._embedding import Embedding
 from vit_jax.models._encoder import Block, Encoder
-from vit_jax.models._pooling import MapPooling, Readout
+from vit_jax.models._pooling import Head, MapPooling, Readout
 from vit_jax.models._vit_roles import ROLES
 from vit_jax.models._vit_tables import FIELDS as FIELDS, VARIANTS
 from vit_jax.printable import printable
@@ -115,6 +115,9 @@ class ViT(nn.Module):
       pooling; 'features': what pooling returns, as in MAE's fine-tuned models
       and timm's average-pooled ones (`fc_norm`).
     representation_size: outputs of a tanh layer before the head; True for D.
+    head_hidden_dim: width of a hidden layer of the head, with `activation`
+      after it: an MLP head. None: the head is linear.
+    head_dropout_rate: of the input of the head's last layer, in training.
     layer_scale: initial factor of every branch (CaiT), or None.
     stochastic_depth_rate: probability that an example skips a branch of the
       last block in training.
@@ -167,6 +170,8 @@ class ViT(nn.Module):
   position_init: float | str = 'google'
   final_norm: str = 'tokens'
   representation_size: int | bool | None = None
+  head_hidden_dim: int | None = None
+  head_dropout_rate: float = 0.0
   layer_scale: float | None = None
   stochastic_depth_rate: float = 0.0
   stochastic_depth_schedule: str = 'linear'
@@ -213,9 +218,13 @@ class ViT(nn.Module):
       | dict(final_norm=self.final_norm == 'tokens'),
       block=Block(**_shared_fields(self, Block)),
     )
+    classifier = None
+    if self.num_classes:
+      classifier = Head(**_shared_fields(self, Head))
     self.readout = Readout(
       **_shared_fields(self, Readout),
       map_pooling=MapPooling(**_shared_fields(self, MapPooling)),
+      classifier=classifier,
     )
     # Their parameters are the model's own: `head`, not `readout/head`.
     nn.share_scope(self, self.embedding)
@@ -266,7 +275,7 @@ class ViT(nn.Module):
     x_BLD, block_outputs = self.encode(
       x_BLD, mask=mask, bias=bias, blocks=blocks, train=train
     )
-    outputs = self.read_out(x_BLD, patch_mask=patch_mask)
+    outputs = self.read_out(x_BLD, patch_mask=patch_mask, train=train)
     if block_outputs is not None:
       outputs['block_outputs'] = block_outputs
     return outputs
@@ -306,14 +315,17 @@ class ViT(nn.Module):
     """
     return self.encoder(x_BLD, mask=mask, bias=bias, blocks=blocks, train=train)
 
-  def read_out(self, x_BLD, *, patch_mask=None) -> dict[str, jax.Array]:
+  def read_out(
+    self, x_BLD, *, patch_mask=None, train: bool = False
+  ) -> dict[str, jax.Array]:
     """Returns the outputs of a call for tokens after the encoder.
 
     Args:
       x_BLD: float32; the first P are the prefix tokens.
       patch_mask: as in a call, for the other tokens.
+      train: as in a call.
     """
-    return self.readout(x_BLD, self.num_prefix_tokens, patch_mask)
+    return self.readout(x_BLD, self.num_prefix_tokens, patch_mask, train=train)
 
 
 def _shared_fields(vit: ViT, module: type[nn.Module]) -> dict[str, Any]:

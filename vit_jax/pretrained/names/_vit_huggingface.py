@@ -135,6 +135,8 @@ def _choose(model: vit.ViT) -> tuple[Dialect, str]:
   is_vit = model.pooling == 'token' and plain
   if model.representation_size and (model.num_classes or not is_vit):
     problems.append('representation_size, but in a ViT without a head')
+  if model.head_hidden_dim and model.num_classes:
+    problems.append(f'head_hidden_dim={model.head_hidden_dim}')
   if model.patch_size[0] != model.patch_size[1] and not is_vit:
     problems.append(f'patch_size={model.patch_size} in other models than ViT')
   if problems:

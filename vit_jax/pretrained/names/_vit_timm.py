@@ -160,6 +160,8 @@ def _check_writable(model: vit.ViT) -> None:
     problems.append(f'pooling={model.pooling!r}')
   if model.representation_size:
     problems.append(f'representation_size={model.representation_size}')
+  if model.head_hidden_dim and model.num_classes:
+    problems.append(f'head_hidden_dim={model.head_hidden_dim}')
   if model.norm_epsilon not in (1e-6, 1e-5):
     problems.append(
       f'norm_epsilon={model.norm_epsilon:g} (timm knows 1e-6 and 1e-5; give'

@@ -79,6 +79,7 @@ def infer(named: Mapping[str, np.ndarray]) -> dict[str, Any]:
     ('num_classes', 'head/kernel', -1),
     ('num_registers', 'registers', 1),
     ('representation_size', 'representation/kernel', -1),
+    ('head_hidden_dim', 'head/hidden/kernel', -1),
   ):
     if name in named:
       fields[key] = size(name, axis)
@@ -148,6 +149,7 @@ def expected(
   """
   longest = max((n for array in named.values() for n in array.shape), default=0)
   keys = ('width', 'mlp_dim', 'num_heads', 'num_classes', 'num_registers')
+  keys += ('head_hidden_dim',)
   sizes = {key: getattr(model, key) or 0 for key in keys}
   sizes['patch_size'] = max(model.patch_size)
   sizes['representation_size'] = int(model.representation_size or 0)
