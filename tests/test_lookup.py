@@ -42,13 +42,27 @@ def test_an_unknown_name_gets_the_choices_and_a_guess():
   with pytest.raises(UserError) as error:
     lookup.find('objectives', 'supervisd', 'Objective')
   text = str(error.value)
-  assert "no objectives named 'supervisd'" in text
+  assert "no objective named 'supervisd'" in text
   assert "did you mean 'supervised'?" in text
+
+
+@pytest.mark.parametrize(
+  ('folder', 'kind'),
+  [
+    ('commands', 'command'),
+    ('visualize', 'picture'),
+    ('data/sources', 'data source'),
+    ('data/device_ops', 'device op'),
+  ],
+)
+def test_an_unknown_name_is_called_by_what_it_should_be(folder, kind):
+  with pytest.raises(UserError, match=f"^no {kind} named 'foo'; {folder}/ has"):
+    lookup.find(folder, 'foo', 'main')
 
 
 @pytest.mark.parametrize('name', ['nowhere.cait', 'json.nothing'])
 def test_a_dotted_name_that_cannot_be_imported_is_an_error(name):
-  with pytest.raises(UserError, match=f"no models named '{name}'.*PYTHONPATH"):
+  with pytest.raises(UserError, match=f"no model named '{name}'.*PYTHONPATH"):
     lookup.find('models', name, 'Model', trusted=True)
 
 
@@ -175,7 +189,7 @@ def test_a_target_of_any_keys_still_checks_those_that_it_names():
 
 @pytest.mark.parametrize('name', ['../../etc/passwd', '.', 'a..b', 3, None])
 def test_impossible_names_are_refused(name):
-  with pytest.raises(UserError, match='no models named'):
+  with pytest.raises(UserError, match='no model named'):
     lookup.find('models', name, 'Model', trusted=True)
 
 
@@ -185,7 +199,7 @@ def test_a_helper_is_neither_offered_nor_found():
   assert helpers and not set(helpers) & set(lookup.names('models'))
   for name in (helpers[0], helpers[0].removeprefix('_')):
     with pytest.raises(
-      UserError, match=f"no models named '{name}'.* has: .*vit"
+      UserError, match=f"no model named '{name}'.* has: .*vit"
     ):
       lookup.find('models', name, 'Model', trusted=True)
 

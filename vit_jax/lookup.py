@@ -42,6 +42,8 @@ _TYPES = {
   types.NoneType: (lambda x: x is None, 'None'),
 }
 _PACKAGE = pathlib.Path(__file__).parent
+# Of folders, for messages; of others the last word without its s.
+_KINDS = {'visualize': 'picture', 'data/sources': 'data source'}
 
 
 def names(folder: str) -> list[str]:
@@ -63,8 +65,10 @@ def find(folder: str, name: str, export: str, *, trusted: bool = False) -> Any:
     UserError: no such file or module, or it does not export `export`; a module
       of the user's own that is not trusted, which is not imported.
   """
+  word = folder.rpartition('/')[2].removesuffix('s').replace('_', ' ')
+  kind = _KINDS.get(folder, word)
   if not isinstance(name, str):
-    raise UserError(f'no {folder} named {name!r}; a name is a text')
+    raise UserError(f'no {kind} named {name!r}; a name is a text')
   offered = names(folder)
   if name in offered:
     module_name = f'vit_jax.{folder.replace("/", ".")}.{name}'
@@ -72,20 +76,20 @@ def find(folder: str, name: str, export: str, *, trusted: bool = False) -> Any:
     module_name = name
   elif not trusted and ('.' in name or _is_importable(name)):
     raise UserError(
-      f'no {folder} named {name!r} in this package, and a name out of a file is'
+      f'no {kind} named {name!r} in this package, and a name out of a file is'
       ' not imported. If you trust that module, name it yourself: in a config,'
       ' on the command line, or with trusted=True in Python'
     )
   elif '.' in name:
     raise UserError(
-      f'no {folder} named {name!r}; a dotted name must be importable: is its '
+      f'no {kind} named {name!r}; a dotted name must be importable: is its '
       'folder on PYTHONPATH?'
     )
   else:
     near = suggestions.close(name, offered)
     hint = f' (did you mean {near!r}?)' if near else ''
     raise UserError(
-      f'no {folder} named {name!r}; {folder}/ has: {", ".join(offered)}{hint}'
+      f'no {kind} named {name!r}; {folder}/ has: {", ".join(offered)}{hint}'
     )
   module = importlib.import_module(module_name)
   if not hasattr(module, export):

@@ -161,7 +161,7 @@ def test_other_types_than_text_are_refused():
 
 
 def test_a_broken_dotted_name_is_explained(user_ops):
-  assert "no data/ops named 'nowhere.ops'" in error('nowhere.ops.solarize')
+  assert "no op named 'nowhere.ops'" in error('nowhere.ops.solarize')
   assert 'is written module.function' in error('their_project.solarize')
   assert "does not define 'solarize'" in error('their_project.ops.solarize')
   assert "'nothing' is not a function" in error('their_project.ops.nothing')

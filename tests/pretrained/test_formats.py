@@ -117,7 +117,7 @@ def test_an_unknown_format_is_named(tiny_weights, tmp_path):
   catalog.save(tiny_weights(), path)
   with pytest.raises(UserError, match=r'own_formats\.absent'):
     catalog.load(path, format='own_formats.absent')
-  with pytest.raises(UserError, match=r"formats named 'tim'.*state_dict"):
+  with pytest.raises(UserError, match=r"format named 'tim'.*state_dict"):
     catalog.load(path, format='tim')
   with pytest.raises(UserError, match=r'own_formats\.absent'):
     catalog.save(tiny_weights(), path, format='own_formats.absent')
