@@ -39,3 +39,16 @@ def test_epochs_become_steps_wherever_they_are():
 def test_impossible_durations_name_their_place(section, message):
   with pytest.raises(UserError, match=message):
     durations.in_steps(section, 10, 'x')
+
+
+def test_errors_name_the_keys_that_the_user_wrote():
+  section = dict(
+    decay=dict(over_epochs=0), hold_epochs=[('a', 1)], warmup_epochs=5
+  )
+  text = 'x.hold_steps: a; x.decay.over_steps=0; warmup_steps=40; stair_steps=9'
+  with pytest.raises(UserError) as error, durations.as_written(section):
+    raise UserError(text)
+  assert str(error.value) == (
+    'x.hold_epochs: a; x.decay.over_epochs=0; warmup_epochs=5 (40 steps); '
+    'stair_steps=9'
+  )

@@ -281,3 +281,27 @@ def test_utilisation_is_of_all_devices(tuned):
   want = 3 * forward * steps_per_second / (PEAK * jax.device_count())
   assert jax.device_count() == 8
   assert rows[-1]['train/mfu'] == pytest.approx(want)
+
+
+@pytest.mark.parametrize(
+  ('optimizer', 'message'),
+  [
+    (dict(hold_epochs=[('hed/.*', 1)]), 'optimizer.hold_epochs: '),
+    (
+      dict(weight_decay=dict(name='linear', start=0, end=1, over_epochs=0)),
+      'weight_decay.over_epochs=0: expected 1 or more',
+    ),
+    (dict(warmup_epochs=4), r'warmup_epochs=4 \(10 steps\) must be less than'),
+    (dict(hold_steps=[('hed/.*', 1)]), 'optimizer.hold_steps: '),
+  ],
+)
+def test_errors_of_durations_name_the_keys_of_the_config(optimizer, message):
+  section = dict(name='adamw', learning_rate=1e-3) | optimizer
+  with pytest.raises(UserError, match=message):
+    train.build(tiny_runs.plain(optimizer=section))
+
+
+def test_an_objective_names_the_keys_of_the_config():
+  section = dict(name='supervised', rampp_epochs=1)
+  with pytest.raises(UserError, match="unknown key 'rampp_epochs'"):
+    train.build(tiny_runs.plain(objective=section))

@@ -1,6 +1,8 @@
 """Durations of a config: steps and epochs, totals and cadences."""
 
-from collections.abc import Mapping
+import contextlib
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vit_jax import lookup
@@ -40,6 +42,47 @@ def in_steps(
       continue
     out[key] = value
   return out
+
+
+@contextlib.contextmanager
+def as_written(section: Mapping[str, Any]) -> Iterator[None]:
+  """Names `*_epochs` keys as the user wrote them in a UserError raised inside.
+
+  `over_steps=0` becomes `over_epochs=0`, and `warmup_steps=40` becomes
+  `warmup_epochs=5 (40 steps)`.
+
+  Args:
+    section: of the config, before `in_steps`.
+  """
+  try:
+    yield
+  except UserError as e:
+    text = str(e)
+    for key, value in _epochs_keys(section).items():
+      in_steps_key = key.removesuffix('epochs') + 'steps'
+
+      def written(match, key=key, value=value):
+        steps = match[1]
+        if steps is None:
+          return key
+        extra = '' if float(steps) == value else f' ({steps} steps)'
+        return f'{key}={value!r}{extra}'
+
+      text = re.sub(rf'\b{re.escape(in_steps_key)}\b(?:=(\d+))?', written, text)
+    if text == str(e):
+      raise
+    raise type(e)(text) from e
+
+
+def _epochs_keys(section: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the keys of a section, and of those in it, that are in epochs."""
+  found = {}
+  for key, value in section.items():
+    if isinstance(value, lookup.SECTION):
+      found |= _epochs_keys(value)
+    elif str(key).endswith('_epochs') and value is not None:
+      found[key] = value
+  return found
 
 
 def cadence_problem(key: str, steps: Any) -> str | None:

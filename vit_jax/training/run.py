@@ -153,15 +153,17 @@ def _model_part(
     'models', config['model'], 'Model', where='config.model', trusted=True
   )
   where = 'config.objective'
-  objective = lookup.build(
-    'objectives',
-    durations.in_steps(config['objective'], data.steps_per_epoch, where),
-    'Objective',
-    model,
-    where=where,
-    trusted=True,
-    offered=dict(total_steps=total_steps),
-  )
+  section = durations.in_steps(config['objective'], data.steps_per_epoch, where)
+  with durations.as_written(config['objective']):
+    objective = lookup.build(
+      'objectives',
+      section,
+      'Objective',
+      model,
+      where=where,
+      trusted=True,
+      offered=dict(total_steps=total_steps),
+    )
   device_ops = device_ops_language.parse(
     data.device_ops,
     num_classes=data.num_classes,
@@ -197,11 +199,11 @@ def _add_training(
   gradients.check_extra(branches['extra'], micro_batches)
 
   def call(function, name, *args, **kwargs):
-    section = config[name]
     where = f'config.{name}'
-    section = durations.in_steps(section, data.steps_per_epoch, where)
+    section = durations.in_steps(config[name], data.steps_per_epoch, where)
     kwargs['total_steps'] = total_steps
-    return lookup.call(function, section, where, *args, **kwargs)
+    with durations.as_written(config[name]):
+      return lookup.call(function, section, where, *args, **kwargs)
 
   tx, schedule = call(
     optimizer_lib.make,
