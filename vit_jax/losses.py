@@ -11,28 +11,34 @@ from vit_jax.errors import UserError
 
 
 def softmax_cross_entropy(
-  logits_BY: jax.Array, targets_BY: jax.Array
+  logits_BY: jax.Array,
+  targets_BY: jax.Array,
+  weights_Y: jax.Array | None = None,
 ) -> jax.Array:
-  """Returns `-sum_y target_y log softmax(logits)_y`, float32 `[B]`.
+  """Returns `-sum_y w_y target_y log softmax(logits)_y`, float32 `[B]`.
 
   Rows of targets are used as they are: where they do not sum to 1 the loss is
-  that much larger.
+  that much larger. The weights w of classes are 1 where there are none.
 
   Raises:
     UserError: the two shapes differ.
   """
   logits_BY, targets_BY = _checked(logits_BY, targets_BY)
-  return -jnp.sum(targets_BY * jax.nn.log_softmax(logits_BY), axis=-1)
+  losses_BY = targets_BY * jax.nn.log_softmax(logits_BY)
+  return -jnp.sum(_weighted(losses_BY, weights_Y), axis=-1)
 
 
 def sigmoid_cross_entropy(
-  logits_BY: jax.Array, targets_BY: jax.Array
+  logits_BY: jax.Array,
+  targets_BY: jax.Array,
+  weights_Y: jax.Array | None = None,
 ) -> jax.Array:
   """Returns the summed binary cross-entropies of the classes, float32 `[B]`.
 
-  `-sum_y [t_y log sigmoid(x_y) + (1 - t_y) log sigmoid(-x_y)]`: the sum over
-  classes as in big_vision's `sigmoid_xent`. timm and torch average over classes
-  instead; their loss is this one divided by Y.
+  `-sum_y w_y [t_y log sigmoid(x_y) + (1 - t_y) log sigmoid(-x_y)]`: the sum
+  over classes as in big_vision's `sigmoid_xent`. timm and torch average over
+  classes instead; their loss is this one divided by Y. The weights w of classes
+  are 1 where there are none.
 
   Raises:
     UserError: the two shapes differ.
@@ -40,7 +46,7 @@ def sigmoid_cross_entropy(
   logits_BY, targets_BY = _checked(logits_BY, targets_BY)
   positive = targets_BY * jax.nn.log_sigmoid(logits_BY)
   negative = (1 - targets_BY) * jax.nn.log_sigmoid(-logits_BY)
-  return -jnp.sum(positive + negative, axis=-1)
+  return -jnp.sum(_weighted(positive + negative, weights_Y), axis=-1)
 
 
 # What `loss='softmax'` means in a config.
@@ -131,6 +137,10 @@ def topk_correct(
     top_BK = jax.lax.top_k(logits_BY, k)[1]
   hit_BK = jnp.take_along_axis(right_BY, top_BK, axis=-1)
   return jnp.any(hit_BK, axis=-1), jnp.any(right_BY, axis=-1)
+
+
+def _weighted(losses_BY, weights_Y):
+  return losses_BY if weights_Y is None else losses_BY * weights_Y[None]
 
 
 def _checked(logits_BY, targets_BY):

@@ -1,14 +1,15 @@
 """Supervised learning: softmax or sigmoid cross-entropy with any labels."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from vit_jax import losses
+from vit_jax import lookup, losses
 from vit_jax.errors import UserError
 
 # Of a model, for messages.
@@ -36,6 +37,8 @@ class Objective:
     label_smoothing: float = 0.0,
     target_threshold: float | None = None,
     class_reduction: str | None = None,
+    class_weights: Sequence[float] | str | None = None,
+    class_counts: Sequence[int] | None = None,
   ):
     """Keeps the model and checks the options.
 
@@ -48,6 +51,12 @@ class Objective:
       target_threshold: of 'sigmoid': smoothed, mixed targets above it become 1
         and all others 0. DeiT-III has 0: both classes of a mixture are right;
         "ResNet strikes back" (arXiv:2110.00476) 0.2.
+      class_weights: a factor of each class's part of the loss, in the order of
+        the ids; 'balanced' is mean(class_counts) / class_counts, as in
+        scikit-learn. The mean over the batch is not divided by the weights of
+        its labels, unlike torch's for integer labels: examples count alike on
+        any number of devices. Evaluations are not weighted.
+      class_counts: of 'balanced': how many training images each class has.
       class_reduction: of 'sigmoid': 'sum' over the classes (the default, as
         big_vision) or their 'mean' (torch, timm, DeiT-III), which makes loss
         and gradients smaller by the number of classes.
@@ -77,6 +86,7 @@ class Objective:
         f'objective: label_smoothing={label_smoothing!r} must lie in [0, 1)'
       )
     self._label_smoothing = label_smoothing
+    self._class_weights = _class_weights(class_weights, class_counts)
 
   def init(
     self, rng: jax.Array, batch: Mapping[str, Any]
@@ -94,7 +104,7 @@ class Objective:
     _check_call(self.model)
     image = jnp.zeros((1, *batch['image'].shape[1:]), jnp.float32)
     outputs, variables = self.model.init_with_output(rng, image, train=False)
-    _logits(outputs)
+    self._check_num_classes(_logits(outputs).shape[-1])
     if others := sorted(set(variables) - {'params', _STATISTICS}):
       raise UserError(
         f'{type(self.model).__name__} has the collections {others}; the '
@@ -141,7 +151,10 @@ class Objective:
     targets_BY = losses.smooth(targets_BY, self._label_smoothing)
     if self._target_threshold is not None:
       targets_BY = self._binarize(targets_BY)
-    loss = jnp.mean(self._cross_entropy(logits_BY, targets_BY))
+    self._check_num_classes(num_classes)
+    loss = jnp.mean(
+      self._cross_entropy(logits_BY, targets_BY, self._class_weights)
+    )
     if self._class_mean:
       loss /= num_classes
     top1 = jnp.sum(hit_B) / jnp.maximum(jnp.sum(labelled_B), 1)
@@ -164,6 +177,15 @@ class Objective:
     variables = {'params': params, **(extra or {})}
     return self.model.apply(variables, batch['image'], train=False)
 
+  def _check_num_classes(self, num_classes: int) -> None:
+    weights = self._class_weights
+    if weights is not None and len(weights) != num_classes:
+      raise UserError(
+        f'objective: class_weights (or class_counts) has {len(weights)} numbers'
+        f' and the model {num_classes} classes: give one for each class, in the'
+        ' order of the ids'
+      )
+
   def _binarize(self, targets_BY: jax.Array) -> jax.Array:
     """Returns 1 where a target is above the threshold; a NaN stays one."""
     background = self._label_smoothing / targets_BY.shape[-1]
@@ -175,6 +197,39 @@ class Objective:
       )
     above_BY = (targets_BY > self._target_threshold).astype(targets_BY.dtype)
     return jnp.where(jnp.isnan(targets_BY), targets_BY, above_BY)
+
+
+def _class_weights(weights: Any, counts: Any) -> np.ndarray | None:
+  """Returns the weight of each class, float32 `[Y]`, or None for no weights."""
+  if (weights == 'balanced') != (counts is not None):
+    raise UserError(
+      "objective: class_weights='balanced' and class_counts, the number of"
+      ' training images of each class, go together; got'
+      f' class_weights={weights!r} and class_counts={counts!r}'
+    )
+  if weights is None:
+    return None
+  if counts is not None:
+    wrong = [
+      i for i, n in enumerate(counts) if lookup.expected(int, n) or n < 1
+    ]
+    if wrong or not len(counts):
+      raise UserError(
+        'objective: class_counts needs a whole number >= 1 for each class;'
+        f' wrong at the ids {wrong[:10]}. For a class without images give'
+        ' class_weights as a list'
+      )
+    counts = np.asarray(counts, np.float64)
+    return (counts.mean() / counts).astype(np.float32)
+  fits = not isinstance(weights, str) and all(
+    lookup.expected(float, w) is None and w >= 0 for w in weights
+  )
+  if not fits or not any(weights):
+    raise UserError(
+      f'objective: class_weights={weights!r}: expected a list of a number >= 0'
+      " for each class, not all of them 0, or 'balanced'"
+    )
+  return np.asarray(weights, np.float32)
 
 
 def _check_call(model: nn.Module) -> None:
