@@ -2,10 +2,10 @@
 
 import pytest
 
-from vit_jax.data.ops import _compiled
+from vit_jax.data.ops import resize
 
 
 @pytest.fixture(params=['compiled', 'plain'])
 def route(request, monkeypatch):
   if request.param == 'plain':
-    monkeypatch.setattr(_compiled, 'kernels', lambda: None)
+    monkeypatch.setattr(resize, 'kernels', lambda: None)

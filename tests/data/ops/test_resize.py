@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from tests.data.ops.op_runs import assert_refused, noise, parse
-from vit_jax.data.ops import _compiled
+from vit_jax.data.ops import resize
 from vit_jax.data.ops._checks import check_growth
 from vit_jax.data.ops.resize import METHODS, resample
 from vit_jax.errors import UserError
@@ -97,7 +97,7 @@ def test_uint8_images_match_pillow_across_and_then_down(size, route):
 
 @pytest.mark.parametrize('method', ['bilinear', 'bicubic'])
 def test_compiled_resizing_makes_pillows_pixels_at_any_size(method):
-  assert _compiled.kernels(), 'the test extra installs Numba'
+  assert resize.kernels(), 'the test extra installs Numba'
   rng = np.random.default_rng(0)
   sizes = rng.integers(1, 120, (40, 4)).tolist()
   for height, width, *size in [*sizes, (50, 24, 20, 24), (50, 24, 50, 9)]:
@@ -115,7 +115,7 @@ def test_compiled_sums_are_numpys_to_the_bit(dtype, method, monkeypatch):
   compiled = [
     resample(image, size, method=method, antialias=False) for size in sizes
   ]
-  monkeypatch.setattr(_compiled, 'kernels', lambda: None)
+  monkeypatch.setattr(resize, 'kernels', lambda: None)
   for got, size in zip(compiled, sizes, strict=True):
     want = resample(image, size, method=method, antialias=False)
     np.testing.assert_array_equal(got, want)

@@ -1,7 +1,7 @@
 """Numba kernels for resizing and shearing, bit-identical to Pillow and NumPy.
 
-Imported by `_compiled.py` alone, as Numba is optional. The kernels are compiled
-at import, or read from Numba's cache beside this file.
+Imported by `resize.kernels` alone, as Numba is optional. The kernels are
+compiled at import, or read from Numba's cache beside this file.
 Integers are cast by hand: Numba widens a sum of two int32 to int64, and half
 the speed is gone.
 """

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from vit_jax.data.ops import _compiled
+from vit_jax.data.ops import resize
 from vit_jax.data.ops._checks import image_of, probability
 from vit_jax.data.ops_language import Example, Op
 from vit_jax.errors import UserError
@@ -190,7 +190,7 @@ def _shift(image, matrix, resample, fill: Color) -> Image.Image | None:
   It does bicubic shears and translations of colour images, in a quarter of the
   time.
   """
-  kernels = _compiled.kernels()
+  kernels = resize.kernels()
   if not kernels or image.mode != 'RGB' or resample != Image.Resampling.BICUBIC:
     return None
   a, b, c, d, e, f = map(float, matrix)

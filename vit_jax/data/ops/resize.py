@@ -1,12 +1,15 @@
 """resize: images of any dtype and any number of channels to a new size."""
 
 import functools
+import importlib.util
 import math
+import threading
+from types import ModuleType
 
 import numpy as np
+from absl import logging
 from PIL import Image
 
-from vit_jax.data.ops import _compiled
 from vit_jax.data.ops._checks import check_growth, image_op, size_of
 from vit_jax.data.ops_language import Op
 from vit_jax.errors import UserError
@@ -17,6 +20,7 @@ _PILLOW = {
   'bicubic': Image.Resampling.BICUBIC,
   'lanczos': Image.Resampling.LANCZOS,
 }
+_IMPORTING = threading.Lock()
 
 
 def resize(
@@ -132,19 +136,48 @@ def resample(
   return out.astype(image.dtype)
 
 
+def kernels() -> ModuleType | None:
+  """Returns the module `_kernels`, or None to use Pillow instead.
+
+  Numba is in the extra `fast`. The pixels are the same with it and without. It
+  compiles for some seconds when it is used for the first time, and keeps the
+  result on disk.
+  """
+  # One thread at a time: otherwise each would log a failure of its own.
+  with _IMPORTING:
+    return _imported()
+
+
+@functools.cache
+def _imported() -> ModuleType | None:
+  if importlib.util.find_spec('numba') is None:
+    return None
+  try:
+    from vit_jax.data.ops import _kernels
+  except Exception as e:  # Another NumPy, nowhere to write, a full disk.
+    logging.warning(
+      'images are resized by slower code, to the same pixels: Numba does not '
+      'work here (%s: %s)',
+      type(e).__name__,
+      e,
+    )
+    return None
+  return _kernels
+
+
 def _as_pillow(
   image: np.ndarray, size: tuple[int, int], method: str
 ) -> np.ndarray:
   """Resizes uint8 of any number of channels, across and then down."""
   height, width = size
-  kernels = _compiled.kernels()
-  if kernels and image.shape[2] == 3 and method != 'lanczos':
+  compiled = kernels()
+  if compiled and image.shape[2] == 3 and method != 'lanczos':
     cubic = method == 'bicubic'
     if image.shape[1] != width:
-      image = kernels.resize_across(image, width, cubic)
+      image = compiled.resize_across(image, width, cubic)
     if image.shape[0] != height:
       contiguous = np.ascontiguousarray(image)
-      image = kernels.resize_down(contiguous, height, cubic)
+      image = compiled.resize_down(contiguous, height, cubic)
     return image
 
   def one(plane):
@@ -174,9 +207,9 @@ def _interpolated(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
   """Returns the image interpolated between four pixels, across first."""
   rows = _neighbours(image.shape[0], size[0])
   columns = _neighbours(image.shape[1], size[1])
-  kernels = _compiled.kernels()
-  if kernels and image.dtype in (np.uint8, np.float32):
-    return kernels.interpolate(np.ascontiguousarray(image), *rows, *columns)
+  compiled = kernels()
+  if compiled and image.dtype in (np.uint8, np.float32):
+    return compiled.interpolate(np.ascontiguousarray(image), *rows, *columns)
   (above, below, down), (left, right, across) = rows, columns
   across, down = across[:, None], down[:, None, None]
   lines = []
@@ -191,9 +224,9 @@ def _summed(
   image: np.ndarray, axis: int, index: np.ndarray, weight: np.ndarray
 ) -> np.ndarray:
   """Returns `[H, W, C]` with one axis resized: a weighted sum of rows."""
-  kernels = _compiled.kernels()
-  if kernels and image.dtype in (np.uint8, np.float32):
-    summed = (kernels.sum_down, kernels.sum_across)[axis]
+  compiled = kernels()
+  if compiled and image.dtype in (np.uint8, np.float32):
+    summed = (compiled.sum_down, compiled.sum_across)[axis]
     return summed(np.ascontiguousarray(image), index, weight)
   # Rows are gathered in long runs, which is several times faster.
   rows = np.ascontiguousarray(np.moveaxis(image, axis, 0))

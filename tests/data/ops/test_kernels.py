@@ -20,10 +20,10 @@ def test_without_numba_there_are_no_kernels_in_any_thread():
   done = _in_a_fresh_process("""
     import sys
     from concurrent import futures
-    from vit_jax.data.ops import _compiled
+    from vit_jax.data.ops import resize
     sys.modules['numba'] = None
     with futures.ThreadPoolExecutor(16) as pool:
-      print(set(pool.map(lambda _: _compiled.kernels(), range(16))))
+      print(set(pool.map(lambda _: resize.kernels(), range(16))))
   """)
   assert done.stdout == '{None}\n'
   assert not done.stderr
@@ -33,7 +33,7 @@ def test_a_numba_that_does_not_work_is_reported_once_and_left_out():
   done = _in_a_fresh_process("""
     import importlib.machinery, sys, threading, types
     from concurrent import futures
-    from vit_jax.data.ops import _compiled
+    from vit_jax.data.ops import resize
 
     together = threading.Barrier(16)
 
@@ -44,7 +44,7 @@ def test_a_numba_that_does_not_work_is_reported_once_and_left_out():
 
     def kernels(_):
       together.wait()
-      return _compiled.kernels()
+      return resize.kernels()
 
     sys.modules['numba'] = numba = Numba('numba')
     numba.__spec__ = importlib.machinery.ModuleSpec('numba', None)
