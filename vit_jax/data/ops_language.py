@@ -190,6 +190,31 @@ def find(name: str, folder: str = _FOLDER) -> Callable[..., Any]:
   return factory
 
 
+def image_op(
+  change: Callable[[np.ndarray, np.random.Generator], np.ndarray],
+) -> Op:
+  """Returns the op that makes the image, `[H, W, C]`, `change(image, rng)`."""
+  return lambda example, rng: (
+    example | {'image': change(image_of(example), rng)}
+  )
+
+
+def image_of(example: Example) -> np.ndarray:
+  """Returns the image, `[H, W, C]`, of an example that has one, decoded."""
+  image = example.get('image')
+  if image is None:
+    raise UserError(f"the example has no 'image'; it has {sorted(example)}")
+  if not isinstance(image, np.ndarray):
+    raise UserError(
+      f"'image' is {type(image).__name__}, not an array; put decode before"
+    )
+  if image.ndim != 3:
+    raise UserError(
+      f"'image' has shape {image.shape}, not [H, W, C]; put decode before"
+    )
+  return image
+
+
 def public_functions(module: Any) -> dict[str, Callable[..., Any]]:
   """Returns the functions that a module itself defines, private ones not."""
   return {

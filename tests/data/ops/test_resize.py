@@ -7,8 +7,7 @@ from PIL import Image
 
 from tests.data.ops.op_runs import assert_refused, noise, parse
 from vit_jax.data.ops import resize
-from vit_jax.data.ops._checks import check_growth
-from vit_jax.data.ops.resize import METHODS, resample
+from vit_jax.data.ops.resize import METHODS, check_growth, resample
 from vit_jax.errors import UserError
 
 # Shrinking, growing, both at once, by whole factors and by others.

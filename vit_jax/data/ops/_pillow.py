@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from vit_jax.data.ops import resize
-from vit_jax.data.ops._checks import image_of, probability
-from vit_jax.data.ops_language import Example, Op
+from vit_jax.data.ops._checks import probability
+from vit_jax.data.ops_language import Example, Op, image_of
 from vit_jax.errors import UserError
 
 Color = tuple[int, int, int]

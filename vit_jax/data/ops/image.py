@@ -2,15 +2,9 @@
 
 import numpy as np
 
-from vit_jax.data.ops._checks import (
-  check_growth,
-  image_op,
-  is_int,
-  probability,
-  size_of,
-)
-from vit_jax.data.ops.resize import check_method, resample
-from vit_jax.data.ops_language import Op
+from vit_jax.data.ops._checks import is_int, probability, size_of
+from vit_jax.data.ops.resize import check_growth, check_method, resample
+from vit_jax.data.ops_language import Op, image_op
 from vit_jax.errors import UserError
 
 

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from vit_jax.data import ops_language
-from vit_jax.data.ops._checks import image_of, is_int
+from vit_jax.data.ops._checks import is_int
 from vit_jax.data.ops.random_resized_crop import random_resized_crop
-from vit_jax.data.ops_language import Example, Op
+from vit_jax.data.ops_language import Example, Op, image_of
 from vit_jax.errors import UserError
 
 _COLORS = 'color_jitter(0.4, 0.4, 0.2, 0.1, rate=0.8)|grayscale(0.2)'

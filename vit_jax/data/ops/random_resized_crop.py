@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vit_jax.data.ops._checks import image_op, range_of, size_of
+from vit_jax.data.ops._checks import range_of, size_of
 from vit_jax.data.ops.resize import check_method, resample
-from vit_jax.data.ops_language import Op
+from vit_jax.data.ops_language import Op, image_op
 from vit_jax.errors import UserError
 
 Box = tuple[int, int, int, int]

@@ -10,10 +10,12 @@ import numpy as np
 from absl import logging
 from PIL import Image
 
-from vit_jax.data.ops._checks import check_growth, image_op, size_of
-from vit_jax.data.ops_language import Op
+from vit_jax.data.ops._checks import size_of
+from vit_jax.data.ops_language import Op, image_op
 from vit_jax.errors import UserError
 
+# 8192 x 8192. Nobody trains on larger images; a mistyped size makes them.
+_MAX_PIXELS = 2**26
 METHODS = ('nearest', 'area', 'bilinear', 'bicubic', 'lanczos')
 _PILLOW = {
   'bilinear': Image.Resampling.BILINEAR,
@@ -134,6 +136,26 @@ def resample(
     info = np.iinfo(image.dtype)
     out = np.clip(out if truncate else np.rint(out), info.min, info.max)
   return out.astype(image.dtype)
+
+
+def check_growth(
+  old: tuple[int, int], new: tuple[int, int], *, max_pixels: int = _MAX_PIXELS
+) -> None:
+  """Raises UserError where an op would make an image that is far too large.
+
+  Args:
+    old: (height, width) of the image. Large images may be made smaller.
+    new: (height, width) that it would have.
+    max_pixels: of an image that is larger than it was.
+  """
+  # Pillow resizes across before it resizes down.
+  most = max(old[0], new[0]) * new[1]
+  if most > max(max_pixels, old[0] * old[1]):
+    raise UserError(
+      f'an image of {old[0]} x {old[1]} (height x width) would become'
+      f' {new[0]} x {new[1]}, and an op makes none over max_pixels='
+      f'{max_pixels:,}: is the size right?'
+    )
 
 
 def kernels() -> ModuleType | None:

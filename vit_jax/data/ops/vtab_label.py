@@ -4,8 +4,7 @@ import math
 
 import numpy as np
 
-from vit_jax.data.ops._checks import image_of
-from vit_jax.data.ops_language import Example, Op
+from vit_jax.data.ops_language import Example, Op, image_of
 from vit_jax.errors import UserError
 
 # Classes are the intervals between neighbours; the first is without bound.
