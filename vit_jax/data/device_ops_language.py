@@ -12,17 +12,16 @@ the arguments once, `num_classes` of the data by default, and returns one of
 
 import collections
 import contextlib
+import dataclasses
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.data import fields as fields_lib, ops_language
-from vit_jax.data.device_ops import normalize as normalize_file
-from vit_jax.data.device_ops._image_op import ImageOp
-from vit_jax.data.device_ops.mixing import Mix
 from vit_jax.data.ops import _from_files
 from vit_jax.errors import UserError
 
@@ -45,8 +44,6 @@ FROM_FILES = (
 # The largest number is that of max_value=65535.
 _LIMITS = _from_files.Limits(FROM_FILES, 'device_ops', 'max_number', 2**16)
 
-STATISTICS = normalize_file.STATISTICS
-
 
 class DeviceOp(Protocol):
   """A batch on the device in, a batch out."""
@@ -54,6 +51,48 @@ class DeviceOp(Protocol):
   def __call__(
     self, batch: Batch, rng: jax.Array | None, *, train: bool
   ) -> Batch: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageOp:
+  """An op on one image, `[H, W, C]`, applied to every image of a field.
+
+  Each image draws from a key of its own, folded from the key of the op and the
+  row of the image in the global batch, and with several images in a row (views
+  of multi_crop) from its number in the row. So what an image becomes is the
+  same on any mesh.
+
+  Attributes:
+    train: `(image, key) -> image`; None does in training what `evaluate` does.
+    evaluate: `image -> image` without chance; None leaves images as they are.
+  """
+
+  train: Callable[[jax.Array, jax.Array], jax.Array] | None = None
+  evaluate: Callable[[jax.Array], jax.Array] | None = None
+
+  @property
+  def training_only(self) -> bool:
+    return self.evaluate is None
+
+  def __call__(
+    self, name: str, images: jax.Array, rng: jax.Array | None, *, train: bool
+  ) -> jax.Array:
+    """Returns the images after the op.
+
+    `images` are `[B, ..., H, W, C]`. Fields draw independently of each other;
+    `rng` is None in evaluation.
+    """
+    leading = images.shape[: max(1, images.ndim - 3)]
+    fn, args = self.evaluate, (images,)
+    if train and self.train is not None:
+      if name != 'image':
+        rng = jax.random.fold_in(rng, np.uint32(zlib.crc32(name.encode())))
+      fn, args = self.train, (images, _keys(rng, leading))
+    if fn is None:
+      return images
+    for _ in leading:
+      fn = jax.vmap(fn)
+    return fn(*args)
 
 
 def parse(
@@ -130,9 +169,18 @@ def of_evaluation(text: str) -> str:
   return '|'.join(kept)
 
 
+def _keys(rng: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+  """Returns keys of the given shape, each folded from its indices."""
+  keys, fold = rng, jax.vmap(jax.random.fold_in, (None, 0))
+  for size in shape:
+    keys = fold(keys, jnp.arange(size, dtype=jnp.int32))
+    fold = jax.vmap(fold, (0, None))
+  return keys
+
+
 def _check(ops: list[tuple], num_classes: int | None) -> None:
   """Raises UserError for a second mixing op or another number of classes."""
-  mixing = [segment.text for segment, op, _ in ops if isinstance(op, Mix)]
+  mixing = [s.text for s, op, _ in ops if getattr(op, 'mixes', False)]
   if len(mixing) > 1:
     raise UserError(
       f'{" and ".join(mixing)}: a batch is mixed once; mixup_cutmix chooses '

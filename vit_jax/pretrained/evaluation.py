@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.data import device_ops_language, ops_language
+from vit_jax.data import ops_language
+from vit_jax.data.device_ops.normalize import STATISTICS
 from vit_jax.errors import UserError
 from vit_jax.pretrained import json_fields
 
@@ -153,7 +154,7 @@ def _statistics(segment) -> dict[str, Any]:
   low, high = (*segment.args, None)[:2]
   low, high = kwargs.get('low', low), kwargs.get('high', high)
   if isinstance(low, str):
-    mean, std = device_ops_language.STATISTICS[low]
+    mean, std = STATISTICS[low]
     return dict(mean=mean, std=std)
   return dict(mean=-low / (high - low), std=1 / (high - low))
 
@@ -162,7 +163,7 @@ def _normalize(mean, std) -> str:
   given = np.array([mean, std]).reshape(2, -1)
   if np.all(given == 0.5):
     return 'normalize(-1, 1)'
-  for name, known in device_ops_language.STATISTICS.items():
+  for name, known in STATISTICS.items():
     if given.shape == np.shape(known) and np.allclose(
       given, known, rtol=0, atol=1e-6
     ):

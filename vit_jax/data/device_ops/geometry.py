@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from vit_jax.data.device_ops._image_op import ImageOp
+from vit_jax.data.device_ops_language import ImageOp
 from vit_jax.data.ops._checks import size_of
 from vit_jax.errors import UserError
 

@@ -44,6 +44,7 @@ class Mix:
   num_classes: int | None = None
 
   training_only = True
+  mixes = True  # Of such ops a batch takes one.
 
   def __post_init__(self):
     problems = []

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.data.device_ops._image_op import ImageOp
+from vit_jax.data.device_ops_language import ImageOp
 from vit_jax.errors import UserError
 
 # Mean and standard deviation per channel of images in 0 .. 1.

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.data.device_ops import _boxes
-from vit_jax.data.device_ops._image_op import ImageOp
+from vit_jax.data.device_ops_language import ImageOp
 from vit_jax.errors import UserError
 
 _MODES = ('const', 'rand', 'pixel')
