@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 
 from vit_jax.data import device_ops_language
-from vit_jax.data.device_ops import _boxes, mixing
+from vit_jax.data.device_ops import mixing
 from vit_jax.errors import UserError
 
 
@@ -64,12 +64,12 @@ def test_a_cutmix_box_is_centred_even_and_clipped():
   # 1 - 0.75 = 0.25: half the sides of 10 x 20, 5 x 10; down to even, 4 x 10.
   weight = jnp.array([0.75, 0.75, 0.75, 1.0, 0.0])
   row, column = jnp.array([5, 1, 9, 5, 5]), jnp.array([10, 0, 18, 10, 19])
-  box = _boxes.cutmix_box(weight, row, column, (10, 20))
+  box = mixing.Box.of_cutmix(weight, row, column, (10, 20))
   want = [(3, 7, 5, 15), (0, 3, 0, 5), (7, 10, 13, 20), (5, 5, 10, 10)]
   want.append((0, 10, 9, 20))
   np.testing.assert_array_equal(np.stack(box, axis=1), want)
-  np.testing.assert_array_equal(_boxes.area(box), [40, 15, 21, 0, 110])
-  inside = _boxes.inside(box, (10, 20))
+  np.testing.assert_array_equal(box.area(), [40, 15, 21, 0, 110])
+  inside = box.inside((10, 20))
   np.testing.assert_array_equal(inside.sum((1, 2)), [40, 15, 21, 0, 110])
   assert inside[1, :3, :5].all() and inside[4, :, 9:].all()
 

@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 
 from vit_jax.data import device_ops_language
-from vit_jax.data.device_ops import _boxes, mixing
+from vit_jax.data.device_ops import mixing
 
 torch = pytest.importorskip('torch')
 mixup_file = pytest.importorskip('timm.data.mixup')
@@ -31,9 +31,9 @@ def test_boxes_of_even_sides_equal_timms(monkeypatch):
     (top, bottom, left, right), corrected = mixup_file.cutmix_bbox_and_lam(
       (3, 32, 32), weight
     )
-    box = _boxes.cutmix_box(jnp.float32(weight), row, column, (32, 32))
+    box = mixing.Box.of_cutmix(jnp.float32(weight), row, column, (32, 32))
     assert tuple(map(int, box)) == (top, bottom, left, right)
-    left_over = 1 - _boxes.area(box) / (32 * 32)
+    left_over = 1 - box.area() / (32 * 32)
     np.testing.assert_allclose(left_over, corrected, rtol=1e-6)
 
 

@@ -14,18 +14,67 @@ C]`, whose views share the weight and the box of their row.
 """
 
 import dataclasses
+from typing import NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
 
 from vit_jax import losses
-from vit_jax.data.device_ops import _boxes
 from vit_jax.errors import UserError
 
 Batch = dict[str, jax.Array]
 
 _MODES = ('batch', 'pair', 'elem')
 _PARTNERS = ('reverse', 'roll')
+
+
+class Box(NamedTuple):
+  """Boxes in images, int32, each field of one shape; the ends are exclusive."""
+
+  top: jax.Array
+  bottom: jax.Array
+  left: jax.Array
+  right: jax.Array
+
+  @classmethod
+  def of_cutmix(
+    cls,
+    weight: jax.Array,
+    row: jax.Array,
+    column: jax.Array,
+    size: tuple[int, int],
+  ) -> Self:
+    """Returns the box of CutMix around a centre, clipped to the image.
+
+    Its sides before clipping are int(H r) and int(W r) with
+    r = sqrt(1 - weight), rounded down to even (arXiv:1905.04899; timm 0.3.2,
+    which DeiT used; timm 1.0.31 keeps odd sides).
+
+    Args:
+      weight: of the image that the box is pasted into, in [0, 1], any shape.
+      row: of the centre, uniform over the image.
+      column: likewise.
+      size: height and width of the images.
+    """
+    ratio = jnp.sqrt(1 - weight)
+    ends = []
+    for centre, side in zip((row, column), size, strict=True):
+      half = jnp.int32(side * ratio) // 2
+      ends.append(jnp.clip(centre - half, 0, side))
+      ends.append(jnp.clip(centre + half, 0, side))
+    return cls(*ends)
+
+  def area(self) -> jax.Array:
+    """Returns the number of pixels, int32."""
+    return (self.bottom - self.top) * (self.right - self.left)
+
+  def inside(self, size: tuple[int, int]) -> jax.Array:
+    """Returns bool `[..., H, W]`: which pixels of an image lie in the box."""
+    top, bottom, left, right = (jnp.asarray(x)[..., None, None] for x in self)
+    shape = (*top.shape[:-2], *size)
+    row = jax.lax.broadcasted_iota(jnp.int32, shape, len(shape) - 2)
+    column = jax.lax.broadcasted_iota(jnp.int32, shape, len(shape) - 1)
+    return (row >= top) & (row < bottom) & (column >= left) & (column < right)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +149,7 @@ class Mix:
       )
     size = image.shape[-3:-1]
     weight_B, is_cut_B, box = self.draw(rng, len(image), size)
-    cut_BHW = 1.0 - _boxes.inside(box, size)
+    cut_BHW = 1.0 - box.inside(size)
     weight_BHW = jnp.where(
       is_cut_B[:, None, None], cut_BHW, weight_B[:, None, None]
     )
@@ -125,7 +174,7 @@ class Mix:
 
   def draw(
     self, rng: jax.Array, num_rows: int, size: tuple[int, int]
-  ) -> tuple[jax.Array, jax.Array, _boxes.Box]:
+  ) -> tuple[jax.Array, jax.Array, Box]:
     """Returns for each row its own weight, whether it is cut, and the box.
 
     Returns:
@@ -147,8 +196,8 @@ class Mix:
       weight = jnp.maximum(weight, 1 - weight)
     weight = jnp.where(mixes < self.rate, weight, 1.0)
     centre = jnp.int32(row * size[0]), jnp.int32(column * size[1])
-    box = _boxes.cutmix_box(weight, *centre, size)
-    left = 1 - _boxes.area(box) / (size[0] * size[1])
+    box = Box.of_cutmix(weight, *centre, size)
+    left = 1 - box.area() / (size[0] * size[1])
     weight = jnp.where(is_cut, left, weight)
 
     def spread(x):
@@ -156,7 +205,7 @@ class Mix:
         x = jnp.concatenate([x, x[:, ::-1]], axis=1)
       return jnp.broadcast_to(x, (groups, rows)).reshape(-1)
 
-    return spread(weight), spread(is_cut), tuple(map(spread, box))
+    return spread(weight), spread(is_cut), Box(*map(spread, box))
 
   def _mix_labels(self, label: jax.Array, weight_B1: jax.Array) -> jax.Array:
     """Returns the labels as float32 `[B, Y]`, mixed."""

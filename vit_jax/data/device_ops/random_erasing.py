@@ -5,7 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from vit_jax.data.device_ops import _boxes
+from vit_jax.data.device_ops.mixing import Box
 from vit_jax.data.device_ops_language import ImageOp
 from vit_jax.errors import UserError
 
@@ -72,7 +72,7 @@ def random_erasing(
       draws[:most], image.shape[:2], number, area, log_aspect
     )
     fits &= erased & (jnp.arange(most) < number)
-    masks = _boxes.inside(box, image.shape[:2])
+    masks = box.inside(image.shape[:2])
     for i in range(most):
       shape = dict(const=(), rand=image.shape[2:], pixel=image.shape)[mode]
       fill = jnp.zeros(shape, image.dtype)
@@ -87,7 +87,9 @@ def random_erasing(
   return ImageOp(erase)
 
 
-def _draw_boxes(draws, size: tuple[int, int], number, area, log_aspect):
+def _draw_boxes(
+  draws, size: tuple[int, int], number, area, log_aspect
+) -> tuple[Box, jax.Array]:
   """Returns boxes, and which of them fit into the image.
 
   `draws` are uniform in [0, 1), `[boxes, 2 * _MAX_TRIES + 2]`.
@@ -106,4 +108,4 @@ def _draw_boxes(draws, size: tuple[int, int], number, area, log_aspect):
   )
   top = jnp.int32(draws[:, -2] * (height - tall + 1))
   left = jnp.int32(draws[:, -1] * (width - wide + 1))
-  return (top, top + tall, left, left + wide), fits
+  return Box(top, top + tall, left, left + wide), fits
