@@ -187,6 +187,7 @@ ARGUMENTS = {
   'random_resized_crop': '(5)',
   'resize': '(5)',
   'resize_small': '(5)',
+  'vtab_label': "('dsprites_location')",
 }
 
 
