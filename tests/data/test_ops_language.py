@@ -192,5 +192,5 @@ def test_every_file_and_every_public_function_is_an_op():
     ops_language.names()
   )
   assert {'resize_small', 'central_crop', 'onehot'} <= set(ops_language.names())
-  hidden = {'language', 'image', 'label', 'resample', 'image_of', '_checks'}
+  hidden = {'language', 'geometry', 'label', 'resample', 'image_of', '_checks'}
   assert not hidden & set(ops_language.names())

@@ -5,7 +5,10 @@ import pytest
 from scipy import stats
 
 from tests.data.ops.op_runs import assert_refused, noise, run
-from vit_jax.data.ops.random_resized_crop import tensorflow_box, torchvision_box
+from vit_jax.data.ops.geometry import (
+  _tensorflow_box as tensorflow_box,
+  _torchvision_box as torchvision_box,
+)
 from vit_jax.data.ops.resize import resample
 
 LAWS = [torchvision_box, tensorflow_box]

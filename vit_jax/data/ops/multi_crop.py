@@ -6,7 +6,7 @@ import numpy as np
 
 from vit_jax.data import ops_language
 from vit_jax.data.ops._checks import is_int
-from vit_jax.data.ops.random_resized_crop import random_resized_crop
+from vit_jax.data.ops.geometry import random_resized_crop
 from vit_jax.data.ops_language import Example, Op, image_of
 from vit_jax.errors import UserError
 
