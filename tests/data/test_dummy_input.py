@@ -65,8 +65,9 @@ def test_every_field_has_the_shape_of_the_recipes_ops(tmp_path, monkeypatch):
   section['ops'] = 'decode(1)|resize_small(8)'
   with pytest.raises(UserError, match='give it with --image_size'):
     dummy_input.input_section(section, 7)
-  made_up = dummy_input.input_section(section, 7, (16, 20))
-  assert shapes(made_up) == {'image': (8, 8, 10, 1), 'label': (8,)}
+  # Of another shape than any image that is made up without a size.
+  made_up = dummy_input.input_section(section, 7, (16, 32))
+  assert shapes(made_up) == {'image': (8, 8, 16, 1), 'label': (8,)}
   made_up['data'] = dummy_input.data_section(7, encoded=True, num_examples=8)
   assert shapes(made_up) == {'image': (8, 8, 10, 1), 'label': (8,)}
 

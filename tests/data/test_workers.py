@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from warnings import warn
 
 import numpy as np
 import pytest
@@ -34,8 +35,15 @@ def _raise():
   raise ValueError('no good')
 
 
+def _warn():
+  warn('Palette images with Transparency expressed in bytes', stacklevel=2)
+  warn('Image size (99 pixels) exceeds limit of 9 pixels', stacklevel=2)
+  warn('the warning of an op', stacklevel=2)
+
+
 _DEEDS = {
   'raise': _raise,
+  'warn': _warn,
   'crash': lambda: ctypes.string_at(0),
   'kill': lambda: os.kill(os.getpid(), signal.SIGKILL),
   'hang': lambda: time.sleep(600),
@@ -107,6 +115,13 @@ def test_the_death_of_a_worker_is_an_error(capfd, what, told):
   with watchdog.most_seconds(3.0), pytest.raises(RunError, match='has died'):
     _take(_input(what, num_workers=1), 10)
   assert told in capfd.readouterr().err
+
+
+def test_workers_print_no_warnings_of_pillow(capfd):
+  _take(_input('warn', num_workers=1), 10)
+  printed = capfd.readouterr().err
+  assert 'the warning of an op' in printed
+  assert 'Palette' not in printed and 'Image size' not in printed
 
 
 def test_a_worker_that_is_killed_is_an_error():

@@ -57,6 +57,22 @@ def test_softmax_of_bfloat16_attention_is_in_float32():
   np.testing.assert_allclose(second, 1 / (1 + np.exp(-0.625)), rtol=0.005)
 
 
+def test_a_bias_is_added_in_float32():
+  # As above: 100.625 is no number of bfloat16.
+  query = jnp.ones((1, 1, 1, 1), jnp.bfloat16)
+  key = jnp.ones((1, 2, 1, 1), jnp.bfloat16)
+  bias = np.array([100.0, 100.625], np.float32).reshape(1, 1, 1, 2)
+  weights = _attention.attention_weights(query, key, bias=bias)
+  second = float(weights[0, 0, 0, 1])
+  np.testing.assert_allclose(second, 1 / (1 + np.exp(-0.625)), rtol=0.005)
+  # Its cast is explicit, so that users may forbid implicit ones.
+  with jax.numpy_dtype_promotion('strict'):
+    low = jnp.asarray([100.0, 100.5], jnp.bfloat16).reshape(1, 1, 1, 2)
+    weights = _attention.attention_weights(query, key, bias=low)
+  second = float(weights[0, 0, 0, 1])
+  np.testing.assert_allclose(second, 1 / (1 + np.exp(-0.5)), rtol=0.005)
+
+
 @pytest.mark.parametrize('name', _attention.ATTENTIONS)
 def test_sown_weights_are_distributions_and_free_unless_asked_for(name):
   x, context = draws.normal(2, 4, 16), draws.normal(2, 7, 16, seed=1)
