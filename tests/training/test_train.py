@@ -1,6 +1,7 @@
 """The loop as a user runs it: it ends, it continues, it says what is wrong."""
 
 import functools
+import json
 import os
 import pathlib
 import re
@@ -9,11 +10,13 @@ import signal
 import subprocess
 import sys
 
+import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
 import PIL.Image
 import pytest
 
+import vit_jax
 from tests.training import tiny_runs
 from vit_jax import errors, trees
 from vit_jax.evaluators import classification
@@ -322,3 +325,36 @@ def test_a_head_of_zeros_under_lamb_is_a_warning_at_the_start(tmp_path, capsys):
   config['model'] = config['model'] | dict(weight_init='torch')
   train.train(tmp_path / 'random', **config)
   assert 'all zeros' not in capsys.readouterr().out
+
+
+def test_a_continued_run_does_not_trace_steps_that_it_took_before(
+  tmp_path, capsys
+):
+  train.train(tmp_path / 'run', **tiny_runs.plain())
+  train.train(tmp_path / 'run', **tiny_runs.plain(total_steps=3), profile='2:3')
+  assert 'no trace, since this run continues after step 2' in (
+    ' '.join(capsys.readouterr().out.split())
+  )
+  assert not (tmp_path / 'run' / 'profile').exists()
+
+
+@pytest.mark.parametrize(
+  'kind', [ml_collections.ConfigDict, ml_collections.FrozenConfigDict]
+)
+def test_a_run_of_config_dicts_can_be_loaded(tmp_path, kind):
+  config = tiny_runs.plain(checkpoint=dict(keep_latest=1))
+  sections = {
+    k: kind(x) if isinstance(x, dict) else x for k, x in config.items()
+  }
+  train.train(tmp_path / 'run', **sections)
+  saved = json.loads((tmp_path / 'run/config.json').read_text())
+  assert {k: saved[k] for k in config} == config
+  if kind is ml_collections.ConfigDict:  # A frozen one sorts its keys.
+    assert list(saved['input']) == list(config['input'])
+  model = vit_jax.load(tmp_path / 'run', ops='decode|resize(16)', on_log=str)
+  assert model(np.zeros((16, 16, 3), np.uint8))['logits'].shape == (4,)
+  # The entries of a list are sections too.
+  entry = kind(dict(weights=str(tmp_path / 'run')))
+  train.train(tmp_path / 'next', **sections, init_from=[entry])
+  saved = json.loads((tmp_path / 'next/config.json').read_text())
+  assert saved['init_from'] == [dict(weights=str(tmp_path / 'run'))]

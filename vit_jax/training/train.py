@@ -6,11 +6,14 @@ Evaluation alone is the same loop with `total_steps=0`.
 
 import contextlib
 import inspect
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import ml_collections
 
+from vit_jax import lookup
 from vit_jax.pretrained import like
 from vit_jax.printable import show
 from vit_jax.reporting import run_folder
@@ -51,7 +54,8 @@ def train(
 ) -> dict[str, float]:
   """Runs a config to its end and returns the last evaluation's numbers.
 
-  The keyword arguments are the top level of a config. A run that was killed
+  The keyword arguments are the top level of a config, and its sections are
+  dicts or ConfigDicts. A run that was killed
   continues from its newest good checkpoint and takes every following step with
   the same bits; a finished one says so and does nothing.
 
@@ -104,7 +108,7 @@ def train(
     SystemExit: preempted (42) or interrupted (130), after saving.
   """
   config = {
-    k: v for k, v in locals().items() if k not in ('workdir', 'profile')
+    k: _plain(v) for k, v in locals().items() if k not in ('workdir', 'profile')
   }
   path = run_folder.local_folder(workdir)
   plan = plan_lib.make(config, profile=profile)
@@ -208,4 +212,18 @@ def build(config: Mapping[str, Any]) -> run_lib.Run:
   """Returns the parts of the run that `train(workdir, **config)` would be."""
   keys = inspect.signature(train).parameters
   defaults = {key: parameter.default for key, parameter in keys.items()}
-  return run_lib.build(defaults | like.complete(config))
+  return run_lib.build(defaults | like.complete(_plain(config)))
+
+
+def _plain(value: Any) -> Any:
+  """Returns a part of a config with dicts in place of (Frozen)ConfigDicts."""
+  if isinstance(value, lookup.SECTION):
+    keys = list(value)
+    if isinstance(value, ml_collections.ConfigDict):
+      # It iterates over sorted keys, but of evaluations the first one counts.
+      as_set = json.loads(value.to_json_best_effort(sort_keys=False))
+      keys.sort(key=[*as_set].index)
+    return {key: _plain(value[key]) for key in keys}
+  if type(value) in (list, tuple):
+    return type(value)(map(_plain, value))
+  return value
