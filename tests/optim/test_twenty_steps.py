@@ -138,19 +138,23 @@ def train(torch, twin, recipe, batches, optimizer, loss_fn, clip_norm=None):
   return dict(params=twin.params(), loss=losses, gradients=gradients)
 
 
-def assert_same(recipe, batches, theirs, *, rtol, rtol_alone):
-  """Compares with the training step in float32, and the chain in float64."""
+def assert_same_training(recipe, batches, theirs, rtol):
+  """Compares with the training step in float32."""
   ours = recipe.train(batches)
   np.testing.assert_allclose(ours['loss'], theirs['loss'], rtol=3e-6)
   recipe.assert_same_changes(
     ours['params'], theirs['params'], rtol=rtol, rounded=True
   )
-  alone = recipe.replay(theirs['gradients'])
-  recipe.assert_same_changes(alone, theirs['params'], rtol=rtol_alone)
   clip_norm = recipe.optimizer.get('grad_clip_norm')
   if clip_norm is not None:  # Some are clipped and some are not.
     assert ours['grad_norm'].min() < 0.8 * clip_norm
     assert ours['grad_norm'].max() > 1.3 * clip_norm
+
+
+def assert_same_optimizer(recipe, theirs, rtol):
+  """Compares with our updates in float64 from their gradients."""
+  alone = recipe.replay(theirs['gradients'])
+  recipe.assert_same_changes(alone, theirs['params'], rtol=rtol)
 
 
 def groups(timm, model):
@@ -172,8 +176,9 @@ def test_adamw_of_deit_equals_torch(torch, timm):
     torch.optim.AdamW(groups(timm, twin.model), betas=(0.9, 0.999), eps=1e-8),
     timm.loss.SoftTargetCrossEntropy(),
   )
-  # The learning rate and the decay of the first moments are float32.
-  assert_same(recipe, batches, theirs, rtol=5e-5, rtol_alone=5e-7)
+  assert_same_training(recipe, batches, theirs, rtol=1e-4)
+  # Adam's corrections for its start are float32.
+  assert_same_optimizer(recipe, theirs, rtol=5e-7)
 
 
 def test_lamb_of_deit3_equals_timm(torch, timm):
@@ -188,8 +193,9 @@ def test_lamb_of_deit3_equals_timm(torch, timm):
     timm.optim.Lamb(groups(timm, twin.model), eps=1e-8, max_grad_norm=1.0),
     timm.loss.BinaryCrossEntropy(smoothing=0.0, target_threshold=0.0),
   )
+  assert_same_training(recipe, batches, theirs, rtol=1e-4)
   # The norms of the trust ratio are float32.
-  assert_same(recipe, batches, theirs, rtol=1e-4, rtol_alone=5e-7)
+  assert_same_optimizer(recipe, theirs, rtol=5e-7)
 
 
 @pytest.mark.parametrize('mu_dtype', ['bfloat16', 'float32'])
@@ -198,7 +204,7 @@ def test_momentum_of_finetuning_equals_torch(torch, timm, mu_dtype):
     'finetune',
     'model=augreg-B/16,data=cifar100',
     optimizer=dict(warmup_steps=4, mu_dtype=mu_dtype),
-    gain=0.25,
+    gain=0.1,
   )
   batches = twenty_steps.batches('integer')
   twin = Twin(timm, torch, recipe)
@@ -214,7 +220,6 @@ def test_momentum_of_finetuning_equals_torch(torch, timm, mu_dtype):
   if mu_dtype == 'bfloat16':
     # As in the recipe. Where a momentum differs in the last place of float32,
     # that of bfloat16 may be another: 2^-8 of an element.
-    assert_same(recipe, batches, theirs, rtol=2e-3, rtol_alone=1e-4)
+    assert_same_training(recipe, batches, theirs, rtol=2e-3)
   else:
-    alone = recipe.replay(theirs['gradients'])
-    recipe.assert_same_changes(alone, theirs['params'], rtol=1e-12)
+    assert_same_optimizer(recipe, theirs, rtol=1e-12)

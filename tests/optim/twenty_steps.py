@@ -17,8 +17,11 @@ NUM_STEPS = 20
 _STEPS_PER_EPOCH = 2
 _BATCH, _SIDE, _CLASSES = 8, 16, 8
 _SIZE = dict(variant='mu/8', depth=2, num_classes=_CLASSES, dtype='float32')
-# Random or of another precision, so that no other code has the same numbers.
-_LEFT_OUT = ('variant', 'residual_dtype', 'stochastic_depth_rate')
+# Random, or of another precision, so that no other code has the same numbers;
+# and what compiles slowly.
+_LEFT_OUT = ('variant', 'residual_dtype', 'stochastic_depth_rate', 'remat')
+# What makes the features.
+_LAST = ('encoder/norm/', 'pooling/attention/out/', 'pooling/mlp/down/')
 
 
 class Recipe:
@@ -47,7 +50,7 @@ class Recipe:
       arg: its options.
       optimizer: what differs from the recipe, such as durations in steps for a
         run of twenty; those in epochs remain, an epoch has two steps.
-      gain: factor of the last norm's scale, and so of the head's gradient.
+      gain: factor of what the head reads, and so of its gradient.
       **model: fields of the model that differ.
     """
     recipe = importlib.import_module(f'vit_jax.configs.{file}')
@@ -66,17 +69,16 @@ class Recipe:
     self.objective = lookup.build(
       'objectives', config['objective'], 'Objective', module
     )
-    image = jax.ShapeDtypeStruct((_BATCH, _SIDE, _SIDE, 3), 'float32')
-    init = self.objective.init(jax.random.key(0), dict(image=image))['params']
+    image = jnp.zeros((_BATCH, _SIDE, _SIDE, 3))
+    shapes = jax.eval_shape(
+      lambda: self.objective.init(jax.random.key(0), dict(image=image))
+    )
     rng = np.random.default_rng(0)
-    self.params = {}
-    for name, x in trees.flatten(init).items():
-      noise = rng.normal(size=x.shape)
-      # LayerScale begins at 1e-4, and gradients in its branch with it.
-      is_small = name.endswith(('scale_attention', 'scale_mlp'))
-      x = x * (1 + 0.1 * noise) if is_small else x + 0.02 * noise
-      is_last = name.startswith('encoder/norm/')
-      self.params[name] = np.float32(gain * x if is_last else x)
+    self.params = {
+      name: _initial(name, rng.normal(size=x.shape), gain)
+      for name, x in trees.flatten(shapes['params']).items()
+    }
+    self.params['head/bias'] += self.model.get('head_bias_init', 0.0)
 
   def make(self, params: Any) -> tuple:
     """Returns the optax chain and the rate, as a run makes them."""
@@ -196,6 +198,16 @@ def batches(
       label = np.float32(label)
     found.append(dict(image=np.float32(image), label=label))
   return found
+
+
+def _initial(name: str, noise: np.ndarray, gain: float) -> np.ndarray:
+  """Returns values such that no bias is 0 and no factor 1."""
+  x = (0.1 if name.endswith('kernel') else 0.02) * noise
+  if name.endswith(('scale_attention', 'scale_mlp')):
+    x = 1e-4 * (1 + x)  # LayerScale, as DeiT III begins.
+  elif name.endswith('scale'):
+    x = 1 + x
+  return np.float32(gain * x if name.startswith(_LAST) else x)
 
 
 def _to_numpy(params: Any) -> dict[str, np.ndarray]:
