@@ -72,6 +72,8 @@ def differences(
   lines = []
   for key in dict.fromkeys([*saved, *current]):
     pair = [section.get(key) for section in (saved, current)]
+    if not prefix and pair == [None, None]:
+      continue  # An option that an older version did not have.
     if all(isinstance(value, dict) for value in pair):
       lines += differences(*pair, f'{prefix}{key}.')
       continue

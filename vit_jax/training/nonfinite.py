@@ -15,12 +15,13 @@ import numpy as np
 from vit_jax.data import pipeline
 from vit_jax.errors import UserError
 from vit_jax.printable import printable
+from vit_jax.training import loss_scale
 
 # While updates are skipped the weights stay as they are, so skips in a row are
 # independent draws of batches. Even where nine batches in ten are bad, 100 of
 # them follow one another once in 40,000 times; where the weights are the
-# cause, no update will ever succeed. There is no loss scale that skips could
-# lower (those of torch and JMP need some 16 skips in a row to start).
+# cause, no update will ever succeed. Skips that lower a dynamic loss scale do
+# not count.
 MAX_CONSECUTIVE_SKIPS = 100
 
 _MAX_NAMED = 3  # Bad examples in a message.
@@ -77,14 +78,20 @@ class Check:
         is none; called only where the run has to end.
     """
     bad = {k: float(v) for k, v in metrics.items() if not math.isfinite(v)}
+    self.skipped_updates = int(metrics.get('train/skipped_updates', 0))
+    all_skipped = step == self.total_steps == self.skipped_updates
+    # The step has halved the loss scale; at its lowest nothing is left to try.
+    scale = metrics.get('train/loss_scale', 0)
+    if bad.keys() == {'train/grad_norm'} and scale > loss_scale.MIN_SCALE:
+      if not all_skipped:
+        return None
     if self.on_nonfinite == 'stop':
       if not bad:
         return None
-      found = ''
+      found = f'all {step} updates were skipped. ' if all_skipped else ''
       other = "on_nonfinite='skip', which leaves such updates out and counts"
       other += ' them.'
     else:
-      self.skipped_updates = int(metrics['train/skipped_updates'])
       # For these `train_step` skips an update.
       skipped = not bad.keys().isdisjoint({'train/loss', 'train/grad_norm'})
       self._in_a_row = self._in_a_row + 1 if skipped else 0
@@ -93,7 +100,7 @@ class Check:
           f'the last {self._in_a_row} updates were skipped '
           f'(max_consecutive_skips={self.max_consecutive_skips}). '
         )
-      elif step == self.total_steps == self.skipped_updates:
+      elif all_skipped:
         found = f'all {step} updates of the run were skipped. '
       else:
         return None

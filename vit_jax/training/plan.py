@@ -14,6 +14,7 @@ from vit_jax.training import (
   durations,
   evaluation,
   inputs,
+  loss_scale,
   nonfinite,
   run as run_lib,
 )
@@ -62,6 +63,8 @@ class Plan:
     log(_describe(run))
     log(inputs.describe(self.config, evaluation.num_examples(run, self.jobs)))
     if hint := clock_lib.precision_hint(run.mesh, self.config['model']):
+      log(hint)
+    if hint := loss_scale.hint(self.config['model'], self.config['loss_scale']):
       log(hint)
     if run.mesh.shape['fsdp'] * run.mesh.shape['tensor'] > 1:
       log(str(run.sharding_report))

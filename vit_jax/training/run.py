@@ -25,6 +25,7 @@ from vit_jax.training import (
   durations,
   gradients,
   inputs,
+  loss_scale as loss_scale_lib,
   train_state,
   train_step,
 )
@@ -212,6 +213,7 @@ def _add_training(
     roles=getattr(part.model, 'ROLES', None),
   )
   has_ema = config['ema'] is not None
+  loss_scale = loss_scale_lib.make(config['loss_scale'])
   state, init = train_state.create(
     objective,
     tx,
@@ -221,6 +223,7 @@ def _add_training(
     ema=has_ema,
     rules=options.rules,
     min_size=options.min_size,
+    loss_scale=loss_scale,
   )
   report = limits.check(state, mesh, options)
   step = train_step.make_train_step(
@@ -236,6 +239,7 @@ def _add_training(
     on_nonfinite=config['on_nonfinite'],
     micro_batches=micro_batches,
     mesh=mesh,
+    loss_scale=loss_scale,
   )
 
   def train_on_mesh(state, batch):

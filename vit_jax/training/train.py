@@ -49,6 +49,7 @@ def train(
   on_nonfinite: str = 'stop',
   max_consecutive_skips: int = nonfinite.MAX_CONSECUTIVE_SKIPS,
   micro_batches: int = 1,
+  loss_scale: float | str | Mapping[str, Any] | None = None,
   max_read_seconds: float | None = 1800.0,
   profile: str | None = None,
 ) -> dict[str, float]:
@@ -96,6 +97,8 @@ def train(
       updates in a row, and where no update of the whole run was applied.
     micro_batches: parts of a batch that are worked through one after the other
       before the update, see `gradients`.
+    loss_scale: of a model in float16: `'dynamic'`, arguments of
+      `loss_scale.Dynamic`, or a number; None scales nothing.
     max_read_seconds: for one record, in training and evaluation; then the
       process ends with code 1, see `watchdog.most_seconds`.
     profile: 'START:STOP', steps to trace, see `profiling`. No part of what is

@@ -13,6 +13,7 @@ import optax
 from vit_jax.errors import UserError
 from vit_jax.optim import schedules
 from vit_jax.parallel import rules as rules_lib
+from vit_jax.training import loss_scale as loss_scale_lib
 
 # Step t draws from fold_in(key(seed), t); the parameters from the number of a
 # step that no run reaches.
@@ -36,6 +37,7 @@ class TrainState:
       No step changes, differentiates or averages them.
     skipped_updates: int32 [], steps whose update was not applied because a
       loss or gradient was not finite.
+    loss_scale: of a dynamic loss scale, or None.
   """
 
   step: jax.Array
@@ -45,6 +47,7 @@ class TrainState:
   extra: dict[str, Any] = flax.struct.field(default_factory=dict)
   frozen: dict[str, Any] = flax.struct.field(default_factory=dict)
   skipped_updates: jax.Array | np.int32 = np.int32(0)
+  loss_scale: loss_scale_lib.State | None = None
 
 
 def init_branches(
@@ -105,6 +108,7 @@ def create(
   ema: bool,
   rules: Iterable[tuple[str, rules_lib.Rule]] | None = None,
   min_size: int = rules_lib.MIN_SIZE,
+  loss_scale: Any = None,
 ) -> tuple[TrainState, Callable[[], TrainState]]:
   """Returns the abstract state and the function that makes a fresh one.
 
@@ -114,11 +118,14 @@ def create(
   Args:
     batch_spec: shapes and dtypes of a batch as `objective.init` sees it.
     ema: whether to keep an average of the parameters; it starts as a copy.
+    loss_scale: from `loss_scale.make`; only a dynamic one has a state.
 
   Returns:
     A TrainState of `jax.ShapeDtypeStruct` with shardings, and a jitted function
     without arguments that returns the state of step 0.
   """
+
+  dynamic = isinstance(loss_scale, loss_scale_lib.Dynamic)
 
   def init() -> TrainState:
     rng = jax.random.fold_in(jax.random.key(seed), np.uint32(INIT_STEP))
@@ -130,6 +137,7 @@ def create(
       # A copy: the state is donated, and no buffer may be donated twice.
       ema_params=jax.tree.map(jnp.copy, params) if ema else None,
       skipped_updates=jnp.zeros((), jnp.int32),
+      loss_scale=loss_scale.init() if dynamic else None,
       **branches,
     )
 

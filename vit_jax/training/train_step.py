@@ -9,7 +9,11 @@ import optax
 
 from vit_jax import trees
 from vit_jax.errors import UserError
-from vit_jax.training import gradients, train_state
+from vit_jax.training import (
+  gradients,
+  loss_scale as loss_scale_lib,
+  train_state,
+)
 
 
 def make_train_step(
@@ -24,6 +28,7 @@ def make_train_step(
   on_nonfinite: str = 'stop',
   micro_batches: int = 1,
   mesh: jax.sharding.Mesh | None = None,
+  loss_scale: float | loss_scale_lib.Dynamic | None = None,
 ) -> Callable[..., tuple[train_state.TrainState, dict[str, jax.Array]]]:
   """Returns the pure function `(state, batch) -> (new state, metrics)`.
 
@@ -43,13 +48,21 @@ def make_train_step(
     micro_batches: into how many parts the batch is cut after the device ops,
       see `gradients`.
     mesh: over which the batch is sharded, for more than one micro-batch.
+    loss_scale: from `loss_scale.make`. Loss and gradients are divided by it
+      once, after the micro-batches were added up and before anything reads
+      them. A dynamic one skips updates like `on_nonfinite='skip'`, always.
 
   Metrics (float32 scalars): what the objective reports, `loss`, `grad_norm`
   (global norm over the parameters that learn, before clipping) and
-  `learning_rate`, the rate of this very update.
+  `learning_rate`, the rate of this very update; `skipped_updates` where updates
+  may be skipped, and of a dynamic loss scale `loss_scale`, that of this step.
   """
   if on_nonfinite not in ('stop', 'skip'):
     raise UserError(f"on_nonfinite={on_nonfinite!r}: expected 'stop' or 'skip'")
+  dynamic = isinstance(loss_scale, loss_scale_lib.Dynamic)
+
+  def scale_of(state):
+    return state.loss_scale.scale if dynamic else jnp.float32(loss_scale)
 
   def stop_gradient_if_frozen(name, leaf):
     learns = trained is None or trained[name]
@@ -57,7 +70,10 @@ def make_train_step(
 
   def loss_fn(params, state, batch, rng):
     params = trees.map_named(stop_gradient_if_frozen, params)
-    return objective.loss(params, state, batch, rng)
+    loss, others = objective.loss(params, state, batch, rng)
+    if loss_scale is not None:
+      loss = loss * scale_of(state)
+    return loss, others
 
   value_and_grad = gradients.value_and_grad(
     loss_fn, micro_batches=micro_batches, mesh=mesh
@@ -70,6 +86,10 @@ def make_train_step(
     (loss, (metrics, extra)), grads = value_and_grad(
       state.params, state, batch, loss_rng
     )
+    if loss_scale is not None:
+      loss, grads = jax.tree.map(
+        lambda x: (x / scale_of(state)).astype(x.dtype), (loss, grads)
+      )
     with jax.named_scope('optimizer'):
       updates, opt_state = tx.update(grads, state.opt_state, state.params)
       params = optax.apply_updates(state.params, updates)
@@ -86,12 +106,16 @@ def make_train_step(
       new = new.replace(ema_params=average)
     metrics = dict(metrics, loss=loss, grad_norm=optax.tree.norm(grads))
     metrics['learning_rate'] = schedule(update_number)
-    if on_nonfinite == 'skip':
+    if on_nonfinite == 'skip' or dynamic:
       finite = jnp.isfinite(loss) & jnp.isfinite(metrics['grad_norm'])
       skipped = state.skipped_updates + jnp.where(finite, 0, 1)
       kept = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, state)
       new = kept.replace(step=step, skipped_updates=skipped)
       metrics['skipped_updates'] = skipped
+    if dynamic:
+      metrics['loss_scale'] = state.loss_scale.scale
+      scale = loss_scale.update(state.loss_scale, finite, loss)
+      new = new.replace(loss_scale=scale)
     return new, metrics
 
   return train_step
