@@ -262,8 +262,11 @@ def test_no_op_makes_an_image_that_fills_the_memory(text):
 
 
 def test_large_images_may_be_made_smaller():
-  for new in ((4, 4), (7, 7), (2, 8), (8, 4), (8, 8)):
-    check_growth((8, 8), new, max_pixels=9)
-  check_growth((2, 2), (3, 3), max_pixels=9)
-  with pytest.raises(UserError, match=r'8 x 8 .* would become 8 x 9'):
-    check_growth((8, 8), (8, 9), max_pixels=9)
+  old, side = (20_000, 20_000), 8192
+  for new in ((10_000, 10_000), (5_000, 20_000), (20_000, 10_000), old):
+    check_growth(old, new)
+  check_growth((2, 2), (side, side))
+  with pytest.raises(UserError, match=r'2 x 2 .* would become 8193 x 8192'):
+    check_growth((2, 2), (side + 1, side))
+  with pytest.raises(UserError, match='would become 20000 x 20001'):
+    check_growth(old, (20_000, 20_001))

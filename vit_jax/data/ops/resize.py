@@ -138,23 +138,20 @@ def resample(
   return out.astype(image.dtype)
 
 
-def check_growth(
-  old: tuple[int, int], new: tuple[int, int], *, max_pixels: int = _MAX_PIXELS
-) -> None:
+def check_growth(old: tuple[int, int], new: tuple[int, int]) -> None:
   """Raises UserError where an op would make an image that is far too large.
 
   Args:
     old: (height, width) of the image. Large images may be made smaller.
     new: (height, width) that it would have.
-    max_pixels: of an image that is larger than it was.
   """
   # Pillow resizes across before it resizes down.
   most = max(old[0], new[0]) * new[1]
-  if most > max(max_pixels, old[0] * old[1]):
+  if most > max(_MAX_PIXELS, old[0] * old[1]):
     raise UserError(
       f'an image of {old[0]} x {old[1]} (height x width) would become'
       f' {new[0]} x {new[1]}, and an op makes none over max_pixels='
-      f'{max_pixels:,}: is the size right?'
+      f'{_MAX_PIXELS:,}: is the size right?'
     )
 
 
