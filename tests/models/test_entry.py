@@ -205,6 +205,8 @@ def test_block_outputs_hold_all_tokens_of_the_chosen_blocks():
     (dict(keep=np.zeros((B, 2))), ['keep', 'integers [3, K]', 'float']),
     (dict(keep=np.zeros(2, int)), ['keep', 'of shape (2,)']),
     (dict(keep=np.zeros((1, 2), int)), ['keep', 'of shape (1, 2)']),
+    (dict(keep=np.full((B, 2), L)), ['keep', '0 to 5', 'got 6 to 6']),
+    (dict(keep=np.full((B, 2), -1)), ['keep', '0 to 5', 'got -1 to -1']),
     (dict(masked=np.zeros((B, L), bool)), ['masked and mask_token']),
     (
       dict(masked=np.zeros((B, 2), bool), mask_token=np.zeros(D)),

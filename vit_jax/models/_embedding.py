@@ -9,6 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vit_jax.errors import UserError
 from vit_jax.models import _init, _position
@@ -119,6 +120,12 @@ def _check(keep, masked, mask_token, shape) -> None:
     raise UserError(
       f'keep: expected the numbers of patches, integers [{B}, K]; got'
       f' {keep.dtype} of shape {keep.shape}'
+    )
+  # Values of other arrays are unknown where a function is traced.
+  if isinstance(keep, np.ndarray) and ((keep < 0) | (keep >= L)).any():
+    raise UserError(
+      f'keep: expected numbers of patches from 0 to {L - 1}; got'
+      f' {keep.min()} to {keep.max()}'
     )
   if (masked is None) != (mask_token is None):
     raise UserError('masked and mask_token go together; got one of them')

@@ -287,7 +287,9 @@ class ViT(nn.Module):
       image_BHWC: as in a call.
       train: likewise.
       **options: `keep`, integers [B, K]: numbers of the patches, row by row,
-        that remain, in this order; P + K tokens are returned. `masked`, bool
+        that remain, in this order; P + K tokens are returned. They are from 0
+        to L - 1, which is checked in NumPy arrays; in an array of jax, numbers
+        from L up give NaN, and negative ones count from the end. `masked`, bool
         [B, L], with `mask_token`, D numbers: where it is True, the mask token
         replaces the patch, before positions are added.
     """
