@@ -185,3 +185,27 @@ def test_intermediate_values_do_not_change_the_outputs(scan):
   _, sown = jax.eval_shape(run.predict.apply, params, batch)
   shape = sown[f'{blocks}/attention/attention_weights'].shape
   assert shape == (2,) * scan + (8, 2, 5, 5)
+
+
+HEADLESS = """
+from vit_jax.objectives import supervised
+
+class Objective(supervised.Objective):
+  def predict(self, params, batch):
+    outputs = super().predict(params, batch)
+    return {'features': outputs['features']}
+"""
+
+
+@pytest.mark.parametrize('name', ['classification', 'classification_report'])
+def test_predictions_without_logits_are_an_error_before_training(
+  mine, tmp_path, name
+):
+  (tmp_path / 'mine/headless.py').write_text(HEADLESS)
+  config = tiny_runs.plain(objective=dict(name='mine.headless'))
+  train.build(config)
+  val = dict(name=name, data=tiny_runs.TEST, ops='')
+  message = r"evals.val needs the outputs \['logits'\].*headless.*'features'"
+  with pytest.raises(UserError, match=message):
+    train.train(tmp_path / 'run', **config, evals=dict(val=val))
+  assert not (tmp_path / 'run').exists()

@@ -58,6 +58,7 @@ class Evaluator:
   on_error: str = 'stop'
   num_threads: int | None = None
 
+  outputs: ClassVar = ('logits',)
   lower_is_better: ClassVar = ('loss', 'expected_calibration_error')
 
   def __post_init__(self):

@@ -59,6 +59,7 @@ class Evaluator:
   on_error: str = 'stop'
   num_threads: int | None = None
 
+  outputs: ClassVar = ('logits',)
   lower_is_better: ClassVar = ()
 
   def __post_init__(self):

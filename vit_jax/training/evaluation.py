@@ -66,6 +66,9 @@ def make_jobs(run: run_lib.Run, config: Mapping[str, Any]) -> list[Job]:
       if image is not None:
         image = jax.ShapeDtypeStruct(image.shape[1:], image.dtype)
         inputs.check_image(run, image, where)
+      inputs.check_outputs(
+        run, data.element_spec(), getattr(evaluator, 'outputs', ()), where
+      )
     jobs.append(Job(name, evaluator, every_steps, weights))
   names = [prefix for job in jobs for prefix in job.weights]
   # Training's own metrics are train/...

@@ -1,7 +1,7 @@
 """Checks and a description of all data in a config."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -62,6 +62,26 @@ def check_image(run: Any, image: jax.ShapeDtypeStruct, where: str) -> None:
       f'and cannot take {image.dtype}{list(image.shape)}, which the ops of '
       'this section make. Let both end in the same size'
     ) from e
+
+
+def check_outputs(
+  run: Any,
+  batch_spec: Mapping[str, jax.ShapeDtypeStruct],
+  needed: Sequence[str],
+  where: str,
+) -> None:
+  """Raises UserError where a run's `predict` lacks outputs of an evaluator."""
+  if not needed:
+    return
+  weights = run.weights(run.abstract_state)
+  outputs = jax.eval_shape(run.predict, weights, dict(batch_spec))
+  if missing := sorted(set(needed) - set(outputs)):
+    raise UserError(
+      f'{where} needs the outputs {missing}, and predict of '
+      f'{type(run.objective).__module__} returns {sorted(outputs)}: set '
+      'config.model.num_classes, return them from predict, or evaluate the '
+      'features (knn, linear_probe)'
+    )
 
 
 def describe(config: Mapping[str, Any], num_examples: Mapping[str, int]) -> str:
