@@ -78,6 +78,9 @@ setuptools.setup(
     'fast': _FAST,
     'test': _TEST,
     'parity': _PARITY,
+    # Experiment trackers, see config.loggers.
+    'wandb': ['wandb>=0.17'],
+    'mlflow': ['mlflow>=2.10'],
     # Reads what datasets.save_to_disk writes.
     'huggingface': ['datasets>=3'],
     # Reads images with many bands; imagecodecs unpacks LZW and others.

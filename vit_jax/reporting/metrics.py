@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from vit_jax.errors import UserError
-from vit_jax.reporting import run_folder, tensorboard
+from vit_jax.reporting import run_folder, run_loggers, tensorboard
 
 
 class MetricWriter(contextlib.AbstractContextManager):
@@ -36,6 +36,7 @@ class MetricWriter(contextlib.AbstractContextManager):
     restored_step: int | None = None,
     *,
     logged: Mapping[str, int] | None = None,
+    loggers: run_loggers.Loggers | None = None,
     on_log: Callable[[str], Any] = print,
   ):
     """Opens the files of a run; they are made if they are missing.
@@ -46,6 +47,7 @@ class MetricWriter(contextlib.AbstractContextManager):
         and a line that a kill has cut short are removed (atomically). None is
         a new run: all rows are removed.
       logged: `MetricWriter.logged` at `restored_step`, where it is known.
+      loggers: get the same numbers and pictures, and are closed with the files.
       on_log: receives a line of text if rows of `logged` are no longer there.
 
     Raises:
@@ -53,6 +55,7 @@ class MetricWriter(contextlib.AbstractContextManager):
         cannot be read.
     """
     self._enabled = jax.process_index() == 0
+    self._loggers = loggers
     if not self._enabled:
       return
     self._workdir = run_folder.make_writable(workdir)
@@ -101,6 +104,8 @@ class MetricWriter(contextlib.AbstractContextManager):
       self._row |= row
       self._changed = True
       self._events.write_scalars(self._step, row)
+    if self._loggers:
+      self._loggers.write(self._step, row)
 
   def write_image(
     self, step: int, name: str, path: str | os.PathLike[str]
@@ -109,6 +114,8 @@ class MetricWriter(contextlib.AbstractContextManager):
     if self._enabled:
       with run_folder.writing(self._workdir):
         self._events.write_image(step, name, pathlib.Path(path))
+      if self._loggers:
+        self._loggers.write_image(step, name, pathlib.Path(path))
 
   def flush(self) -> None:
     """Makes all that was written durable, the open row included."""
@@ -126,7 +133,9 @@ class MetricWriter(contextlib.AbstractContextManager):
       self._events.close()
       self._enabled = False
 
-  def __exit__(self, *_):
+  def __exit__(self, error, *_):
+    if self._loggers:  # First: they never raise, a full disk does.
+      self._loggers.close(failed=error is not None)
     self.close()
 
   def _resume(self, restored_step: int | None) -> list[int]:

@@ -20,7 +20,7 @@ from vit_jax.parallel import (
   mesh as mesh_lib,
   rules as rules_lib,
 )
-from vit_jax.reporting import flops
+from vit_jax.reporting import flops, run_loggers
 from vit_jax.training import (
   durations,
   gradients,
@@ -122,6 +122,7 @@ def build(config: Mapping[str, Any]) -> Run:
   for name in ('model', 'objective', 'input', 'optimizer'):
     if not isinstance(section := config[name], lookup.SECTION):
       raise UserError(f'config.{name} is a section with keys; got {section!r}')
+  run_loggers.sections(config['loggers'])
   mesh = lookup.call(mesh_lib.make_mesh, config['mesh'] or {}, 'config.mesh')
   options = lookup.call(
     limits.Options, config['sharding'] or {}, 'config.sharding'

@@ -24,6 +24,7 @@ from vit_jax.reporting import (
   profiling,
   progress as progress_lib,
   run_folder,
+  run_loggers,
 )
 from vit_jax.training import plan as plan_lib, run as run_lib, train_state
 
@@ -135,11 +136,19 @@ def start(
   """Opens metrics, data and signals; initializes a state unless restored."""
   run, config, log = plan.run, plan.config, workdir.progress.log
   step = workdir.step
+  loggers = run_loggers.Loggers(
+    config['loggers'],
+    workdir.path,
+    config=config,
+    restored_step=step,
+    on_log=log,
+  )
   writer = stack.enter_context(
     metrics_lib.MetricWriter(
       workdir.path,
       step,
       logged=workdir.meta.get('logged') if workdir.meta else None,
+      loggers=loggers,
       on_log=log,
     )
   )

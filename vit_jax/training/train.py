@@ -46,6 +46,7 @@ def train(
   stop_after: int | None = None,
   log_every_steps: int | None = 50,
   pictures: Mapping[str, Mapping[str, Any]] | None = None,
+  loggers: str | Sequence[Any] | Mapping[str, Any] | None = None,
   on_nonfinite: str = 'stop',
   max_consecutive_skips: int = nonfinite.MAX_CONSECUTIVE_SKIPS,
   micro_batches: int = 1,
@@ -92,6 +93,8 @@ def train(
       logged. None logs the last step alone.
     pictures: for each name: a file of `visualize/` and its arguments; drawn at
       the end of the run into `<workdir>/<name>.png`.
+    loggers: trackers that get the metrics too: names of files of
+      `reporting/loggers/`, or sections by name, see `run_loggers.sections`.
     on_nonfinite: `'stop'` or `'skip'`, see `train_step.make_train_step`.
     max_consecutive_skips: with `'skip'`: the run fails after so many skipped
       updates in a row, and where no update of the whole run was applied.
