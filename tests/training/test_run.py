@@ -214,7 +214,7 @@ def test_frozen_weights_that_nothing_fills_are_logged(
 ):
   monkeypatch.setattr(supervised, 'Objective', WithTeacher)
   run, log = train.build(config()), []
-  session._initialize(run, dict(model=MODEL, init_from=[]), log.append)
+  session.initialize(run, dict(model=MODEL, init_from=[]), log.append)
   assert len(log) == 1 and log[0].startswith('frozen/teacher keeps its random')
   log.clear()
   teacher = dataclasses.replace(
@@ -222,7 +222,7 @@ def test_frozen_weights_that_nothing_fills_are_logged(
   )
   entry = dict(weights=teacher, into='frozen/teacher')
   section = dict(model=MODEL, init_from=[entry])
-  state = session._initialize(run, section, log.append)
+  state = session.initialize(run, section, log.append)
   assert not any('random' in line for line in log)
   np.testing.assert_array_equal(state.frozen['teacher']['kernel'], [1, 2, 3])
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import optax
 
 from vit_jax import lookup
 from vit_jax.data import device_ops_language, pipeline
@@ -112,8 +113,15 @@ class Run(ModelPart):
     return flops.TRAINING_FACTOR * flops.count(self.predict, weights, spec)
 
 
-def build(config: Mapping[str, Any]) -> Run:
+def build(
+  config: Mapping[str, Any], *, rate: Callable[[Any], Any] | None = None
+) -> Run:
   """Builds a run from a config with all keys of `train.train`.
+
+  Args:
+    config: its sections.
+    rate: by update number, from 1: multiplies the learning rate of a config
+      whose own is 1, as `lr_find` needs it.
 
   Raises:
     UserError: a section that does not fit what it names, or sections that do
@@ -138,7 +146,7 @@ def build(config: Mapping[str, Any]) -> Run:
     config['total_steps'], config['total_epochs'], data.steps_per_epoch
   )
   part = _model_part(config, data, mesh, options, total_steps)
-  return _add_training(part, config, data, options, total_steps)
+  return _add_training(part, config, data, options, total_steps, rate)
 
 
 def _model_part(
@@ -181,6 +189,7 @@ def _add_training(
   data: pipeline.TrainInput,
   options: limits.Options,
   total_steps: int,
+  rate: Callable[[Any], Any] | None,
 ) -> Run:
   """Returns a run with the state, its optimizer, and the step of a part."""
   mesh, objective = part.mesh, part.objective
@@ -213,6 +222,10 @@ def _add_training(
     branches['params'],
     roles=getattr(part.model, 'ROLES', None),
   )
+  if rate is not None:
+    # optax counts updates from 0.
+    scale = optax.scale_by_schedule(lambda count: rate(count + 1))
+    tx, schedule = optax.chain(tx, scale), rate
   has_ema = config['ema'] is not None
   loss_scale = loss_scale_lib.make(config['loss_scale'])
   state, init = train_state.create(

@@ -161,7 +161,7 @@ def start(
     state = workdir.state
   else:
     log(f'starting from {"weights" if config["init_from"] else "scratch"}')
-    state = _initialize(run, config, log)
+    state = initialize(run, config, log)
     warning = chain.zero_start_warning(
       state.params, config['optimizer'], getattr(run.model, 'ROLES', None)
     )
@@ -203,10 +203,10 @@ def make_clock(
   )
 
 
-def _initialize(
+def initialize(
   run: run_lib.Run, config: Mapping[str, Any], log: Callable[[str], None]
 ) -> train_state.TrainState:
-  """Returns the state of step 0."""
+  """Returns the state of step 0: fresh, then filled by `init_from`."""
   state, init_from = run.init(), config['init_from']
   tree = initialize_lib.initialize(
     {key: getattr(state, key) for key in train_state.BRANCHES},

@@ -214,11 +214,11 @@ def train(
   return results
 
 
-def build(config: Mapping[str, Any]) -> run_lib.Run:
+def build(config: Mapping[str, Any], **options) -> run_lib.Run:
   """Returns the parts of the run that `train(workdir, **config)` would be."""
   keys = inspect.signature(train).parameters
   defaults = {key: parameter.default for key, parameter in keys.items()}
-  return run_lib.build(defaults | like.complete(_plain(config)))
+  return run_lib.build(defaults | like.complete(_plain(config)), **options)
 
 
 def _plain(value: Any) -> Any:
