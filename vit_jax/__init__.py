@@ -138,7 +138,9 @@ def evaluate(
         'data': {'name': 'image_folder', 'data_dir': '/data/i1k',
                  'split': 'val'}}})
 
-  Nothing is trained and nothing is written; the run may still be training.
+  Nothing is trained and nothing is written; the run may still be training. The
+  forward pass is the model's, which matters where an objective of your own has
+  another `predict`.
 
   Args:
     weights: as for `load`.

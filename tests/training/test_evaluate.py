@@ -73,6 +73,33 @@ def test_a_run_is_evaluated_as_by_itself_and_not_changed(run):
   assert snapshot(workdir) == before
 
 
+SHARPER = """
+from vit_jax.objectives import supervised
+
+class Objective(supervised.Objective):
+  def predict(self, params, batch):
+    outputs = super().predict(params, batch)
+    return outputs | {'logits': 9 * outputs['logits']}
+"""
+
+
+def test_a_run_whose_objective_predicts_by_itself_is_evaluated_with_a_note(
+  run, tmp_path, monkeypatch
+):
+  (tmp_path / 'mine').mkdir()
+  (tmp_path / 'mine/sharper.py').write_text(SHARPER)
+  monkeypatch.syspath_prepend(tmp_path)
+  own = config(objective=dict(name='mine.sharper'))
+  expected = train.train(tmp_path / 'run', **own)
+  lines = []
+  found = vit_jax.evaluate(tmp_path / 'run', on_log=lines.append)
+  assert found['val/loss'] != pytest.approx(expected['val/loss'], rel=1e-3)
+  (line,) = [line for line in lines if 'metrics.jsonl' in line]
+  assert 'mine.sharper' in line
+  vit_jax.evaluate(run[0], on_log=lines.append)
+  assert sum('metrics.jsonl' in line for line in lines) == 1
+
+
 def test_parameters_may_be_sharded_and_the_batch_of_any_size(run):
   workdir, expected = run
   mesh = mesh_lib.make_mesh(data=2, fsdp=4)

@@ -75,7 +75,14 @@ def evaluate(
         'their own. Correct the path, or name a recipe with config.evals, as '
         'in --config=configs/evaluate.py'
       )
-    evals = run_format.read_config(weights)['evals']
+    config = run_format.read_config(weights)
+    evals, objective = config['evals'], config['objective'].get('name')
+    if objective not in (None, 'supervised'):
+      on_log(
+        f'the objective {printable(objective)} of this run may predict in its '
+        "own way; these numbers are of the model's forward pass, those in "
+        "the run's metrics.jsonl of the objective"
+      )
   evals = _chosen(evaluation.sections(evals, 'config.evals'), names)
   if own:
     _check_from_file(evals, weights)
