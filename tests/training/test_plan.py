@@ -54,6 +54,7 @@ def test_the_best_metric_is_one_of_any_weights_of_an_evaluation():
 
 def test_a_class_does_not_decide_whether_less_of_its_metric_is_better():
   assert evaluation.lower_is_better({}, 'val/loss/cat')
+  assert evaluation.lower_is_better({}, 'val/age_rmse')
   assert not evaluation.lower_is_better({}, 'val/top1/loss')
 
 

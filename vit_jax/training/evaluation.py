@@ -20,7 +20,7 @@ _MAX_CLASSES = 50  # Lines of a table on the terminal.
 # Words in the names of metrics for which less is better, of evaluators that
 # declare none.
 _LOWER_IS_BETTER = frozenset(
-  ('loss', 'error', 'ece', 'nll', 'mse', 'mae', 'perplexity', 'fid')
+  ('loss', 'error', 'ece', 'nll', 'mse', 'rmse', 'mae', 'perplexity', 'fid')
 )
 
 

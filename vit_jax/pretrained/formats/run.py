@@ -61,7 +61,8 @@ def read(
     evaluation: the name of the evaluation whose host ops are taken; None
       chooses, see `main_evaluation`.
     part: the folder of the parameters that is the model's, where the objective
-      trains more than the model: 'backbone' beside a head of its own.
+      trains more than the model: 'backbone' beside a head of its own. Of the
+      objective multi_task the name of a task.
     model: keys of the model section that win; see `model_section.override`.
     on_log: receives a line of text for every damaged checkpoint, for the best
       checkpoint, and for the evaluation chosen among several that prepare
@@ -103,7 +104,17 @@ def read(
     section, 'cost', 'layout', trusted='model' in trusted
   )
   section = {k: v for k, v in section.items() if k not in dropped}
-  named = blocks.unstack(trees.below(params, part or '', os.fspath(path)))
+  objective = config['objective']
+  select = _selection(objective)
+  if select is None or _has_no_head(model):
+    named = blocks.unstack(trees.below(params, part or '', os.fspath(path)))
+  else:
+    named, section, objective = select(
+      blocks.unstack(trees.below(params, '', os.fspath(path))),
+      section,
+      objective,
+      part,
+    )
   named, section = model_section.override(named, section, model)
   try:
     model_section.check(named, section, trusted='model' in trusted)
@@ -120,13 +131,14 @@ def read(
     where = f'step {meta["step"]} of {os.fspath(path)}'
     raise UserError(f'{where}: {problem}') from e
   source = dict(format='run', path=os.fspath(path), step=meta['step'], ema=ema)
-  if 'loss' in config['objective']:
-    source['loss'] = config['objective']['loss']
+  if 'loss' in objective:
+    source['loss'] = objective['loss']
+  has_names = objective.get('label', 'label') == 'label'
   return Weights(
     params=named,
     model=section,
     preprocess=_preprocess(config, named, evaluation, on_log),
-    class_names=_read_class_names(directory.parent),
+    class_names=_read_class_names(directory.parent) if has_names else None,
     source=source,
     trusted=trusted,
   )
@@ -152,6 +164,22 @@ def write_class_names(
   if class_names is not None:
     path = epath.Path(workdir) / _CLASS_NAMES
     path.write_text(json.dumps(list(class_names), indent=1) + '\n')
+
+
+def _selection(objective: Mapping[str, Any]) -> Callable[..., Any] | None:
+  """Returns the function `part` beside an objective of this package, if any."""
+  name = objective.get('name')
+  if name not in lookup.names('objectives'):
+    return None
+  try:
+    return lookup.find('objectives', name, 'part')
+  except UserError:
+    return None
+
+
+def _has_no_head(model: Mapping[str, Any] | None) -> bool:
+  model = model or {}
+  return 'num_classes' in model and model['num_classes'] is None
 
 
 def _find(path: str | os.PathLike) -> tuple[epath.Path, int | None] | None:
