@@ -10,7 +10,7 @@ same in every process, and each takes its own rows of every global batch.
 import collections
 import functools
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from vit_jax import lookup
-from vit_jax.data import records, workers
+from vit_jax.data import balance as balance_lib, records, workers
 from vit_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
@@ -167,6 +167,7 @@ class TrainInput(_Input):
     prefetch: int = 2,
     sharding: jax.sharding.Sharding | None = None,
     repeats: int = 1,
+    balance: str | Sequence[float] | None = None,
   ):
     """Opens the data and reads one example; starts no thread yet.
 
@@ -189,6 +190,9 @@ class TrainInput(_Input):
         3 in DeiT: repeated augmentation (Hoffer et al. 2019, arXiv:1901.09335;
         timm's RASampler). An epoch keeps its number of rows and so sees
         `1 / repeats` of the images.
+      balance: draws classes equally often ('class'), by the square root of
+        their number of records ('sqrt') or in the proportions of a list, see
+        `data/balance.py`. None draws every record once an epoch.
     """
     super().__init__(
       data=data,
@@ -211,6 +215,13 @@ class TrainInput(_Input):
       )
     self.repeats = repeats
     self._seed = int(seed)
+    self._balanced = None
+    if balance is not None:
+      if repeats > 1:
+        raise UserError(f'balance does not go with repeats={repeats}')
+      self._balanced = balance_lib.Balanced(
+        self.source, balance, seed=self._seed
+      )
     self.device_ops = device_ops
 
   @property
@@ -231,7 +242,9 @@ class TrainInput(_Input):
       .seed(self._seed)
       .shuffle()  # another permutation each epoch
     )
-    if self.repeats > 1:
+    if self._balanced is not None:
+      stream = self._balanced
+    elif self.repeats > 1:
       stream = stream[: -(-self.num_examples // self.repeats)].repeat()
       image = functools.partial(_repeated_image, self.batch_size, self.repeats)
       stream = _Reordered(stream, len(stream), image)

@@ -100,6 +100,10 @@ class Source:
     label = label.astype(np.float32) if label.ndim else int(label)
     return {'image': image, 'label': label}
 
+  def labels(self) -> np.ndarray:
+    """Returns the class id of every record, int `[N]`."""
+    return self._labels[self._records]
+
   def describe(self, index: int) -> str:
     """Returns words for messages that find the record again."""
     return f'{self._path}: {self._split.name}_images[{self._records[index]}]'

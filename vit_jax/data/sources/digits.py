@@ -46,6 +46,10 @@ class Source:
     image = self._images[record][:, :, np.newaxis]
     return {'image': image, 'label': int(self._labels[record])}
 
+  def labels(self) -> np.ndarray:
+    """Returns the class id of every record, int `[N]`."""
+    return self._labels[self._records]
+
   def describe(self, index: int) -> str:
     """Returns words for messages that find the record again."""
     return f'image {self._records[index]} of sklearn.datasets.load_digits'

@@ -123,6 +123,10 @@ class Source:
     image = folders.read_file(self._path(index))
     return {'image': image, 'label': int(self._labels[index])}
 
+  def labels(self) -> np.ndarray:
+    """Returns the class id of every record, int `[N]`."""
+    return self._labels
+
   def describe(self, index: int) -> str:
     """Returns the path of the file."""
     return folders.as_utf8(self._path(index))

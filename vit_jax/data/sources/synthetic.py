@@ -77,6 +77,10 @@ class Source:
     image = pattern + (noise % _NOISE).reshape(self._shape)
     return {'image': image, 'label': label, 'text': f'class {label}'}
 
+  def labels(self) -> np.ndarray:
+    """Returns the class id of every record, int `[N]`."""
+    return np.asarray(self._records) % self.num_classes
+
   def describe(self, index: int) -> str:
     """Returns words for messages that find the record again."""
     return f'synthetic record {self._records[index]} of {self._split.text!r}'

@@ -110,6 +110,15 @@ class Source:
     image = folders.read_file(self._image_path(row))
     return {'image': image} | label | others
 
+  def labels(self) -> list:
+    """Returns the class id of every record; None without just one."""
+    if self._several or self._label_key is None:
+      return [None] * len(self)
+    return [
+      None if row.label in (None, '') else self._classes.id_of(row.label)
+      for row in self._chosen
+    ]
+
   def describe(self, index: int) -> str:
     """Returns the path of the image and the line that names it."""
     row = self._chosen[index]
