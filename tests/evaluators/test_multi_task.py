@@ -28,7 +28,7 @@ def evaluate(tmp_path):
       predict,
       mesh_lib.make_mesh(),
       tasks=dict(a=dict(label='label') | task),
-      outputs=dict(a='logits'),
+      output_names=dict(a='logits'),
       data=dict(name='arrays', path=str(path), split='test'),
       ops='',
       batch_size=8,
@@ -105,7 +105,10 @@ def test_a_model_without_the_task_is_an_error(evaluate, tmp_path):
   )
   mesh = mesh_lib.make_mesh()
   evaluator = multi_task.Evaluator(predict, mesh, **options)
+  assert evaluator.outputs == ('logits/a',)
   with pytest.raises(UserError, match=r"\['logits'\] have no 'logits/a'"):
     evaluator.run(jnp.float32(1))
   with pytest.raises(UserError, match='no task b; tasks are a'):
-    multi_task.Evaluator(predict, mesh, outputs=dict(b='logits'), **options)
+    multi_task.Evaluator(
+      predict, mesh, output_names=dict(b='logits'), **options
+    )

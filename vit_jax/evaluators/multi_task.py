@@ -22,7 +22,7 @@ from vit_jax.objectives import _tasks
 TINY = dict(
   options=dict(
     tasks=dict(pattern=dict(label='label', num_classes=7)),
-    outputs=dict(pattern='logits'),
+    output_names=dict(pattern='logits'),
   )
 )
 
@@ -35,8 +35,8 @@ class Evaluator:
     predict: `(params, batch) -> {'logits/<task>': ..., ...}`, jittable.
     mesh: the devices.
     tasks: those of the objective, or some of them.
-    outputs: the outputs of the model by task; by default as the objective names
-      them, 'logits/<task>' and 'value/<task>'. 'logits' is a model of one task.
+    output_names: of the model by task; by default as the objective names them,
+      'logits/<task>' and 'value/<task>'. 'logits' is a model of one task.
     data: the source, as in the input section of a config.
     ops: the host ops, as in the input section of a config.
     batch_size: of the forward pass; it does not change the result.
@@ -54,22 +54,23 @@ class Evaluator:
   data: Mapping[str, Any]
   ops: str
   batch_size: int
-  outputs: Mapping[str, str] | None = None
+  output_names: Mapping[str, str] | None = None
   on_error: str = 'stop'
   num_threads: int | None = None
 
   def __post_init__(self):
     self._tasks = _tasks.parse(self.tasks, 'tasks')
-    given = dict(self.outputs or {})
+    given = dict(self.output_names or {})
     if unknown := sorted(set(given) - set(self._tasks)):
       raise UserError(
-        f'outputs={given}: no task {", ".join(unknown)}; tasks are '
+        f'output_names={given}: no task {", ".join(unknown)}; tasks are '
         f'{", ".join(self._tasks)}'
       )
-    self._outputs = tuple(
+    self._scored = tuple(
       (name, task, given.get(name, _tasks.output_name(name, task)))
       for name, task in self._tasks.items()
     )
+    self.outputs = tuple(key for *_, key in self._scored)
     self._split = _rows.Rows(
       self.mesh,
       data=self.data,
@@ -103,7 +104,7 @@ class Evaluator:
     """
     found = collections.defaultdict(list)
     for rows in self._split.map(
-      _outputs, params, predict=self.predict, outputs=self._outputs
+      _outputs, params, predict=self.predict, outputs=self._scored
     ):
       for key, value in rows.items():
         found[key].append(value)
