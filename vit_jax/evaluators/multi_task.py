@@ -16,7 +16,7 @@ from vit_jax import losses
 from vit_jax.data import fields
 from vit_jax.errors import UserError
 from vit_jax.evaluators import _rows, _statistics
-from vit_jax.objectives import _tasks
+from vit_jax.models import _tasks
 
 # See tests/evaluators/test_conformance.py.
 TINY = dict(

@@ -10,8 +10,7 @@ import numpy as np
 
 from vit_jax import losses
 from vit_jax.errors import UserError
-from vit_jax.models import _pooling
-from vit_jax.objectives import _tasks
+from vit_jax.models import _pooling, _tasks
 
 # See tests/objectives/test_conformance.py.
 TINY = dict(
