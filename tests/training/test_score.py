@@ -237,6 +237,11 @@ def test_splits_of_folders(tmp_path):
   write_images(tmp_path / 'both' / 'testing', NAMES, count=20)
   found = section(str(tmp_path / 'both'), None, **plain)
   assert found['split'] == 'testing' and 'classes_from' not in found
+  with pytest.raises(UserError, match='there is no such folder'):
+    section(f'folder:{tmp_path / "missing"}', None, **plain)
+  (tmp_path / 'empty').mkdir()
+  with pytest.raises(UserError, match='no folders of images; expected val/'):
+    section(f'folder:{tmp_path / "empty"}', None, **plain)
   with pytest.raises(UserError, match='needs --split'):
     section('imagenet2012', None, **plain)
   found = section('imagenet2012', 'validation[:1%]', **plain)

@@ -172,6 +172,13 @@ def _section(
       )
     return section | dict(split=split)
   found = folders.find(section['data_dir'])
+  if not os.path.isdir(os.path.expanduser(section['data_dir'])):
+    raise UserError(f'--data={data}: there is no such folder; check the path')
+  if not (found.splits or found.flat):
+    raise UserError(
+      f'--data={data} has no folders of images; expected val/<class>/*.jpg, '
+      'test/<class>/*.jpg or <class>/*.jpg in it'
+    )
   if split is None:
     known = [x for x in ('val', 'test') if x in found.splits]
     if found.flat and (has_labels or not is_run):
@@ -182,7 +189,7 @@ def _section(
         'images, or --split=val for those that training holds out'
         if found.flat
         else f'--data={data} has no split val or test; it has: '
-        f'{", ".join(found.splits.values()) or "none"}. Add --split'
+        f'{", ".join(found.splits.values())}. Add --split'
       )
     split = known[0]
   word, bracket, part = split.partition('[')
