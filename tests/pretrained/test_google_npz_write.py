@@ -10,6 +10,7 @@ from vit_jax import trees
 from vit_jax.errors import UserError
 from vit_jax.pretrained import catalog
 from vit_jax.pretrained.formats import npz
+from vit_jax.pretrained.names import _vit_arrays
 
 DIALECTS = ('pre_linen', 'linen', 'big_vision')
 MODELS = {
@@ -133,6 +134,29 @@ def test_a_table_for_images_of_unknown_size_cannot_be_written(
   weights = make_weights(position='sincos2d', preprocess={'ops': 'decode'})
   with pytest.raises(UserError, match='image_size'):
     npz.write(weights, tmp_path / 'x.npz')
+
+
+@pytest.mark.parametrize(
+  ('ops', 'size'),
+  [
+    ('decode|resize_small(37)|central_crop(32)', (32, 32)),
+    ('decode|resize((32, 48))', (32, 48)),
+    ('decode|resize(size=16)', (16, 16)),
+    ('decode|resize_small(37)', None),
+    ('decode|resize(1000000000)', None),
+    ("decode|resize('32')", None),
+    ('', None),
+  ],
+)
+def test_the_size_of_a_fixed_table_is_that_of_the_images(
+  ops, size, make_weights
+):
+  weights = make_weights(position='sincos2d', preprocess={'ops': ops})
+  if size is None:
+    with pytest.raises(UserError, match='load the weights with image_size'):
+      _vit_arrays._image_size(weights)
+  else:
+    assert _vit_arrays._image_size(weights) == size
 
 
 @pytest.mark.parametrize(

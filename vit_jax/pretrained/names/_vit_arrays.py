@@ -2,9 +2,10 @@
 
 import numpy as np
 
+from vit_jax.data import ops_language
 from vit_jax.errors import UserError
 from vit_jax.models import _position, vit
-from vit_jax.pretrained import model_section
+from vit_jax.pretrained import json_fields, model_section
 from vit_jax.pretrained.names._dialect import Arrays
 from vit_jax.pretrained.weights import Weights
 
@@ -39,10 +40,25 @@ def with_positions(weights: Weights, model: vit.ViT) -> Arrays:
 
 
 def _image_size(weights: Weights) -> tuple[int, int]:
-  size = weights.preprocess.get('image_size')
+  """Returns the noted size of images, or else that of their last host op."""
+  size = weights.preprocess.get('image_size') or _made_by(
+    weights.preprocess.get('ops') or ''
+  )
   if size is None:
     raise UserError(
-      'the format needs the size of images, which is unknown: set'
-      " preprocess['image_size']"
+      'the format needs the size of images, which is unknown: load the weights'
+      ' with image_size, such as image_size=224'
     )
   return tuple(size)
+
+
+def _made_by(ops: str) -> tuple[int, int] | None:
+  last = (ops_language.segments(ops) or [None])[-1]
+  if last is None or last.name not in ('resize', 'central_crop'):
+    return None
+  size = (*last.args, last.kwargs.get('size'))[0]
+  sides = (size, size) if np.ndim(size) == 0 else tuple(size)
+  valid = len(sides) == 2 and all(type(side) is int for side in sides)
+  if not valid or not 1 <= min(sides) <= max(sides) <= json_fields.MAX_SIDE:
+    return None
+  return sides
