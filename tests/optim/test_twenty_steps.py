@@ -220,6 +220,6 @@ def test_momentum_of_finetuning_equals_torch(torch, timm, mu_dtype):
   if mu_dtype == 'bfloat16':
     # As in the recipe. Where a momentum differs in the last place of float32,
     # that of bfloat16 may be another: 2^-8 of an element.
-    assert_same_training(recipe, batches, theirs, rtol=2e-3)
+    assert_same_training(recipe, batches, theirs, rtol=5e-3)
   else:
     assert_same_optimizer(recipe, theirs, rtol=1e-12)
