@@ -170,7 +170,10 @@ def test_several_keys_run_through_all_combinations(trained, tmp_path):
     ([], ['--sweep.optimizer.learning_rate=0.01,0.03', 'none']),
     ([f'{RATES}0.1', f'{RATES}0.2'], ['give each key once']),
     ([f'{RATES}0.1,0.1'], ['optimizer.learning_rate=0.1 twice']),
-    ([f'{RATES}0.1,fast'], ['learning_rate=fast', 'expected a number such as']),
+    (
+      [f'{RATES}0.1,fast'],
+      ['learning_rate=fast', 'expected a finite number such as'],
+    ),
     (['--sweep.totl_steps=1,2'], ['totl_steps', "'total_steps'"]),
     ([f'{RATES}0.1', '--metric=vall/top1'], ['vall/top1', 'evaluations val']),
     ([f'{RATES}0.1', '--config.evals={}'], ['config.evals has none']),

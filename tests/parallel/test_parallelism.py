@@ -70,6 +70,8 @@ def build(mesh, options=None, model=None, micro_batches=1, **changes):
     sharding=dict(min_size=1, min_rows=1, max_unsplit=1) | (options or {}),
     on_nonfinite='stop',
     micro_batches=micro_batches,
+    loggers=None,
+    loss_scale=None,
   )
   return run_lib.build({**config, **changes})
 

@@ -86,7 +86,7 @@ def test_a_run_that_fails_waits_for_its_checkpoint(tmp_path, monkeypatch):
     raise OSError('no such device')
 
   monkeypatch.setattr(manager.Checkpointer, 'close', note)
-  monkeypatch.setattr(session, '_initialize', fail)
+  monkeypatch.setattr(session, 'initialize', fail)
   with pytest.raises(OSError, match='no such device'):
     train.train(tmp_path, **CONFIG)
   assert closed == [True]

@@ -79,11 +79,8 @@ class _Input:
       num_threads = max(1, min(16, num_cores // max(1, num_workers)))
     self._num_threads, self._num_workers = num_threads, num_workers
     self._prefetch = prefetch
-    if sharding is None:
-      size, index = batch_size // process_count, jax.process_index()
-      self._rows = range(index * size, (index + 1) * size)
-    else:
-      self._rows = _rows_of_devices(sharding, batch_size)
+    self._sharding, self._process_count = sharding, process_count
+    self._process_index = jax.process_index()
     self._reader = records.Reader(
       data, ops, on_error=on_error, training=self._training
     )
@@ -92,6 +89,18 @@ class _Input:
     self.num_examples = len(self.source)
     self.num_classes = self.source.num_classes
     self.class_names = self.source.class_names
+
+  @functools.cached_property
+  def _rows(self) -> Sequence[int]:
+    """Rows of a batch of this process, ascending.
+
+    Computed when batches are read: `mesh.check_batch_size` has then reported a
+    size that does not divide among the devices.
+    """
+    if self._sharding is not None:
+      return _rows_of_devices(self._sharding, self.batch_size)
+    size, index = self.batch_size // self._process_count, self._process_index
+    return range(index * size, (index + 1) * size)
 
   @property
   def skipped(self) -> int:
