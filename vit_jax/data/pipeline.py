@@ -79,8 +79,9 @@ class _Input:
       num_threads = max(1, min(16, num_cores // max(1, num_workers)))
     self._num_threads, self._num_workers = num_threads, num_workers
     self._prefetch = prefetch
-    self._sharding, self._process_count = sharding, process_count
-    self._process_index = jax.process_index()
+    size, index = batch_size // process_count, jax.process_index()
+    self._rows = range(index * size, (index + 1) * size)
+    self._sharding = sharding
     self._reader = records.Reader(
       data, ops, on_error=on_error, training=self._training
     )
@@ -89,18 +90,6 @@ class _Input:
     self.num_examples = len(self.source)
     self.num_classes = self.source.num_classes
     self.class_names = self.source.class_names
-
-  @functools.cached_property
-  def _rows(self) -> Sequence[int]:
-    """Rows of a batch of this process, ascending.
-
-    Computed when batches are read: `mesh.check_batch_size` has then reported a
-    size that does not divide among the devices.
-    """
-    if self._sharding is not None:
-      return _rows_of_devices(self._sharding, self.batch_size)
-    size, index = self.batch_size // self._process_count, self._process_index
-    return range(index * size, (index + 1) * size)
 
   @property
   def skipped(self) -> int:
@@ -122,6 +111,8 @@ class _Input:
   def _batches(self, stream: grain.MapDataset, first: int) -> Iterator[Batch]:
     """Yields this process's rows of the batches first, first + 1, ..."""
     rows, batch_size = self._rows, self.batch_size
+    if self._sharding is not None:
+      rows = _rows_of_devices(self._sharding, batch_size)
     num_threads = max(1, self._num_threads) * max(1, self._num_workers)
     # The largest divisor of the rows that keeps all threads busy.
     largest = min(_MAX_CHUNK, -(-len(rows) // num_threads))

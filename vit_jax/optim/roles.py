@@ -1,4 +1,4 @@
-"""What optimizers must know of a model's parameters beside their shapes."""
+"""Roles of a model's parameters for optimizers: layers, matrices, stacks."""
 
 import dataclasses
 from collections.abc import Callable, Iterable
